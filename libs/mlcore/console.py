@@ -1,0 +1,77 @@
+"""Logging to the terminal and to a file, and how long things will still take."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+LOGGER = "mlcore"
+
+
+def setup_logging(*, log_file: Path | None = None, is_main: bool = True, verbose: bool = False) -> None:
+    """Send the project's log to the terminal (main rank only) and, where given, to `log_file` (appended)."""
+    for name in (LOGGER, "apps"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+        logger.propagate = False
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+            handler.close()
+        if not is_main:
+            logger.addHandler(logging.NullHandler())
+            continue
+        handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+        if log_file is not None:
+            handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+        for handler in handlers:
+            handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
+            logger.addHandler(handler)
+
+
+class Pace:
+    """Rate and remaining time of a loop, from the steps of this process only.
+
+    A resumed run starts counting at the step it resumes from, so its ETA is right from the first figure on.
+
+    Args:
+        total: Steps at which the loop is done.
+        done: Steps that were done before this process started.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, total: int, *, done: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total = total
+        self._start = self._done = done
+        self._clock = clock
+        self._begun = clock()
+
+    def update(self, done: int) -> None:
+        """Tell how many steps are done in all."""
+        self._done = done
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since this process began counting."""
+        return self._clock() - self._begun
+
+    @property
+    def per_second(self) -> float:
+        """Steps of this process per second; 0 before the first."""
+        return (self._done - self._start) / max(self.elapsed_s, 1e-9)
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds still to go, or None before the first step of this process."""
+        if self._done <= self._start:
+            return None
+        return max(0, self._total - self._done) / self.per_second
+
+
+def format_duration(seconds: float | None) -> str:
+    """Seconds as h:mm:ss, or "?" for None."""
+    if seconds is None:
+        return "?"
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}"

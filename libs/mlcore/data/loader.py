@@ -1,0 +1,174 @@
+"""Batches for the trainer and the evaluator: any map-style dataset, read in a resumable order.
+
+Augmentation is a function of (seed, epoch, sample), so the pixels do not depend on workers, batch size or ranks.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler, default_collate
+
+from mlcore.batch import MicroBatch
+from mlcore.data.order import BatchKey, EpochOrder
+from mlcore.errors import UserError
+from mlcore.seeding import numpy_rng, torch_rng
+
+_AUGMENTATION_STREAM = 2
+_WORKER_STREAM = 3
+
+Collate = Callable[[list[Any]], Any]
+Transform = Callable[[Any, np.random.Generator], Any]
+
+
+class SizedDataset(Protocol):
+    """A map-style dataset."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class BatchLoader:
+    """Iterates over one epoch of micro-batches, from any position.
+
+    Args:
+        dataset: Map-style; its samples must be functions of the index.
+        order: Which samples at which step.
+        transform: Random augmentation `(sample, rng) -> sample`; `rng` is keyed by seed, epoch and sample.
+        collate: Makes a batch of a list of samples; torch's default collate if not given.
+        num_workers: Worker processes; 0 reads in this process.
+        pin_memory: Put batches in page-locked memory, so that copies to a GPU overlap with computation.
+        timeout_s: Seconds to wait for a worker before giving up; 0 waits forever.
+
+    Raises:
+        UserError: The dataset is empty.
+    """
+
+    def __init__(
+        self,
+        dataset: SizedDataset,
+        order: EpochOrder,
+        *,
+        transform: Transform | None = None,
+        collate: Collate | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        timeout_s: float = 0.0,
+    ) -> None:
+        if order.size == 0:
+            raise UserError("the dataset is empty: check the paths and the filters that were applied to it")
+        self.order = order
+        self.dataset = dataset
+        self._sampler = _BatchSampler(order)
+        self._loader: DataLoader[Any] = DataLoader(
+            _KeyedDataset(dataset, transform, order.seed),  # type: ignore[arg-type]
+            batch_sampler=self._sampler,  # type: ignore[arg-type]
+            collate_fn=_KeyedCollate(collate or default_collate),  # type: ignore[arg-type]
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+            timeout=timeout_s,
+            worker_init_fn=_WorkerInit(order.seed, order.rank) if num_workers else None,
+            # An own generator: torch would otherwise draw from the global one at every start of an epoch, and a resumed
+            # run starts epochs at other moments than an uninterrupted one.
+            generator=torch_rng(_WORKER_STREAM, order.seed, order.rank),
+        )
+
+    def __len__(self) -> int:
+        """Micro-batches of one epoch."""
+        return len(self.order)
+
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[MicroBatch]:
+        """Micro-batches of `epoch` from number `start` on; earlier samples are not read."""
+        self._sampler.epoch, self._sampler.start = epoch, start
+        return iter(self._loader)
+
+
+class _BatchSampler(Sampler[BatchKey]):
+    def __init__(self, order: EpochOrder) -> None:
+        self._order = order
+        self.epoch = 0
+        self.start = 0
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        return self._order.batches(self.epoch, start=self.start)
+
+    def __len__(self) -> int:
+        return len(self._order) - self.start
+
+
+class _KeyedDataset:
+    """Reads the samples of a `BatchKey`; the loader's fetcher calls `__getitems__` with whatever the sampler yields."""
+
+    def __init__(self, dataset: SizedDataset, transform: Transform | None, seed: int) -> None:
+        self._dataset = dataset
+        self._transform = transform
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitems__(self, key: BatchKey) -> tuple[list[Any], bool]:
+        samples = [self._dataset[index] for index in key.indices]
+        if self._transform is not None:
+            samples = [
+                self._transform(sample, numpy_rng(_AUGMENTATION_STREAM, self._seed, key.epoch, index))
+                for sample, index in zip(samples, key.indices, strict=True)
+            ]
+        return samples, key.real
+
+
+class _KeyedCollate:
+    def __init__(self, collate: Collate) -> None:
+        self._collate = collate
+
+    def __call__(self, fetched: tuple[list[Any], bool]) -> MicroBatch:
+        samples, real = fetched
+        return MicroBatch(self._collate(samples), real)
+
+
+class _WorkerInit:
+    """Seeds the global generators of a worker, for data sets that draw from them; our own code never does."""
+
+    def __init__(self, seed: int, rank: int) -> None:
+        self._key = (_WORKER_STREAM, seed, rank)
+
+    def __call__(self, worker: int) -> None:
+        torch.manual_seed(torch_rng(*self._key, worker).initial_seed())
+        np.random.seed(int(numpy_rng(*self._key, worker).integers(2**32)))
+
+
+def worker_count(
+    wanted: int | Literal["auto"], *, samples: int, batch_size: int, processes: int = 1, cap: int = 8
+) -> int:
+    """How many loader workers to start for each training process.
+
+    Args:
+        wanted: An explicit number, or "auto".
+        samples: Size of the dataset; a worker that would get fewer than four batches is not worth its start.
+        batch_size: Samples of a batch.
+        processes: Training processes that share this machine's cores.
+        cap: Most workers "auto" starts.
+
+    Returns:
+        With "auto": the cores left over for each process, not more than `cap`, and 0 on small datasets or when shared
+        memory is too small to pass batches between processes.
+    """
+    if wanted != "auto":
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    if _shared_memory_bytes() < 256 * 2**20:
+        return 0
+    worthwhile = samples // (4 * batch_size)
+    return max(0, min(cap, cores // processes - 1, worthwhile))
+
+
+def _shared_memory_bytes() -> int:
+    try:
+        stat = os.statvfs("/dev/shm")  # noqa: S108 - the system's own shared memory
+    except (OSError, AttributeError):
+        return 2**63  # platforms without it pass batches by other means
+    return stat.f_bavail * stat.f_frsize

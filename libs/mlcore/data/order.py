@@ -1,0 +1,105 @@
+"""Which samples a rank sees at which step: a function of (seed, epoch), never a state.
+
+An epoch is a permutation cut into *global batches*, each of which is cut into contiguous parts, one per rank. Because
+the permutation can be computed for any epoch at any time, resuming in the middle of an epoch is a slice.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlcore.seeding import numpy_rng
+
+_ORDER_STREAM = 1  # keeps the order's random numbers apart from augmentation's
+
+
+@dataclass(frozen=True)
+class BatchKey:
+    """Names one rank's part of one global batch.
+
+    Attributes:
+        epoch: The epoch, which with a sample's index keys its augmentation.
+        indices: Dataset indices of the samples.
+        real: False when this rank has no sample left; the indices then repeat a sample that must not count.
+    """
+
+    epoch: int
+    indices: tuple[int, ...]
+    real: bool = True
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """The order of samples in every epoch.
+
+    Attributes:
+        size: Number of samples in the dataset.
+        batch_size: Samples of one micro-batch on one rank.
+        seed: The run's seed.
+        shuffle: False keeps dataset order (evaluation).
+        lengths: Length of each sample; batches are then drawn from samples of similar length. None for no grouping.
+        drop_last: Leave out the last global batch of an epoch when it is not full.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    size: int
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = True
+    lengths: Sequence[int] | None = None
+    drop_last: bool = False
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of one micro-batch over all ranks."""
+        return self.batch_size * self.world_size
+
+    def __len__(self) -> int:
+        """Micro-batches of one epoch, the same on every rank."""
+        full, rest = divmod(self.size, self.global_batch)
+        return full if self.drop_last or not rest else full + 1
+
+    def permutation(self, epoch: int) -> NDArray[np.int64]:
+        """Indices of all samples in the order of `epoch`, int64 [size]."""
+        if not self.shuffle:
+            return np.arange(self.size) if self.lengths is None else np.argsort(np.asarray(self.lengths), kind="stable")
+        rng = numpy_rng(_ORDER_STREAM, self.seed, epoch)
+        order = rng.permutation(self.size)
+        return order if self.lengths is None else self._group_by_length(order, rng)
+
+    def _group_by_length(self, order: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Sort within large random pools, cut into batches, shuffle the batches; a short last batch stays last."""
+        lengths = np.asarray(self.lengths)
+        batches: list[NDArray[np.int64]] = []
+        pool = self.global_batch * _BATCHES_PER_POOL
+        for start in range(0, self.size, pool):
+            part = order[start : start + pool]
+            part = part[np.argsort(lengths[part], kind="stable")]
+            # The odd samples of the last pool come from random lengths, not always from the longest.
+            odd = len(part) % self.global_batch
+            if odd:
+                left = np.sort(rng.choice(len(part), size=odd, replace=False))
+                batches_tail, part = part[left], np.delete(part, left)
+            batches.extend(part.reshape(-1, self.global_batch))
+        shuffled = [batches[i] for i in rng.permutation(len(batches))]
+        if self.size % self.global_batch:
+            shuffled.append(batches_tail)
+        return np.concatenate(shuffled)
+
+    def batches(self, epoch: int, *, start: int = 0) -> Iterator[BatchKey]:
+        """This rank's micro-batches of `epoch` from micro-batch number `start` on; nothing before it is touched."""
+        order = self.permutation(epoch)
+        for i in range(start, len(self)):
+            part = order[i * self.global_batch : (i + 1) * self.global_batch]
+            # Contiguous, as even as can be; in the last batch some ranks may have one sample less, or none.
+            begin, end = (len(part) * r // self.world_size for r in (self.rank, self.rank + 1))
+            mine = part[begin:end] if end > begin else part[:1]
+            yield BatchKey(epoch=epoch, indices=tuple(mine.tolist()), real=end > begin)
+
+
+_BATCHES_PER_POOL = 64  # large enough for little padding, small enough that an epoch stays random

@@ -1,0 +1,359 @@
+"""One optimiser step: autocast, exact accumulation windows, loss scaling, clipping, update, EMA.
+
+Gradients of a window are exact. The loss of every micro-batch enters backward as a *sum* over samples; the sums of
+samples
+are added up over micro-batches and ranks, and the gradients are divided once by that total, in the same multiplication
+that clips them. One batch of 12 therefore gives the gradients of three batches of 4, of 5 + 5 + 2, and of two ranks.
+
+Nothing here waits for the device: a non-finite step is cancelled on the device (the fused optimisers read `found_inf`),
+the learning rate is looked up on the device by the number of updates that really happened, and figures for the log stay
+on the device until `read_totals` adds them up and fetches them in one transfer.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from mlcore.batch import MicroBatch
+from mlcore.distributed import World, all_reduce_sum
+from mlcore.optim import trainable_parameters
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a training step of a task returns.
+
+    Attributes:
+        loss_sum: Scalar tensor; the loss summed (not averaged) over the counted samples.
+        count: Number of samples in that sum (their total weight, for weighted losses).
+        logs: Further scalar sums over the same samples; the log shows them divided by the total count.
+    """
+
+    loss_sum: Tensor
+    count: int | Tensor
+    logs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over all samples and ranks since the last `reset`, and the state of the skip counters.
+
+    Attributes:
+        loss: Mean loss per counted sample of the steps that were applied.
+        logs: Means of the task's logs, likewise.
+        count: Counted samples.
+        grad_norm: Norm of the last window's mean gradient before clipping.
+        updates: Updates applied since the start of training.
+        skipped: Non-finite windows since the start of training.
+        skipped_in_row: Non-finite windows up to now without an update in between.
+        worst_row: Longest such row since the last `reset`.
+    """
+
+    loss: float
+    logs: dict[str, float]
+    count: float
+    grad_norm: float
+    updates: int
+    skipped: int
+    skipped_in_row: int
+    worst_row: int
+
+
+class Engine:
+    """Runs windows of micro-batches through forward, backward and the optimiser.
+
+    Args:
+        model: The module to train; wrapped in DDP or FSDP2 by the caller where there are ranks.
+        optimizer: A fused torch optimiser (see `mlcore.optim`), or any other at the cost of one host sync a step.
+        learning_rates: float [updates + 1, groups], the rate of each parameter group at each update; the last row
+        stays. precision: Autocast type; fp16 adds dynamic loss scaling.
+        max_grad_norm: L2 norm to which the window's mean gradient is clipped, or None.
+        nominal_count: Samples of a full window over all ranks. It only keeps the summed loss within the range of fp16;
+            results do not depend on it.
+        ema_decay: Decay per update of the averaged weights, or None for none.
+        world: Ranks and device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        learning_rates: NDArray[np.float64],
+        precision: Precision = "fp32",
+        max_grad_norm: float | None = None,
+        nominal_count: float = 1.0,
+        ema_decay: float | None = None,
+        world: World | None = None,
+    ) -> None:
+        self.world = world or World()
+        self.device = self.world.device
+        self.model = model
+        self.optimizer = optimizer
+        self.max_grad_norm = max_grad_norm
+        self.ema_decay = ema_decay
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self._nominal_count = nominal_count if precision == "fp16" else 1.0
+        self._autocast_dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self._can_cancel = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+        self._parameters = trainable_parameters(optimizer)
+        self._ema = [p.detach().clone() for p in self._parameters] if ema_decay is not None else []
+        self._lr_table = torch.as_tensor(learning_rates, dtype=torch.float32, device=self.device)
+        self._lr_now = torch.empty(1, self._lr_table.shape[1], device=self.device)
+        self._lr_scale = 1.0
+        self._adopt_learning_rates()
+        self._updates = torch.zeros(1, dtype=torch.int64, device=self.device)  # applied; the index into the table
+        self._windows = 0
+        self._ledger = _Ledger(self.device)
+
+    # ---------------------------------------------------------------------------------------------------- the step
+
+    def run_window(self, forward: Callable[[nn.Module, Any], StepOutput], window: Sequence[MicroBatch]) -> None:
+        """One optimiser update from all micro-batches of `window`.
+
+        Args:
+            forward: The task's training step.
+            window: At least one micro-batch; every rank passes the same number of them.
+        """
+        self._set_learning_rates()
+        sums = all_reduce_sum(self._backward(forward, window))
+        grad_norm = self._mean_and_clip(sums)
+        finite = (grad_norm - grad_norm).eq(0)  # inf - inf and nan - nan are nan
+        self._update(finite)
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._windows += 1
+        self._ledger.add(sums, grad_norm)
+
+    def _backward(self, forward: Callable[[nn.Module, Any], StepOutput], window: Sequence[MicroBatch]) -> Tensor:
+        """Backward of every micro-batch; returns this rank's sums [2 + logs]: loss, count, logs."""
+        sums = None
+        for i, batch in enumerate(window):
+            with self._gradient_sync(last=i == len(window) - 1):
+                with self.autocast():
+                    output = forward(self.model, batch.data)
+                loss = output.loss_sum if batch.real else output.loss_sum * 0.0
+                if self._nominal_count != 1.0:
+                    loss = loss / self._nominal_count
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            row = self._ledger.row(output)
+            if not batch.real:
+                row = torch.zeros_like(row)
+            sums = row if sums is None else sums.add_(row)
+        if sums is None:
+            raise ValueError("an accumulation window needs at least one micro-batch")
+        return sums
+
+    def _mean_and_clip(self, sums: Tensor) -> Tensor:
+        """Turn summed gradients into clipped means in one multiplication; returns the norm of the mean, unclipped."""
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        # DDP and FSDP average over ranks; wanted is the sum over ranks divided by the total count. A window that counts
+        # nothing divides by zero and is skipped like any other that is not finite.
+        factor = self._nominal_count * self.world.size / sums[1]
+        norm = _total_norm(gradients) * factor
+        if self.max_grad_norm is not None:
+            factor = factor / (norm / self.max_grad_norm).clamp_(min=1.0)
+        torch._foreach_mul_(gradients, factor)
+        return norm
+
+    @torch.no_grad()
+    def _update(self, finite: Tensor) -> None:
+        """Optimiser, loss scale, EMA and the count of updates move only where `finite` (bool, scalar) is true."""
+        if self._can_cancel:
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif bool(finite):  # the one place with a host sync, for optimisers that cannot cancel on the device
+            self.optimizer.step()
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        if self.ema_decay is not None:
+            change = torch._foreach_sub(self._parameters, self._ema)
+            torch._foreach_mul_(change, finite * (1.0 - self.ema_decay))
+            torch._foreach_add_(self._ema, change)
+        self._updates += finite
+
+    def _gradient_sync(self, *, last: bool) -> AbstractContextManager[None]:
+        """Ranks exchange gradients once a window, during the last micro-batch's backward."""
+        if self.world.size == 1 or last or not hasattr(self.model, "no_sync"):
+            return _NOTHING
+        no_sync: Callable[[], AbstractContextManager[None]] = self.model.no_sync  # type: ignore[assignment]
+        return no_sync()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision context of forward passes, for training and evaluation alike."""
+        if self._autocast_dtype is None:
+            return _NOTHING
+        return torch.autocast(self.device.type, dtype=self._autocast_dtype)
+
+    # ----------------------------------------------------------------------------------------------- learning rates
+
+    def scale_learning_rates(self, scale: float) -> None:
+        """Multiply every scheduled rate by `scale` (relative to the schedule, not to the last call)."""
+        self._lr_scale = scale
+
+    def learning_rates(self) -> list[float]:
+        """Rate of each parameter group at the last window."""
+        return [float(rate) for rate in self._lr_now[0]]
+
+    def _adopt_learning_rates(self) -> None:
+        # Each group's lr is a view of one tensor, so that a single look-up on the device sets them all.
+        for k, group in enumerate(self.optimizer.param_groups):
+            group["lr"] = self._lr_now[0, k]
+
+    def _set_learning_rates(self) -> None:
+        last = len(self._lr_table) - 1
+        row = self._updates if self._windows <= last else self._updates.clamp(max=last)
+        torch.index_select(self._lr_table, 0, row, out=self._lr_now)
+        if self._lr_scale != 1.0:
+            self._lr_now.mul_(self._lr_scale)
+
+    # -------------------------------------------------------------------------------------------------- figures, EMA
+
+    def read_totals(self) -> Totals:
+        """Means since the last call and the skip counters: the one host sync of a log interval."""
+        return self._ledger.read(windows=self._windows, updates=self._updates)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Inside the block the model holds the EMA weights (where there are any), after it the trained ones again."""
+        self._swap_ema()
+        try:
+            yield
+        finally:
+            self._swap_ema()
+
+    @torch.no_grad()
+    def _swap_ema(self) -> None:
+        for parameter, average in zip(self._parameters, self._ema, strict=False):
+            kept = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(kept)
+
+    # --------------------------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser, scaler, EMA, counters and unread sums: tensors and primitives only."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": list(self._ema),
+            "updates": self._updates,
+            "windows": self._windows,
+            "lr_scale": self._lr_scale,
+            "ledger": self._ledger.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._adopt_learning_rates()
+        self.scaler.load_state_dict(state["scaler"])
+        for average, saved in zip(self._ema, state["ema"], strict=True):
+            average.copy_(saved)
+        self._updates.copy_(state["updates"])
+        self._windows, self._lr_scale = state["windows"], state["lr_scale"]
+        self._ledger.load_state_dict(state["ledger"])
+
+
+_NOTHING = nullcontext()
+
+
+def _total_norm(gradients: list[Tensor]) -> Tensor:
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+class _Ledger:
+    """Figures of each window, kept on the device and added up a whole interval at a time.
+
+    A step appends two references; the arithmetic is done for many windows at once, when somebody reads.
+    """
+
+    _FOLD_AFTER = 256  # windows; bounds memory when nobody reads
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._names: tuple[str, ...] = ()
+        self._counts: dict[int, Tensor] = {}
+        self._rows: list[Tensor] = []
+        self._norms: list[Tensor] = []
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # [2 + logs] of applied windows
+        self._streak = torch.zeros(2, dtype=torch.int64, device=device)  # skipped in a row: now, worst since last read
+        self._last_norm = torch.zeros((), device=device)
+
+    def row(self, output: StepOutput) -> Tensor:
+        """[2 + logs] of one micro-batch: loss sum, count, sums of logs."""
+        if output.logs and not self._names:
+            self._names = tuple(output.logs)
+        count = output.count if isinstance(output.count, Tensor) else self._constant(output.count)
+        return torch.stack([output.loss_sum.detach(), count, *(output.logs[name].detach() for name in self._names)])
+
+    def _constant(self, value: int) -> Tensor:
+        if value not in self._counts:  # a copy to the device a batch size, not a step
+            self._counts[value] = torch.tensor(float(value), device=self._device)
+        return self._counts[value]
+
+    def add(self, sums: Tensor, grad_norm: Tensor) -> None:
+        self._rows.append(sums)
+        self._norms.append(grad_norm)
+        if len(self._rows) >= self._FOLD_AFTER:
+            self._fold()
+
+    def _fold(self) -> None:
+        if not self._rows:
+            return
+        rows, norms = torch.stack(self._rows).double(), torch.stack(self._norms)  # [W, 2 + logs], [W]
+        self._rows, self._norms = [], []
+        finite = torch.isfinite(norms)
+        if len(self._sums) < rows.shape[1]:
+            self._sums = torch.cat([self._sums, self._sums.new_zeros(rows.shape[1] - len(self._sums))])
+        self._sums += torch.where(finite[:, None], rows, 0.0).sum(0)
+        # Windows since the last applied one, for every window; before the first of them the old streak goes on.
+        index = torch.arange(1, len(norms) + 1, device=self._device)
+        last_good = torch.where(finite, index, -self._streak[0]).cummax(0).values
+        streaks = index - last_good
+        self._streak = torch.stack([streaks[-1], torch.maximum(self._streak[1], streaks.max())])
+        self._last_norm = norms[-1]
+
+    def read(self, *, windows: int, updates: Tensor) -> Totals:
+        self._fold()
+        everything = [self._sums, self._streak.double(), updates.double(), self._last_norm.double().reshape(1)]
+        *sums, now, worst, applied, norm = torch.cat(everything).tolist()
+        self._sums = torch.zeros_like(self._sums)
+        self._streak = self._streak[:1].repeat(2)
+        loss, _, *logs = [value / sums[1] if sums[1] else math.nan for value in sums]
+        return Totals(
+            loss=loss,
+            logs=dict(zip(self._names, logs, strict=False)),
+            count=sums[1],
+            grad_norm=norm,
+            updates=int(applied),
+            skipped=windows - int(applied),
+            skipped_in_row=int(now),
+            worst_row=int(worst),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        self._fold()
+        return {"names": list(self._names), "sums": self._sums, "streak": self._streak, "norm": self._last_norm}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._names = tuple(state["names"])
+        self._sums = state["sums"].to(self._device)
+        self._streak = state["streak"].to(self._device)
+        self._last_norm = state["norm"].to(self._device)

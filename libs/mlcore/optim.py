@@ -1,0 +1,119 @@
+"""Parameter groups and optimisers whose update can be cancelled on the device.
+
+The fused Adam, AdamW and SGD of torch read a `found_inf` tensor and leave parameters and moments alone where it is 1.
+That lets the engine skip a non-finite step without waiting for the device.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mlcore.errors import UserError
+
+
+@dataclass(frozen=True)
+class GroupRule:
+    """Parameters whose name starts with `prefix` get their own learning rate.
+
+    Attributes:
+        prefix: Start of the parameter's full name, e.g. "encoder."; the longest matching prefix wins.
+        lr: Learning rate; 0 freezes the parameters (they are left out of the optimiser).
+        weight_decay: Own weight decay, or None for the common one.
+    """
+
+    prefix: str
+    lr: float
+    weight_decay: float | None = None
+
+
+def parameter_groups(
+    model: nn.Module, *, lr: float, weight_decay: float = 0.0, rules: Sequence[GroupRule] = ()
+) -> list[dict[str, Any]]:
+    """Split trainable parameters by learning rate and by whether weight decay makes sense for them.
+
+    Vectors and scalars (biases, gains of normalisation layers) are never decayed; matrices and larger are, unless the
+    module that owns them is an embedding or names them in a `no_weight_decay` set attribute.
+
+    Returns:
+        One dict for each non-empty combination, with keys params, lr, weight_decay and name.
+
+    Raises:
+        UserError: A rule matches no parameter.
+    """
+    exempt = _exempt_from_decay(model)
+    used: set[str] = set()
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        matching = [rule for rule in rules if name.startswith(rule.prefix)]
+        rule = max(matching, key=lambda r: len(r.prefix), default=GroupRule("", lr))
+        used.add(rule.prefix)
+        if rule.lr == 0.0:
+            parameter.requires_grad = False
+            continue
+        decays = parameter.ndim >= 2 and name not in exempt
+        decay = weight_decay if rule.weight_decay is None else rule.weight_decay
+        label = f"{rule.prefix.rstrip('.') or 'all'}/{'decay' if decays else 'no_decay'}"
+        fresh = {"params": [], "lr": rule.lr, "weight_decay": decay if decays else 0.0, "name": label}
+        groups.setdefault((rule.prefix, decays), fresh)["params"].append(parameter)
+    unused = [rule.prefix for rule in rules if rule.prefix not in used]
+    if unused:
+        raise UserError(f"parameter group rule(s) {unused} match no trainable parameter of {type(model).__name__}")
+    return list(groups.values())
+
+
+def _exempt_from_decay(model: nn.Module) -> set[str]:
+    exempt: set[str] = set()
+    for path, module in model.named_modules():
+        names: Iterable[str] = getattr(module, "no_weight_decay", ())
+        if isinstance(module, nn.Embedding):
+            names = [*names, "weight"]
+        exempt.update(f"{path}.{name}" if path else name for name in names)
+    return exempt
+
+
+def build_optimizer(
+    groups: list[dict[str, Any]],
+    *,
+    name: Literal["adamw", "adam", "sgd"] = "adamw",
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    momentum: float = 0.9,
+) -> Optimizer:
+    """Fused optimiser over `groups` (each with params, lr, weight_decay).
+
+    Args:
+        groups: From `parameter_groups`.
+        name: adamw (arXiv 1711.05101), adam (decay added to the gradient), sgd.
+        betas: Moment decay rates of Adam and AdamW.
+        eps: Denominator offset of Adam and AdamW.
+        momentum: Momentum of SGD.
+
+    Raises:
+        UserError: Nothing is trainable, or the name is unknown.
+    """
+    if not any(group["params"] for group in groups):
+        raise UserError("nothing to train: every parameter is frozen")
+    if name == "adamw":
+        return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)
+    if name == "adam":
+        return torch.optim.Adam(groups, betas=betas, eps=eps, fused=True)
+    if name != "sgd":
+        raise UserError(f"unknown optimizer '{name}'; choose one of adam, adamw, sgd")
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
+    if momentum:
+        # A skipped first step would leave torch's lazily made buffer uninitialised; zeros give the same first update.
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def trainable_parameters(optimizer: Optimizer) -> list[Tensor]:
+    """Every parameter the optimiser updates, in order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

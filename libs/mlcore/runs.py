@@ -1,0 +1,210 @@
+"""Run folders: where a run lives, whether it can be continued, and that only one process writes to it.
+
+A run folder holds `run.json` (status, configuration, command), the checkpoints and everything a run leaves. A killed
+run is recognised by a status of "running" without anybody holding the lock.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlcore.errors import UserError
+from mlcore.files import ensure_folder, remove_leftovers, write_text
+
+_log = logging.getLogger(__name__)
+
+# Settings that change how a run is carried out, not what it computes.
+_VOLATILE = ("run.output_dir", "run.resume", "run.num_workers", "run.num_threads", "run.device")
+_VOLATILE_SECTIONS = ("tracking", "checkpoint")
+_ENDED = ("finished", "stopped early")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A chosen folder.
+
+    Attributes:
+        path: The folder.
+        checkpoint: A particular checkpoint to continue from, or None.
+        resume: Whether to continue from the newest good checkpoint in the folder (or from `checkpoint`).
+    """
+
+    path: Path
+    checkpoint: Path | None = None
+    resume: bool = False
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the run's checkpoints are."""
+        return self.path / "checkpoints"
+
+
+def choose_run_folder(
+    root: Path, *, config: Mapping[str, Any], output_dir: Path | None = None, resume: str = "auto"
+) -> RunFolder:
+    """Decide where a run lives and what it continues from.
+
+    Args:
+        root: Folder of runs of this kind; a new run gets a folder below it named by date and time.
+        config: The resolved configuration, nested.
+        output_dir: Exactly this folder instead of one below `root`.
+        resume: "auto" continues the newest unfinished run of the same configuration (or whatever is in `output_dir`);
+            "never" starts anew; otherwise the path of a checkpoint or of a run folder.
+
+    Raises:
+        UserError: `resume` names nothing, or "never" would overwrite a run.
+    """
+    if resume not in ("auto", "never"):
+        return _named(Path(resume), root, output_dir)
+    if output_dir is not None:
+        holds_run = any((output_dir / "checkpoints").glob("*.pth"))
+        if holds_run and resume == "never":
+            raise UserError(
+                f"{output_dir} already holds a run; choose another --output_dir, or --resume auto to continue it"
+            )
+        return RunFolder(output_dir, resume=holds_run)
+    if resume == "auto":
+        found = _newest_unfinished(root, config)
+        if found is not None:
+            return RunFolder(found, resume=True)
+    return RunFolder(_fresh(root))
+
+
+def _named(target: Path, root: Path, output_dir: Path | None) -> RunFolder:
+    if target.is_dir():
+        folder = target.parent if target.name == "checkpoints" else target
+        if not any((folder / "checkpoints").glob("*.pth")):
+            raise UserError(f"--resume {target}: no checkpoint in {folder / 'checkpoints'}")
+        return RunFolder(folder, resume=True)
+    if not target.is_file():
+        raise UserError(f"--resume {target}: no such checkpoint or run folder; give one, or auto, or never")
+    inside = target.parent.name == "checkpoints" and output_dir is None
+    return RunFolder(target.parent.parent if inside else output_dir or _fresh(root), checkpoint=target, resume=True)
+
+
+def _fresh(root: Path) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    candidates = (root / (stamp if k == 0 else f"{stamp}-{k}") for k in range(1000))
+    return next(path for path in candidates if not path.exists())
+
+
+def _newest_unfinished(root: Path, config: Mapping[str, Any]) -> Path | None:
+    for path in sorted(root.glob("*/run.json"), reverse=True):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        folder = path.parent
+        if record.get("status") in _ENDED or not any((folder / "checkpoints").glob("*.pth")):
+            continue
+        if is_locked(folder):
+            continue
+        differing = config_differences(record.get("config", {}), config)
+        if not differing:
+            return folder
+        _log.info("%s is unfinished but was made with other settings (%s); starting anew", folder, "; ".join(differing))
+    return None
+
+
+def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Settings that matter to the result and differ, as "train.lr 0.1 -> 0.2"."""
+    flat_old, flat_new = dict(_flatten(_plain(old))), dict(_flatten(_plain(new)))
+    return [
+        f"{key} {flat_old.get(key)} -> {flat_new.get(key)}"
+        for key in sorted(flat_old.keys() | flat_new.keys())
+        if flat_old.get(key) != flat_new.get(key)
+        and key not in _VOLATILE
+        and key.split(".")[0] not in _VOLATILE_SECTIONS
+    ]
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(config, default=str))
+    return plain
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+class RunRecord:
+    """The open record of a run: holds the folder's lock and keeps `run.json` true.
+
+    Args:
+        folder: The run folder; made if it is missing.
+        config: The resolved configuration, nested.
+
+    Raises:
+        UserError: Another process is writing to the folder, or it cannot be written to.
+    """
+
+    def __init__(self, folder: Path, *, config: Mapping[str, Any]) -> None:
+        self.folder = ensure_folder(folder)
+        self._lock = (folder / "run.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise UserError(
+                f"{folder}: another process is training in this folder; choose another --output_dir"
+            ) from None
+        remove_leftovers(folder)
+        self._record: dict[str, Any] = {
+            "status": "running",
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": " ".join(sys.argv),
+            "code": code_version(),
+            "host": {"python": platform.python_version(), "platform": platform.platform()},
+            "config": _plain(config),
+        }
+        self._write()
+
+    def close(self, *, status: str) -> None:
+        """Note how the run ended and release the folder."""
+        self._record.update(status=status, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+        with contextlib.suppress(UserError):  # a full disk must not hide why the run ended
+            self._write()
+        self._lock.close()
+
+    def _write(self) -> None:
+        write_text(self.folder / "run.json", json.dumps(self._record, indent=2, ensure_ascii=False))
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a living process holds the run folder."""
+    try:
+        with (folder / "run.lock").open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def code_version() -> str:
+    """The commit of the checkout, with "+changes" where files differ from it; "unknown" outside a checkout."""
+    folder = Path(__file__).resolve().parent
+    try:
+        commit = _git(folder, "rev-parse", "--short=12", "HEAD")
+        return commit + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603

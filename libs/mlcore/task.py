@@ -1,0 +1,47 @@
+"""What the trainer needs to know of a problem: how to compute a loss, how to predict, how to judge."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from mlcore.engine import StepOutput
+
+
+class Task(Protocol):
+    """The one interface between an app and the loop.
+
+    Attributes:
+        model: The module whose parameters are trained; its state dict is what checkpoints hold.
+    """
+
+    model: nn.Module
+
+    def training_step(self, model: nn.Module, batch: Any) -> StepOutput:
+        """Loss of one micro-batch as a sum over samples.
+
+        Args:
+            model: `self.model`, or a DDP wrapper of it: call this one, so that ranks exchange gradients.
+            batch: A collated batch on the model's device.
+        """
+        ...
+
+    def evaluation_step(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """Predictions for one batch, without gradients.
+
+        Returns:
+            Tensors whose first dimension counts the batch's samples, in order; the same keys for every batch.
+        """
+        ...
+
+    def metrics(self, predictions: Mapping[str, Tensor]) -> dict[str, float]:
+        """Figures over a whole data set.
+
+        Args:
+            predictions: What `evaluation_step` returned, on the host, one row per sample, in dataset order.
+        """
+        ...
+
+    def metadata(self) -> dict[str, Any]:
+        """Plain values and tensors a checkpoint carries for whoever loads the model alone (class names, statistics)."""
+        ...
