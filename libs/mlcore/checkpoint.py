@@ -5,7 +5,7 @@ A checkpoint is one file in torch's zip format that holds tensors and plain valu
 told from a good one without a second file that could get out of step.
 
 `CheckpointStore` copies the state to host buffers and lets a thread write it; training goes on meanwhile. Its names
-`latest_model.pth` and `best_model.pth` are hard links to the file of a step, moved only after that file is safely on the
+`CheckpointStore` copies the state to host buffers and lets a thread write it; training goes on meanwhile. The names
 disk.
 """
 

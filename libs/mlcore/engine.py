@@ -109,7 +109,7 @@ class Engine:
         self._can_cancel = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
         self._parameters = trainable_parameters(optimizer)
         self._ema = [p.detach().clone() for p in self._parameters] if ema_decay is not None else []
-        self._lr_table = torch.as_tensor(learning_rates, dtype=torch.float32, device=self.device)
+        self._lr_table = torch.as_tensor(learning_rates, dtype=torch.float32, device=self.device)  # [updates + 1, groups]
         self._lr_now = torch.empty(1, self._lr_table.shape[1], device=self.device)
         self._lr_scale = 1.0
         self._adopt_learning_rates()
@@ -205,6 +205,12 @@ class Engine:
         """Multiply every scheduled rate by `scale` (relative to the schedule, not to the last call)."""
         self._lr_scale = scale
 
+    def replace_learning_rates(self, learning_rates: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Use another table [updates + 1, groups] from now on; returns the one used until now."""
+        kept = self._lr_table.double().cpu().numpy()
+        self._lr_table = torch.as_tensor(learning_rates, dtype=torch.float32, device=self.device)
+        return kept
+
     def learning_rates(self) -> list[float]:
         """Rate of each parameter group at the last window."""
         return [float(rate) for rate in self._lr_now[0]]
@@ -245,12 +251,18 @@ class Engine:
 
     # --------------------------------------------------------------------------------------------------------- state
 
+    def _names(self) -> list[str]:
+        """Names of the trained parameters in the bare model's state dict, in the optimiser's order."""
+        bare = getattr(self.model, "module", self.model)
+        by_id = {id(parameter): name for name, parameter in bare.named_parameters()}
+        return [by_id[id(parameter)] for parameter in self._parameters]
+
     def state_dict(self) -> dict[str, Any]:
         """Optimiser, scaler, EMA, counters and unread sums: tensors and primitives only."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "ema": list(self._ema),
+            "ema": dict(zip(self._names(), self._ema, strict=False)),
             "updates": self._updates,
             "windows": self._windows,
             "lr_scale": self._lr_scale,
@@ -263,8 +275,8 @@ class Engine:
         self.optimizer.load_state_dict(state["optimizer"])
         self._adopt_learning_rates()
         self.scaler.load_state_dict(state["scaler"])
-        for average, saved in zip(self._ema, state["ema"], strict=True):
-            average.copy_(saved)
+        for name, average in zip(self._names(), self._ema, strict=False):
+            average.copy_(state["ema"][name])
         self._updates.copy_(state["updates"])
         self._windows, self._lr_scale = state["windows"], state["lr_scale"]
         self._ledger.load_state_dict(state["ledger"])

@@ -4,6 +4,7 @@ Everything that decides what happens next is in `Progress`, which a checkpoint c
 checkpoint goes through the same states as one that was never interrupted.
 """
 
+import itertools
 import json
 import logging
 import time
@@ -189,7 +190,7 @@ class Trainer:
         self._pace = Pace(self.total_steps, done=self.progress.step)
         self._begun = self._last_save = self._last_log = time.monotonic()
         self._seconds_before = self.progress.seconds
-        status: Status | None = self._over()
+        status = self._complete()
         with StopSignal() as stop, self._advice_when_out_of_memory():
             self.engine.model.train()
             while status is None:
@@ -221,8 +222,16 @@ class Trainer:
 
     def _rest_of_epoch(self) -> Iterator[list[MicroBatch]]:
         """Windows of the current epoch that are still to run; the last one may be short."""
+        yield from self._windows(self.progress.epoch, start=self.progress.batch)
+
+    def windows_over_epochs(self, count: int) -> Iterator[list[MicroBatch]]:
+        """The first `count` windows of a run, for trials that are not part of it."""
+        epochs = itertools.chain.from_iterable(self._windows(epoch) for epoch in itertools.count())
+        return itertools.islice(epochs, count)
+
+    def _windows(self, epoch: int, *, start: int = 0) -> Iterator[list[MicroBatch]]:
         window: list[MicroBatch] = []
-        for batch in self.loader.epoch(self.progress.epoch, start=self.progress.batch):
+        for batch in self.loader.epoch(epoch, start=start):
             window.append(batch.to(self.engine.device))
             if len(window) == self.accumulation:
                 yield window
@@ -243,15 +252,22 @@ class Trainer:
         now.samples = now.epoch * (len(self.loader) * order.global_batch if order.drop_last else order.size)
         return True
 
-    def _over(self, stop: StopSignal | None = None, *, synchronise: bool = True) -> Status | None:
-        """Why training ends now, or None. Ranks agree at log steps and epoch ends, a lone process at every step."""
+    def _complete(self) -> Status | None:
+        """Whether there is nothing left to do."""
         if self.progress.step >= self.total_steps:
             return "finished"
         if self.monitor.patience is not None and self.progress.stale >= self.monitor.patience:
             return "stopped early"
+        return None
+
+    def _over(self, stop: StopSignal, *, synchronise: bool) -> Status | None:
+        """Why training ends now, or None. Ranks agree at log steps and epoch ends, a lone process at every step."""
+        complete = self._complete()
+        if complete is not None:
+            return complete
         if self.engine.world.size > 1 and not (synchronise or self.progress.step % self.cadence.log_every == 0):
             return None
-        if any_rank(stop is not None and stop.is_set):
+        if any_rank(stop.is_set):
             return "interrupted"
         limit = self.limits.max_seconds
         if limit is not None and any_rank(time.monotonic() - self._begun >= limit):

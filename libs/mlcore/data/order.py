@@ -80,15 +80,15 @@ class EpochOrder:
         for start in range(0, self.size, pool):
             part = order[start : start + pool]
             part = part[np.argsort(lengths[part], kind="stable")]
-            # The odd samples of the last pool come from random lengths, not always from the longest.
+            # The short batch of the last pool is cut out at a random length, not always from the longest.
             odd = len(part) % self.global_batch
             if odd:
-                left = np.sort(rng.choice(len(part), size=odd, replace=False))
-                batches_tail, part = part[left], np.delete(part, left)
+                cut = int(rng.integers(0, len(part) - odd + 1))
+                short, part = part[cut : cut + odd], np.delete(part, np.s_[cut : cut + odd])
             batches.extend(part.reshape(-1, self.global_batch))
         shuffled = [batches[i] for i in rng.permutation(len(batches))]
         if self.size % self.global_batch:
-            shuffled.append(batches_tail)
+            shuffled.append(short)
         return np.concatenate(shuffled)
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[BatchKey]:

@@ -1,0 +1,100 @@
+"""The same samples get the same pixels with any number of workers, any batch size and any number of ranks."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mlcore.data.loader import BatchLoader, worker_count
+from mlcore.data.order import EpochOrder
+from mlcore.errors import UserError
+
+SIZE = 50
+
+
+class Pictures:
+    """Constant pictures; remembers which were read in this process."""
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return SIZE
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.read.append(index)
+        return {"image": np.full((3, 4, 4), index, dtype=np.float32), "index": index}
+
+
+def noise(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    flipped = sample["image"][:, :, ::-1] if rng.random() < 0.5 else sample["image"]
+    return {**sample, "image": flipped + rng.normal(size=(3, 4, 4)).astype(np.float32)}
+
+
+def hashes(epoch: int = 0, *, seed: int = 7, workers: int = 0, batch_size: int = 8, world_size: int = 1) -> list[str]:
+    """Hash of every augmented sample in global order."""
+    by_step: dict[int, list[str]] = {}
+    for rank in range(world_size):
+        order = EpochOrder(SIZE, batch_size, seed=seed, rank=rank, world_size=world_size)
+        loader = BatchLoader(Pictures(), order, transform=noise, num_workers=workers)
+        for step, batch in enumerate(loader.epoch(epoch)):
+            if batch.real:
+                rows = by_step.setdefault(step, [])
+                rows.extend(
+                    f"{int(index)}:{hashlib.sha256(image.numpy().tobytes()).hexdigest()}"
+                    for image, index in zip(batch.data["image"], batch.data["index"], strict=True)
+                )
+    return [row for step in sorted(by_step) for row in by_step[step]]
+
+
+REFERENCE = {"workers": 0, "batch_size": 8, "world_size": 1}
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
+@pytest.mark.parametrize("workers", [0, 2, 4])
+@pytest.mark.parametrize("batch_size", [8, 32])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_augmented_batches_hash_equal(workers: int, batch_size: int, world_size: int) -> None:
+    found = hashes(workers=workers, batch_size=batch_size, world_size=world_size)
+    assert found == hashes(**REFERENCE)  # type: ignore[arg-type]
+    assert len(found) == SIZE
+
+
+def test_augmentation_differs_between_epochs_and_seeds() -> None:
+    first = dict(row.split(":") for row in hashes(0))
+    assert all(first[k] != v for k, v in (row.split(":") for row in hashes(1)))
+    assert all(first[k] != v for k, v in (row.split(":") for row in hashes(0, seed=8)))
+
+
+def test_resuming_reads_no_sample_before_the_position() -> None:
+    pictures = Pictures()
+    loader = BatchLoader(pictures, EpochOrder(SIZE, 8), transform=noise)
+    whole = list(loader.epoch(1))
+    pictures.read.clear()
+    rest = list(loader.epoch(1, start=4))
+    assert len(pictures.read) == SIZE - 4 * 8
+    for resumed, uninterrupted in zip(rest, whole[4:], strict=True):
+        assert torch.equal(resumed.data["image"], uninterrupted.data["image"])
+
+
+def test_loading_leaves_the_global_generators_alone() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    for workers in (0, 1):
+        list(BatchLoader(Pictures(), EpochOrder(SIZE, 8), transform=noise, num_workers=workers).epoch(0))
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1] == np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+
+
+def test_empty_dataset_is_an_error() -> None:
+    with pytest.raises(UserError, match="empty"):
+        BatchLoader([], EpochOrder(0, 8))
+
+
+def test_worker_count_adapts() -> None:
+    assert worker_count(3, samples=10, batch_size=4) == 3
+    assert worker_count("auto", samples=10, batch_size=32) == 0, "a small data set is read in the process itself"
+    assert worker_count("auto", samples=10**6, batch_size=8, processes=10**4) == 0, "no cores left over"
