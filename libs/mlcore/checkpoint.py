@@ -15,6 +15,7 @@ import pickle
 import re
 import shutil
 import uuid
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -61,15 +62,17 @@ def load_checkpoint(path: Path, *, map_location: str | torch.device = "cpu") -> 
         raise CheckpointError(f"{path}: no such checkpoint file")
     _check_records(path)
     try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
+        with warnings.catch_warnings():  # torch remarks on pickle protocols; what it cannot read, it refuses anyway
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
         raise CheckpointError(
             f"{path}: refused, because it holds more than tensors and plain values and loading it could "
             f"run code ({reason}). Take the file from its author again as a plain state dict."
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: damaged or not a torch checkpoint ({error})") from None
+    except Exception as error:  # noqa: BLE001 - garbage makes the reader fail in any way it likes
+        raise CheckpointError(f"{path}: damaged or not a torch checkpoint ({type(error).__name__}: {error})") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected a dictionary, found {type(state).__name__}")
     return state

@@ -62,6 +62,7 @@ class BatchLoader:
             raise UserError("the dataset is empty: check the paths and the filters that were applied to it")
         self.order = order
         self.dataset = dataset
+        self.num_workers = num_workers
         self._sampler = _BatchSampler(order)
         self._loader: DataLoader[Any] = DataLoader(
             _KeyedDataset(dataset, transform, order.seed),  # type: ignore[arg-type]

@@ -1,0 +1,130 @@
+"""Typed configuration of the Perceiver app; `apps.perceiver.build` turns it into objects."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mlcore.config.section import Section, field, reject
+from mlcore.config.sections import CheckpointConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
+
+__all__ = ["DataConfig", "ModelConfig", "ObjectiveConfig", "PerceiverConfig"]
+
+Positive = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class DataConfig(Section):
+    """The samples: where they come from, how they become sequences, how they are varied."""
+
+    dataset: Literal["synthetic", "cifar10", "image_folder", "ts", "custom"] | None = field(
+        None,
+        "synthetic: generated patterns; cifar10: the official python archive; image_folder: one folder per class; "
+        "ts: UEA/UCR .ts files; custom: .npz files; null: nothing chosen, the demo runs",
+        aliases=("dataset_type",),
+    )
+    data_dir: Path | None = field(
+        None,
+        "Folder with the data: CIFAR-10's (or its .tar.gz), an image folder with or without train/val/test, .ts files",
+    )
+    train_path: Path | None = field(None, "Training file or folder (ts, custom, image_folder) instead of data_dir")
+    val_path: Path | None = field(None, "Validation file or folder; null: val_fraction of the training data")
+    test_path: Path | None = field(None, "Test file or folder, evaluated once after training")
+    val_fraction: float = field(
+        0.2, "Share of the training data set aside, by class, where no validation data is given", gt=0, lt=1
+    )
+    num_samples: int = field(
+        5000, "synthetic: number of sequences, training and validation together", unit="samples", ge=2
+    )
+    seq_len_range: tuple[Positive, Positive] = field(
+        (50, 200), "synthetic: shortest and longest sequence", unit="positions"
+    )
+    feature_dim: int = field(64, "synthetic: features per position", unit="features", ge=1)
+    num_classes: int = field(5, "synthetic: number of patterns to tell apart", unit="classes", ge=2)
+    patch_size: int = field(8, "Images: side of the square patches", unit="pixels", ge=1)
+    image_size: int | None = field(
+        None,
+        "image_folder: images are resized to this side; null: all images must have one size already",
+        unit="pixels",
+        ge=1,
+    )
+    max_seq_len: int | None = field(None, "Longest sequence accepted; null: no limit", unit="positions", ge=1)
+    on_too_long: Literal["error", "truncate"] = field("error", "What to do with a sequence longer than max_seq_len")
+    on_bad_sample: Literal["error", "skip"] = field(
+        "error", "What to do with an unreadable sample or one with NaN; skipped ones are counted and named"
+    )
+    normalize: bool = field(
+        default=True, description="Standardise features with the training data's mean and deviation"
+    )
+    group_by_length: bool = field(
+        default=True, description="Put sequences of similar length in one batch, so that little is spent on padding"
+    )
+    augment: Literal["none", "weak", "strong"] = field(
+        "none",
+        "Images: weak flips and shifts, strong also changes colours and erases; sequences use the strengths below",
+        aliases=("augmentation",),
+    )
+    jitter: float = field(0.0, "Sequences: deviation of added noise, in deviations of the feature", unit="sigma", ge=0)
+    scaling: float = field(0.0, "Sequences: deviation of a random factor per feature around 1", ge=0)
+    time_warp: float = field(0.0, "Sequences: largest relative stretch or squeeze of time", ge=0, lt=1)
+    time_mask: float = field(0.0, "Sequences: largest share of positions hidden in one block", ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        low, high = self.seq_len_range
+        if low > high:
+            reject("seq_len_range", "the shortest length must not exceed the longest")
+        return self
+
+
+class ModelConfig(Section):
+    """The network; a size fixes all widths, and each may be overridden."""
+
+    model_size: Literal["small", "base", "large"] = field(
+        "base", "small: width 256, 4 heads, 128 latents, 1+3 layers; base: 512, 8, 256, 1+6; large: 768, 12, 512, 2+8"
+    )
+    d_model: int | None = field(None, "Width of the latents; null: by size", unit="features", ge=1)
+    num_heads: int | None = field(None, "Attention heads; must divide d_model; null: by size", unit="heads", ge=1)
+    num_latents: int | None = field(None, "Number of latents; null: by size", unit="latents", ge=1)
+    num_cross_attention_layers: int | None = field(
+        None, "Times that the latents read the input; null: by size", unit="layers", ge=1
+    )
+    num_self_attention_layers: int | None = field(
+        None, "Self-attention layers over the latents; null: by size", unit="layers", ge=0
+    )
+    widening_factor: int = field(1, "Hidden width of the feed-forward blocks, in units of d_model", ge=1)
+    dropout: float = field(0.0, "Share of elements dropped in each residual branch", ge=0, lt=1)
+    share_weights: bool = field(default=False, description="Repeated blocks use the same weights")
+    position: Literal["sinusoidal", "fourier", "learned", "none"] = field(
+        "sinusoidal", "Position features of each token; fourier and learned need data.max_seq_len"
+    )
+    position_channels: int = field(
+        32, "Width of the position features; even for sines and cosines", unit="features", ge=1
+    )
+    pooling: Literal["mean", "query"] = field(
+        "mean", "How latents become one output: their mean, or a learned output query (Perceiver IO)"
+    )
+
+
+class ObjectiveConfig(Section):
+    """The training objective."""
+
+    loss: Literal["cross_entropy", "focal"] = field("cross_entropy", "Loss per sample", aliases=("loss_type",))
+    label_smoothing: float = field(0.0, "Share of the target spread over all classes", ge=0, lt=1)
+    focal_gamma: float = field(2.0, "focal: how strongly easy samples are discounted; 0 is cross entropy", ge=0)
+    class_weights: Literal["none", "balanced"] | list[Weight] = field(
+        "none", "Weight of each class: none, balanced (inverse frequency in the training data), or a list"
+    )
+
+
+class PerceiverConfig(Section):
+    """Everything the Perceiver app can be told."""
+
+    data: DataConfig = field(DataConfig(), "Data")
+    model: ModelConfig = field(ModelConfig(), "Model")
+    objective: ObjectiveConfig = field(ObjectiveConfig(), "Training objective")
+    train: TrainConfig = field(TrainConfig(), "Training")
+    scheduler: SchedulerConfig = field(SchedulerConfig(), "Learning-rate schedule")
+    run: RunConfig = field(RunConfig(), "Run")
+    checkpoint: CheckpointConfig = field(CheckpointConfig(), "Checkpoints")
+    tracking: TrackingConfig = field(TrackingConfig(), "Tracking")

@@ -1,0 +1,242 @@
+"""From the shared configuration sections and an app's problem to a trainer; the apps' `build.py` make the problem."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from mlcore.checkpoint import CheckpointStore
+from mlcore.config.sections import CheckpointConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
+from mlcore.data.loader import BatchLoader, Collate, SizedDataset, Transform, worker_count
+from mlcore.data.order import EpochOrder
+from mlcore.distributed import World
+from mlcore.engine import Engine
+from mlcore.evaluator import Evaluator, Predictions
+from mlcore.optim import GroupRule, build_optimizer, parameter_groups
+from mlcore.report import Section
+from mlcore.schedules import Plateau, lr_table
+from mlcore.task import Task
+from mlcore.trackers.base import Tracker
+from mlcore.trainer import Cadence, Limits, Monitor, Trainer
+
+_PLATEAU = ("plateau", "reduce_on_plateau")
+
+
+class CoreConfig(Protocol):
+    """The sections every app's configuration has."""
+
+    @property
+    def train(self) -> TrainConfig: ...  # noqa: D102
+    @property
+    def scheduler(self) -> SchedulerConfig: ...  # noqa: D102
+    @property
+    def run(self) -> RunConfig: ...  # noqa: D102
+    @property
+    def checkpoint(self) -> CheckpointConfig: ...  # noqa: D102
+    @property
+    def tracking(self) -> TrackingConfig: ...  # noqa: D102
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """One data set and how its samples become batches.
+
+    Attributes:
+        dataset: Map-style.
+        collate: Makes a batch of a list of samples; torch's default if None.
+        lengths: Length of each sample; batches then hold samples of similar length. None for no grouping.
+    """
+
+    dataset: SizedDataset
+    collate: Collate | None = None
+    lengths: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What an app builds from its configuration.
+
+    Attributes:
+        task: Model, loss, predictions, metrics.
+        train: Training data.
+        validation: Held-out data that chooses the best checkpoint.
+        test: Data looked at once, after training; None for none.
+        transform: Random augmentation of a training sample.
+        group_rules: Learning rates of parts of the model.
+        overview: Report sections about the data, known before training (statistics, skipped samples).
+        analyse: Makes report sections and pictures of predictions: `(predictions, folder, prefix) -> sections`.
+        export_command: Command that exports a checkpoint into a folder and verifies it in fresh processes.
+    """
+
+    task: Task
+    train: Data
+    validation: Data
+    test: Data | None = None
+    transform: Transform | None = None
+    group_rules: Sequence[GroupRule] = ()
+    overview: Sequence[Section] = ()
+    analyse: Callable[[Predictions, Path, str], Sequence[Section]] | None = None
+    export_command: Callable[[Path, Path], list[str]] | None = None
+    notes: Sequence[str] = field(default=())
+
+
+def build_trainer(
+    config: CoreConfig,
+    problem: Problem,
+    *,
+    world: World,
+    folder: Path | None = None,
+    tracker: Tracker | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Trainer:
+    """A trainer for `problem` as `config` describes.
+
+    Args:
+        config: The shared sections.
+        problem: The app's part.
+        world: Ranks and device.
+        folder: Where checkpoints go; None saves none.
+        tracker: Where figures go.
+        extra: Plain values every checkpoint carries.
+    """
+    settings = config.train
+    loader = train_loader(config, problem, world=world)
+    evaluator = Evaluator(problem.task, evaluation_loader(config, problem.validation, world=world), world=world)
+    limits = Limits(
+        epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        max_seconds=None if settings.max_hours is None else settings.max_hours * 3600.0,
+    )
+    steps_per_epoch = -(-len(loader) // settings.gradient_accumulation_steps)
+    total_steps = min(settings.epochs * steps_per_epoch, settings.max_steps or 2**62)
+    monitor = Monitor(
+        metric=settings.early_stopping.metric.removeprefix("val_").removeprefix("val/"),
+        mode=settings.early_stopping.resolved_mode,
+        patience=settings.early_stopping.patience,
+        min_delta=settings.early_stopping.min_delta,
+    )
+    return Trainer(
+        task=problem.task,
+        engine=_engine(config, problem, world=world, total_steps=total_steps, steps_per_epoch=steps_per_epoch),
+        loader=loader,
+        evaluator=evaluator,
+        limits=limits,
+        cadence=_cadence(config),
+        monitor=monitor,
+        accumulation=settings.gradient_accumulation_steps,
+        store=None if folder is None else _store(config.checkpoint, folder),
+        tracker=tracker,
+        plateau=_plateau(config.scheduler, monitor),
+        max_bad_steps=settings.max_bad_steps,
+        extra=extra or {},
+    )
+
+
+def train_loader(config: CoreConfig, problem: Problem, *, world: World) -> BatchLoader:
+    """Shuffled, augmented training batches."""
+    order = EpochOrder(
+        size=len(problem.train.dataset),
+        batch_size=config.train.batch_size,
+        seed=config.run.seed,
+        lengths=problem.train.lengths,
+        drop_last=config.train.drop_last,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    return _loader(config, problem.train, order, world=world, transform=problem.transform)
+
+
+def evaluation_loader(config: CoreConfig, data: Data, *, world: World) -> BatchLoader:
+    """Batches of every sample exactly once, unaugmented."""
+    order = EpochOrder(
+        size=len(data.dataset),
+        batch_size=config.train.eval_batch_size or config.train.batch_size,
+        seed=config.run.seed,
+        shuffle=False,
+        lengths=data.lengths,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    return _loader(config, data, order, world=world)
+
+
+def _loader(
+    config: CoreConfig, data: Data, order: EpochOrder, *, world: World, transform: Transform | None = None
+) -> BatchLoader:
+    workers = worker_count(
+        config.run.num_workers, samples=order.size, batch_size=order.batch_size, processes=world.size
+    )
+    return BatchLoader(
+        data.dataset,
+        order,
+        transform=transform,
+        collate=data.collate,
+        num_workers=workers,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+def _engine(config: CoreConfig, problem: Problem, *, world: World, total_steps: int, steps_per_epoch: int) -> Engine:
+    settings = config.train
+    model = problem.task.model.to(world.device)
+    groups = parameter_groups(
+        model, lr=settings.lr, weight_decay=settings.weight_decay, rules=list(problem.group_rules)
+    )
+    rates = lr_table(
+        config.scheduler.name,
+        config.scheduler.params(),
+        base_lrs=[group["lr"] for group in groups],
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        unit=config.scheduler.resolved_unit,
+    )
+    optimizer = build_optimizer(groups, name=settings.optimizer, momentum=settings.momentum)
+    if settings.compile:
+        model.compile()
+    if world.size > 1:
+        model = DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None)
+    return Engine(
+        model,
+        optimizer,
+        learning_rates=rates,
+        precision=settings.precision,
+        max_grad_norm=settings.max_grad_norm,
+        nominal_count=settings.batch_size * settings.gradient_accumulation_steps * world.size,
+        ema_decay=settings.ema_decay,
+        world=world,
+    )
+
+
+def _cadence(config: CoreConfig) -> Cadence:
+    minutes = config.checkpoint.save_every_minutes
+    return Cadence(
+        log_every=config.tracking.log_every,
+        evaluate_every=config.train.eval_every,
+        evaluate_unit=config.train.eval_unit,
+        save_every_steps=config.checkpoint.save_every_steps,
+        save_every_seconds=None if minutes is None else minutes * 60.0,
+        milestone_every_epochs=config.checkpoint.keep_every_epochs,
+    )
+
+
+def _store(settings: CheckpointConfig, folder: Path) -> CheckpointStore:
+    return CheckpointStore(folder, keep_last=settings.keep_last, asynchronous=settings.async_save)
+
+
+def _plateau(settings: SchedulerConfig, monitor: Monitor) -> Plateau | None:
+    if settings.name not in _PLATEAU:
+        return None
+    given = settings.params()
+    return Plateau(
+        mode=given.get("mode", monitor.mode), factor=given.get("factor", 0.1), patience=given.get("patience", 10)
+    )
+
+
+def configure_torch(config: CoreConfig) -> None:
+    """Thread count and matrix precision of this process."""
+    if config.run.num_threads is not None:
+        torch.set_num_threads(config.run.num_threads)
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; exact fp32 elsewhere

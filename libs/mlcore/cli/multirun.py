@@ -1,0 +1,188 @@
+"""Run the jobs of a sweep one after another, each as a process of its own in a folder of its own.
+
+The state of the sweep is in `sweep.json`: the same command again skips finished jobs, takes up the interrupted one from
+its checkpoint (each job's run folder is fixed, and runs resume by default), and tries failed ones again.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from mlcore.cli.spec import Invocation
+from mlcore.cli.sweep import Override, varied
+from mlcore.config.errors import ConfigError
+from mlcore.config.text import read_document
+from mlcore.files import ensure_folder, write_text
+
+__all__ = ["Job", "own_command", "run_sweep"]
+
+_OUTPUT_DIR = "run.output_dir"
+
+
+@dataclass
+class Job:
+    """One training of a sweep.
+
+    Attributes:
+        overrides: Its settings as `name=text`.
+        folder: Its run folder, relative to the sweep's.
+        status: How far it is.
+        exit_code: Of its last process; negative for a signal.
+        seconds: Wall time of its last process.
+    """
+
+    overrides: list[str]
+    folder: str
+    status: Literal["pending", "running", "finished", "failed", "interrupted"] = "pending"
+    exit_code: int | None = None
+    seconds: float = 0.0
+
+
+def own_command(arguments: Sequence[str]) -> list[str]:
+    """How this process was started (interpreter, options, script or `-m module`), without its `arguments`."""
+    started = sys.orig_argv[: len(sys.orig_argv) - len(arguments)]
+    return [sys.executable, *started[1:]]
+
+
+def run_sweep(invocation: Invocation[Any], *, app: str, command: Sequence[str], root: Path = Path("outputs")) -> int:
+    """Run (or go on with) a sweep.
+
+    Args:
+        invocation: A parsed command line with jobs.
+        app: Name of the application.
+        command: Start of each job's command line, see `own_command`.
+        root: Parent of the folders of all apps.
+
+    Returns:
+        0 when all jobs are finished, 1 when some failed, 128 + signal when stopped by a signal.
+
+    Raises:
+        ConfigError: Started under torchrun, the sweep is running already, or the given folder holds another one.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a sweep (-m) starts its jobs itself and cannot run under torchrun; sweep without NPROC")
+    given_folder = dict(invocation.overrides).get(_OUTPUT_DIR)
+    overrides = [[pair for pair in job if pair[0] != _OUTPUT_DIR] for job in invocation.jobs]
+    digest = _digest(app, overrides, invocation.passed_on)
+    folder = ensure_folder(Path(given_folder) if given_folder else root / app / "multirun" / digest)
+    start = [*command, *invocation.passed_on]
+    with _locked(folder) as lock, _forwarded_signals(lock) as stopper:
+        jobs = _load(folder, digest) or _plan(overrides)
+        for number, job in enumerate(jobs, 1):
+            if job.status == "finished" or stopper.signal:
+                continue
+            print(f"[{number}/{len(jobs)}] {shlex.join(job.overrides)} -> {folder / job.folder}", flush=True)
+            job.status = "running"
+            _save(folder, digest, jobs)
+            _run(job, [*start, *job.overrides, f"{_OUTPUT_DIR}={folder / job.folder}"], stopper)
+            _save(folder, digest, jobs)
+    print(_table(folder, jobs))
+    if stopper.signal:
+        return 128 + stopper.signal
+    return 0 if all(job.status == "finished" for job in jobs) else 1
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    """Keep others off the sweep; jobs inherit the lock, so one that outlives a killed sweep is not started twice."""
+    with (folder / "sweep.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder}: this sweep, or a job of it, is still running") from None
+        yield file.fileno()
+
+
+class _Stopper:
+    """Passes SIGINT and SIGTERM on to the running job and remembers the first."""
+
+    def __init__(self, lock: int) -> None:
+        self.lock = lock
+        self.signal = 0
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = self.signal or number
+        if self.process is not None:
+            self.process.send_signal(number)
+
+
+@contextmanager
+def _forwarded_signals(lock: int) -> Iterator[_Stopper]:
+    stopper = _Stopper(lock)
+    if threading.current_thread() is not threading.main_thread():  # handlers can be set in the main thread only
+        yield stopper
+        return
+    before = {number: signal.signal(number, stopper) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopper
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run(job: Job, command: Sequence[str], stopper: _Stopper) -> None:
+    started = time.monotonic()
+    # Own session: a terminal's Ctrl-C reaches the job once, through the stopper.
+    process = subprocess.Popen(command, start_new_session=True, pass_fds=[stopper.lock])  # noqa: S603 (our own command)
+    stopper.process = process
+    if stopper.signal:
+        process.send_signal(stopper.signal)  # it came while the job was starting
+    job.exit_code = process.wait()
+    stopper.process = None
+    job.seconds = round(time.monotonic() - started, 1)
+    job.status = "finished" if job.exit_code == 0 else "interrupted" if stopper.signal else "failed"
+
+
+def _plan(jobs: Sequence[Sequence[Override]]) -> list[Job]:
+    names = varied(jobs)
+    return [
+        Job([f"{name}={text}" for name, text in job], f"{number}-{_slug(different)}".rstrip("-"))
+        for number, (job, different) in enumerate(zip(jobs, names, strict=True), 1)
+    ]
+
+
+def _slug(overrides: Sequence[Override]) -> str:
+    text = ",".join(f"{name.rpartition('.')[2]}={value}" for name, value in overrides)
+    return re.sub(r"[^\w=.,+-]+", "_", text)[:80]
+
+
+def _digest(app: str, jobs: Sequence[Sequence[Override]], passed_on: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps([app, jobs, passed_on]).encode()).hexdigest()[:10]
+
+
+def _load(folder: Path, digest: str) -> list[Job]:
+    if not (folder / "sweep.json").exists():
+        return []
+    state = read_document(folder / "sweep.json").values
+    if state["digest"] != digest:
+        raise ConfigError(f"{folder}/sweep.json belongs to another sweep; choose another output_dir")
+    return [Job(**job) for job in state["jobs"]]
+
+
+def _save(folder: Path, digest: str, jobs: Sequence[Job]) -> None:
+    state = {"digest": digest, "jobs": [asdict(job) for job in jobs]}
+    write_text(folder / "sweep.json", json.dumps(state, indent=2) + "\n")
+
+
+def _table(folder: Path, jobs: Sequence[Job]) -> str:
+    rows = [
+        f"{job.status:<11} {job.seconds:>9.1f} s  {job.folder}"
+        + (f"  (exit code {job.exit_code})" if job.status == "failed" else "")
+        for job in jobs
+    ]
+    return "\n".join([f"sweep {folder}:", *rows])

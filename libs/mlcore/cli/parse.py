@@ -1,0 +1,173 @@
+"""From the command line to a typed configuration; imports nothing heavy, so that `--help` is quick."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mlcore.cli.flags import ACTIONS, build_parser, setting_of
+from mlcore.cli.spec import Action, AppSpec, Invocation
+from mlcore.cli.sweep import expand
+from mlcore.config.compose import Composed, Request, compose, group_choices
+from mlcore.config.dump import to_values
+from mlcore.config.errors import ConfigError, nearest
+from mlcore.config.names import NameTable
+from mlcore.config.section import Section
+from mlcore.config.validation import ConfigT
+
+__all__ = ["parse"]
+
+_OVERRIDE = re.compile(r"\+{0,2}([A-Za-z_][\w.]*)=(.*)", re.DOTALL)
+_NEGATIVE = re.compile(r"-[.\d]")
+
+
+def parse(
+    spec: AppSpec[ConfigT], argv: Sequence[str] | None = None, *, extra: argparse.ArgumentParser | None = None
+) -> Invocation[ConfigT]:
+    """Parse a command line and compose the configuration; `--help` prints and exits.
+
+    Args:
+        spec: The application.
+        argv: Arguments without the program's name; the process's own by default.
+        extra: A parser (with `add_help=False`, underscores in its flags) with the script's own arguments.
+
+    Returns:
+        What to do, with which configuration.
+
+    Raises:
+        ConfigError: A flag, key, value or file is wrong.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    table = NameTable(spec.config_cls)
+    groups = group_choices(spec.config_dir)
+    defaults = _defaults(spec) if {"-h", "--help"} & set(argv) else {}
+    parser = build_parser(table, groups, description=spec.description, defaults=defaults, extra=extra)
+    reader = _Reader(table, parser)
+    given, rest = parser.parse_known_args(reader.flags(argv))
+    if rest:
+        raise ConfigError(f"command line: unexpected '{rest[0]}'; settings are given as --name VALUE or name=VALUE")
+    overrides = (*_settings(given), *reader.unknown)
+    passed_on = _passed_on(given)
+    request = {"files": [Path(file) for file in getattr(given, "config", [])], "demo": hasattr(given, "demo")}
+    action = _action(given)
+    jobs = expand(overrides) if hasattr(given, "multirun") else ()
+    composed = [_compose(spec, job, **request) for job in jobs or (overrides,)]
+    return Invocation(
+        action=action,
+        composed=composed[0],
+        demo_requested=bool(request["demo"]),
+        overrides=overrides,
+        jobs=jobs,
+        passed_on=passed_on,
+        extra=given,
+    )
+
+
+def _compose(spec: AppSpec[ConfigT], overrides: Sequence[tuple[str, str]], **request: Any) -> Composed[ConfigT]:
+    demand = Request(overrides=overrides, demo_unless=spec.demo_unless, **request)
+    return compose(spec.config_cls, spec.config_dir, demand)
+
+
+class _Reader:
+    """Brings every flag and `key=value` to the one spelling that the parser knows.
+
+    Attributes:
+        unknown: `key=value` pairs that are no flag; the composition explains what is wrong with them.
+    """
+
+    def __init__(self, table: NameTable, parser: argparse.ArgumentParser) -> None:
+        self._table = table
+        # argparse has no public view of its flags; this attribute has been there since it exists.
+        self._known = parser._option_string_actions
+        self.unknown: list[tuple[str, str]] = []
+
+    def flags(self, argv: Sequence[str]) -> list[str]:
+        """The argument list with canonical flags only, in the order given."""
+        flags: list[str] = []
+        for token in argv:
+            match = _OVERRIDE.fullmatch(token)
+            if self._wants_value(flags):
+                joined = _NEGATIVE.match(token) or match  # argparse would take these for a flag
+                flags[-1:] = [f"{flags[-1]}={token}"] if joined else [flags[-1], self._canonical(token)]
+            elif match is None:
+                flags.append(self._canonical(token))
+            elif (name := self._setting(match.group(1))) is not None:
+                flags.append(f"--{name}={match.group(2)}")
+            else:
+                self.unknown.append((match.group(1), match.group(2)))
+        return flags
+
+    def _setting(self, name: str) -> str | None:
+        """The flag behind the name of a setting or group."""
+        action = self._known.get(f"--{name}")
+        if action is not None and setting_of(action.dest) == name:
+            return name
+        leaf = self._table.resolve(name)
+        return None if leaf is None else self._table.short[leaf.path]
+
+    def _wants_value(self, flags: Sequence[str]) -> bool:
+        """Whether the last flag takes exactly one value and has not got it."""
+        action = self._known.get(flags[-1]) if flags else None
+        return action is not None and (action.nargs is None or action.nargs == "+") and flags[-1].startswith("-")
+
+    def _canonical(self, token: str) -> str:
+        if not token.startswith("--") or len(token) == 2:
+            return token
+        head, equals, value = token[2:].partition("=")
+        name = head.replace("-", "_")
+        if f"--{name}" in self._known:
+            return f"--{name}{equals}{value}"
+        known = self._setting(name)
+        if known is not None:
+            return f"--{known}{equals}{value}"
+        positive = self._table.resolve(name.removeprefix("no_"))
+        if name.startswith("no_") and positive is not None and positive.is_bool:
+            return f"--no_{self._table.short[positive.path]}{equals}{value}"
+        hint = nearest(name, [*self._table.names(), *(flag.lstrip("-") for flag in self._known)])
+        raise ConfigError(f"command line: unknown flag '--{head}'{hint.replace(chr(39), chr(39) + '--', 1)}")
+
+
+def _defaults(spec: AppSpec[ConfigT]) -> dict[str, Any]:
+    """Default of every setting once default.yaml is applied."""
+    composed = compose(spec.config_cls, spec.config_dir, Request(), environ={})
+    flat: dict[str, Any] = {}
+
+    def flatten(section: Section, values: dict[str, Any], prefix: str) -> None:
+        for key, value in values.items():
+            inner = getattr(section, key)
+            if isinstance(inner, Section):
+                flatten(inner, value, f"{prefix}{key}.")
+            else:
+                flat[f"{prefix}{key}"] = value
+
+    flatten(composed.config, to_values(composed.config), "")
+    return flat
+
+
+def _settings(given: argparse.Namespace) -> list[tuple[str, str]]:
+    """Settings given as flags; several values of a list become one text."""
+    pairs = [(setting_of(destination), value) for destination, value in vars(given).items()]
+    return [
+        (name, value if isinstance(value, str) else value[0] if len(value) == 1 else f"[{', '.join(value)}]")
+        for name, value in pairs
+        if name is not None
+    ]
+
+
+def _passed_on(given: argparse.Namespace) -> tuple[str, ...]:
+    """The arguments that each job of a sweep gets unchanged."""
+    files = [f"--config={Path(file).absolute()}" for file in getattr(given, "config", [])]
+    return (*files, *(f"--{name}" for name in ("demo", *ACTIONS) if hasattr(given, name)))
+
+
+def _action(given: argparse.Namespace) -> Action:
+    if hasattr(given, "cfg"):
+        return "print_config"
+    if hasattr(given, "multirun"):
+        return "multirun"
+    chosen: list[Action] = [name for name in ("dry_run", "test", "lr_find") if hasattr(given, name)]
+    if len(chosen) > 1:
+        raise ConfigError(f"command line: --{chosen[0]} and --{chosen[1]} cannot be combined")
+    return chosen[0] if chosen else "train"

@@ -1,0 +1,242 @@
+"""Composition of one application's configuration from all its sources.
+
+Lowest to highest: defaults of the typed model, `default.yaml`, `demo.yaml` (where asked for), group choices,
+experiments, `--config` files, environment-backed settings, command line. A group choice made on the command line also
+decides *which* choice a section has; only the values inside its file rank as a group's.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic
+
+from mlcore.config.errors import ConfigError, nearest
+from mlcore.config.interpolation import interpolate
+from mlcore.config.layers import Rank, Settings, Source, Value
+from mlcore.config.names import Leaf, NameTable, Text
+from mlcore.config.text import Document, read_document, shown
+from mlcore.config.validation import ConfigT, validate
+
+__all__ = ["Composed", "Request", "compose", "group_choices"]
+
+EXPERIMENT = "experiment"
+_COMMAND_LINE = "command line"
+_DEFAULT = Source(Rank.MODEL, "default")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asked for.
+
+    Attributes:
+        overrides: (name, text) pairs in order; names are settings, groups, or "experiment". A later one wins.
+        files: `--config` files in order.
+        demo: Apply `demo.yaml`.
+        demo_unless: Dotted path of a setting; while no source gives it a value, `demo.yaml` is applied unasked.
+    """
+
+    overrides: Sequence[tuple[str, str]] = ()
+    files: Sequence[Path] = ()
+    demo: bool = False
+    demo_unless: str | None = None
+
+
+@dataclass(frozen=True)
+class Composed(Generic[ConfigT]):
+    """A configuration and where each of its values came from.
+
+    Attributes:
+        config: The typed configuration.
+        sources: Origin of every setting, by dotted path.
+        demo: Whether the demo preset was applied.
+        experiment: Name of the experiment, if one was chosen.
+    """
+
+    config: ConfigT
+    sources: Mapping[str, Source]
+    demo: bool
+    experiment: str | None
+
+    def was_given(self, path: str) -> bool:
+        """Whether the user gave this setting, rather than a default or the demo preset."""
+        return self.sources[path].rank > Rank.DEMO
+
+
+def compose(
+    config_cls: type[ConfigT], config_dir: Path, request: Request, *, environ: Mapping[str, str] | None = None
+) -> Composed[ConfigT]:
+    """Merge all sources by rank and validate the result.
+
+    Args:
+        config_cls: The application's configuration model.
+        config_dir: Folder with default.yaml, demo.yaml, experiment/ and one folder for each group.
+        request: What the user asked for.
+        environ: Environment variables; the process's own by default.
+
+    Returns:
+        The configuration with the origin of its values.
+
+    Raises:
+        ConfigError: A file, key, value, choice or variable is wrong.
+    """
+    table = NameTable(config_cls)
+    environ = os.environ if environ is None else environ
+    demo = request.demo
+    values = _Composer(table, config_dir, environ).collect(request, demo=demo)
+    if not demo and request.demo_unless is not None:
+        chosen = values.get(request.demo_unless)
+        demo = chosen is None or chosen.raw is None
+        values = _Composer(table, config_dir, environ).collect(request, demo=demo) if demo else values
+    config = validate(config_cls, table, values)
+    sources = {path: values[path].source if path in values else _DEFAULT for path in table.leaves}
+    return Composed(config, sources, demo, dict(request.overrides).get(EXPERIMENT))
+
+
+def group_choices(config_dir: Path) -> dict[str, list[str]]:
+    """The choices of each group (folder) in `config_dir`, "experiment" among them; sorted."""
+    folders = sorted(path for path in config_dir.glob("*/") if path.is_dir())
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+
+
+class _Composer:
+    """Collects the values of all sources in rising rank."""
+
+    def __init__(self, table: NameTable, config_dir: Path, environ: Mapping[str, str]) -> None:
+        self._table = table
+        self._dir = config_dir
+        self._environ = environ
+        self._groups = {EXPERIMENT: [], **group_choices(config_dir)}
+        self._settings = Settings(table.leaves.values())
+
+    def collect(self, request: Request, *, demo: bool) -> Mapping[str, Value]:
+        groups = {name: text for name, text in request.overrides if name in self._groups}
+        experiment = groups.pop(EXPERIMENT, None)
+        presets = [(self._table.leaves[path], raw) for path, raw in self._table.presets.items()]
+        for leaf, raw in sorted(presets, key=lambda preset: not preset[0].meta.selects):
+            self._put(leaf, raw, _DEFAULT)
+        if (self._dir / "default.yaml").is_file():
+            self._apply(read_document(self._dir / "default.yaml"), Rank.DEFAULTS)
+        if demo:
+            self._apply(read_document(self._dir / "demo.yaml"), Rank.DEMO)
+        for group, choice in groups.items():
+            self._choose(group, choice, Rank.GROUP, _COMMAND_LINE)
+        if experiment is not None:
+            self._apply(read_document(self._choice_file(EXPERIMENT, experiment, _COMMAND_LINE)), Rank.EXPERIMENT)
+        for file in request.files:
+            self._apply(read_document(file), Rank.FILE)
+        self._apply_environment()
+        for group, choice in groups.items():
+            self._settings.select(group, choice)
+        self._apply_overrides([pair for pair in request.overrides if pair[0] not in self._groups])
+        return self._settings.result()
+
+    def _apply(self, document: Document, rank: Rank, *, group: str | None = None) -> None:
+        """Take a file; the keys of a group's choice are those of the group's section."""
+        items = list(self._flatten(document, document.values, () if group is None else (group,), ()))
+        seen: dict[str, str] = {}
+        for item in items:
+            if isinstance(item, _Choice):
+                self._choose(item.group, item.choice, rank, item.where)
+        for leaf, raw, where in sorted(_settings_of(items), key=lambda setting: not setting[0].meta.selects):
+            if leaf.path in seen:
+                raise ConfigError(f"{where}: {leaf.path} was given before, at {seen[leaf.path]}, under another name")
+            seen[leaf.path] = where
+            self._put(leaf, raw, Source(rank, where), in_group=group is not None)
+
+    def _flatten(
+        self, document: Document, values: Mapping[str, Any], prefix: tuple[str, ...], at: tuple[str, ...]
+    ) -> "Iterator[_Item]":
+        """The settings and group choices of a nested mapping; `prefix` is the section, `at` the keys in the file."""
+        for key, raw in values.items():
+            where = document.where((*at, key))
+            name = ".".join((*prefix, key))
+            section = self._table.sections.get(".".join(prefix))
+            if not prefix and key == "defaults":
+                yield from _defaults(raw, where)
+            elif isinstance(raw, dict) and section is not None and key in section.hoisted:
+                yield from self._flatten(document, raw, prefix, (*at, key))
+            elif name in self._table.sections:
+                if isinstance(raw, str) and name in self._groups:
+                    yield _Choice(name, raw, where)
+                elif isinstance(raw, dict):
+                    yield from self._flatten(document, raw, (*prefix, key), (*at, key))
+                elif raw is not None:
+                    raise ConfigError(f"{where}: {name} is a section; expected `key: value` pairs below it")
+            elif (leaf := self._table.resolve(name)) is not None:
+                yield leaf, raw, where
+            else:
+                raise ConfigError(f"{where}: unknown key '{name}'{self._hint(key, '.'.join(prefix))}")
+
+    def _hint(self, key: str, section: str) -> str:
+        if key == "_target_":
+            return "; files name no classes here, choose with `name:`"
+        return self._table.suggest(key, inside=section)
+
+    def _choose(self, group: str, choice: str, rank: Rank, where: str) -> None:
+        """Apply the file of a group's choice."""
+        if group not in self._groups or group not in self._table.sections:
+            known = ", ".join(sorted(set(self._groups) - {EXPERIMENT})) or "none"
+            raise ConfigError(
+                f"{where}: '{group}' is no group with choices{nearest(group, self._groups)} (groups: {known})"
+            )
+        file = self._choice_file(group, choice, where)
+        self._settings.select(group, choice)
+        self._apply(read_document(file), rank, group=group)
+
+    def _choice_file(self, group: str, choice: str, where: str) -> Path:
+        choices = self._groups.get(group, [])
+        if choice not in choices:
+            sweep = "a comma list needs -m. " if "," in choice else ""
+            raise ConfigError(
+                f"{where}: {group} has no choice '{choice}'{nearest(choice, choices) or '.'} "
+                f"{sweep}Choices: {', '.join(choices) or 'none'} ({shown(self._dir / group)})"
+            )
+        return self._dir / group / f"{choice}.yaml"
+
+    def _apply_environment(self) -> None:
+        for leaf in self._table.leaves.values():
+            name = leaf.meta.env
+            if name and self._environ.get(name):  # compose files pass unset variables as empty ones
+                source = Source(Rank.ENVIRONMENT, f"environment variable {name}")
+                self._put(leaf, Text(self._environ[name]), source)
+
+    def _apply_overrides(self, overrides: Sequence[tuple[str, str]]) -> None:
+        source = Source(Rank.COMMAND_LINE, _COMMAND_LINE)
+        found: dict[str, tuple[Leaf, str]] = {}
+        for name, text in overrides:
+            leaf = self._table.resolve(name)
+            if leaf is None and name in self._table.sections:
+                raise ConfigError(f"{_COMMAND_LINE}: {name} is a section; set one of its keys, as in {name}.KEY=VALUE")
+            if leaf is None:
+                raise ConfigError(f"{_COMMAND_LINE}: unknown key '{name}'{self._table.suggest(name)}")
+            found[leaf.path] = (leaf, text)
+        for leaf, text in sorted(found.values(), key=lambda pair: not pair[0].meta.selects):
+            self._put(leaf, Text(text), source)
+
+    def _put(self, leaf: Leaf, raw: Any, source: Source, *, in_group: bool = False) -> None:
+        value = interpolate(raw, self._environ, where=f"{source.where}: {leaf.path}")
+        value = leaf.read(value) if isinstance(value, Text) else value
+        self._settings.put(leaf, Value(value, source), in_group=in_group)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    group: str
+    choice: str
+    where: str
+
+
+_Item = _Choice | tuple[Leaf, Any, str]
+
+
+def _settings_of(items: Sequence[_Item]) -> list[tuple[Leaf, Any, str]]:
+    return [item for item in items if not isinstance(item, _Choice)]
+
+
+def _defaults(raw: Any, where: str) -> Iterator[_Choice]:
+    """The `defaults:` of a file: `group: choice` pairs."""
+    if not isinstance(raw, dict) or not all(isinstance(choice, str) for choice in raw.values()):
+        raise ConfigError(f"{where}: 'defaults' holds `group: choice` pairs, such as `scheduler: cosine`")
+    for group, choice in raw.items():
+        yield _Choice(group, choice, where)

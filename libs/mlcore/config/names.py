@@ -1,0 +1,260 @@
+"""The name table: every setting of an application, by its dotted path and by its short names.
+
+The same table serves flags, `key=value` overrides and the keys of configuration files.
+"""
+
+import json
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import SecretStr, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from mlcore.config.errors import ConfigError, nearest
+from mlcore.config.section import Meta, Section, meta_of
+from mlcore.config.text import parse_scalar
+
+__all__ = ["Leaf", "NameTable", "Text"]
+
+_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", SecretStr: "text"}
+
+
+class Text(str):
+    """Text whose type only the field knows: from the command line or an environment variable."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One setting.
+
+    Attributes:
+        path: Dotted path, e.g. "train.lr".
+        info: The pydantic field.
+    """
+
+    path: str
+    info: FieldInfo
+
+    @cached_property
+    def meta(self) -> Meta:
+        """Unit, aliases and the like."""
+        return meta_of(self.info)
+
+    @cached_property
+    def types(self) -> tuple[Any, ...]:
+        """The alternatives of the field's type, without None."""
+        return tuple(kind for kind in _alternatives(self.info.annotation) if kind is not type(None))
+
+    @property
+    def optional(self) -> bool:
+        """Whether null is a value."""
+        return type(None) in _alternatives(self.info.annotation)
+
+    @property
+    def is_bool(self) -> bool:
+        """Whether the flag works as a switch."""
+        return bool in self.types
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the flag takes several values."""
+        return any(get_origin(kind) in (list, tuple) for kind in self.types)
+
+    @property
+    def secret(self) -> bool:
+        """Whether the value must not be shown."""
+        return SecretStr in self.types
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Names the field accepts, where it is a choice."""
+        return tuple(str(choice) for kind in self.types if get_origin(kind) is Literal for choice in get_args(kind))
+
+    @property
+    def expects(self) -> str:
+        """What a value must be, for help and messages: "a whole number, at least 1 (samples)"."""
+        names = [_type_name(kind) for kind in self.types] + (["null"] if self.optional else [])
+        unit = f" ({self.meta.unit})" if self.meta.unit else ""
+        return ", ".join([" or ".join(names), *_limits(self.info.metadata)]) + unit
+
+    def read(self, text: str) -> Any:
+        """The value that `text` means here: by YAML's scalar rules, or the text as it stands if only that fits.
+
+        A value that fits neither way is returned as YAML reads it, for the validation to refuse.
+        """
+        parsed = parse_scalar(text)
+        candidates = [parsed] if text == parsed else [parsed, text]
+        return next((value for value in candidates if self._fits(value)), parsed)
+
+    def _fits(self, value: Any) -> bool:
+        try:
+            self._adapter.validate_json(json.dumps(value), strict=True)
+        except (ValidationError, TypeError):
+            return False
+        return True
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any]:
+        kind: Any = Annotated[self.info.annotation, self.info]
+        return TypeAdapter(kind)
+
+
+_LIMITS = (
+    ("ge", "at least {}"),
+    ("gt", "above {}"),
+    ("le", "at most {}"),
+    ("lt", "below {}"),
+    ("min_length", "at least {} long"),
+    ("max_length", "at most {} long"),
+)
+
+
+class NameTable:
+    """All names of one application's configuration.
+
+    Attributes:
+        leaves: Every setting by dotted path, in order of declaration.
+        sections: Every section class by dotted path.
+        presets: Values, by dotted path, that the application's model gives its sections in place of their own defaults.
+        short: The shortest declared name of each setting, by path; what help and flags show.
+    """
+
+    def __init__(self, config_cls: type[Section]) -> None:
+        self.leaves: dict[str, Leaf] = {}
+        self.sections: dict[str, type[Section]] = {}
+        for path, item in _walk(config_cls, ""):
+            if isinstance(item, FieldInfo):
+                self.leaves[path] = Leaf(path, item)
+            else:
+                self.sections[path] = item
+        self.presets = _presets(config_cls)
+        self._paths: dict[str, str] = {path: path for path in self.leaves}
+        self._ambiguous: dict[str, list[str]] = {}
+        self._add_aliases()
+        self._add_short_names()
+        self.short = {path: self._shortest(path) for path in self.leaves}
+
+    def resolve(self, name: str) -> Leaf | None:
+        """The setting behind a dotted path, a short name or an alias; hoisted parts (`.params.`) may be named too.
+
+        Raises:
+            ConfigError: The name stands for several settings.
+        """
+        if name in self._ambiguous:
+            raise ConfigError(f"'{name}' could be any of {', '.join(self._ambiguous[name])}; write the full name")
+        path = self._paths.get(name) or self._paths.get(self._without_hoisted(name))
+        return None if path is None else self.leaves[path]
+
+    def names(self) -> list[str]:
+        """Every name that `resolve` knows."""
+        return sorted(self._paths)
+
+    def suggest(self, name: str, *, inside: str = "") -> str:
+        """`", did you mean '...'?"` with the nearest name, looking inside one section first."""
+        if inside:
+            own = [known[len(inside) + 1 :] for known in self._paths if known.startswith(f"{inside}.")]
+            if close := nearest(name, own):
+                return close
+        return nearest(name, [*self._paths, *self.sections])
+
+    def _without_hoisted(self, name: str) -> str:
+        head, _, leaf = name.rpartition(".")
+        section, _, hoisted = head.rpartition(".")
+        known = self.sections.get(section)
+        return f"{section}.{leaf}" if known is not None and hoisted in known.hoisted else name
+
+    def _add_aliases(self) -> None:
+        for path, leaf in self.leaves.items():
+            section = path.rpartition(".")[0]
+            for alias in leaf.meta.aliases:
+                local = f"{section}.{alias}" if section and "." not in alias else alias
+                for full in (alias, local):
+                    if self._paths.setdefault(full, path) != path:
+                        raise ValueError(f"alias '{full}' of {path} already names {self._paths[full]}")
+
+    def _add_short_names(self) -> None:
+        by_name: dict[str, list[str]] = {}
+        for path in self.leaves:
+            by_name.setdefault(path.rpartition(".")[2], []).append(path)
+        for name, paths in by_name.items():
+            if name in self._paths or name in self.sections:
+                continue
+            if len(paths) == 1:
+                self._paths[name] = paths[0]
+            else:
+                self._ambiguous[name] = paths
+
+    def _shortest(self, path: str) -> str:
+        """The leaf's own name where it is unique or claimed, else its first alias, else the path."""
+        name = path.rpartition(".")[2]
+        if self._paths.get(name) == path:
+            return name
+        return next((alias for alias in self.leaves[path].meta.aliases if "." not in alias), path)
+
+
+def _walk(section: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo | type[Section]]]:
+    for name, info in section.model_fields.items():
+        path = f"{prefix}{name}"
+        inner = next((kind for kind in _alternatives(info.annotation) if _is_section(kind)), None)
+        if inner is None:
+            yield path, info
+        else:
+            yield path, inner
+            yield from _walk(inner, f"{path}.")
+
+
+def _presets(section: type[Section], prefix: str = "") -> dict[str, Any]:
+    """What `field(TrainConfig(epochs=3), ...)` says about `train`: only what was given there, outer over inner."""
+    presets: dict[str, Any] = {}
+    for name, info in section.model_fields.items():
+        inner = next((kind for kind in _alternatives(info.annotation) if _is_section(kind)), None)
+        if inner is not None:
+            presets |= _presets(inner, f"{prefix}{name}.")
+        if isinstance(info.default, Section):
+            presets |= _given(info.default, f"{prefix}{name}.")
+    return presets
+
+
+def _given(section: Section, prefix: str) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for name, raw in section.model_dump(mode="json", exclude_unset=True).items():
+        value = getattr(section, name)
+        given |= _given(value, f"{prefix}{name}.") if isinstance(value, Section) else {f"{prefix}{name}": raw}
+    return given
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """Members of a union, or the annotation itself."""
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def _limits(metadata: list[Any]) -> list[str]:
+    """Constraints in words."""
+    flat = [part for item in metadata for part in (item.metadata if isinstance(item, FieldInfo) else [item])]
+    return [text.format(getattr(part, key)) for part in flat for key, text in _LIMITS if hasattr(part, key)]
+
+
+def _type_name(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind))) if len(get_args(kind)) > 1 else f"'{get_args(kind)[0]}'"
+    if get_origin(kind) is Annotated:
+        inner, *metadata = get_args(kind)
+        return " ".join([_type_name(inner), *_limits(metadata)])
+    if get_origin(kind) is tuple and Ellipsis not in get_args(kind):
+        return "a list of " + " and ".join(map(_type_name, get_args(kind)))
+    if get_origin(kind) in (list, tuple):
+        return f"a list, each {_type_name(get_args(kind)[0])}"
+    if get_origin(kind) is dict:
+        return "key: value pairs"
+    return _TYPE_NAMES.get(
+        kind, "a path" if getattr(kind, "__name__", "") == "Path" else str(getattr(kind, "__name__", kind))
+    )

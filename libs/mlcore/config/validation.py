@@ -1,0 +1,80 @@
+"""From raw values to the typed configuration, with errors that name origin, key, value and expectation."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from mlcore.config.errors import ConfigError, nearest
+from mlcore.config.layers import Value
+from mlcore.config.names import Leaf, NameTable
+from mlcore.config.section import Section
+from mlcore.config.text import dump_value
+
+ConfigT = TypeVar("ConfigT", bound=Section)
+
+
+def validate(config_cls: type[ConfigT], table: NameTable, values: Mapping[str, Value]) -> ConfigT:
+    """Build the configuration; types are strict ("32" is no number, true is no 1), whole numbers may stand for floats.
+
+    Args:
+        config_cls: The application's configuration.
+        table: Its names.
+        values: Raw values by dotted path; settings that are left out keep their defaults.
+
+    Raises:
+        ConfigError: One line for each value that does not fit.
+    """
+    nested: dict[str, Any] = {}
+    for section in table.sections:  # all of them, so that a missing setting is told by its own name
+        _descend(nested, section.split("."))
+    for path, value in values.items():
+        *sections, name = path.split(".")
+        _descend(nested, sections)[name] = value.raw
+    try:
+        # JSON mode: paths and tuples are written as text and lists in every source, and pass in strict mode only there.
+        return config_cls.model_validate_json(json.dumps(nested, default=str), strict=True)
+    except ValidationError as error:
+        lines = dict.fromkeys(_explain(detail, table, values) for detail in error.errors())
+        # Each member of a union complains; keep the most precise line.
+        kept = [line for line in lines if not any(other != line and other.startswith(line) for other in lines)]
+        raise ConfigError("\n".join(kept)) from None
+
+
+def _descend(nested: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    for key in keys:
+        nested = nested.setdefault(key, {})
+    return nested
+
+
+def _explain(detail: ErrorDetails, table: NameTable, values: Mapping[str, Value]) -> str:
+    parts = [str(part) for part in detail["loc"]]
+    problem = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "rejected":
+        parts.append(detail["ctx"]["key"])
+    path = next((".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in table.leaves), None)
+    if path is None:  # a validator of a whole section
+        section = ".".join(parts)
+        origins = dict.fromkeys(v.source.where for key, v in values.items() if key.startswith(f"{section}."))
+        return f"{', '.join(origins) or 'default'}: {section or 'configuration'}: {problem}"
+    leaf = table.leaves[path]
+    if detail["type"] == "missing" and path == ".".join(parts):
+        return f"{path} is missing; give it as --{table.short[path]} or in a file; expected {leaf.expects}"
+    own = detail["type"] in ("rejected", "value_error", "assertion_error")
+    inner = "" if own else _inside(parts[path.count(".") + 1 :], leaf, problem)
+    where = values[path].source.where if path in values else "default"
+    shown = "" if path not in values else " = ***" if leaf.secret else f" = {dump_value(values[path].raw)}"
+    return f"{where}: {path}{shown}: {problem if own else _expected(leaf, values.get(path))}{inner}"
+
+
+def _expected(leaf: Leaf, value: Value | None) -> str:
+    raw = value.raw if value is not None else None
+    return f"expected {leaf.expects}{nearest(raw, leaf.choices) if isinstance(raw, str) else ''}"
+
+
+def _inside(rest: list[str], leaf: Leaf, problem: str) -> str:
+    """Which item of a list has the problem; union members in the location are of no interest."""
+    index = next((part for part in rest if part.isdigit()), None)
+    return f" (item {index}: {problem})" if index is not None and leaf.is_list else ""

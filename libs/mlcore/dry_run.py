@@ -1,0 +1,93 @@
+"""A rehearsal of a whole run in seconds: every stage once, on the real data and configuration; nothing stays."""
+
+import logging
+import subprocess
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from mlcore.assemble import CoreConfig, Data, Problem, build_trainer
+from mlcore.checkpoint import CheckpointStore
+from mlcore.console import format_duration
+from mlcore.data.loader import SizedDataset
+from mlcore.diagnose import peak_memory_bytes
+from mlcore.distributed import World, barrier
+from mlcore.errors import UserError
+from mlcore.trainer import Limits
+
+_log = logging.getLogger(__name__)
+
+_EXPORT_TIMEOUT_S = 600
+
+
+class _First:
+    """The first samples of a data set."""
+
+    def __init__(self, dataset: SizedDataset, count: int) -> None:
+        self._dataset = dataset
+        self._count = min(count, len(dataset))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> object:
+        return self._dataset[index]
+
+
+def dry_run(config: CoreConfig, problem: Problem, *, world: World) -> int:
+    """Train a full window and a short one, evaluate, save, load in a fresh process, export; say what would happen.
+
+    Returns:
+        Exit code 0; whatever fails raises as it would in the real run.
+
+    Raises:
+        UserError: A stage failed.
+    """
+    whole = build_trainer(config, problem, world=world)
+    steps, per_epoch = whole.total_steps, whole.steps_per_epoch
+    batch, windows = config.train.batch_size * world.size, config.train.gradient_accumulation_steps
+    # One full window and a short one whose last batch is short too, as at the end of an epoch.
+    train_size = batch * windows + max(1, batch // 2)
+    small = replace(
+        problem,
+        train=_shortened(problem, train_size),
+        validation=replace(problem.validation, dataset=_First(problem.validation.dataset, 2 * batch), lengths=None),
+    )
+    with tempfile.TemporaryDirectory(prefix="dry_run_") as name:
+        trainer = build_trainer(config, small, world=world, folder=Path(name) / "checkpoints")
+        trainer.limits = Limits(epochs=1)
+        outcome = trainer.fit()
+        checkpoint = Path(name) / "checkpoints" / CheckpointStore.LATEST
+        size = checkpoint.stat().st_size if world.is_main else 0
+        _log.info("trained %d windows, the last one short; %d skipped", outcome.progress.step, outcome.skipped)
+        _log.info("evaluated: %s", "  ".join(f"{key} {value:.4g}" for key, value in outcome.metrics.items()))
+        if problem.export_command is not None and world.is_main:
+            _export(problem.export_command(checkpoint, Path(name) / "export"))
+            _log.info("saved, loaded in a fresh process, exported and verified")
+        barrier()
+    pace = trainer.progress.seconds / max(1, outcome.progress.step)
+    _log.info(
+        "a real run would train %d steps (%d an epoch) on %d samples with %d workers: about %s at this pace, "
+        "peak memory %.2f GiB, %.1f MiB a checkpoint",
+        steps,
+        per_epoch,
+        whole.loader.order.size,
+        whole.loader.num_workers,
+        format_duration(pace * steps),
+        peak_memory_bytes(world.device) / 2**30,
+        size / 2**20,
+    )
+    _log.info("dry run passed; nothing was kept")
+    return 0
+
+
+def _shortened(problem: Problem, size: int) -> Data:
+    lengths = problem.train.lengths
+    dataset = _First(problem.train.dataset, size)
+    return replace(problem.train, dataset=dataset, lengths=None if lengths is None else lengths[: len(dataset)])
+
+
+def _export(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_EXPORT_TIMEOUT_S, check=False)  # noqa: S603
+    if done.returncode:
+        raise UserError(f"the export failed ({' '.join(command)}):\n{done.stderr.strip() or done.stdout.strip()}")

@@ -1,0 +1,336 @@
+"""One call of an app's training script: run folder, resuming, training, final evaluation, report.
+
+The apps differ in the `Problem` they build; everything around it is here, once.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from mlcore.assemble import CoreConfig, Problem, build_trainer, configure_torch, evaluation_loader
+from mlcore.checkpoint import CheckpointStore, State, inference_weights, load_checkpoint
+from mlcore.cli.spec import Invocation
+from mlcore.config.dump import to_values, to_yaml
+from mlcore.config.section import Section as ConfigSection
+from mlcore.console import format_duration, setup_logging
+from mlcore.diagnose import peak_memory_bytes
+from mlcore.distributed import World, barrier, broadcast_object, start_world
+from mlcore.doctor import CheckFunction, check_system, exit_code, format_checks
+from mlcore.dry_run import dry_run
+from mlcore.env import load_env
+from mlcore.evaluator import Evaluator
+from mlcore.files import write_text
+from mlcore.lr_finder import find_learning_rate
+from mlcore.plots.curves import plot_lr_finder, plot_panels
+from mlcore.report import Headline, Picture, RunReport, Section, Table, describe_environment, write_report
+from mlcore.runs import RunFolder, RunRecord, choose_run_folder, code_version
+from mlcore.seeding import seed_everything
+from mlcore.trackers.base import Tracker, Trackers
+from mlcore.trackers.console import ConsoleTracker
+from mlcore.trackers.table import TableTracker, read_history
+from mlcore.trackers.tensorboard import TensorBoardTracker
+from mlcore.trackers.wandb import RUN_ID, WandbTracker
+from mlcore.trainer import Outcome, Trainer, unwrap
+
+_log = logging.getLogger(__name__)
+
+EXIT_INTERRUPTED = 75
+"""Exit code after SIGTERM or SIGINT: the state is saved, and the same command continues (EX_TEMPFAIL)."""
+
+
+class AppConfig(CoreConfig, Protocol):
+    """A typed app configuration."""
+
+
+ConfigT = TypeVar("ConfigT", bound=ConfigSection)
+
+
+@dataclass(frozen=True, kw_only=True)
+class App(Generic[ConfigT]):
+    """What the session must know of an app.
+
+    Attributes:
+        name: Folder name; runs go below `outputs/<name>`.
+        title: For people.
+        build: From configuration and world to the problem.
+        run_name: Default name of a run, from the configuration.
+        own_data: The command for own data, shown with the demo.
+        checks: The app's own system checks for `--test`.
+    """
+
+    name: str
+    title: str
+    build: Callable[[ConfigT, World], Problem]
+    run_name: Callable[[ConfigT], str]
+    own_data: str
+    checks: Sequence[CheckFunction] = ()
+
+
+def run(app: App[Any], invocation: Invocation[Any]) -> int:
+    """Do what the command line asks for; returns the exit code.
+
+    0: done (finished, stopped early, or the time limit came). 75: interrupted and saved; the same command continues.
+
+    Raises:
+        UserError: Anything the user has to mend.
+    """
+    load_env()
+    config = invocation.config
+    if invocation.action == "test":
+        checks = check_system(Path("outputs"), extra=app.checks)
+        print(format_checks(checks))
+        return exit_code(checks)
+    with start_world(config.run.device) as world:
+        configure_torch(config)
+        seed_everything(config.run.seed, rank=world.rank, deterministic=config.run.deterministic)
+        if invocation.action == "dry_run":
+            setup_logging(is_main=world.is_main)
+            return dry_run(config, app.build(config, world), world=world)
+        folder = broadcast_object(_choose_folder(app, invocation) if world.is_main else None)
+        record = RunRecord(folder.path, config=to_values(config)) if world.is_main else None
+        setup_logging(log_file=folder.path / "train.log", is_main=world.is_main)
+        status = "failed"
+        try:
+            if invocation.composed.demo:
+                _say_demo(app, invocation)
+            if invocation.action == "lr_find":
+                status = _find_rate(app, config, world=world, folder=folder.path)
+            else:
+                status = _Session(app, invocation, world=world, folder=folder).train()
+        except BaseException:
+            _log.debug("the run failed", exc_info=True)
+            raise
+        finally:
+            if record is not None:
+                record.close(status=status)
+    return EXIT_INTERRUPTED if status == "interrupted" else 0
+
+
+def _choose_folder(app: App[Any], invocation: Invocation[Any]) -> RunFolder:
+    config, composed = invocation.config, invocation.composed
+    default = composed.experiment or ("demo" if composed.demo else app.run_name(config))
+    root = Path("outputs") / app.name / (config.run.name or default)
+    return choose_run_folder(root, config=to_values(config), output_dir=config.run.output_dir, resume=config.run.resume)
+
+
+def _say_demo(app: App[Any], invocation: Invocation[Any]) -> None:
+    why = "as asked" if invocation.demo_requested else "because no data set was given"
+    _log.info("running the %s demo on generated data, %s. Your own data: %s", app.title, why, app.own_data)
+
+
+def _find_rate(app: App[Any], config: Any, *, world: World, folder: Path) -> str:
+    trainer = build_trainer(config, app.build(config, world), world=world)
+    curve = find_learning_rate(trainer)
+    picture = plot_lr_finder(
+        curve.rates[: len(curve.losses)],
+        losses=curve.losses,
+        path=folder / "lr_finder.png",
+        suggestion=curve.suggestion,
+    )
+    _log.info("suggested: --lr %.2g   (curve: %s)", curve.suggestion, picture)
+    return "finished"
+
+
+class _Session:
+    """A training run in its folder."""
+
+    def __init__(self, app: App[Any], invocation: Invocation[Any], *, world: World, folder: RunFolder) -> None:
+        self._app = app
+        self._config: Any = invocation.config
+        self._invocation = invocation
+        self._world = world
+        self._place = folder
+        self._folder = folder.path
+
+    def train(self) -> str:
+        """Train (or go on training), judge the best checkpoint, write the report; returns the status."""
+        problem = self._app.build(self._config, self._world)
+        resumed = self._resumed_state()
+        tracker = self._tracker(None if resumed is None else resumed[1])
+        trainer = build_trainer(
+            self._config,
+            problem,
+            world=self._world,
+            folder=self._place.checkpoints,
+            tracker=tracker,
+            extra={"config": to_values(self._config), "code_version": code_version(), "app": self._app.name},
+        )
+        if self._world.is_main:
+            write_text(self._folder / "config.yaml", to_yaml(self._config, self._invocation.composed.sources))
+        self._take_over(trainer, resumed)
+        self._announce(trainer)
+        status = "failed"
+        try:
+            outcome = trainer.fit()
+            status = outcome.status
+            if status != "interrupted":
+                self._conclude(trainer, problem, outcome)
+        finally:
+            if trainer.store is not None:
+                trainer.store.close()
+            tracker.close(status="finished" if status in ("finished", "stopped early") else status)
+        return status
+
+    # ------------------------------------------------------------------------------------------------------ resuming
+
+    def _resumed_state(self) -> tuple[Path, State] | None:
+        if not self._place.resume:
+            return None
+        if self._place.checkpoint is not None:
+            return self._place.checkpoint, load_checkpoint(self._place.checkpoint)
+        return CheckpointStore(self._place.checkpoints, asynchronous=False).newest_good()
+
+    def _take_over(self, trainer: Trainer, resumed: tuple[Path, State] | None) -> None:
+        if resumed is None:
+            return
+        path, state = resumed
+        trainer.load_state_dict(state, source=path)
+        if self._world.is_main and trainer.store is not None and path.parent == trainer.store.folder:
+            trainer.store.take_over(path, is_best=trainer.progress.best_step == trainer.progress.step)
+        barrier()
+        now = trainer.progress
+        _log.info("resuming %s at step %d (epoch %d, batch %d)", path, now.step, now.epoch, now.batch)
+
+    def _tracker(self, state: State | None) -> Tracker:
+        if not self._world.is_main:
+            return Trackers({})
+        settings, folder = self._config.tracking, self._folder
+        resume_step = None if state is None else int(state["progress"]["step"])
+        known = {} if state is None else dict(state["tracker"])
+        starters: dict[str, Callable[[], Tracker]] = {
+            "table": lambda: TableTracker(folder, resume_step=resume_step),
+            "console": ConsoleTracker,
+        }
+        if settings.tensorboard:
+            starters["TensorBoard"] = lambda: TensorBoardTracker(folder / "tensorboard", resume_step=resume_step)
+        if settings.use_wandb and settings.wandb_mode != "disabled":
+            starters["W&B"] = lambda: WandbTracker(
+                folder,
+                project=settings.wandb_project or self._app.name,
+                name=f"{folder.parent.name}/{folder.name}",
+                config=to_values(self._config),
+                mode=settings.wandb_mode,
+                run_id=known.get(RUN_ID),
+                history=[] if resume_step is None else read_history(folder),
+            )
+        return Trackers(starters, state=known)
+
+    def _announce(self, trainer: Trainer) -> None:
+        parameters = sum(p.numel() for p in unwrap(trainer.engine.model).parameters() if p.requires_grad)
+        _log.info(
+            "%s: %s trainable parameters, %d training and %d validation samples, %d steps, on %s%s",
+            self._folder,
+            f"{parameters:,}",
+            trainer.loader.order.size,
+            0 if trainer.evaluator is None else len(trainer.evaluator),
+            trainer.total_steps,
+            self._world.device,
+            f" x {self._world.size}" if self._world.size > 1 else "",
+        )
+
+    # --------------------------------------------------------------------------------------------------- conclusion
+
+    def _conclude(self, trainer: Trainer, problem: Problem, outcome: Outcome) -> None:
+        """Judge the best checkpoint on validation and test data and write summary and report."""
+        best = self._place.checkpoints / CheckpointStore.BEST
+        barrier()
+        if best.is_file():
+            state = load_checkpoint(best)
+            problem.task.model.load_state_dict(inference_weights(state, source=best))
+        results: dict[str, dict[str, float]] = {}
+        sections: list[Section] = []
+        for name, data in (("val", problem.validation), ("test", problem.test)):
+            if data is None:
+                continue
+            evaluator = Evaluator(
+                problem.task, evaluation_loader(self._config, data, world=self._world), world=self._world
+            )
+            results[name], predictions = evaluator.run(problem.task.model, engine=trainer.engine)
+            if problem.analyse is not None and self._world.is_main:
+                sections += problem.analyse(predictions, self._folder, f"{name}_" if name != "val" else "")
+        if self._world.is_main:
+            self._write(trainer, problem, outcome, results, sections)
+        barrier()
+
+    def _write(
+        self,
+        trainer: Trainer,
+        problem: Problem,
+        outcome: Outcome,
+        results: Mapping[str, Mapping[str, float]],
+        sections: Sequence[Section],
+    ) -> None:
+        now = outcome.progress
+        summary = {
+            "status": outcome.status,
+            "best_step": now.best_step,
+            "monitor": {"metric": trainer.monitor.metric, "mode": trainer.monitor.mode, "best": now.best},
+            "results_of_best_checkpoint": results,
+            "progress": asdict(now),
+            "skipped_steps": outcome.skipped,
+            "demo": self._invocation.composed.demo,
+        }
+        write_text(self._folder / "summary.json", json.dumps(summary, indent=2))
+        report = RunReport(
+            title=f"{self._app.title}: {self._folder.parent.name}",
+            subtitle=f"{outcome.status} after {now.epoch} epochs; best at step {now.best_step} of {now.step}",
+            headlines=_headlines(results, trainer.monitor.metric),
+            warnings=[*problem.notes, *_skip_warning(outcome)],
+            sections=[*self._curves(), _result_table(results), *sections, *problem.overview],
+            config=to_values(self._config),
+            environment={
+                **describe_environment(self._world.device),
+                "training time": format_duration(now.seconds),
+                "peak memory": f"{peak_memory_bytes(self._world.device) / 2**30:.2f} GiB",
+            },
+        )
+        path = write_report(self._folder, report=report)
+        _log.info(
+            "best checkpoint: %s", "  ".join(f"{n}/{k} {v:.4f}" for n, r in results.items() for k, v in r.items())
+        )
+        _log.info("report: %s", path)
+
+    def _curves(self) -> list[Section]:
+        rows = read_history(self._folder)
+        panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+        for panel, names in (
+            ("loss", ("train/loss", "val/loss")),
+            ("accuracy", ("train/accuracy", "val/accuracy")),
+            ("learning rate", ("train/lr",)),
+            ("gradient norm", ("train/grad_norm",)),
+        ):
+            for name in names:
+                points = [(float(step), values[name]) for step, values in rows if name in values]
+                if points:
+                    steps, values = zip(*points, strict=True)
+                    panels.setdefault(panel, {})[name] = (list(steps), list(values))
+        if not panels:
+            return []
+        path = plot_panels(panels, path=self._folder / "curves.png")
+        return [Picture("Training", path, wide=True)]
+
+
+def _headlines(results: Mapping[str, Mapping[str, float]], metric: str) -> list[Headline]:
+    return [
+        Headline(
+            f"{'test' if name == 'test' else 'validation'} {metric}", values[metric], f"{int(values['n'])} samples"
+        )
+        for name, values in results.items()
+        if metric in values
+    ]
+
+
+def _result_table(results: Mapping[str, Mapping[str, float]]) -> Table:
+    names = list(results)
+    keys = list(dict.fromkeys(key for values in results.values() for key in values))
+    rows = [[key, *(results[name].get(key) for name in names)] for key in keys]
+    return Table("Results of the best checkpoint", ["metric", *names], rows)
+
+
+def _skip_warning(outcome: Outcome) -> list[str]:
+    if not outcome.skipped:
+        return []
+    return [f"{outcome.skipped} training steps were skipped because the loss or a gradient was not finite."]

@@ -1,0 +1,160 @@
+"""Reading and writing YAML and JSON: YAML 1.2 scalars, duplicates, lines, round trips."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mlcore.config.errors import ConfigError
+from mlcore.config.text import dump_value, parse_scalar, read_document
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("2E5", 2e5),
+        ("-1.5e+3", -1500.0),
+        (".5", 0.5),
+        ("3.", 3.0),
+        ("010", 10),
+        ("0x1F", 31),
+        ("0o17", 15),
+        ("true", True),
+        ("False", False),
+        ("yes", "yes"),
+        ("on", "on"),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("none", "none"),
+        ("2024-01-31", "2024-01-31"),
+        ("12:30", "12:30"),
+        ("1_000", "1_000"),
+        ("1e", "1e"),
+        ("[50, 200]", [50, 200]),
+        ("[a, 1e-3]", ["a", 1e-3]),
+        ("'1e-4'", "1e-4"),
+        ("#1", "#1"),
+        ("a #b", "a #b"),
+        ("[unclosed", "[unclosed"),
+        ("a: b: c", "a: b: c"),
+    ],
+)
+def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
+    parsed = parse_scalar(text)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_infinity_and_nan_are_floats() -> None:
+    assert parse_scalar("-.inf") == float("-inf")
+    assert parse_scalar(".NaN") != parse_scalar(".NaN")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1e-5,
+        1e20,
+        3,
+        True,
+        None,
+        "1e-4",
+        "yes",
+        "null",
+        "",
+        "0x10",
+        "a: b",
+        "#x",
+        "한국어",
+        [1, "2", None],
+        {"a": [1.5]},
+    ],
+)
+def test_dumped_values_read_back_equal_and_fit_on_one_line(value: object) -> None:
+    text = dump_value(value)
+    assert "\n" not in text
+    assert parse_scalar(text) == value
+    assert type(parse_scalar(text)) is type(value)
+
+
+def test_text_that_yaml_1_1_reads_otherwise_is_quoted() -> None:
+    assert yaml.safe_load(dump_value("yes")) == "yes"
+
+
+def test_lines_of_nested_keys(tmp_path: Path) -> None:
+    document = read_document(write(tmp_path, "a.yaml", "# comment\ntrain:\n  lr: 1\n\n  tags: [a]\n"))
+    assert document.values == {"train": {"lr": 1, "tags": ["a"]}}
+    assert document.where(("train", "lr")).endswith("a.yaml:3")
+    assert document.where(("train", "tags", "0")).endswith("a.yaml:5")
+
+
+def test_json_keeps_lines_and_accepts_tabs(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.json", '{\n\t"lr": 1e-4,\n\t"text": "a\\/b \\ud83d\\ude00"\n}')
+    document = read_document(path)
+    assert document.values == json.loads(path.read_text())
+    assert document.where(("text",)).endswith("a.json:3")
+
+
+@pytest.mark.parametrize("name", ["a.yaml", "a.json"])
+def test_empty_file_has_no_values(tmp_path: Path, name: str) -> None:
+    assert read_document(write(tmp_path, name, "\n")).values == {}
+
+
+def test_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbflr: 1\n")
+    assert read_document(tmp_path / "a.yaml").values == {"lr": 1}
+
+
+def test_merge_keys_and_anchors(tmp_path: Path) -> None:
+    text = "base: &base {a: 1, b: 2}\nother: &other {a: 5, c: 6}\nuse:\n  <<: [*base, *other]\n  b: 3\nagain: *base\n"
+    values = read_document(write(tmp_path, "a.yaml", text)).values
+    assert values["use"] == {"a": 1, "b": 3, "c": 6}
+    assert values["again"] == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.yaml", "train:\n  lr: 1\n  lr: 2\n", r"a\.yaml:3: key 'lr' appears twice \(first in line 2\)"),
+        ("a.json", '{"lr": 1, "lr": 2}', r"a\.json: key 'lr' appears twice"),
+        ("a.yaml", "a: 1\nb: [1, 2\nc: 3\n", r"a\.yaml:3: not valid YAML"),
+        ("a.yaml", "a: 1\n\tb: 2\n", r"a\.yaml:2: not valid YAML"),
+        ("a.json", '{\n"a": 1,\n}', r"a\.json:3: not valid JSON"),
+        ("a.yaml", "- 1\n- 2\n", r"a\.yaml: expected `key: value` pairs at the top, found a list"),
+        ("a.yaml", "just text\n", r"found a str"),
+        ("a.yaml", "? [1, 2]\n: 3\n", r"a\.yaml:1: a key must be a plain name"),
+        ("a.yaml", "a: &a [*a]\n", r"contains itself"),
+        ("a.yaml", "a: 1\n---\nb: 2\n", r"not valid YAML"),
+        ("a.yaml", "<<: 3\n", r"a\.yaml:1: expected `key: value` pairs"),
+    ],
+)
+def test_bad_files_are_named_with_their_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_document(write(tmp_path, name, text))
+
+
+def test_no_object_is_built_from_a_tag(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    path = write(tmp_path, "a.yaml", f"a: !!python/object/apply:os.mkdir ['{canary}']\nb: !!python/name:os.system\n")
+    with pytest.raises(ConfigError, match="python/name"):
+        read_document(path)
+    assert not canary.exists()
+
+
+def test_missing_and_binary_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such configuration file"):
+        read_document(tmp_path / "none.yaml")
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"b\.yaml: not readable"):
+        read_document(tmp_path / "b.yaml")
+    with pytest.raises(ConfigError, match="not readable"):
+        read_document(tmp_path)

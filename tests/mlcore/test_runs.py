@@ -1,0 +1,89 @@
+"""Run folders: which one is continued, and that only one process writes to it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlcore.errors import UserError
+from mlcore.runs import RunRecord, choose_run_folder, config_differences, is_locked
+
+CONFIG: dict[str, Any] = {"train": {"lr": 0.1}, "run": {"seed": 0, "num_workers": 2, "resume": "auto"}}
+
+
+def run(folder: Path, *, status: str | None, config: dict[str, Any] = CONFIG) -> Path:
+    """A folder as a run leaves it; None leaves it as a killed process does."""
+    record = RunRecord(folder, config=config)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "latest_model.pth").write_bytes(b"x")
+    if status is None:
+        record._lock.close()  # the kernel releases a dead process's lock
+    else:
+        record.close(status=status)
+    return folder
+
+
+@pytest.mark.parametrize("status", [None, "interrupted", "time is up", "failed"])
+def test_auto_continues_an_unfinished_run_of_the_same_settings(status: str | None, tmp_path: Path) -> None:
+    folder = run(tmp_path / "20260101-000000", status=status)
+    chosen = choose_run_folder(tmp_path, config=CONFIG)
+    assert chosen.path == folder
+    assert chosen.resume
+
+
+@pytest.mark.parametrize("status", ["finished", "stopped early"])
+def test_auto_starts_anew_after_a_finished_run(status: str, tmp_path: Path) -> None:
+    folder = run(tmp_path / "20260101-000000", status=status)
+    chosen = choose_run_folder(tmp_path, config=CONFIG)
+    assert chosen.path != folder
+    assert not chosen.resume
+
+
+def test_auto_passes_over_other_settings_but_not_over_other_workers(tmp_path: Path) -> None:
+    folder = run(tmp_path / "20260101-000000", status="interrupted")
+    other = {**CONFIG, "train": {"lr": 0.2}}
+    assert choose_run_folder(tmp_path, config=other).path != folder
+    workers = {**CONFIG, "run": {**CONFIG["run"], "num_workers": 0}}
+    assert choose_run_folder(tmp_path, config=workers).path == folder
+
+
+def test_auto_passes_over_a_run_that_is_still_going(tmp_path: Path) -> None:
+    folder = tmp_path / "20260101-000000"
+    run(folder, status="interrupted")
+    record = RunRecord(folder, config=CONFIG)
+    assert is_locked(folder)
+    assert choose_run_folder(tmp_path, config=CONFIG).path != folder
+    with pytest.raises(UserError, match="another process"):
+        RunRecord(folder, config=CONFIG)
+    record.close(status="finished")
+    assert not is_locked(folder)
+
+
+def test_explicit_folder_is_continued_unless_told_never(tmp_path: Path) -> None:
+    folder = run(tmp_path / "mine", status="finished")
+    assert choose_run_folder(tmp_path, config=CONFIG, output_dir=folder).resume
+    with pytest.raises(UserError, match="already holds a run"):
+        choose_run_folder(tmp_path, config=CONFIG, output_dir=folder, resume="never")
+    assert not choose_run_folder(tmp_path, config=CONFIG, output_dir=tmp_path / "new").resume
+
+
+def test_resume_takes_a_run_folder_or_a_checkpoint(tmp_path: Path) -> None:
+    folder = run(tmp_path / "mine", status="finished")
+    checkpoint = folder / "checkpoints" / "latest_model.pth"
+    assert choose_run_folder(tmp_path, config=CONFIG, resume=str(folder)).path == folder
+    assert choose_run_folder(tmp_path, config=CONFIG, resume=str(checkpoint)).checkpoint == checkpoint
+    for wrong in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(UserError, match="checkpoint"):
+            choose_run_folder(tmp_path, config=CONFIG, resume=str(wrong))
+
+
+def test_record_says_how_a_run_ended(tmp_path: Path) -> None:
+    folder = run(tmp_path / "mine", status="interrupted")
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "interrupted"
+    assert record["config"] == CONFIG
+
+
+def test_differences_name_key_and_both_values() -> None:
+    assert config_differences(CONFIG, {**CONFIG, "train": {"lr": 0.2}}) == ["train.lr 0.1 -> 0.2"]

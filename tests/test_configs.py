@@ -1,0 +1,116 @@
+"""Every YAML file under configs/ fits the typed configuration of its app, alone and with the choices of every group."""
+
+from pathlib import Path
+
+import pytest
+
+from apps.perceiver.config import PerceiverConfig
+from mlcore.config.compose import EXPERIMENT, Composed, Request, compose, group_choices
+from mlcore.config.errors import ConfigError
+from mlcore.config.names import NameTable
+from mlcore.config.section import Section
+from mlcore.config.text import dump_value, read_document
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+APPS: dict[str, type[Section]] = {"perceiver": PerceiverConfig}
+CHOICES = [
+    (app, group, choice)
+    for app in APPS
+    for group, choices in group_choices(CONFIGS / app).items()
+    for choice in choices
+]
+
+
+def load(app: str, *overrides: tuple[str, str], demo: bool = False) -> Composed[Section]:
+    return compose(APPS[app], CONFIGS / app, Request(overrides=overrides, demo=demo), environ={})
+
+
+def test_every_folder_belongs_to_an_app() -> None:
+    assert {path.name for path in CONFIGS.iterdir()} == set(APPS)
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_every_file_is_the_default_the_demo_or_a_choice(app: str) -> None:
+    table = NameTable(APPS[app])
+    files = {path.relative_to(CONFIGS / app).as_posix() for path in (CONFIGS / app).rglob("*") if path.is_file()}
+    choices = {f"{group}/{choice}.yaml" for name, group, choice in CHOICES if name == app}
+    assert files == {"default.yaml", "demo.yaml"} | choices
+    assert set(group_choices(CONFIGS / app)) - {EXPERIMENT} <= set(table.sections)
+
+
+@pytest.mark.parametrize("app", APPS)
+@pytest.mark.parametrize("demo", [False, True])
+def test_default_and_demo(app: str, demo: bool) -> None:
+    assert load(app, demo=demo).demo is demo
+
+
+@pytest.mark.parametrize(("app", "group", "choice"), CHOICES)
+@pytest.mark.parametrize("demo", [False, True])
+def test_every_choice(app: str, group: str, choice: str, demo: bool) -> None:
+    load(app, (group, choice), demo=demo)
+
+
+@pytest.mark.parametrize(
+    ("app", "experiment", "group", "choice"),
+    [
+        (app, experiment, group, choice)
+        for app, folder, experiment in CHOICES
+        for other, group, choice in CHOICES
+        if folder == EXPERIMENT and other == app and group != EXPERIMENT
+    ],
+)
+def test_every_experiment_with_every_choice(app: str, experiment: str, group: str, choice: str) -> None:
+    load(app, (EXPERIMENT, experiment), (group, choice))
+
+
+@pytest.mark.parametrize(("app", "group", "choice"), CHOICES)
+def test_every_choice_says_what_it_is_for(app: str, group: str, choice: str) -> None:
+    text = (CONFIGS / app / group / f"{choice}.yaml").read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert read_document(CONFIGS / app / group / f"{choice}.yaml").values
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_every_setting_has_a_meaning_and_every_length_a_unit(app: str) -> None:
+    for path, leaf in NameTable(APPS[app]).leaves.items():
+        assert len(leaf.info.description or "") >= 10, path
+        counts = any(
+            word in path.rpartition(".")[2] for word in ("_steps", "epochs", "_size", "num_", "patience", "_hours")
+        )
+        assert leaf.meta.unit or not counts or path in {"model.model_size"}, path
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_every_default_can_be_given_back_on_the_command_line(app: str) -> None:
+    composed = load(app)
+    values = composed.config.model_dump(mode="json")
+    overrides = []
+    for path in NameTable(APPS[app]).leaves:
+        value = values
+        for key in path.split("."):
+            value = value[key]
+        overrides.append((path, dump_value(value)))
+    assert load(app, *overrides).config == composed.config
+
+
+def test_perceiver_reads_the_flat_json_of_its_users(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(
+        '{"batch_size": 32, "learning_rate": 1e-4, "num_epochs": 100, "weight_decay": 1e-4, "model_size": "base",'
+        ' "dataset_type": "synthetic", "seq_len_range": [50, 200], "num_samples": 5000}'
+    )
+    composed = compose(PerceiverConfig, CONFIGS / "perceiver", Request(files=[file]), environ={})
+    config = composed.config
+    assert (config.train.batch_size, config.train.lr, config.train.epochs, config.train.weight_decay) == (
+        32,
+        1e-4,
+        100,
+        1e-4,
+    )
+    assert (config.model.model_size, config.data.dataset) == ("base", "synthetic")
+    assert (config.data.seq_len_range, config.data.num_samples) == ((50, 200), 5000)
+
+
+def test_perceiver_lengths_must_be_in_order() -> None:
+    with pytest.raises(ConfigError, match=r"command line: data\.seq_len_range = \[9, 5\]: the shortest length"):
+        load("perceiver", ("seq_len_range", "[9, 5]"))
