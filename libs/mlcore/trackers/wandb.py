@@ -1,0 +1,117 @@
+"""Weights & Biases, online or offline."""
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from mlcore.env import mask_secrets, wandb_key_source
+from mlcore.files import ensure_folder
+from mlcore.trackers.table import Row
+from mlcore.trackers.wandb_files import read_wandb_history
+
+__all__ = ["RUN_ID", "WandbTracker"]
+
+logger = logging.getLogger("mlcore")
+
+RUN_ID = "wandb_run_id"
+"""The key of the run's id in `state()`."""
+
+_START_SECONDS = 8.0  # a healthy server answers in one or two
+_FINISH_SECONDS = 10.0
+
+
+class WandbTracker:
+    """Logs rows under explicit steps to one W&B run, which resumed sessions continue.
+
+    Each session asks first which steps the run has (the server online; the session files of earlier offline sessions,
+    which W&B keeps in a folder each) and logs nothing twice: `history` fills what an earlier session could not deliver,
+    and rows that a killed session had already delivered are left out when they are made again.
+
+    Args:
+        folder: The run's folder; W&B writes to `folder/wandb`.
+        project: The project's name on the server.
+        name: The run's display name.
+        config: The resolved configuration; secrets are masked here.
+        mode: "online" needs a key (WANDB_API_KEY or `wandb login`); without one the run is logged offline, which is
+            said, and `wandb sync` uploads it later.
+        run_id: The run to continue: `state()[RUN_ID]` of the checkpoint.
+        history: The rows up to the checkpoint, from `mlcore.trackers.table.read_history`.
+
+    Raises:
+        Exception: Whatever W&B raises, after at most 8 s, if it cannot start.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        project: str,
+        name: str,
+        config: Mapping[str, object],
+        mode: Literal["online", "offline"] = "online",
+        run_id: str | None = None,
+        history: Iterable[Row] = (),
+    ) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # with a dead network it holds up the exit for 10 s
+        import wandb
+
+        if mode == "online" and wandb_key_source() is None:
+            logger.info("W&B: no key found (WANDB_API_KEY or `wandb login`): logging offline to %s", folder / "wandb")
+            mode = "offline"
+        wandb.setup(settings=wandb.Settings(silent=True))  # before init, which would greet on the console
+        self._wandb: Any = wandb
+        self._run: Any = wandb.init(
+            dir=str(ensure_folder(Path(folder))),
+            project=project,
+            name=name,
+            config=mask_secrets(config),
+            mode=mode,
+            id=run_id,
+            resume="allow",
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=_START_SECONDS,
+                finish_timeout=_FINISH_SECONDS,
+                finish_timeout_raises=True,
+            ),
+        )
+        self._id = str(self._run.id)
+        self._next_step = self._first_missing_step(Path(folder), mode)
+        for step, values in history:
+            self.log(step, values)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Add `values` to the row `step`, unless an earlier session has delivered that row."""
+        if step >= self._next_step:
+            self._run.log(dict(values), step=step)
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        """Add the picture in the file `path` to the row `step`."""
+        if step >= self._next_step:
+            self._run.log({name: self._wandb.Image(str(path))}, step=step)
+
+    def close(self, *, status: str) -> None:
+        """Finish the run.
+
+        Raises:
+            TimeoutError: The server has not taken everything within 10 s; `wandb sync` of the session's folder does
+                the rest.
+        """
+        session = self._run.settings.sync_dir
+        try:
+            self._run.finish(exit_code=0 if status == "finished" else 1)
+        except TimeoutError as error:
+            advice = f"`wandb sync {session}` uploads the rest"
+            raise TimeoutError(f"the upload took more than {_FINISH_SECONDS:.0f} s; {advice}") from error
+
+    def state(self) -> dict[str, str]:
+        """The run's id."""
+        return {RUN_ID: self._id}
+
+    def _first_missing_step(self, folder: Path, mode: str) -> int:
+        if mode == "online":
+            return int(self._run.starting_step)
+        return max(read_wandb_history(folder, self._id), default=-1) + 1
