@@ -16,7 +16,7 @@ from mlcore.plots.classes import plot_class_bars, plot_confusion_matrix
 from mlcore.plots.confidence import plot_accuracy_by_confidence, plot_confidence_histogram, plot_reliability
 from mlcore.report import Picture, Section, Table, Text
 
-_COLUMNS = ("class", "samples", "predicted", "precision", "recall", "F1", "loss")
+_COLUMNS = ("index", "class", "samples", "predicted", "precision", "recall", "F1", "loss")
 
 
 def measure(predictions: Mapping[str, Tensor], *, class_names: Sequence[str]) -> ClassificationReport:

@@ -3,8 +3,10 @@
 import logging
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mlcore.assemble import CoreConfig, Data, Problem, build_trainer
 from mlcore.checkpoint import CheckpointStore
@@ -13,11 +15,30 @@ from mlcore.data.loader import SizedDataset
 from mlcore.diagnose import peak_memory_bytes
 from mlcore.distributed import World, barrier
 from mlcore.errors import UserError
-from mlcore.trainer import Limits
+from mlcore.trainer import Cadence, Limits
 
 _log = logging.getLogger(__name__)
 
 _EXPORT_TIMEOUT_S = 600
+
+
+class _Pace:
+    """A tracker that keeps the highest throughput; the first window, which starts the workers, is the slowest."""
+
+    samples_per_s = 0.0
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:  # noqa: ARG002
+        self.samples_per_s = max(self.samples_per_s, values.get("perf/samples_per_s", 0.0))
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        """Not kept."""
+
+    def close(self, *, status: str) -> None:
+        """Nothing to close."""
+
+    def state(self) -> dict[str, str]:
+        """Nothing to keep."""
+        return {}
 
 
 class _First:
@@ -34,7 +55,7 @@ class _First:
         return self._dataset[index]
 
 
-def dry_run(config: CoreConfig, problem: Problem, *, world: World) -> int:
+def dry_run(config: CoreConfig, problem: Problem, *, world: World, extra: Mapping[str, Any]) -> int:
     """Train a full window and a short one, evaluate, save, load in a fresh process, export; say what would happen.
 
     Returns:
@@ -46,16 +67,16 @@ def dry_run(config: CoreConfig, problem: Problem, *, world: World) -> int:
     whole = build_trainer(config, problem, world=world)
     steps, per_epoch = whole.total_steps, whole.steps_per_epoch
     batch, windows = config.train.batch_size * world.size, config.train.gradient_accumulation_steps
-    # One full window and a short one whose last batch is short too, as at the end of an epoch.
-    train_size = batch * windows + max(1, batch // 2)
+    # Two full windows and a short one whose last batch is short too, as at the end of an epoch.
+    train_size = 2 * batch * windows + max(1, batch // 2)
     small = replace(
         problem,
         train=_shortened(problem, train_size),
         validation=replace(problem.validation, dataset=_First(problem.validation.dataset, 2 * batch), lengths=None),
     )
     with tempfile.TemporaryDirectory(prefix="dry_run_") as name:
-        trainer = build_trainer(config, small, world=world, folder=Path(name) / "checkpoints")
-        trainer.limits = Limits(epochs=1)
+        trainer = build_trainer(config, small, world=world, folder=Path(name) / "checkpoints", extra=extra)
+        trainer.limits, trainer.cadence, trainer.tracker = Limits(epochs=1), Cadence(log_every=1), (pace := _Pace())
         outcome = trainer.fit()
         checkpoint = Path(name) / "checkpoints" / CheckpointStore.LATEST
         size = checkpoint.stat().st_size if world.is_main else 0
@@ -65,7 +86,6 @@ def dry_run(config: CoreConfig, problem: Problem, *, world: World) -> int:
             _export(problem.export_command(checkpoint, Path(name) / "export"))
             _log.info("saved, loaded in a fresh process, exported and verified")
         barrier()
-    pace = trainer.progress.seconds / max(1, outcome.progress.step)
     _log.info(
         "a real run would train %d steps (%d an epoch) on %d samples with %d workers: about %s at this pace, "
         "peak memory %.2f GiB, %.1f MiB a checkpoint",
@@ -73,7 +93,7 @@ def dry_run(config: CoreConfig, problem: Problem, *, world: World) -> int:
         per_epoch,
         whole.loader.order.size,
         whole.loader.num_workers,
-        format_duration(pace * steps),
+        format_duration(steps / per_epoch * whole.loader.order.size / max(pace.samples_per_s, 1e-9)),
         peak_memory_bytes(world.device) / 2**30,
         size / 2**20,
     )

@@ -109,7 +109,9 @@ class Engine:
         self._can_cancel = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
         self._parameters = trainable_parameters(optimizer)
         self._ema = [p.detach().clone() for p in self._parameters] if ema_decay is not None else []
-        self._lr_table = torch.as_tensor(learning_rates, dtype=torch.float32, device=self.device)  # [updates + 1, groups]
+        self._lr_table = torch.as_tensor(
+            learning_rates, dtype=torch.float32, device=self.device
+        )  # [updates + 1, groups]
         self._lr_now = torch.empty(1, self._lr_table.shape[1], device=self.device)
         self._lr_scale = 1.0
         self._adopt_learning_rates()

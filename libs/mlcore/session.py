@@ -88,7 +88,7 @@ def run(app: App[Any], invocation: Invocation[Any]) -> int:
         seed_everything(config.run.seed, rank=world.rank, deterministic=config.run.deterministic)
         if invocation.action == "dry_run":
             setup_logging(is_main=world.is_main)
-            return dry_run(config, app.build(config, world), world=world)
+            return dry_run(config, app.build(config, world), world=world, extra=_identity(app, config))
         folder = broadcast_object(_choose_folder(app, invocation) if world.is_main else None)
         record = RunRecord(folder.path, config=to_values(config)) if world.is_main else None
         setup_logging(log_file=folder.path / "train.log", is_main=world.is_main)
@@ -114,6 +114,11 @@ def _choose_folder(app: App[Any], invocation: Invocation[Any]) -> RunFolder:
     default = composed.experiment or ("demo" if composed.demo else app.run_name(config))
     root = Path("outputs") / app.name / (config.run.name or default)
     return choose_run_folder(root, config=to_values(config), output_dir=config.run.output_dir, resume=config.run.resume)
+
+
+def _identity(app: App[Any], config: Any) -> dict[str, Any]:
+    """What every checkpoint says of its origin."""
+    return {"app": app.name, "config": to_values(config), "code_version": code_version()}
 
 
 def _say_demo(app: App[Any], invocation: Invocation[Any]) -> None:
@@ -156,7 +161,7 @@ class _Session:
             world=self._world,
             folder=self._place.checkpoints,
             tracker=tracker,
-            extra={"config": to_values(self._config), "code_version": code_version(), "app": self._app.name},
+            extra=_identity(self._app, self._config),
         )
         if self._world.is_main:
             write_text(self._folder / "config.yaml", to_yaml(self._config, self._invocation.composed.sources))
@@ -288,9 +293,9 @@ class _Session:
             },
         )
         path = write_report(self._folder, report=report)
-        _log.info(
-            "best checkpoint: %s", "  ".join(f"{n}/{k} {v:.4f}" for n, r in results.items() for k, v in r.items())
-        )
+        for name, values in results.items():
+            metric = trainer.monitor.metric
+            _log.info("best checkpoint: %s %s %.4f on %d samples", name, metric, values[metric], values["n"])
         _log.info("report: %s", path)
 
     def _curves(self) -> list[Section]:

@@ -9,13 +9,12 @@ from mlcore.engine import StepOutput
 
 
 class Task(Protocol):
-    """The one interface between an app and the loop.
+    """The one interface between an app and the loop."""
 
-    Attributes:
-        model: The module whose parameters are trained; its state dict is what checkpoints hold.
-    """
-
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """The module whose parameters are trained; its state dict is what checkpoints hold."""
+        ...
 
     def training_step(self, model: nn.Module, batch: Any) -> StepOutput:
         """Loss of one micro-batch as a sum over samples.

@@ -197,9 +197,10 @@ class Trainer:
                 for window in self._rest_of_epoch():
                     self.engine.run_window(self.task.training_step, window)
                     epoch_ended = self._advance(window)
-                    if self.progress.step % self.cadence.log_every == 0:
+                    evaluation_is_due = self._evaluation_is_due(epoch_ended)
+                    if evaluation_is_due or self.progress.step % self.cadence.log_every == 0:
                         self._log()
-                    if self._evaluation_is_due(epoch_ended):
+                    if evaluation_is_due:
                         self._evaluate()
                     status = self._over(stop, synchronise=epoch_ended)
                     if status is None and self._save_is_due(epoch_ended):

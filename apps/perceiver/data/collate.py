@@ -1,0 +1,61 @@
+"""Samples of different length to one padded batch."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mlcore.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PadCollate:
+    """Pads to the longest sample of the batch.
+
+    Attributes:
+        max_seq_len: Longest sequence in positions; ``None``: no limit.
+        on_too_long: ``error``, or ``truncate`` to its first ``max_seq_len`` positions (``inspect_dataset`` counts).
+    """
+
+    max_seq_len: int | None = None
+    on_too_long: Literal["error", "truncate"] = "error"
+
+    def __call__(self, samples: list[Any]) -> dict[str, Tensor]:
+        """Makes a batch.
+
+        Args:
+            samples: Dicts with ``input`` ``[M_i, C]``, ``label`` and perhaps ``mask`` ``[M_i]``, arrays or tensors.
+
+        Returns:
+            ``input`` float32 ``[B, M, C]``, zero where padded; ``label`` int64 ``[B]``; ``mask`` bool ``[B, M]``.
+
+        Raises:
+            UserError: If samples differ in channels, or one is empty or too long.
+        """
+        inputs = [self._fit(torch.as_tensor(sample["input"], dtype=torch.float32)) for sample in samples]
+        channels = {tuple(x.shape[1:]) for x in inputs}
+        if len(channels) != 1:
+            raise UserError(f"samples of one batch have different channels: {sorted(channels)}")
+        padded = torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True)
+        mask = torch.zeros(padded.shape[:2], dtype=torch.bool)
+        for row, (x, sample) in enumerate(zip(inputs, samples, strict=True)):
+            mask[row, : len(x)] = True
+            if "mask" in sample:
+                mask[row, : len(x)] = torch.as_tensor(sample["mask"]).bool()[: len(x)]
+            if not mask[row].any():
+                raise UserError(f"sample {row} of the batch (label {sample['label']}) has no real position")
+        labels = torch.tensor([int(sample["label"]) for sample in samples], dtype=torch.int64)
+        return {"input": padded, "label": labels, "mask": mask}
+
+    def _fit(self, x: Tensor) -> Tensor:
+        if x.dim() != 2:
+            raise UserError(f"a sample's input must be [positions, channels], got shape {list(x.shape)}")
+        if self.max_seq_len is None or len(x) <= self.max_seq_len:
+            return x
+        if self.on_too_long == "truncate":
+            return x[: self.max_seq_len]
+        raise UserError(
+            f"a sequence of {len(x)} positions is longer than max_seq_len={self.max_seq_len}; "
+            "raise it, shorten the sequence, or allow on_too_long=truncate"
+        )

@@ -1,0 +1,80 @@
+"""Augmentation of images that were cut into patches: put together, changed as uint8, cut again."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.perceiver.data.patches import PatchLayout
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageAugmentation:
+    """Flip, shift, colour change and erasing; ``transform(sample, rng)``.
+
+    Attributes:
+        layout: How the dataset cut its images (``ImagePatches.layout``).
+        flip: Mirror left and right with probability a half.
+        shift: Shift by up to this many pixels either way (pad with the edge, then crop).
+        colour: Brightness, contrast and saturation change by up to this share, in [0, 1).
+        erase: Paint one rectangle of up to this share of each side with noise, in [0, 1).
+    """
+
+    layout: PatchLayout
+    flip: bool = True
+    shift: int = 4
+    colour: float = 0.0
+    erase: float = 0.0
+
+    def __call__(self, sample: Any, rng: np.random.Generator) -> Any:
+        """Transforms a sample."""
+        image = self.layout.image(np.asarray(sample["input"]))
+        if self.flip and rng.random() < 0.5:
+            image = image[:, ::-1]
+        if self.shift:
+            image = _shift(image, self.shift, rng)
+        if self.colour:
+            image = _change_colour(image, self.colour, rng)
+        if self.erase:
+            image = _erase(image, self.erase, rng)
+        return {**sample, "input": self.layout.sequence(image)}
+
+
+def image_augmentation(layout: PatchLayout, *, strength: Literal["none", "strong", "weak"]) -> ImageAugmentation | None:
+    """Named strengths: weak flips and shifts by an eighth; strong also changes colours and erases."""
+    shift = max(1, layout.height // 8)
+    if strength == "none":
+        return None
+    if strength == "weak":
+        return ImageAugmentation(layout=layout, shift=shift)
+    return ImageAugmentation(layout=layout, shift=shift, colour=0.4, erase=0.4)
+
+
+def _shift(image: Image, pixels: int, rng: np.random.Generator) -> Image:
+    height, width, _ = image.shape
+    top, left = rng.integers(0, 2 * pixels + 1, size=2)
+    padded = np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)), mode="edge")
+    shifted: Image = padded[top : top + height, left : left + width]
+    return shifted
+
+
+def _change_colour(image: Image, share: float, rng: np.random.Generator) -> Image:
+    brightness, contrast, saturation = rng.uniform(1 - share, 1 + share, size=3)
+    pixels = image.astype(np.float32) * brightness
+    pixels = pixels.mean() + contrast * (pixels - pixels.mean())
+    grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601 luma
+    pixels = grey[..., None] + saturation * (pixels - grey[..., None])
+    changed: Image = np.rint(pixels.clip(0, 255)).astype(np.uint8)
+    return changed
+
+
+def _erase(image: Image, share: float, rng: np.random.Generator) -> Image:
+    height, width = (int(rng.integers(0, int(share * side) + 1)) for side in image.shape[:2])
+    top = int(rng.integers(0, image.shape[0] - height + 1))
+    left = int(rng.integers(0, image.shape[1] - width + 1))
+    changed = image.copy()
+    changed[top : top + height, left : left + width] = rng.integers(0, 256, size=(height, width, 3))
+    return changed

@@ -1,0 +1,210 @@
+"""Labelled images: one folder per class, on disk or inside a tar archive (which is read, never unpacked)."""
+
+import io
+import struct
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from mlcore.errors import UserError
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# What Pillow raises on damaged files, depending on the format.
+_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages:
+    """Images of one size with their classes.
+
+    Attributes:
+        images: uint8 ``[N, H, W, 3]``, RGB.
+        labels: int64 ``[N]``, indices into ``classes``.
+        classes: Class names.
+        origins: File of each image.
+        skipped: One message per image left out.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    origins: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An image's place: ``[.../][split/]class/name.jpg``."""
+
+    path: PurePosixPath
+
+    @property
+    def label(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def split(self) -> str | None:
+        name = self.path.parent.parent.name.lower()
+        return _SPLITS.get(name)
+
+
+class ImageSource:
+    """A folder or tar archive of images.
+
+    Args:
+        path: The folder or the archive; subfolders are classes, perhaps below ``train``, ``val`` and ``test``.
+
+    Raises:
+        UserError: If it cannot be read or holds no image in a class folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._files() as files:
+            names = sorted(name for name in files if name.suffix.lower() in SUFFIXES and len(name.parts) > 1)
+        if not names:
+            raise UserError(f"{path}: no images found; expected <class>/<image>, perhaps below train/, val/ and test/")
+        self._entries = [_Entry(name) for name in names]
+
+    @property
+    def splits(self) -> set[str]:
+        """Which of ``train``, ``val`` and ``test`` there are folders for."""
+        return {entry.split for entry in self._entries if entry.split is not None}
+
+    def load(
+        self,
+        split: Literal["train", "val", "test"] | None = None,
+        *,
+        classes: tuple[str, ...] | None = None,
+        image_size: int | None = None,
+        on_bad_sample: Literal["error", "skip"] = "error",
+    ) -> LabelledImages:
+        """Decodes the images of a split into memory (``N * H * W * 3`` bytes), in order of their names.
+
+        Args:
+            split: Which part; ``None``: everything, without regard to split folders.
+            classes: Classes in label order, to match training; ``None``: the names found, sorted.
+            image_size: Side to resize to, in pixels; ``None``: all images must have one size.
+            on_bad_sample: Stop at an image that cannot be used, or leave it out.
+
+        Raises:
+            UserError: If there is no such split, a class is not in ``classes``, or an image cannot be used.
+        """
+        entries = [entry for entry in self._entries if split is None or entry.split == split]
+        if not entries:
+            found = ", ".join(sorted(self.splits)) or "none"
+            raise UserError(f"{self.path}: no folder named {split} with images; splits found: {found}")
+        classes = classes or tuple(sorted({entry.label for entry in entries}))
+        unknown = sorted({entry.label for entry in entries} - set(classes))
+        if unknown:
+            raise UserError(f"{self.path}: classes {', '.join(unknown)} are not among {', '.join(classes)}")
+        images: list[NDArray[np.uint8]] = []
+        kept, skipped = [], []
+        for entry, decoded in self._decode(entries, image_size):
+            message = _problem(decoded, self._origin(entry), expected=images[0].shape if images else None)
+            if message is None and not isinstance(decoded, UserError):
+                images.append(decoded)
+                kept.append(entry)
+            elif on_bad_sample == "error":
+                raise UserError(message)
+            else:
+                skipped.append(str(message))
+        if not images:
+            raise UserError(f"{self.path}: none of {len(skipped)} images can be used; the first: {skipped[0]}")
+        return LabelledImages(
+            images=np.stack(images),
+            labels=np.array([classes.index(entry.label) for entry in kept], dtype=np.int64),
+            classes=classes,
+            origins=tuple(map(self._origin, kept)),
+            skipped=tuple(skipped),
+        )
+
+    def _origin(self, entry: _Entry) -> str:
+        return f"{self.path}/{entry.path}"
+
+    def _decode(
+        self, entries: list[_Entry], image_size: int | None
+    ) -> Iterator[tuple[_Entry, NDArray[np.uint8] | UserError]]:
+        with self._files() as files:
+            for entry in entries:
+                try:
+                    yield (
+                        entry,
+                        decode_image(files[entry.path].read(), origin=self._origin(entry), image_size=image_size),
+                    )
+                except UserError as error:
+                    yield entry, error
+
+    @contextmanager
+    def _files(self) -> Iterator[dict[PurePosixPath, "_File"]]:
+        if self.path.is_dir():
+            paths = (path for path in self.path.rglob("*") if path.is_file())
+            yield {PurePosixPath(path.relative_to(self.path).as_posix()): _File(path) for path in paths}
+            return
+        try:
+            archive = tarfile.open(self.path)  # noqa: SIM115 - closed below
+            members = [member for member in archive.getmembers() if member.isfile()]
+        except (OSError, EOFError, tarfile.TarError) as error:
+            raise UserError(f"{self.path}: neither a folder nor a readable tar archive: {error}") from None
+        with archive:
+            yield {PurePosixPath(member.name): _File(member, archive) for member in members}
+
+
+@dataclass(frozen=True)
+class _File:
+    place: Path | tarfile.TarInfo
+    archive: tarfile.TarFile | None = None
+
+    def read(self) -> bytes:
+        if isinstance(self.place, Path):
+            return self.place.read_bytes()
+        stream = self.archive.extractfile(self.place) if self.archive is not None else None
+        return stream.read() if stream is not None else b""
+
+
+def decode_image(content: bytes, *, origin: str, image_size: int | None = None) -> NDArray[np.uint8]:
+    """Decodes any picture that Pillow reads to RGB.
+
+    Args:
+        content: The file's bytes.
+        origin: The file's name, for messages.
+        image_size: Side to resize to, in pixels; ``None``: as it is.
+
+    Returns:
+        uint8 ``[H, W, 3]``; turned as its EXIF tag says, transparency on white, 16-bit grey scaled to 8.
+
+    Raises:
+        UserError: If the picture cannot be decoded in full.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            picture = ImageOps.exif_transpose(opened)
+        if picture.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip at 255
+            grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+            picture = Image.fromarray(grey)
+        if picture.has_transparency_data:
+            rgba = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        picture = picture.convert("RGB")
+        if image_size is not None:
+            picture = picture.resize((image_size, image_size), Image.Resampling.BICUBIC)
+        return np.asarray(picture, dtype=np.uint8)
+    except _UNREADABLE as error:
+        raise UserError(f"{origin}: not a complete image ({error})") from None
+
+
+def _problem(decoded: NDArray[np.uint8] | UserError, origin: str, *, expected: tuple[int, ...] | None) -> str | None:
+    if isinstance(decoded, UserError):
+        return str(decoded)
+    if expected is not None and decoded.shape != expected:
+        height, width, _ = decoded.shape
+        return f"{origin}: {height} x {width} pixels where others have {expected[0]} x {expected[1]}; set image_size"
+    return None

@@ -1,0 +1,206 @@
+"""Looks at every sample before training starts: what is wrong is said then, and what is there is counted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.perceiver.data.samples import Array, SampleDataset, origin_of
+from mlcore.errors import UserError
+
+_SHOWN = 5  # messages quoted in an error
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetStatistics:
+    """What a dataset holds.
+
+    Attributes:
+        name: What it is called in tables.
+        classes: Class names.
+        class_counts: Samples of each class.
+        shortest: Shortest sequence in positions.
+        longest: Longest sequence in positions.
+        mean_length: Mean length in positions.
+        mean: Mean of each channel over all real positions.
+        std: Standard deviation of each channel over all real positions; 1 where a channel is constant.
+        skipped: Samples left out.
+        truncated: Samples that will be cut to the longest length allowed.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    class_counts: tuple[int, ...]
+    shortest: int
+    longest: int
+    mean_length: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    skipped: int
+    truncated: int
+
+    @property
+    def samples(self) -> int:
+        """Number of samples kept."""
+        return sum(self.class_counts)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and value of each line of a table."""
+        largest, smallest = max(self.class_counts), min(self.class_counts)
+        counts = ", ".join(f"{name} {count}" for name, count in zip(self.classes, self.class_counts, strict=True))
+        return [
+            ("samples", f"{self.samples} ({self.skipped} skipped, {self.truncated} truncated)"),
+            ("classes", f"{len(self.classes)}: {counts}"),
+            ("class balance", f"smallest {smallest}, largest {largest}"),
+            ("length", f"{self.shortest} to {self.longest} positions, mean {self.mean_length:.1f}"),
+            ("channels", f"{len(self.mean)}, mean {_range(self.mean)}, deviation {_range(self.std)}"),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """Result of ``inspect_dataset``.
+
+    Attributes:
+        kept: Indices of the samples that can be used, int64 ``[N]``.
+        lengths: Their lengths in positions, after truncation, int64 ``[N]``.
+        labels: Their labels, int64 ``[N]``.
+        problems: One message per sample left out.
+        statistics: What the kept samples hold.
+    """
+
+    kept: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    problems: tuple[str, ...]
+    statistics: DatasetStatistics
+
+
+def inspect_dataset(
+    dataset: SampleDataset,
+    *,
+    classes: Sequence[str],
+    name: str = "training data",
+    channels: int | None = None,
+    max_seq_len: int | None = None,
+    on_too_long: Literal["error", "truncate"] = "error",
+    on_bad_sample: Literal["error", "skip"] = "error",
+    every_class: bool = True,
+) -> Inspection:
+    """Reads every sample once.
+
+    Args:
+        dataset: Samples; one with a method ``origin(index)`` is named by it in messages.
+        classes: Class names; labels must be indices into them.
+        name: What the dataset is called in messages.
+        channels: Channels that sequences must have; ``None``: those of the first sample.
+        max_seq_len: Longest sequence in positions; ``None``: no limit.
+        on_too_long: Whether a longer one is a bad sample or will be truncated, as by ``PadCollate``.
+        on_bad_sample: Stop at bad samples, or leave them out and count them.
+        every_class: Whether each class must have a sample.
+
+    Raises:
+        UserError: If there is no usable sample, a class has none, or a sample is bad and none may be skipped: empty,
+            too long, of other channels, with NaN or infinite values, hidden by its mask, or with a label out of range.
+    """
+    tally = _Tally(classes=classes, channels=channels, limit=max_seq_len, truncate=on_too_long == "truncate")
+    problems = []
+    for index in range(len(dataset)):
+        try:
+            tally.add(index, dataset[index])
+        except UserError as error:
+            problems.append(f"{origin_of(dataset, index)}: {error}")
+            if on_bad_sample == "error" and len(problems) > _SHOWN:
+                break
+    if problems and (on_bad_sample == "error" or not tally.kept):
+        more = f"\n... set on_bad_sample=skip to leave {'them' if len(problems) > 1 else 'it'} out"
+        raise UserError(f"{name} cannot be used:\n" + "\n".join(problems[:_SHOWN]) + more)
+    if not tally.kept:
+        raise UserError(f"{name}: the dataset is empty; check the path and the split")
+    missing = [label for number, label in enumerate(classes) if number not in tally.labels]
+    if missing and every_class:
+        raise UserError(f"{name}: no sample of class {', '.join(missing)}; a model cannot learn a class it never sees")
+    return tally.result(name, problems)
+
+
+class _Tally:
+    """Running sums over the samples."""
+
+    def __init__(self, *, classes: Sequence[str], channels: int | None, limit: int | None, truncate: bool) -> None:
+        self.classes, self.channels, self.limit, self.truncate = tuple(classes), channels, limit, truncate
+        self.kept: list[int] = []
+        self.lengths: list[int] = []
+        self.labels: list[int] = []
+        self.truncated = 0
+        # Sums of differences to the first sample's mean: squares of large values would cancel.
+        self._centre = self._sum = self._squares = np.zeros(0)
+        self._positions = 0
+
+    def add(self, index: int, sample: Any) -> None:
+        series, mask, label = self._checked(sample)
+        if self.limit is not None and len(series) > self.limit:
+            self.truncated += 1
+            series, mask = series[: self.limit], mask[: self.limit]
+        real = series[mask].astype(np.float64)
+        if not self.kept:
+            self.channels, self._centre = series.shape[1], real.mean(axis=0)
+            self._sum, self._squares = np.zeros(self.channels), np.zeros(self.channels)
+        self._sum += (real - self._centre).sum(axis=0)
+        self._squares += ((real - self._centre) ** 2).sum(axis=0)
+        self._positions += len(real)
+        self.kept.append(index)
+        self.lengths.append(len(series))
+        self.labels.append(label)
+
+    def _checked(self, sample: Any) -> tuple[Array, NDArray[np.bool_], int]:
+        if not isinstance(sample, dict) or not {"input", "label"} <= sample.keys():
+            raise UserError("a sample must be a dict with the keys input, label and optionally mask")
+        series = np.asarray(sample["input"], dtype=np.float32)
+        if series.ndim != 2 or series.shape[1] != (self.channels or series.shape[1]):
+            raise UserError(f"input is {list(series.shape)}, expected [positions, {self.channels or 'channels'}]")
+        if len(series) == 0:
+            raise UserError("the sequence has length 0")
+        if self.limit is not None and len(series) > self.limit and not self.truncate:
+            raise UserError(
+                f"{len(series)} positions are more than max_seq_len={self.limit}; raise it or set on_too_long=truncate"
+            )
+        mask = np.asarray(sample["mask"]).astype(bool) if "mask" in sample else np.ones(len(series), dtype=bool)
+        if mask.shape != series.shape[:1] or not mask[: self.limit].any():
+            raise UserError(f"mask must have shape [{len(series)}] and show a position, got {list(mask.shape)}")
+        if not np.isfinite(series[mask]).all():
+            row, column = np.argwhere(~np.isfinite(series) & mask[:, None])[0]
+            raise UserError(f"position {row}, channel {column} is {series[row, column]}, not a finite number")
+        label = int(sample["label"])
+        if label != sample["label"] or not 0 <= label < len(self.classes):
+            raise UserError(f"label {sample['label']} is out of range; expected 0 to {len(self.classes) - 1}")
+        return series, mask, label
+
+    def result(self, name: str, problems: list[str]) -> Inspection:
+        shift = self._sum / self._positions
+        variance = np.maximum(self._squares / self._positions - shift**2, 0)
+        std = np.where(variance > 1e-12, np.sqrt(variance), 1.0)
+        lengths, labels = np.array(self.lengths), np.array(self.labels)
+        return Inspection(
+            kept=np.array(self.kept),
+            lengths=lengths,
+            labels=labels,
+            problems=tuple(problems),
+            statistics=DatasetStatistics(
+                name=name,
+                classes=self.classes,
+                class_counts=tuple(np.bincount(labels, minlength=len(self.classes)).tolist()),
+                shortest=int(lengths.min()),
+                longest=int(lengths.max()),
+                mean_length=float(lengths.mean()),
+                mean=tuple((self._centre + shift).tolist()),
+                std=tuple(std.tolist()),
+                skipped=len(problems),
+                truncated=self.truncated,
+            ),
+        )
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.3g} to {max(values):.3g}"

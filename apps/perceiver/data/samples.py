@@ -1,0 +1,108 @@
+"""The sample format of every dataset here, and the dataset that holds its samples in memory.
+
+A sample is a dict: ``input`` float32 ``[M, C]``, ``label`` int, ``mask`` ``[M]`` (1 where a position is real; may be
+left out). User datasets in this format work as they are, with arrays or tensors.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NotRequired, Protocol, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mlcore.errors import UserError
+
+Array = NDArray[np.float32]
+
+
+class Sample(TypedDict):
+    """One sequence and its class."""
+
+    input: Any
+    label: int
+    mask: NotRequired[Any]
+
+
+class SampleDataset(Protocol):
+    """A map-style dataset of samples."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class SequenceDataset(torch.utils.data.Dataset[Sample]):
+    """Sequences in memory.
+
+    Args:
+        sequences: Float arrays ``[M_i, C]``; ``M_i`` may differ.
+        labels: Class of each sequence, an index into ``classes``.
+        classes: Class names; ``None``: numbers up to the largest label.
+        origins: Where each sequence came from ("train.ts, line 17"), for messages; ``None``: its number.
+
+    Raises:
+        UserError: If there are not as many labels and origins as sequences.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequence[Array],
+        *,
+        labels: Sequence[int] | NDArray[np.int64],
+        classes: Sequence[str] | None = None,
+        origins: Sequence[str] | None = None,
+    ) -> None:
+        self.sequences = sequences
+        self.labels = np.asarray(labels, dtype=np.int64)
+        if len(self.labels) != len(sequences) or (origins is not None and len(origins) != len(sequences)):
+            raise UserError(
+                f"{len(sequences)} sequences need as many labels and origins, not {len(self.labels)} labels"
+            )
+        self.classes = tuple(classes) if classes is not None else _numbered(self.labels)
+        self._origins = origins
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, index: int) -> Sample:
+        sequence = np.asarray(self.sequences[index], dtype=np.float32)
+        return {"input": sequence, "label": int(self.labels[index]), "mask": np.ones(len(sequence), dtype=np.float32)}
+
+    def origin(self, index: int) -> str:
+        """Says where sample ``index`` came from."""
+        return self._origins[index] if self._origins is not None else f"sample {index}"
+
+
+class Subset(torch.utils.data.Dataset[Sample]):
+    """Some samples of a dataset, in the order given.
+
+    Args:
+        dataset: Any dataset of samples.
+        indices: Which ones.
+    """
+
+    def __init__(self, dataset: SampleDataset, *, indices: Sequence[int] | NDArray[np.int64]) -> None:
+        self.dataset = dataset
+        self.indices = np.asarray(indices, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample: Sample = self.dataset[int(self.indices[index])]
+        return sample
+
+    def origin(self, index: int) -> str:
+        """Says where sample ``index`` came from."""
+        return origin_of(self.dataset, int(self.indices[index]))
+
+
+def origin_of(dataset: SampleDataset, index: int) -> str:
+    """Names sample ``index`` for messages: by the dataset's own ``origin(index)`` if it has one, else by its number."""
+    origin = getattr(dataset, "origin", None)
+    return str(origin(index)) if callable(origin) else f"sample {index}"
+
+
+def _numbered(labels: NDArray[np.int64]) -> tuple[str, ...]:
+    return tuple(str(label) for label in range(int(labels.max()) + 1)) if len(labels) else ()

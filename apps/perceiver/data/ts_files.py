@@ -1,0 +1,158 @@
+"""The ``.ts`` format of the UEA and UCR time series archives (Bagnall et al., arXiv 1811.00075).
+
+A header of ``@key value`` lines, then after ``@data`` one series a line: channels separated by ``:``, their values by
+``,``, the class last. ``?`` is a missing value and becomes NaN. Lines that start with ``#`` are comments.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from apps.perceiver.data.samples import Array, SequenceDataset
+from mlcore.errors import UserError
+
+
+@dataclass
+class _Header:
+    classes: tuple[str, ...] | None = None
+    channels: int | None = None
+    equal_length: int | None = None
+    seen: set[str] = field(default_factory=set)
+
+
+def read_ts(path: Path, *, classes: tuple[str, ...] | None = None) -> SequenceDataset:
+    """Reads a ``.ts`` file.
+
+    Args:
+        path: The file, UTF-8.
+        classes: The classes in the order that gives labels, for a test file; ``None``: those of the file's header.
+
+    Returns:
+        Its series ``[M, C]`` in file order; ``classes`` as in the header; ``origin`` names file and line.
+
+    Raises:
+        UserError: If the file is missing, has time stamps or no classes, or a line cannot be read (named by number).
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; a .ts file of the UEA/UCR archive is expected")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text: {error}") from error
+    numbered = _content(lines)
+    header = _read_header(path, numbered)
+    if header.classes is None:
+        raise UserError(f"{path}: the header has no '@classLabel true ...' line; only labelled series can be used")
+    known = {name: number for number, name in enumerate(classes or header.classes)}
+    series, labels, origins = [], [], []
+    for number, line in numbered:
+        where = f"{path}, line {number}"
+        *channels, label = line.split(":")
+        if label.strip() not in known:
+            raise UserError(f"{where}: class {label.strip()[:40]!r} is not one of {', '.join(known)}")
+        series.append(_read_series(where, channels, header))
+        labels.append(known[label.strip()])
+        origins.append(where)
+    if not series:
+        raise UserError(f"{path}: no series after @data; the file is empty or cut off")
+    return SequenceDataset(series, labels=labels, classes=tuple(known), origins=origins)
+
+
+def _content(lines: list[str]) -> Iterator[tuple[int, str]]:
+    stripped = ((number, line.strip()) for number, line in enumerate(lines, start=1))
+    return ((number, line) for number, line in stripped if line and not line.startswith(("#", "%")))
+
+
+def _read_header(path: Path, numbered: Iterator[tuple[int, str]]) -> _Header:
+    header = _Header()
+    for number, line in numbered:
+        where = f"{path}, line {number}"
+        key, *values = line.split()
+        key = key.lower()
+        if not key.startswith("@"):
+            raise UserError(f"{where}: expected a header line that starts with @, or @data; got {line[:40]!r}")
+        if key == "@data":
+            return header
+        _read_tag(where, key, values, header)
+    raise UserError(f"{path}: no @data line; this is not a .ts file, or it is cut off")
+
+
+def _read_tag(where: str, key: str, values: list[str], header: _Header) -> None:
+    if key == "@timestamps" and _is_true(where, key, values):
+        raise UserError(f"{where}: time stamps are not supported; resample to equal steps and leave them out")
+    if key == "@targetlabel" and _is_true(where, key, values):
+        raise UserError(f"{where}: regression targets are not supported; expected '@classLabel true ...'")
+    if key == "@univariate" and _is_true(where, key, values):
+        header.channels = 1
+    elif key in ("@dimensions", "@dimension"):
+        header.channels = _number(where, key, values)
+    elif key == "@serieslength":
+        header.equal_length = _number(where, key, values)
+    elif key == "@classlabel" and _is_true(where, key, values):
+        if len(values) < 2 or len(set(values[1:])) != len(values) - 1:
+            raise UserError(f"{where}: @classLabel true must be followed by the distinct names of all classes")
+        header.classes = tuple(values[1:])
+    # Other keys (@problemName, @missing, @equalLength, ...) say nothing that the data does not.
+
+
+def _is_true(where: str, key: str, values: list[str]) -> bool:
+    if not values or values[0].lower() not in ("true", "false"):
+        raise UserError(f"{where}: {key} must be followed by true or false")
+    return values[0].lower() == "true"
+
+
+def _number(where: str, key: str, values: list[str]) -> int:
+    if len(values) != 1 or not values[0].isdigit() or int(values[0]) < 1:
+        raise UserError(f"{where}: {key} must be followed by a number of at least 1")
+    return int(values[0])
+
+
+def _read_series(where: str, channels: list[str], header: _Header) -> Array:
+    if not channels:
+        raise UserError(f"{where}: no series before the class; is a ':' missing?")
+    if header.channels is not None and len(channels) != header.channels:
+        raise UserError(f"{where}: {len(channels)} channels where the header says {header.channels}")
+    rows = [_values(f"{where}, channel {number}", text) for number, text in enumerate(channels, start=1)]
+    lengths = {len(row) for row in rows}
+    if len(lengths) != 1:
+        raise UserError(f"{where}: its channels have different lengths: {sorted(lengths)}")
+    if header.equal_length is not None and lengths != {header.equal_length}:
+        raise UserError(f"{where}: {lengths.pop()} values where @seriesLength says {header.equal_length}")
+    return np.array(rows, dtype=np.float32).T.copy()  # [M, C]
+
+
+def _values(where: str, text: str) -> list[float]:
+    if "(" in text:
+        raise UserError(f"{where}: time stamps '(time,value)' are not supported; resample to equal steps")
+    if not text.strip():
+        return []
+    return [_value(where, item.strip()) for item in text.split(",")]
+
+
+def _value(where: str, item: str) -> float:
+    if item == "?":
+        return float("nan")
+    try:
+        return float(item)
+    except ValueError:
+        raise UserError(f"{where}: {item[:40]!r} is not a number (a missing value is written ?)") from None
+
+
+def find_ts_files(folder: Path) -> tuple[Path, Path | None]:
+    """Finds ``*_TRAIN.ts`` and, where there is one, ``*_TEST.ts`` in a folder of the archive.
+
+    Raises:
+        UserError: If there is not exactly one training file.
+    """
+    train = _matching(folder, "_train.ts")
+    if len(train) != 1:
+        raise UserError(f"{folder}: expected one file named *_TRAIN.ts, found {len(train)}")
+    test = _matching(folder, "_test.ts")
+    return train[0], test[0] if test else None
+
+
+def _matching(folder: Path, ending: str) -> list[Path]:
+    files: Iterable[Path] = folder.iterdir() if folder.is_dir() else ()
+    return sorted(file for file in files if file.name.lower().endswith(ending))

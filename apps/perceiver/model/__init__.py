@@ -1,0 +1,26 @@
+"""Perceiver models; ``create_perceiver_model`` builds a classifier of a named size."""
+
+from apps.perceiver.model.attention import CrossAttentionBlock, MultiHeadAttention, SelfAttentionBlock
+from apps.perceiver.model.decoder import PerceiverDecoder
+from apps.perceiver.model.encoder import PerceiverEncoder, PerceiverOptions
+from apps.perceiver.model.perceiver import (
+    SIZES,
+    PerceiverIO,
+    PerceiverModel,
+    PerceiverSize,
+    create_perceiver_model,
+)
+
+__all__ = [
+    "SIZES",
+    "CrossAttentionBlock",
+    "MultiHeadAttention",
+    "PerceiverDecoder",
+    "PerceiverEncoder",
+    "PerceiverIO",
+    "PerceiverModel",
+    "PerceiverOptions",
+    "PerceiverSize",
+    "SelfAttentionBlock",
+    "create_perceiver_model",
+]

@@ -1,0 +1,156 @@
+"""Attention blocks of the Perceiver.
+
+Savings that change no result hold throughout: a layer norm that feeds only linear maps has no gain and bias of its own,
+because the maps' weights and biases express them; queries that all samples share are projected once; where queries are
+few, keys and values are never formed (see ``MultiHeadAttention``). Dropout acts on the residual branches and not on
+the attention weights, so that the fused kernels of ``scaled_dot_product_attention`` serve training too.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlcore.errors import UserError
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention from queries to a context ("Attention is all you need", section 3.2.2).
+
+    With key and value maps K and V, attention is softmax(q·Kc) Vc = V softmax(Kᵀq·c) c. The right side moves both maps
+    from the context to the queries, which is less work where queries or context channels are few, and is then taken.
+
+    Args:
+        d_model: Width of queries and outputs.
+        num_heads: Number of heads; divides ``d_model``.
+        context_dim: Width of the context; ``None``: ``d_model``.
+
+    Raises:
+        UserError: If ``num_heads`` does not divide ``d_model``.
+    """
+
+    def __init__(self, d_model: int, *, num_heads: int, context_dim: int | None = None) -> None:
+        super().__init__()
+        if num_heads < 1 or d_model % num_heads:
+            raise UserError(f"num_heads={num_heads} does not divide d_model={d_model}; choose a divisor")
+        self.num_heads = num_heads
+        self.query = nn.Linear(d_model, d_model)
+        # Straight from the context's own width: embedding it to d_model first would cost more.
+        self.key_value = nn.Linear(context_dim or d_model, 2 * d_model)
+        self.out = nn.Linear(d_model, d_model)
+
+    def forward(self, queries: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Lets every query gather from the context.
+
+        Args:
+            queries: ``[B, L, d_model]``, or ``[1, L, d_model]`` where all samples ask the same.
+            context: ``[B, M, context_dim]``.
+            mask: Boolean ``[B, M]``, true where the context may be seen; ``None``: everywhere.
+
+        Returns:
+            ``[B, L, d_model]``.
+        """
+        q = self.query(queries).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B or 1, heads, L, head width]
+        seen = None if mask is None else mask[:, None, None, :]  # broadcasts over heads and queries
+        if self._maps_belong_to_queries(queries.shape[1]):
+            gathered = self._attend_with_mapped_queries(q, context, seen)
+        else:
+            gathered = self._attend_with_mapped_context(q, context, seen)
+        out: Tensor = self.out(gathered.transpose(1, 2).flatten(2))
+        return out
+
+    def _maps_belong_to_queries(self, num_queries: int) -> bool:
+        """Compares multiplications per token, for a context at least as long as the queries."""
+        d_model, context_dim = self.query.out_features, self.key_value.in_features
+        return 2 * num_queries * (self.num_heads * context_dim - d_model) < context_dim * d_model
+
+    def _attend_with_mapped_context(self, q: Tensor, context: Tensor, seen: Tensor | None) -> Tensor:
+        k, v = self.key_value(context).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q.expand(context.shape[0], -1, -1, -1), k, v, attn_mask=seen)
+
+    def _attend_with_mapped_queries(self, q: Tensor, context: Tensor, seen: Tensor | None) -> Tensor:
+        heads, width = q.shape[1], q.shape[3]
+        to_key, to_value = self.key_value.weight.view(2, heads, width, -1)  # [heads, width, C] each
+        # The key's bias adds the same number to all scores of a query, which the softmax takes out again.
+        _, value_bias = self.key_value.bias.view(2, heads, 1, width)
+        mapped = (q @ to_key).flatten(1, 2)[:, None]  # [B or 1, 1, heads * L, C]: one head, whose keys are the context
+        tokens = context[:, None]
+        found = F.scaled_dot_product_attention(
+            mapped.expand(context.shape[0], -1, -1, -1), tokens, tokens, attn_mask=seen, scale=width**-0.5
+        )
+        found = found.view(found.shape[0], heads, -1, found.shape[3])  # [B, heads, L, C]
+        gathered: Tensor = found @ to_value.transpose(1, 2) + value_bias
+        return gathered
+
+
+class FeedForward(nn.Sequential):
+    """Pre-normalised two-layer perceptron with GELU; ``[..., d_model]`` to the same shape."""
+
+    def __init__(self, d_model: int, *, widening_factor: int) -> None:
+        super().__init__(
+            nn.LayerNorm(d_model, elementwise_affine=False),
+            nn.Linear(d_model, widening_factor * d_model),
+            nn.GELU(),
+            nn.Linear(widening_factor * d_model, d_model),
+        )
+
+
+class CrossAttentionBlock(nn.Module):
+    """Latents gather from the input: cross-attention, then a perceptron, both pre-normalised with a residual.
+
+    Args:
+        d_model: Width of the latents.
+        num_heads: Number of heads; divides ``d_model``.
+        context_dim: Width of the input tokens; ``None``: ``d_model``.
+        widening_factor: Hidden width of the perceptron in units of ``d_model``.
+        dropout: Probability of dropping an element of a residual branch, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        num_heads: int,
+        context_dim: int | None = None,
+        widening_factor: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.latent_norm = nn.LayerNorm(d_model, elementwise_affine=False)
+        self.context_norm = nn.LayerNorm(context_dim or d_model, elementwise_affine=False)
+        self.attention = MultiHeadAttention(d_model, num_heads=num_heads, context_dim=context_dim)
+        self.feed_forward = FeedForward(d_model, widening_factor=widening_factor)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, latents: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Maps latents ``[B or 1, L, d_model]`` and context ``[B, M, context_dim]`` to ``[B, L, d_model]``.
+
+        ``mask`` is boolean ``[B, M]``, true where the context may be seen.
+        """
+        attended = self.attention(self.latent_norm(latents), self.context_norm(context), mask)
+        latents = latents + self.dropout(attended)
+        out: Tensor = latents + self.dropout(self.feed_forward(latents))
+        return out
+
+
+class SelfAttentionBlock(nn.Module):
+    """Latents gather from each other: the block of a pre-normalised transformer.
+
+    Args:
+        d_model: Width of the latents.
+        num_heads: Number of heads; divides ``d_model``.
+        widening_factor: Hidden width of the perceptron in units of ``d_model``.
+        dropout: Probability of dropping an element of a residual branch, in [0, 1).
+    """
+
+    def __init__(self, d_model: int, *, num_heads: int, widening_factor: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model, elementwise_affine=False)
+        self.attention = MultiHeadAttention(d_model, num_heads=num_heads)
+        self.feed_forward = FeedForward(d_model, widening_factor=widening_factor)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, latents: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Maps ``[B, L, d_model]`` (and a mask ``[B, L]`` of those that may be seen) to ``[B, L, d_model]``."""
+        normed = self.norm(latents)
+        latents = latents + self.dropout(self.attention(normed, normed, mask))
+        out: Tensor = latents + self.dropout(self.feed_forward(latents))
+        return out

@@ -1,0 +1,182 @@
+"""The encoder: any number of input tokens in, a fixed number of latents out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from apps.perceiver.model.attention import CrossAttentionBlock, SelfAttentionBlock
+from apps.perceiver.model.positions import PositionEncoding, PositionKind
+from mlcore.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceiverOptions:
+    """What is chosen once and seldom changed.
+
+    Attributes:
+        position: Position features that each token gets, see ``PositionEncoding``.
+        position_channels: Number of those features (``fourier`` has one more).
+        max_seq_len: Longest sequence in tokens for ``fourier`` and ``learned`` positions.
+        widening_factor: Hidden width of every perceptron in units of ``d_model``.
+        dropout: Probability of dropping an element of a residual branch, in [0, 1).
+        share_weights: Repeats use the same weights: all cross-attentions but the first, and all latent transformers
+            (Perceiver, section 3.1).
+        pooling: Classes are read from the mean of the latents (Perceiver) or by one learned query (Perceiver IO).
+        gradient_checkpointing: Recompute each block in the backward pass: less memory, the same gradients.
+    """
+
+    position: PositionKind = "sinusoidal"
+    position_channels: int = 32
+    max_seq_len: int = 4096
+    widening_factor: int = 1
+    dropout: float = 0.0
+    share_weights: bool = False
+    pooling: Literal["mean", "query"] = "mean"
+    gradient_checkpointing: bool = False
+
+
+class PerceiverEncoder(nn.Module):
+    """Repeats (cross-attention to the input, then a latent transformer), each as in the paper's figure 1.
+
+    Args:
+        input_dim: Channels of a token, before position features.
+        d_model: Width of the latents.
+        num_heads: Heads of every attention; divides ``d_model``.
+        num_cross_attention_layers: Number of repeats.
+        num_self_attention_layers: Self-attention blocks after **each** cross-attention.
+        num_latents: Number of latents.
+        options: The rest.
+
+    Raises:
+        UserError: If a number is out of range or ``num_heads`` does not divide ``d_model``.
+    """
+
+    input_mean: Tensor
+    input_std: Tensor
+
+    def __init__(
+        self,
+        input_dim: int,
+        *,
+        d_model: int,
+        num_heads: int,
+        num_cross_attention_layers: int,
+        num_self_attention_layers: int,
+        num_latents: int,
+        options: PerceiverOptions | None = None,
+    ) -> None:
+        super().__init__()
+        options = options or PerceiverOptions()
+        _check_at_least_one(
+            input_dim=input_dim,
+            d_model=d_model,
+            num_heads=num_heads,
+            num_cross_attention_layers=num_cross_attention_layers,
+            num_latents=num_latents,
+            widening_factor=options.widening_factor,
+            max_seq_len=options.max_seq_len,
+        )
+        self.input_dim, self.depth = input_dim, num_cross_attention_layers
+        self.gradient_checkpointing = options.gradient_checkpointing
+        self.positions = PositionEncoding(
+            options.position, num_channels=options.position_channels, max_seq_len=options.max_seq_len
+        )
+        width = input_dim + self.positions.width
+        if width < 2:
+            raise UserError("a token of one channel without position features says nothing after its layer norm")
+        self.register_buffer("input_mean", torch.zeros(input_dim))
+        self.register_buffer("input_std", torch.ones(input_dim))
+        self.latents = nn.Parameter(torch.empty(num_latents, d_model))
+        nn.init.trunc_normal_(self.latents, std=0.02, a=-2.0, b=2.0)
+
+        block = {"num_heads": num_heads, "widening_factor": options.widening_factor}
+        crosses, towers = (min(self.depth, 2), 1) if options.share_weights else (self.depth, self.depth)
+        self.cross_blocks = nn.ModuleList(
+            CrossAttentionBlock(d_model, context_dim=width, dropout=options.dropout, **block) for _ in range(crosses)
+        )
+        self.latent_transformers = nn.ModuleList(
+            nn.ModuleList(
+                SelfAttentionBlock(d_model, dropout=options.dropout, **block) for _ in range(num_self_attention_layers)
+            )
+            for _ in range(towers)
+        )
+
+    def set_input_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Standardises inputs from now on: each channel less ``mean``, over ``std``; saved with the weights.
+
+        Args:
+            mean: Mean of each input channel over the training data, ``input_dim`` numbers in the data's units.
+            std: Standard deviation of each, above 0.
+
+        Raises:
+            UserError: If there are not ``input_dim`` finite numbers each, or a deviation is not above 0.
+        """
+        values = torch.tensor([list(mean), list(std)], dtype=torch.float64)
+        if values.shape[1] != self.input_dim or not values.isfinite().all() or not (values[1] > 0).all():
+            raise UserError(f"expected finite means and deviations above 0 of {self.input_dim} channels")
+        self.input_mean.copy_(values[0])
+        self.input_std.copy_(values[1])
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Encodes a batch of sequences.
+
+        Args:
+            x: Tokens, floating point ``[B, M, input_dim]``; padding at the end of a row.
+            mask: ``[B, M]``, boolean or numbers, true or not zero where a token is real; ``None``: everywhere.
+
+        Returns:
+            Latents ``[B, num_latents, d_model]``; what stands in padding and how much there is does not matter.
+
+        Raises:
+            UserError: If a shape does not fit or a sample has no real token (on accelerators looked at only in
+                evaluation, because looking makes the device wait).
+        """
+        self._check_shapes(x, mask)
+        x = (x - self.input_mean) / self.input_std
+        if mask is not None:
+            x, mask = self._without_padding(x, mask.bool())
+        tokens = self.positions(x)  # [B, M, width]
+        # [1, L, d]: all samples ask the same first questions, so their projection is computed once.
+        latents = self.latents[None]
+        for repeat in range(self.depth):
+            cross = self.cross_blocks[min(repeat, len(self.cross_blocks) - 1)]
+            latents = self._run(cross, latents, tokens, mask)
+            tower = self.latent_transformers[min(repeat, len(self.latent_transformers) - 1)]
+            assert isinstance(tower, nn.ModuleList)  # noqa: S101 - narrows what nn.ModuleList declares
+            for block in tower:
+                latents = self._run(block, latents)
+        return latents
+
+    def _run(self, block: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
+            return out
+        return block(*inputs)
+
+    def _check_shapes(self, x: Tensor, mask: Tensor | None) -> None:
+        if x.dim() != 3 or x.shape[-1] != self.input_dim:
+            raise UserError(f"expected tokens of shape [batch, length, {self.input_dim}], got {list(x.shape)}")
+        if x.shape[1] == 0:
+            raise UserError("a sequence of length 0 holds nothing to attend to; leave empty samples out")
+        if mask is not None and mask.shape != x.shape[:2]:
+            raise UserError(f"expected a mask of shape {list(x.shape[:2])}, got {list(mask.shape)}")
+
+    def _without_padding(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Zeroes padding, since 0 * NaN is NaN even under the mask; drops a mask that hides nothing."""
+        if not torch.compiler.is_compiling():
+            if (mask.device.type == "cpu" or not self.training) and not bool(mask.any(dim=1).all()):
+                rows = (~mask.any(dim=1)).nonzero().flatten().tolist()
+                raise UserError(f"samples {rows} of the batch are padding only; leave empty samples out")
+            if mask.device.type == "cpu" and bool(mask.all()):
+                return x, None
+        return x.masked_fill(~mask[..., None], 0.0), mask
+
+
+def _check_at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise UserError(f"{name} must be at least 1, not {number}")

@@ -1,0 +1,87 @@
+"""Position information: without it a Perceiver sees its input as an unordered set (Perceiver, section 3.2)."""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from mlcore.errors import UserError
+
+PositionKind = Literal["fourier", "learned", "none", "sinusoidal"]
+
+
+class PositionEncoding(nn.Module):
+    """Concatenates position features to every token, as the paper does, instead of adding them.
+
+    - ``sinusoidal``: sines and cosines of the index, periods from 2π to 20000π in geometric steps ("Attention is all
+      you need", section 3.5). Any length.
+    - ``fourier``: sines and cosines with frequencies from 1 to ``max_seq_len / 2`` (Nyquist) in equal steps, of the
+      position scaled to [-1, 1] over ``max_seq_len``; and the position itself (Perceiver, section 3.2).
+    - ``learned``: one trained vector per position below ``max_seq_len``.
+    - ``none``: the token alone; the model's output then does not depend on the order of tokens.
+
+    Positions count from the start of the row, so padding belongs at its end.
+
+    Args:
+        kind: Which features.
+        num_channels: Even number of sines and cosines, or width of the learned vector.
+        max_seq_len: Longest sequence ``fourier`` and ``learned`` take; ``sinusoidal`` and ``none`` take any.
+
+    Attributes:
+        width: Channels added to each token.
+    """
+
+    def __init__(self, kind: PositionKind, *, num_channels: int = 32, max_seq_len: int = 4096) -> None:
+        super().__init__()
+        if kind not in get_args(PositionKind):
+            raise UserError(f"position must be one of {', '.join(get_args(PositionKind))}; got {kind!r}")
+        if kind in ("fourier", "sinusoidal") and (num_channels < 2 or num_channels % 2):
+            raise UserError(f"position_channels must be an even number of at least 2, not {num_channels}")
+        self.kind, self.max_seq_len = kind, max_seq_len
+        self.width = {"none": 0, "fourier": num_channels + 1, "learned": num_channels, "sinusoidal": num_channels}[kind]
+        if kind == "learned":
+            self.table = nn.Parameter(torch.empty(max_seq_len, num_channels))
+            nn.init.trunc_normal_(self.table, std=0.02)
+        elif kind == "fourier":
+            self.register_buffer(
+                "frequencies", torch.linspace(1.0, max_seq_len / 2, num_channels // 2), persistent=False
+            )
+        elif kind == "sinusoidal":
+            exponents = torch.arange(num_channels // 2) / (num_channels // 2)
+            self.register_buffer("frequencies", 10_000.0**-exponents, persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Appends the features.
+
+        Args:
+            tokens: ``[B, M, C]``.
+
+        Returns:
+            ``[B, M, C + width]``.
+
+        Raises:
+            UserError: If ``M`` exceeds ``max_seq_len`` where the kind has one.
+        """
+        if self.kind == "none":
+            return tokens
+        features = self._features(tokens.shape[1]).to(tokens.dtype)  # [M, width]
+        return torch.cat([tokens, features.expand(tokens.shape[0], -1, -1)], dim=-1)
+
+    def _features(self, length: int) -> Tensor:
+        if self.kind != "sinusoidal" and length > self.max_seq_len:
+            raise UserError(
+                f"a sequence of {length} tokens is longer than max_seq_len={self.max_seq_len}, which {self.kind} "
+                "positions need; raise max_seq_len or shorten the sequences"
+            )
+        if self.kind == "learned":
+            return self.table[:length]
+        frequencies = self.frequencies
+        assert isinstance(frequencies, Tensor)  # noqa: S101 - narrows the type nn.Module declares for buffers
+        index = torch.arange(length, device=frequencies.device, dtype=frequencies.dtype)[:, None]
+        if self.kind == "sinusoidal":
+            phase = index * frequencies
+            return torch.cat([phase.sin(), phase.cos()], dim=-1)
+        position = 2 * index / max(self.max_seq_len - 1, 1) - 1
+        phase = math.pi * position * frequencies
+        return torch.cat([position, phase.sin(), phase.cos()], dim=-1)

@@ -1,0 +1,28 @@
+"""Train a Perceiver on sequences of any length.
+
+    python apps/perceiver/train.py                                             the demo, about a minute on two cores
+    python apps/perceiver/train.py --dataset synthetic --epochs 10 --batch_size 16
+    python apps/perceiver/train.py --dataset cifar10 --data_dir DIR --model_size small --epochs 100 --lr 1e-4
+    python apps/perceiver/train.py +experiment=japanese_vowels data.data_dir=DIR
+    python apps/perceiver/train.py --config config.json --lr 2e-4
+    python apps/perceiver/train.py -m model_size=small,base lr=1e-4,3e-4       a sweep of four runs
+
+Leaves a run folder below outputs/perceiver/; docs/perceiver.md says what is in it. An interrupted run (exit code 75)
+continues when the same command is given again.
+"""
+
+from apps.perceiver.spec import SPEC
+from mlcore.cli.app import run_app
+from mlcore.cli.spec import Invocation
+
+
+def act(invocation: Invocation) -> int:  # type: ignore[type-arg]
+    """Train, or rehearse, or check the system, as the command line says."""
+    from apps.perceiver.build import APP  # after parsing: torch takes seconds to import
+    from mlcore.session import run
+
+    return run(APP, invocation)
+
+
+if __name__ == "__main__":
+    run_app(SPEC, act)
