@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import os
 import platform
 import subprocess
 import sys
@@ -161,6 +162,8 @@ class RunRecord:
             raise UserError(
                 f"{folder}: another process is training in this folder; choose another --output_dir"
             ) from None
+        # Loader workers are forks; without this they would hold a killed run's lock until they notice that it is gone.
+        os.register_at_fork(after_in_child=self._lock.close)
         remove_leftovers(folder)
         self._record: dict[str, Any] = {
             "status": "running",
