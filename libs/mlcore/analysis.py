@@ -88,10 +88,6 @@ def _pictures(
             ),
         ),
         Picture(
-            "Per class",
-            plot_class_bars(bars, class_names=class_names, path=folder / f"{prefix}class_performance.png"),
-        ),
-        Picture(
             "Reliability",
             plot_reliability(
                 bins.edges,
@@ -109,6 +105,11 @@ def _pictures(
         Picture(
             "Accuracy by confidence",
             plot_accuracy_by_confidence(confidence, right=right, path=folder / f"{prefix}confidence_analysis.png"),
+        ),
+        Picture(
+            "Per class",
+            plot_class_bars(bars, class_names=class_names, path=folder / f"{prefix}class_performance.png"),
+            wide=True,
         ),
     ]
 

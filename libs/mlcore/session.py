@@ -331,7 +331,8 @@ def _headlines(results: Mapping[str, Mapping[str, float]], metric: str) -> list[
 def _result_table(results: Mapping[str, Mapping[str, float]]) -> Table:
     names = list(results)
     keys = list(dict.fromkeys(key for values in results.values() for key in values))
-    rows = [[key, *(results[name].get(key) for name in names)] for key in keys]
+    rows: list[list[object]] = [[key, *(results[name].get(key) for name in names)] for key in keys if key != "n"]
+    rows.append(["samples", *(int(results[name]["n"]) for name in names)])
     return Table("Results of the best checkpoint", ["metric", *names], rows)
 
 
