@@ -25,7 +25,7 @@ from apps.perceiver.data.samples import SampleDataset, SequenceDataset, Subset
 from apps.perceiver.data.splits import stratified_split
 from apps.perceiver.data.synthetic import SyntheticPatterns
 from apps.perceiver.data.ts_files import find_ts_files, read_ts
-from apps.perceiver.restore import make_model, model_settings
+from apps.perceiver.restore import Restored, make_model, model_settings
 from apps.perceiver.task import Objective, PerceiverTask
 from mlcore.analysis import classification_sections
 from mlcore.assemble import Data, Problem
@@ -142,6 +142,38 @@ def _split(sources: Sources, *, fraction: float, seed: int) -> tuple[SampleDatas
     return Subset(sources.train, indices=large), Subset(sources.train, indices=small)
 
 
+def load_part(restored: Restored, part: Part, *, config: PerceiverConfig) -> tuple[Data, Sequence[str]]:
+    """One part of a run's data, the same samples in the same order as the run had.
+
+    Args:
+        restored: The trained model, which the data must fit.
+        part: Which part.
+        config: The run's configuration, perhaps with other paths.
+
+    Returns:
+        The data, and one message for each sample left out.
+
+    Raises:
+        UserError: There is no such part, it does not fit the model, or samples cannot be used.
+    """
+    sources = load_sources(config.data, seed=config.run.seed)
+    if list(sources.classes) != list(restored.class_names):
+        here, there = (", ".join(names) for names in (sources.classes, restored.class_names))
+        raise UserError(f"the data has the classes {here}; the model was trained on {there}")
+    if sources.preprocessing != restored.facts["preprocessing"]:
+        raise UserError(
+            f"the data is {sources.preprocessing}; the model was trained on {restored.facts['preprocessing']}"
+        )
+    train, validation = _split(sources, fraction=config.data.val_fraction, seed=config.run.seed)
+    dataset = {"train": train, "val": validation, "test": sources.test}[part]
+    if dataset is None:
+        raise UserError("this data has no test part; give --test_path, or look at --split val")
+    name = {"train": "training data", "val": "validation data", "test": "test data"}[part]
+    channels = restored.facts["model"]["input_dim"]
+    look = _inspect(dataset, name, settings=config.data, classes=sources.classes, channels=channels)
+    return _data(dataset, look, settings=config.data), [*sources.skipped, *look.problems]
+
+
 def _inspect(
     dataset: SampleDataset,
     name: str,
@@ -181,6 +213,7 @@ def _transform(config: PerceiverConfig, train: SampleDataset, *, longest: int) -
         scaling=settings.scaling,
         time_warp=settings.time_warp,
         time_mask=settings.time_mask,
+        window_slice=settings.window_slice,
         max_seq_len=settings.max_seq_len or (longest if limited else None),
     )
 
@@ -234,7 +267,8 @@ def _synthetic(settings: DataConfig, *, seed: int) -> Sources:
 
 
 def _cifar10(settings: DataConfig) -> Sources:
-    folder = _path(settings.data_dir, "data_dir", "the folder (or .tar.gz) of the official python archive")
+    what = "the folder (or .tar.gz) of CIFAR-10's official python archive"
+    folder = _path(settings.data_dir or Path("data"), "data_dir", what)
     train, test = (load_cifar10(folder, part) for part in ("train", "test"))
     return _images(settings, train=train, val=None, test=test)
 

@@ -67,6 +67,7 @@ class DataConfig(Section):
     jitter: float = field(0.0, "Sequences: deviation of added noise, in deviations of the feature", unit="sigma", ge=0)
     scaling: float = field(0.0, "Sequences: deviation of a random factor per feature around 1", ge=0)
     time_warp: float = field(0.0, "Sequences: largest relative stretch or squeeze of time", ge=0, lt=1)
+    window_slice: float = field(0.0, "Sequences: largest share of positions cut off", ge=0, lt=1)
     time_mask: float = field(0.0, "Sequences: largest share of positions hidden in one block", ge=0, lt=1)
 
     @model_validator(mode="after")

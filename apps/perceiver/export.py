@@ -5,8 +5,8 @@
 writes, in a few seconds, to the folder export/ of the run (or to --output_dir):
 
 - `model.safetensors`: the weights, with class names and constructor arguments in the header;
-- `model.pt2`: a `torch.export` program of `(input [B, M, C] float32, mask [B, M] bool) -> logits [B, classes]` with free
-  batch size and length, which runs without this repository.
+- `model.pt2`: a `torch.export` program of `(input [B, M, C] float32, mask [B, M] bool) -> logits [B, classes]` with
+  free batch size and length, which runs without this repository.
 
 Both are loaded in a fresh process and compared with the checkpoint's model on several shapes before anything is said.
 """

@@ -17,7 +17,7 @@ import shutil
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -141,23 +141,14 @@ class CheckpointStore:
         folder: Where they live; created when the first one is saved.
         keep_last: How many of the newest step files stay; best and milestone files always stay.
         asynchronous: Let a thread write while training goes on.
-        on_saved: Called in the writing thread with each finished file and whether it is the best (uploads).
     """
 
     LATEST = "latest_model.pth"
     BEST = "best_model.pth"
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        keep_last: int = 2,
-        asynchronous: bool = True,
-        on_saved: Callable[[Path, bool], None] | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, *, keep_last: int = 2, asynchronous: bool = True) -> None:
         self.folder = Path(folder)
         self._keep_last = max(1, keep_last)
-        self._on_saved = on_saved
         self._snapshot = _Snapshot()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if asynchronous else None
         self._pending: Future[None] | None = None
@@ -211,8 +202,6 @@ class CheckpointStore:
             _link(path, self.folder / f"{milestone}.pth")
         for old in self.step_files()[self._keep_last :]:
             old.unlink(missing_ok=True)
-        if self._on_saved is not None:
-            self._on_saved(path, best)
 
     def step_files(self) -> list[Path]:
         """The files of single steps, newest step first."""

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from mlcore.env import mask_text
+
 LOGGER = "mlcore"
 
 
@@ -25,8 +27,15 @@ def setup_logging(*, log_file: Path | None = None, is_main: bool = True, verbose
         if log_file is not None:
             handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
         for handler in handlers:
-            handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
+            handler.setFormatter(_Masking("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
             logger.addHandler(handler)
+
+
+class _Masking(logging.Formatter):
+    """No secret of the environment reaches a terminal or a file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_text(super().format(record))
 
 
 class Pace:

@@ -5,6 +5,7 @@ What does depend on history (dropout, user code that draws from the global gener
 `rng_state` and `set_rng_state`, as tensors and primitives only, so that a checkpoint stays loadable without code.
 """
 
+import os
 import random
 from typing import TypedDict
 
@@ -50,6 +51,7 @@ def seed_everything(seed: int, *, rank: int = 0, deterministic: bool = False) ->
     np.random.seed(int(words[1]))
     torch.manual_seed(int(words[2]))
     if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses to be deterministic without it
         torch.use_deterministic_algorithms(mode=True)
         torch.backends.cudnn.benchmark = False
 

@@ -21,7 +21,7 @@ from mlcore.distributed import World, barrier, broadcast_object, start_world
 from mlcore.doctor import CheckFunction, check_system, exit_code, format_checks
 from mlcore.dry_run import dry_run
 from mlcore.env import load_env
-from mlcore.evaluator import Evaluator
+from mlcore.evaluator import Evaluator, Predictions
 from mlcore.files import write_text
 from mlcore.lr_finder import find_learning_rate
 from mlcore.plots.curves import plot_lr_finder, plot_panels
@@ -163,6 +163,7 @@ class _Session:
             tracker=tracker,
             extra=_identity(self._app, self._config),
         )
+        trainer.on_evaluation = self._picture_logger(trainer, problem, tracker)
         if self._world.is_main:
             write_text(self._folder / "config.yaml", to_yaml(self._config, self._invocation.composed.sources))
         self._take_over(trainer, resumed)
@@ -235,6 +236,23 @@ class _Session:
             self._world.device,
             f" x {self._world.size}" if self._world.size > 1 else "",
         )
+
+    def _picture_logger(
+        self, trainer: Trainer, problem: Problem, tracker: Tracker
+    ) -> Callable[[int, Mapping[str, float], Predictions], None] | None:
+        """With `log_images`, trackers get the pictures of an evaluation each `log_freq` epochs."""
+        settings, analyse = self._config.tracking, problem.analyse
+        if not settings.log_images or analyse is None:
+            return None
+
+        def log_pictures(step: int, _metrics: Mapping[str, float], predictions: Predictions) -> None:
+            if trainer.progress.epoch % settings.log_freq:
+                return
+            for section in analyse(predictions, self._folder, ""):
+                if isinstance(section, Picture):
+                    tracker.image(step, section.title, section.path)
+
+        return log_pictures
 
     # --------------------------------------------------------------------------------------------------- conclusion
 

@@ -22,11 +22,12 @@ from mlcore.errors import UserError
 _WANTED = "inputs [N, M, C] or inputs [total, C] with lengths [N]; labels [N]"
 
 
-def read_npz(path: Path) -> SequenceDataset:
+def read_npz(path: Path, *, labelled: bool = True) -> SequenceDataset:
     """Reads a dataset in either layout.
 
     Args:
         path: The ``.npz`` file.
+        labelled: Whether it must have labels; otherwise they are not looked at, and all labels are 0.
 
     Returns:
         Its sequences in file order; ``origin`` names file and row.
@@ -35,10 +36,13 @@ def read_npz(path: Path) -> SequenceDataset:
         UserError: If the file is missing or damaged, holds Python objects, or its arrays do not fit together.
     """
     arrays = _read_arrays(path)
-    missing = {"inputs", "labels"} - arrays.keys()
+    missing = ({"inputs", "labels"} if labelled else {"inputs"}) - arrays.keys()
     if missing:
         raise UserError(f"{path}: no array named {' or '.join(sorted(missing))}; expected {_WANTED}")
-    inputs, labels = arrays["inputs"], arrays["labels"]
+    inputs = arrays["inputs"]
+    if not labelled:
+        arrays["labels"] = np.zeros(len(arrays.get("lengths", inputs)), dtype=np.int64)
+    labels = arrays["labels"]
     if inputs.dtype.kind not in "biuf" or labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise UserError(
             f"{path}: inputs are {inputs.dtype} {list(inputs.shape)}, labels {labels.dtype} {list(labels.shape)}; "

@@ -105,7 +105,7 @@ def inspect_dataset(
         UserError: If there is no usable sample, a class has none, or a sample is bad and none may be skipped: empty,
             too long, of other channels, with NaN or infinite values, hidden by its mask, or with a label out of range.
     """
-    tally = _Tally(classes=classes, channels=channels, limit=max_seq_len, truncate=on_too_long == "truncate")
+    tally = _Tally(classes=classes, channels=channels, limit=max_seq_len, on_too_long=on_too_long)
     problems = []
     for index in range(len(dataset)):
         try:
@@ -125,11 +125,64 @@ def inspect_dataset(
     return tally.result(name, problems)
 
 
+def check_sample(
+    sample: Any,
+    *,
+    num_classes: int,
+    channels: int | None = None,
+    max_seq_len: int | None = None,
+    on_too_long: Literal["error", "truncate"] = "error",
+) -> tuple[Array, NDArray[np.bool_], int]:
+    """Checks one sample.
+
+    Args:
+        sample: A dict with ``input``, ``label`` and perhaps ``mask``.
+        num_classes: Labels must be below it.
+        channels: Channels it must have; ``None``: any.
+        max_seq_len: Longest sequence in positions; ``None``: no limit.
+        on_too_long: Whether a longer one is an error or will be truncated.
+
+    Returns:
+        Sequence float32 ``[M, C]`` (whole), mask bool ``[M]``, label.
+
+    Raises:
+        UserError: It cannot be used.
+    """
+    if not isinstance(sample, dict) or not {"input", "label"} <= sample.keys():
+        raise UserError("a sample must be a dict with the keys input, label and optionally mask")
+    series = np.asarray(sample["input"], dtype=np.float32)
+    if series.ndim != 2 or series.shape[1] != (channels or series.shape[1]):
+        raise UserError(f"input is {list(series.shape)}, expected [positions, {channels or 'channels'}]")
+    if len(series) == 0:
+        raise UserError("the sequence has length 0")
+    if max_seq_len is not None and len(series) > max_seq_len and on_too_long == "error":
+        raise UserError(
+            f"{len(series)} positions are more than max_seq_len={max_seq_len}; raise it or set on_too_long=truncate"
+        )
+    mask = np.asarray(sample["mask"]).astype(bool) if "mask" in sample else np.ones(len(series), dtype=bool)
+    if mask.shape != series.shape[:1] or not mask[:max_seq_len].any():
+        raise UserError(f"mask must have shape [{len(series)}] and show a position, got {list(mask.shape)}")
+    if not np.isfinite(series[mask]).all():
+        row, column = np.argwhere(~np.isfinite(series) & mask[:, None])[0]
+        raise UserError(f"position {row}, channel {column} is {series[row, column]}, not a finite number")
+    label = int(sample["label"])
+    if label != sample["label"] or not 0 <= label < num_classes:
+        raise UserError(f"label {sample['label']} is out of range; expected 0 to {num_classes - 1}")
+    return series, mask, label
+
+
 class _Tally:
     """Running sums over the samples."""
 
-    def __init__(self, *, classes: Sequence[str], channels: int | None, limit: int | None, truncate: bool) -> None:
-        self.classes, self.channels, self.limit, self.truncate = tuple(classes), channels, limit, truncate
+    def __init__(
+        self,
+        *,
+        classes: Sequence[str],
+        channels: int | None,
+        limit: int | None,
+        on_too_long: Literal["error", "truncate"],
+    ) -> None:
+        self.classes, self.channels, self.limit, self.on_too_long = tuple(classes), channels, limit, on_too_long
         self.kept: list[int] = []
         self.lengths: list[int] = []
         self.labels: list[int] = []
@@ -139,7 +192,13 @@ class _Tally:
         self._positions = 0
 
     def add(self, index: int, sample: Any) -> None:
-        series, mask, label = self._checked(sample)
+        series, mask, label = check_sample(
+            sample,
+            num_classes=len(self.classes),
+            channels=self.channels,
+            max_seq_len=self.limit,
+            on_too_long=self.on_too_long,
+        )
         if self.limit is not None and len(series) > self.limit:
             self.truncated += 1
             series, mask = series[: self.limit], mask[: self.limit]
@@ -153,29 +212,6 @@ class _Tally:
         self.kept.append(index)
         self.lengths.append(len(series))
         self.labels.append(label)
-
-    def _checked(self, sample: Any) -> tuple[Array, NDArray[np.bool_], int]:
-        if not isinstance(sample, dict) or not {"input", "label"} <= sample.keys():
-            raise UserError("a sample must be a dict with the keys input, label and optionally mask")
-        series = np.asarray(sample["input"], dtype=np.float32)
-        if series.ndim != 2 or series.shape[1] != (self.channels or series.shape[1]):
-            raise UserError(f"input is {list(series.shape)}, expected [positions, {self.channels or 'channels'}]")
-        if len(series) == 0:
-            raise UserError("the sequence has length 0")
-        if self.limit is not None and len(series) > self.limit and not self.truncate:
-            raise UserError(
-                f"{len(series)} positions are more than max_seq_len={self.limit}; raise it or set on_too_long=truncate"
-            )
-        mask = np.asarray(sample["mask"]).astype(bool) if "mask" in sample else np.ones(len(series), dtype=bool)
-        if mask.shape != series.shape[:1] or not mask[: self.limit].any():
-            raise UserError(f"mask must have shape [{len(series)}] and show a position, got {list(mask.shape)}")
-        if not np.isfinite(series[mask]).all():
-            row, column = np.argwhere(~np.isfinite(series) & mask[:, None])[0]
-            raise UserError(f"position {row}, channel {column} is {series[row, column]}, not a finite number")
-        label = int(sample["label"])
-        if label != sample["label"] or not 0 <= label < len(self.classes):
-            raise UserError(f"label {sample['label']} is out of range; expected 0 to {len(self.classes) - 1}")
-        return series, mask, label
 
     def result(self, name: str, problems: list[str]) -> Inspection:
         shift = self._sum / self._positions

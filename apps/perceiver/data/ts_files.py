@@ -22,12 +22,13 @@ class _Header:
     seen: set[str] = field(default_factory=set)
 
 
-def read_ts(path: Path, *, classes: tuple[str, ...] | None = None) -> SequenceDataset:
+def read_ts(path: Path, *, classes: tuple[str, ...] | None = None, labelled: bool = True) -> SequenceDataset:
     """Reads a ``.ts`` file.
 
     Args:
         path: The file, UTF-8.
         classes: The classes in the order that gives labels, for a test file; ``None``: those of the file's header.
+        labelled: Whether it must have classes; otherwise those it may have are not looked at, and all labels are 0.
 
     Returns:
         Its series ``[M, C]`` in file order; ``classes`` as in the header; ``origin`` names file and line.
@@ -43,17 +44,17 @@ def read_ts(path: Path, *, classes: tuple[str, ...] | None = None) -> SequenceDa
         raise UserError(f"{path}: cannot be read as text: {error}") from error
     numbered = _content(lines)
     header = _read_header(path, numbered)
-    if header.classes is None:
+    if header.classes is None and labelled:
         raise UserError(f"{path}: the header has no '@classLabel true ...' line; only labelled series can be used")
-    known = {name: number for number, name in enumerate(classes or header.classes)}
+    known = {name: number for number, name in enumerate(classes or header.classes or ())}
     series, labels, origins = [], [], []
     for number, line in numbered:
         where = f"{path}, line {number}"
-        *channels, label = line.split(":")
-        if label.strip() not in known:
+        *channels, label = line.split(":") if header.classes is not None else [*line.split(":"), ""]
+        if labelled and label.strip() not in known:
             raise UserError(f"{where}: class {label.strip()[:40]!r} is not one of {', '.join(known)}")
         series.append(_read_series(where, channels, header))
-        labels.append(known[label.strip()])
+        labels.append(known[label.strip()] if labelled else 0)
         origins.append(where)
     if not series:
         raise UserError(f"{path}: no series after @data; the file is empty or cut off")

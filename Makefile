@@ -1,0 +1,121 @@
+# Quartet. `make` alone lists what there is.
+#
+# The first call on a machine with Python 3.11+ and make builds .venv and installs what its target needs, once per
+# requirements file: .venv/stamps/<name> says that requirements/<name>.txt is installed as it stands.
+# A script's own exit code is in make's last line ("Error 75"); make itself exits with 2.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+VENV_PYTHON := .venv/bin/python
+STAMPS := .venv/stamps
+APPS := $(patsubst apps/%/__init__.py,%,$(sort $(wildcard apps/*/__init__.py)))
+APP_STAMPS := $(addprefix $(STAMPS)/,$(APPS))
+SCRIPT := train.py
+# Tests and benchmarks must not depend on how many cores there are; training decides for itself.
+PINNED := OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false
+
+##@ Training
+.PHONY: train doctor
+train: check-app $(STAMPS)/$(APP) ## Train: APP=name [ARGS="--flag key=value"] [NPROC=processes] [SCRIPT=train.py]
+	@exec $(LAUNCH) apps/$(APP)/$(SCRIPT) $(ARGS)
+
+doctor: $(APP_STAMPS) ## Check this machine for every app: Python, torch, devices, memory, disk, optional services
+	@failed=0; for app in $(APPS); do $(VENV_PYTHON) apps/$$app/train.py --test || failed=1; done; exit $$failed
+
+##@ Checking
+.PHONY: test test-all lint format bench
+test: $(APP_STAMPS) $(STAMPS)/dev ## Run the tests (under ten minutes): [ARGS="-k name"]
+	@$(PINNED) $(VENV_PYTHON) -m pytest $(ARGS)
+
+test-all: $(APP_STAMPS) $(STAMPS)/dev ## Run all tests, the slow ones too: [ARGS="-k name"]
+	@$(PINNED) $(VENV_PYTHON) -m pytest -m "" $(ARGS)
+
+lint: $(APP_STAMPS) $(STAMPS)/dev ## Check style (ruff) and types (mypy)
+	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) -m ruff format --check .
+	@$(VENV_PYTHON) -m mypy
+
+format: $(STAMPS)/dev ## Rewrite the code in the project's style
+	@$(VENV_PYTHON) -m ruff check --fix-only --quiet .
+	@$(VENV_PYTHON) -m ruff format .
+
+bench: $(APP_STAMPS) $(STAMPS)/benchmarks ## Measure against the peers, side by side: [ARGS="name ..."]
+	@$(PINNED) $(VENV_PYTHON) benchmarks/run.py $(ARGS)
+
+##@ Shipping and upkeep
+.PHONY: docker lock clean help
+docker: check-app ## Build the image of APP with docker, podman or buildah, whichever is there
+	@exec docker/build.sh $(APP) $(ARGS)
+
+lock: $(STAMPS)/project ## Pin again what the requirements files pull in (requirements/constraints.txt)
+	@$(VENV_PYTHON) scripts/lock.py
+
+clean: ## Remove caches and build leftovers; outputs/ and .venv stay
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache build dist
+	@find apps benchmarks libs scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## Show this list
+	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@printf '\nApps: %s\nFirst run: make train APP=perceiver\n' '$(APPS)'
+
+# ---- one process, several, or several machines ------------------------------------------------------------------------
+# `exec` keeps the training process make's own child: Ctrl-C and SIGTERM reach it, and make waits while it saves.
+NPROC ?= 1
+NNODES ?= 1
+ifeq ($(NPROC)/$(NNODES),1/1)
+LAUNCH = $(VENV_PYTHON)
+else
+ifeq ($(NNODES),1)
+RENDEZVOUS = --standalone
+else ifneq ($(RDZV_ENDPOINT),)
+RENDEZVOUS = --nnodes=$(NNODES) --rdzv-backend=c10d --rdzv-id=$(or $(RDZV_ID),quartet) --rdzv-endpoint=$(RDZV_ENDPOINT)
+else
+RENDEZVOUS = --nnodes=$(NNODES) --node-rank=$(or $(NODE_RANK),$(error NNODES=$(NNODES) needs NODE_RANK=0.. or RDZV_ENDPOINT)) \
+  --master-addr=$(or $(MASTER_ADDR),$(error NNODES=$(NNODES) needs MASTER_ADDR=host of rank 0)) --master-port=$(or $(MASTER_PORT),29500)
+endif
+# torchrun kills its workers 30 s after a signal unless told otherwise; a large checkpoint takes longer to write.
+LAUNCH = env TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600} OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
+  $(VENV_PYTHON) -m torch.distributed.run $(RENDEZVOUS) --nproc-per-node=$(NPROC)
+endif
+
+.PHONY: check-app
+check-app:
+	@if [ -z '$(APP)' ]; then echo 'Say which app: APP=name, one of: $(APPS)' >&2; exit 2; fi
+	@case ' $(APPS) ' in *' $(APP) '*) ;; *) echo 'No app named "$(APP)"; there is: $(APPS)' >&2; exit 2;; esac
+	@if [ ! -f 'apps/$(APP)/$(SCRIPT)' ]; then echo 'No script apps/$(APP)/$(SCRIPT); there is:' \
+	  $(sort $(notdir $(shell grep -l __main__ apps/$(APP)/*.py 2>/dev/null))) >&2; exit 2; fi
+
+# ---- the environment ---------------------------------------------------------------------------------------------------
+# PYTHON=... chooses the interpreter that .venv is made with; otherwise the first of these that is new enough.
+FIND_PYTHON = for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python); do \
+  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && break; python=; done
+
+# A .venv whose interpreter is gone (an upgraded or moved Python) is made anew; with it go its stamps.
+# The import paths are a .pth file of relative lines: nothing to build or download, and a moved checkout still works.
+$(STAMPS)/project: $(if $(realpath $(VENV_PYTHON)),,FORCE)
+	@$(FIND_PYTHON); \
+	if [ -z "$$python" ]; then echo 'Python 3.11 or newer is needed, which $(or $(PYTHON),python3) is not. Install it (Debian,' \
+	  'Ubuntu: apt install python3 python3-venv) or name one: make PYTHON=/path/to/python3.12 ...' >&2; exit 2; fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then echo "$$python cannot make virtual environments:" \
+	  "install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 2; fi; \
+	if [ ! -e $(VENV_PYTHON) ]; then echo "Making .venv with $$("$$python" -V)"; "$$python" -m venv --clear .venv || exit; fi
+	@$(VENV_PYTHON) -c 'import os, sysconfig; site = sysconfig.get_path("purelib"); \
+	  open(os.path.join(site, "quartet.pth"), "w").writelines(os.path.relpath(p, site) + "\n" for p in ("libs", "."))'
+	@mkdir -p $(STAMPS) && touch $@
+
+# What pip says is cut down to the downloads that take long; errors come through whole. The stamp is the last step.
+$(STAMPS)/%: requirements/%.txt requirements/constraints.txt $(STAMPS)/project
+	@echo 'Installing $<$(if $(filter $(APP_STAMPS),$@), (up to 3 GB to download the first time))'
+	@set -o pipefail; $(VENV_PYTHON) -m pip install --disable-pip-version-check --no-input --progress-bar off \
+	  --constraint requirements/constraints.txt --requirement $< \
+	  | awk '/^ *Downloading .* [MG]B\)/ { sub(/[^ ]*\//, ""); print; fflush() } /^Installing/ { print "  Installing " NF - 3 " packages"; fflush() }'
+	@touch $@
+$(APP_STAMPS) $(STAMPS)/benchmarks: requirements/base.txt
+
+.PHONY: FORCE
+FORCE:

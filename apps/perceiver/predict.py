@@ -1,0 +1,45 @@
+"""Classify new data with a trained Perceiver.
+
+    python apps/perceiver/predict.py --model_path checkpoints/best_model.pth photos/ one_more.jpg
+    python apps/perceiver/predict.py --model_path checkpoints/best_model.pth new.ts --output predictions.csv
+    python apps/perceiver/predict.py --model_path checkpoints/best_model.pth new.npz --on_bad_sample skip
+
+The checkpoint knows what it was trained on: a model of images takes image files and folders of them (pictures of
+another size are resized), a model of sequences .ts and .npz files, with or without labels, and folders of them. Writes
+a CSV file, complete or not at all: input, class, probability, then p_<class> for every class, in the order given.
+"""
+
+import argparse
+from pathlib import Path
+
+from mlcore.cli.app import guarded
+
+
+def main() -> int:
+    """Parse the command line and predict."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("inputs", type=Path, nargs="+", metavar="INPUT", help="files and folders, see above")
+    add("--model_path", type=Path, required=True, help="checkpoint, such as checkpoints/best_model.pth")
+    add("--output", type=Path, default=Path("predictions.csv"), help="file to write (default: predictions.csv)")
+    add("--on_bad_sample", choices=["error", "skip"], default="error", help="skip: leave it out, name and count it")
+    add("--batch_size", type=int, help="samples per batch (default: that of the run's evaluations)")
+    add("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N (default: auto)")
+    given = parser.parse_args()
+
+    from apps.perceiver.prediction import predict  # after parsing: torch takes seconds to import
+
+    return predict(
+        given.model_path,
+        given.inputs,
+        output=given.output,
+        on_bad_sample=given.on_bad_sample,
+        batch_size=given.batch_size,
+        device=given.device,
+    )
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,163 @@
+"""A Perceiver's training step and forward pass against transformers and perceiver-pytorch, at equal widths.
+
+python -m benchmarks.perceiver_step            about five minutes
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.common import (
+    NOT_INSTALLED,
+    Goal,
+    Options,
+    Report,
+    alternate,
+    median_text,
+    peer,
+    ratio,
+    ratio_text,
+    run_alone,
+    seconds,
+)
+from benchmarks.perceivers import Shape, of_perceiver_pytorch, of_transformers, ours, parameter_count, shape_of, tokens
+
+_FASTER = 1.5
+_THREADS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Case:
+    """One workload: `length` tokens of `channels` (position features included), `batch` of them."""
+
+    title: str
+    length: int
+    channels: int
+    batch: int
+    size: str
+    widening: int = 1
+
+    @property
+    def shape(self) -> Shape:
+        return shape_of(self.size, channels=self.channels, widening=self.widening)
+
+
+_CIFAR = {"title": "CIFAR-10, 4 x 4 patches", "length": 64, "channels": 48 + 18}
+_VOWELS = {"title": "JapaneseVowels", "length": 29, "channels": 12 + 32}
+_LONG = {"title": "long sequence", "length": 2048, "channels": 32 + 32}
+_CASES = [
+    _Case(**_CIFAR, batch=32, size="small"),  # type: ignore[arg-type]
+    _Case(**_VOWELS, batch=16, size="small"),  # type: ignore[arg-type]
+    _Case(**_LONG, batch=4, size="small"),  # type: ignore[arg-type]
+    _Case(**_CIFAR, batch=8, size="base"),  # type: ignore[arg-type]
+    _Case(**_LONG, batch=4, size="base"),  # type: ignore[arg-type]
+    _Case(**_CIFAR, batch=16, size="small", widening=4),  # type: ignore[arg-type]
+    _Case(**_LONG, batch=4, size="small", widening=4),  # type: ignore[arg-type]
+]
+
+
+def measure(options: Options) -> Report:
+    """Every case, models in turns."""
+    torch.set_num_threads(_THREADS)
+    rows: list[list[str]] = []
+    raw: dict[str, Any] = {}
+    faster: list[float] = []
+    for case in _CASES[1:2] if options.quick else _CASES:
+        name = f"{case.title}, {case.length} x {case.channels}, batch {case.batch}, {case.size}"
+        name += f", perceptrons x{case.widening}" if case.widening != 1 else ""
+        found = _measure_case(case, rounds=2 if options.quick else 9)
+        raw[name] = found
+        rows += _rows(name, found)
+        if "transformers" in found:
+            faster.append(ratio(found["transformers"]["step"], found["mlcore (query)"]["step"])[0])
+        print(f"{name}: done", flush=True)
+    if peer("transformers") is None:
+        rows.append(["all", "transformers", NOT_INSTALLED, "", "", "", ""])
+    if peer("perceiver_pytorch") is None:
+        rows.append(["all", "perceiver-pytorch", NOT_INSTALLED, "", "", "", ""])
+    measured = f"{min(faster):.2f} to {max(faster):.2f} times, {len(faster)} cases" if faster else NOT_INSTALLED
+    return Report(
+        title="Perceiver training step",
+        method=(
+            "Forward, backward, clipping to 1.0 and AdamW(fused=True) for every model, fp32, no dropout, "
+            f"{_THREADS} threads; milliseconds, median (smallest..largest); the ratio is a peer's time over that of "
+            "mlcore's model with the same read-out in the same round. transformers reads classes with a query over the "
+            "latents as mlcore's `pooling=query` does; perceiver-pytorch takes the latents' mean, mlcore's default."
+        ),
+        header=["case", "model", "parameters", "step, ms", "step ratio", "forward, ms", "forward ratio"],
+        rows=rows,
+        goals=[
+            Goal(
+                f"a training step at least {_FASTER} times as fast as transformers' at equal widths",
+                measured,
+                min(faster) >= _FASTER if faster else None,
+            )
+        ],
+        notes=[
+            "The models differ by parameters that express nothing (gains and biases of layer norms that feed linear "
+            "maps); perceiver-pytorch's perceptrons are gated, which makes them half as large again.",
+        ],
+        raw=raw,
+    )
+
+
+_REFERENCE = {"transformers": "mlcore (query)", "perceiver-pytorch": "mlcore (mean)"}
+
+
+def _measure_case(case: _Case, *, rounds: int) -> dict[str, dict[str, Any]]:
+    models = {"mlcore (query)": ours(case.shape, pooling="query"), "mlcore (mean)": ours(case.shape, pooling="mean")}
+    if peer("transformers") is not None:
+        models["transformers"] = of_transformers(case.shape)
+    if case.widening == 4 and peer("perceiver_pytorch") is not None:
+        models["perceiver-pytorch"] = of_perceiver_pytorch(case.shape)
+    x, y = tokens(case.shape, batch=case.batch, length=case.length)
+    steps = {name: _training_step(model, x, y) for name, model in models.items()}
+    forwards = {name: _forward(model, x) for name, model in models.items()}
+    alternate({**steps, **{f"{name} forward": run for name, run in forwards.items()}}, rounds=2)  # buffers, caches
+    step_times, forward_times = alternate(steps, rounds=rounds), alternate(forwards, rounds=rounds)
+    return {
+        name: {"parameters": parameter_count(model), "step": step_times[name], "forward": forward_times[name]}
+        for name, model in models.items()
+    }
+
+
+def _training_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], float]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return lambda: seconds(step)
+
+
+def _forward(model: nn.Module, x: Tensor) -> Callable[[], float]:
+    @torch.inference_mode()
+    def forward() -> None:
+        model(x)
+
+    return lambda: seconds(forward)
+
+
+def _rows(case: str, found: dict[str, dict[str, Any]]) -> list[list[str]]:
+    rows = []
+    for name, values in found.items():
+        base = found[_REFERENCE[name]] if name in _REFERENCE else None
+        cells = [case, name, f"{values['parameters']:,}"]
+        for kind in ("step", "forward"):
+            cells += [
+                median_text(values[kind], scale=1e3),
+                "" if base is None else ratio_text(values[kind], base[kind]),
+            ]
+        rows.append(cells)
+    return rows
+
+
+if __name__ == "__main__":
+    run_alone(measure)

@@ -1,0 +1,35 @@
+# The Perceiver app: its arguments are those of apps/perceiver/train.py.
+#
+#   make docker APP=perceiver
+#   docker run --rm --init -v "$PWD/outputs:/workspace/outputs" --user "$(id -u)" quartet-perceiver --demo
+ARG BASE_IMAGE=quartet-base:latest
+
+FROM ${BASE_IMAGE} AS build
+USER root
+WORKDIR /build
+COPY requirements/base.txt requirements/perceiver.txt requirements/constraints.txt requirements/
+# Only what the base lacks lands in /opt/app; the runtime stage lays it over /opt/venv without copying the rest again.
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    python -m pip install --disable-pip-version-check --no-cache-dir --no-input --progress-bar off \
+      --prefix /opt/app --constraint requirements/constraints.txt --requirement requirements/perceiver.txt \
+ && mkdir -p /opt/app
+
+FROM ${BASE_IMAGE} AS runtime
+USER root
+COPY --from=build /opt/app/ /opt/venv/
+COPY LICENSE pyproject.toml ./
+COPY libs libs
+COPY apps/__init__.py apps/__init__.py
+COPY apps/perceiver apps/perceiver
+COPY configs/perceiver configs/perceiver
+RUN python -m compileall -q libs apps
+ARG VERSION=0.0.0
+ARG REVISION=unknown
+ENV QUARTET_REVISION=${REVISION}
+LABEL org.opencontainers.image.title="quartet-perceiver" \
+      org.opencontainers.image.description="Train and run Perceiver models on text, images and time series" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+USER 1000:1000
+ENTRYPOINT ["python", "apps/perceiver/train.py"]

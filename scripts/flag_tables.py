@@ -1,0 +1,16 @@
+"""Bring the tables of flags in docs/ up to date with the typed configurations.
+
+.venv/bin/python scripts/flag_tables.py
+"""
+
+from pathlib import Path
+
+from apps.perceiver.spec import SPEC as PERCEIVER
+from mlcore.cli.flag_table import insert_flag_tables
+
+_DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+if __name__ == "__main__":
+    for spec in (PERCEIVER,):
+        page = _DOCS / f"{spec.name}.md"
+        page.write_text(insert_flag_tables(page, spec), encoding="utf-8")

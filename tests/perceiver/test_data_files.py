@@ -1,0 +1,255 @@
+"""Readers of files: what is in them, and what is said when they are wrong."""
+
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apps.perceiver.data import ImagePatches, find_ts_files, load_cifar10, read_npz, read_ts
+from mlcore.errors import UserError
+
+HEADER = """# a comment
+@problemName Tiny
+@timeStamps false
+@missing true
+@univariate false
+@dimensions 2
+@equalLength false
+@classLabel true yes no
+@data
+"""
+
+
+def ts_file(folder: Path, text: str, name: str = "Tiny_TRAIN.ts") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_ts_series_are_read(tmp_path: Path) -> None:
+    body = "1,2,3:4,5,6:yes\n# between\n\n 7e-1 , ? : -8,+9 : no\n:: no\n"
+    path = ts_file(tmp_path, HEADER + body)
+    data = read_ts(path)
+    assert data.classes == ("yes", "no")
+    assert data.labels.tolist() == [0, 1, 1]
+    np.testing.assert_array_equal(data[0]["input"], np.array([[1, 4], [2, 5], [3, 6]], dtype=np.float32))
+    np.testing.assert_array_equal(data[1]["input"], np.array([[0.7, -8], [np.nan, 9]], dtype=np.float32))
+    assert data[2]["input"].shape == (0, 2)
+    assert data.origin(1) == f"{path}, line 13"
+    assert data[0]["input"].dtype == np.float32
+
+
+def test_ts_univariate_of_equal_length(tmp_path: Path) -> None:
+    path = ts_file(tmp_path, "@UNIVARIATE TRUE\n@seriesLength 2\n@classLabel true a b\n@DATA\n1,2:a\n3,4:b\n")
+    data = read_ts(path)
+    assert [data[i]["input"].shape for i in range(2)] == [(2, 1), (2, 1)]
+
+
+def test_ts_test_file_takes_the_labels_of_training(tmp_path: Path) -> None:
+    data = read_ts(ts_file(tmp_path, HEADER + "1:1:no\n"), classes=("no", "yes"))
+    assert data.labels.tolist() == [0]
+    assert data.classes == ("no", "yes")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEADER + "1,2:1,2:maybe\n", r"line 10: class 'maybe' is not one of yes, no"),
+        (HEADER + "1,2:1,2:yes\n1,x:1,2:no\n", r"line 11, channel 1: 'x' is not a number"),
+        (HEADER + "1,2:1,2,3:yes\n", r"line 10: its channels have different lengths: \[2, 3\]"),
+        (HEADER + "1,2:yes\n", r"line 10: 1 channels where the header says 2"),
+        (HEADER + "yes\n", r"line 10: no series before the class"),
+        (HEADER + "(0,1),(1,2):(0,1):yes\n", r"line 10, channel 1: time stamps"),
+        (HEADER + "1,,2:1,2,3:yes\n", r"line 10, channel 1: '' is not a number"),
+        (HEADER, "no series after @data"),
+        (HEADER.replace("@timeStamps false", "@timeStamps true"), r"line 3: time stamps are not supported"),
+        (HEADER.replace("true yes no", "false") + "1:1\n", "no '@classLabel true"),
+        (HEADER.replace("true yes no", "true yes yes"), "line 8: @classLabel true must be followed by the distinct"),
+        (HEADER.replace("@dimensions 2", "@dimensions two"), "line 6: @dimensions must be followed by a number"),
+        (HEADER.replace("@missing true", "@targetLabel true"), "line 4: regression targets"),
+        (HEADER.replace("@univariate false", "@univariate perhaps"), "line 5: @univariate must be followed by true"),
+        (HEADER.replace("@equalLength false", "@seriesLength 3") + "1:1:no\n", "1 values where @seriesLength says 3"),
+        (HEADER.replace("@data", "1,2:yes"), "line 9: expected a header line"),
+        ("@problemName x\n", "no @data line"),
+        ("", "no @data line"),
+    ],
+)
+def test_ts_errors_name_file_and_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"Tiny_TRAIN\.ts.*{message}"):
+        read_ts(ts_file(tmp_path, text))
+
+
+def test_ts_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.ts"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"a\.ts: cannot be read as text"):
+        read_ts(path)
+    with pytest.raises(UserError, match="no such file"):
+        read_ts(tmp_path / "b.ts")
+
+
+def test_ts_files_of_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"expected one file named \*_TRAIN\.ts, found 0"):
+        find_ts_files(tmp_path)
+    train = ts_file(tmp_path, HEADER)
+    assert find_ts_files(tmp_path) == (train, None)
+    test = ts_file(tmp_path, HEADER, "Tiny_TEST.ts")
+    assert find_ts_files(tmp_path) == (train, test)
+
+
+def test_japanese_vowels_as_published(real_data: Path) -> None:
+    train_path, test_path = find_ts_files(real_data / "JapaneseVowels")
+    assert test_path is not None
+    train, test = read_ts(train_path), read_ts(test_path)
+    assert (len(train), len(test)) == (270, 370)
+    assert np.bincount(train.labels).tolist() == [30] * 9
+    lengths = [len(s) for data in (train, test) for s in data.sequences]
+    assert (min(lengths), max(lengths)) == (7, 29)
+    assert {s.shape[1] for s in train.sequences} == {12}
+
+
+def test_npz_in_both_layouts(tmp_path: Path) -> None:
+    equal, ragged = tmp_path / "equal.npz", tmp_path / "ragged.npz"
+    inputs = np.arange(24, dtype=np.float64).reshape(2, 4, 3)
+    np.savez(equal, inputs=inputs, labels=[1, 0], classes=["a", "b"])
+    np.savez(ragged, inputs=inputs.reshape(8, 3), lengths=[3, 5], labels=[1, 0])
+    first, second = read_npz(equal), read_npz(ragged)
+    np.testing.assert_array_equal(first[1]["input"], inputs[1])
+    np.testing.assert_array_equal(second[1]["input"], inputs.reshape(8, 3)[3:])
+    assert first.classes == ("a", "b")
+    assert second.classes == ("0", "1")
+    assert second[0]["mask"].shape == (3,)
+    assert second.origin(1) == f"{ragged}, row 1"
+
+
+class Touch:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> object:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"inputs": np.zeros((2, 3, 1))}, "no array named labels"),
+        ({"labels": [0]}, "no array named inputs"),
+        ({"inputs": np.zeros((2, 3, 1)), "labels": [0]}, "2 sequences but 1 labels"),
+        ({"inputs": np.zeros((2, 3)), "labels": [0, 1]}, "there are no lengths"),
+        ({"inputs": np.zeros((2, 3)), "labels": [0, 1], "lengths": [1, 2]}, "add up to 3, inputs have 2"),
+        ({"inputs": np.zeros((2, 3)), "labels": [0, 1], "lengths": [3, -1]}, "add up to 2"),
+        ({"inputs": np.zeros((2, 3)), "labels": [0, 1], "lengths": [1.0, 1.0]}, "lengths float64"),
+        ({"inputs": np.zeros((2, 3, 1)), "labels": [0.5, 1]}, "labels float64"),
+        ({"inputs": np.array([["a"]]), "labels": [0]}, "inputs are <U1"),
+    ],
+)
+def test_npz_errors_name_the_file(tmp_path: Path, arrays: dict[str, object], message: str) -> None:
+    path = tmp_path / "own.npz"
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=rf"own\.npz: .*{message}"):
+        read_npz(path)
+
+
+def test_npz_with_objects_runs_nothing(tmp_path: Path) -> None:
+    path, canary = tmp_path / "own.npz", tmp_path / "canary"
+    inputs = np.empty(1, dtype=object)
+    inputs[0] = Touch(canary)
+    np.savez(path, inputs=inputs, labels=[0])
+    with pytest.raises(UserError, match=r"own\.npz: not an \.npz file of plain arrays"):
+        read_npz(path)
+    assert not canary.exists()
+
+
+def test_npz_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "own.npz"
+    with pytest.raises(UserError, match="no such file"):
+        read_npz(path)
+    np.savez(path, inputs=np.zeros((9, 9, 9)), labels=np.zeros(9, dtype=int))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"own\.npz"):
+        read_npz(path)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(UserError, match="holds one array"):
+        read_npz(tmp_path / "one.npy")
+
+
+def cifar_folder(parent: Path, rows: int = 4) -> Path:
+    """The layout of the archive, with `rows` images a file."""
+    folder = parent / "cifar-10-batches-py"
+    folder.mkdir()
+    names = [b"plane", b"car", b"bird"]
+    rng = np.random.default_rng(0)
+    for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        pixels = rng.integers(0, 256, size=(rows, 3072), dtype=np.uint8)
+        batch = {
+            b"data": pixels,
+            b"labels": [(number + row) % 3 for row in range(rows)],
+            b"filenames": [b"x.png"] * rows,
+        }
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}, protocol=2))
+    return folder
+
+
+def cifar_archive(folder: Path) -> Path:
+    archive = folder.parent / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, arcname=folder.name)
+    return archive
+
+
+def test_cifar_from_folder_archive_and_parent(tmp_path: Path) -> None:
+    folder = cifar_folder(tmp_path)
+    wanted = pickle.loads((folder / "data_batch_2").read_bytes())
+    archive = cifar_archive(folder)
+    for place in (folder, archive, tmp_path):
+        data = load_cifar10(place)
+        assert data.images.shape == (20, 32, 32, 3)
+        assert data.classes == ("plane", "car", "bird")
+        np.testing.assert_array_equal(data.images[5, :, :, 1].ravel(), wanted[b"data"][1, 1024:2048])
+        assert data.labels[4:8].tolist() == wanted[b"labels"]
+        assert data.origins[5].endswith("data_batch_2, row 1")
+        assert len(load_cifar10(place, "test").labels) == 4
+    assert ImagePatches(data, patch_size=8)[0]["input"].shape[0] == 16
+
+
+def test_cifar_that_is_malicious_runs_nothing(tmp_path: Path) -> None:
+    folder, canary = cifar_folder(tmp_path), tmp_path / "canary"
+    batch = {b"data": Touch(canary), b"labels": [0]}
+    (folder / "data_batch_3").write_bytes(pickle.dumps(batch, protocol=2))
+    with pytest.raises(UserError, match=r"data_batch_3: refused and not run"):
+        load_cifar10(folder)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({b"data": np.zeros((2, 3072), np.uint8)}, "expected the keys data and labels"),
+        ({b"data": np.zeros((2, 100), np.uint8), b"labels": [0, 1]}, r"expected data uint8 \[N, 3072\]"),
+        ({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 3]}, "labels must be whole numbers from 0 to 2"),
+        ([1], "expected a pickled dict, got list"),
+    ],
+)
+def test_cifar_errors_name_the_file(tmp_path: Path, batch: object, message: str) -> None:
+    folder = cifar_folder(tmp_path)
+    (folder / "test_batch").write_bytes(pickle.dumps(batch))
+    with pytest.raises(UserError, match=rf"test_batch: {message}"):
+        load_cifar10(folder, "test")
+
+
+def test_cifar_that_is_not_there_or_cut_off(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no CIFAR-10 there; expected"):
+        load_cifar10(tmp_path)
+    folder = cifar_folder(tmp_path)
+    archive = cifar_archive(folder)
+    archive.write_bytes(archive.read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"tar\.gz: damaged"):
+        load_cifar10(archive)
+    (folder / "data_batch_4").unlink()
+    with pytest.raises(UserError, match="data_batch_4: cannot be read"):
+        load_cifar10(folder)

@@ -1,0 +1,250 @@
+"""The app's page in docs/ is true: every command and every block of code on it is run as it stands there.
+
+Commands are only made smaller, by flags put after them, and find tiny data where the page's paths point.
+"""
+
+import pickle
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from apps.perceiver.config import PerceiverConfig
+from apps.perceiver.model import SIZES, create_perceiver_model
+from apps.perceiver.spec import SPEC
+from mlcore.cli.flag_table import BEGIN, flag_tables, insert_flag_tables
+from mlcore.config.compose import Request, compose
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGE = REPOSITORY / "docs" / "perceiver.md"
+MODEL = "--d_model 16 --num_heads 2 --num_latents 4 --num_cross_attention_layers 1 --num_self_attention_layers 1"
+SMALLER = f"{MODEL} --num_samples 40 --seq_len_range 5 9 --feature_dim 4 --num_classes 3 --epochs 1 --num_workers 0"
+# Several processes each, or an export: `make test-all` has the time.
+SLOW = {"Training": ("--dry_run", " -m ", "NPROC=")}
+
+PROMISED = r"""
+python apps/perceiver/example_usage.py
+python apps/perceiver/train.py --dataset synthetic --epochs 10 --batch_size 16
+python apps/perceiver/train.py --dataset synthetic --model_size base --epochs 50
+python apps/perceiver/train.py --dataset cifar10 --model_size small --epochs 100 --lr 1e-4
+python apps/perceiver/train.py --dataset cifar10 --model_size large --batch_size 64 --epochs 200 --lr 2e-4 \
+    --config config.json
+python apps/perceiver/inference.py --model_path checkpoints/best_model.pth
+python apps/perceiver/inference.py --model_path checkpoints/best_model.pth --analyze --output_dir results/
+"""
+
+
+class Block(NamedTuple):
+    """A fenced block of the page."""
+
+    heading: str
+    language: str
+    text: str
+
+
+def blocks(language: str) -> list[Block]:
+    found, heading = [], ""
+    for match in re.finditer(r"^##+ ([^\n]+)$|^```(\w+)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
+        heading = match[1] or heading
+        if match[2] == language:
+            found.append(Block(heading, language, match[3]))
+    return found
+
+
+def commands(block: Block) -> list[str]:
+    lines = re.sub(r"\s*\\\n\s*", " ", block.text).splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+COMMANDS = [(block.heading, command) for block in blocks("bash") for command in commands(block)]
+
+
+def is_slow(command: str) -> bool:
+    return any(mark in command for marks in SLOW.values() for mark in marks)
+
+
+def as_python(command: str) -> list[str]:
+    """Script and arguments of a command; `make train` is what make would start."""
+    words = shlex.split(command)
+    if words[0] == "make":
+        given = dict(word.split("=", 1) for word in words[2:])
+        assert words[1] == "train"
+        return ["apps/perceiver/train.py", *shlex.split(given.get("ARGS", ""))]
+    assert words[0] == "python"
+    return words[1:]
+
+
+def shrunk(arguments: list[str]) -> list[str]:
+    script = Path(arguments[0]).name
+    if script == "example_usage.py":
+        return [*arguments, "--quick"]
+    if script != "train.py" or {"--test", "--cfg"} & set(arguments):
+        return arguments
+    smaller = shlex.split(SMALLER)
+    if "image_folder" in arguments:
+        smaller += ["--image_size", "16"]
+    if any("japanese_vowels" in word for word in arguments):
+        smaller += ["--val_fraction", "0.3"]
+    return [*arguments, *smaller]
+
+
+def run_script(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a script of the repository in this process: starting Python and torch anew takes seconds each time."""
+    monkeypatch.setattr(sys, "argv", [str(REPOSITORY / arguments[0]), *arguments[1:]])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(REPOSITORY / arguments[0]), run_name="__main__")
+    assert not ended.value.code, shlex.join(arguments)
+
+
+# ------------------------------------------------------------------------------------------------------ the workplace
+
+
+def series(rng: np.random.Generator, count: int) -> dict[str, Any]:
+    lengths = rng.integers(5, 9, size=count)
+    inputs = rng.standard_normal((int(lengths.sum()), 4)).astype(np.float32)
+    return {"inputs": inputs, "lengths": lengths, "labels": np.arange(count) % 2}
+
+
+def write_ts(path: Path, rng: np.random.Generator, count: int) -> None:
+    lines = ["@problemName Tiny", "@univariate false", "@dimensions 4", "@classLabel true a b", "@data"]
+    for index in range(count):
+        values = rng.standard_normal((4, int(rng.integers(5, 9))))
+        lines.append(":".join([*(",".join(f"{x:.3f}" for x in row) for row in values), "ab"[index % 2]]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def write_image(path: Path, rng: np.random.Generator, side: int = 16) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, size=(side, side, 3), dtype=np.uint8)).save(path)
+
+
+def write_cifar(folder: Path, rng: np.random.Generator) -> None:
+    folder.mkdir(parents=True)
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        data = rng.integers(0, 256, size=(20, 3072), dtype=np.uint8)
+        (folder / name).write_bytes(pickle.dumps({b"data": data, b"labels": [i % 10 for i in range(20)]}))
+    names = [f"class{number}".encode() for number in range(10)]
+    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}))
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with what the page's paths name."""
+    root, rng = tmp_path_factory.mktemp("workplace"), np.random.default_rng(0)
+    write_cifar(root / "data" / "cifar-10-batches-py", rng)
+    for part in ("TRAIN", "TEST"):
+        write_ts(root / "data" / "JapaneseVowels" / f"JapaneseVowels_{part}.ts", rng, 12)
+    for label in ("cat", "dog"):
+        for number in range(5):
+            write_image(root / "photos" / label / f"{number}.png", rng)
+    for path in (root / "new_photos" / "a.png", root / "new_photos" / "b.png", root / "one_more.jpg"):
+        write_image(path, rng, side=20)
+    for name in ("train", "test", "new", "more"):
+        np.savez(root / f"{name}.npz", **series(rng, 12))
+    write_ts(root / "new.ts", rng, 3)
+    (config,) = blocks("json")
+    (root / "config.json").write_text(config.text)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(root)
+        for folder, data in ((".", "--dataset synthetic"), ("photos_run", "--dataset image_folder --data_dir photos")):
+            run_script(
+                ["apps/perceiver/train.py", *f"{data} --output_dir {folder} --no_tensorboard {SMALLER}".split()],
+                monkeypatch,
+            )
+    return root
+
+
+@pytest.fixture
+def there(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(workplace)
+    return workplace
+
+
+# ---------------------------------------------------------------------------------------------------------- the tests
+
+
+@pytest.mark.parametrize("heading", dict.fromkeys(heading for heading, command in COMMANDS if not is_slow(command)))
+def test_commands_run(heading: str, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in (command for place, command in COMMANDS if place == heading and not is_slow(command)):
+        run_script(shrunk(as_python(command)), monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [command for _, command in COMMANDS if is_slow(command)])
+def test_commands_of_several_processes_run(command: str, there: Path) -> None:
+    script, *arguments = shrunk(as_python(command))
+    start = [sys.executable]
+    if "NPROC=2" in command:
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*start, str(REPOSITORY / script), *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.heading)
+def test_python_blocks_run(block: Block, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "exported/" in block.text and not Path("exported").exists():
+        from apps.perceiver.export import export
+
+        export(Path("checkpoints/best_model.pth"), Path("exported"))
+    exec(compile(block.text, f"{PAGE.name}: {block.heading}", "exec"), {"__name__": "__main__"})  # noqa: S102
+
+
+@pytest.mark.parametrize("block", [*blocks("json"), *blocks("yaml")], ids=lambda block: block.language)
+def test_configuration_files_fit_the_typed_model(block: Block, tmp_path: Path) -> None:
+    file = tmp_path / f"config.{block.language}"
+    file.write_text(block.text)
+    config = compose(PerceiverConfig, SPEC.config_dir, Request(files=[file]), environ={}).config
+    assert config.train.epochs == 100
+
+
+def test_everything_promised_is_on_the_page() -> None:
+    there = {" ".join(shlex.split(command)) for _, command in COMMANDS}
+    promised = re.sub(r"\s*\\\n\s*", " ", PROMISED).strip().splitlines()
+    assert set(promised) <= there
+
+
+def test_the_table_of_flags_is_up_to_date() -> None:
+    expected = insert_flag_tables(PAGE, SPEC)
+    assert PAGE.read_text() == expected, "run scripts/flag_tables.py"
+    assert BEGIN in expected
+    assert "| `--lr` | `0.0001` |" in flag_tables(SPEC)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_table_of_sizes_is_true(name: str) -> None:
+    size = SIZES[name]
+    model = create_perceiver_model(input_dim=32, num_classes=10, model_size=name)  # type: ignore[arg-type]
+    layers = f"{size.num_cross_attention_layers} / {size.num_self_attention_layers}"
+    count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    row = f"| `{name}` | {size.d_model} | {size.num_heads} | {size.num_latents} | {layers} | {count:.1f} M |"
+    assert row in PAGE.read_text()
+
+
+def test_a_run_leaves_what_the_page_lists(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_script(["apps/perceiver/train.py", *f"--dataset synthetic --output_dir listed {SMALLER}".split()], monkeypatch)
+    (listing,) = blocks("text")
+    names = [line.split()[0] for line in listing.text.splitlines()]
+    listed = {f"checkpoints/{name}" if name.endswith(".pth") else name.rstrip("/") for name in names}
+    run = there / "listed"
+    left = {str(path.relative_to(run)) for path in (*run.iterdir(), *(run / "checkpoints").iterdir())}
+    assert listed <= left
+    assert {name for name in left - listed if not name.startswith("checkpoints/step_")} == {"run.lock"}
+
+
+def test_links_inside_the_page_lead_somewhere() -> None:
+    text = PAGE.read_text()
+    anchors = {
+        re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in re.findall(r"^##+ (.+)$", text, re.M)
+    }
+    assert set(re.findall(r"\]\(#([\w-]+)\)", text)) <= anchors
+    files = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
+    assert all((PAGE.parent / target).exists() for target in files)
