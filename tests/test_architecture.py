@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "files", "config", "env", "seeding", "distributed", "console", "signals", "safe_pickle"),
     ("batch", "losses", "metrics", "schedules", "optim", "plots", "runs"),
     ("engine", "checkpoint", "data", "trackers", "storage", "uploader", "doctor"),
-    ("task", "evaluator", "diagnose", "trainer", "lr_finder"),
+    ("task", "evaluator", "diagnose", "progress", "trainer", "lr_finder"),
     ("cli", "report", "analysis", "assemble", "dry_run", "session"),
 )
 RANK = {unit: (layer, place) for layer, units in enumerate(LAYERS) for place, unit in enumerate(units)}

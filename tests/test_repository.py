@@ -65,17 +65,8 @@ def copy(tmp_path: Path, repository: Path) -> Path:
 
 def environment(copy: Path, **extra: str) -> dict[str, str]:
     """What `make` is started with: none of the variables that would steer it from outside."""
-    steering = {
-        "APP",
-        "ARGS",
-        "NPROC",
-        "NNODES",
-        "NODE_RANK",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-        "RDZV_ENDPOINT",
-        "MAKEFLAGS",
-    }
+    steering = {"APP", "ARGS", "NPROC", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "RDZV_ENDPOINT"}
+    steering |= {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"}  # `make test` started us
     kept = {name: value for name, value in os.environ.items() if name not in steering}
     return kept | {"PYTHON": str(copy.parent / "python3"), "PIP_LOG": str(copy.parent / "pip.log")} | extra
 

@@ -16,11 +16,12 @@ from mlcore.distributed import World
 from mlcore.engine import Engine
 from mlcore.evaluator import Evaluator, Predictions
 from mlcore.optim import GroupRule, build_optimizer, parameter_groups
+from mlcore.progress import Cadence, Limits, Monitor
 from mlcore.report import Section
 from mlcore.schedules import Plateau, lr_table
 from mlcore.task import Task
 from mlcore.trackers.base import Tracker
-from mlcore.trainer import Cadence, Limits, Monitor, Trainer
+from mlcore.trainer import Trainer
 
 _PLATEAU = ("plateau", "reduce_on_plateau")
 

@@ -15,7 +15,7 @@ from mlcore.data.loader import SizedDataset
 from mlcore.diagnose import peak_memory_bytes
 from mlcore.distributed import World, barrier
 from mlcore.errors import UserError
-from mlcore.trainer import Cadence, Limits
+from mlcore.progress import Cadence, Limits
 
 _log = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from mlcore.evaluator import Evaluator, Predictions
 from mlcore.files import write_text
 from mlcore.lr_finder import find_learning_rate
 from mlcore.plots.curves import plot_lr_finder, plot_panels
+from mlcore.progress import Outcome
 from mlcore.report import Headline, Picture, RunReport, Section, Table, describe_environment, write_report
 from mlcore.runs import RunFolder, RunRecord, choose_run_folder, code_version
 from mlcore.seeding import seed_everything
@@ -33,7 +34,7 @@ from mlcore.trackers.console import ConsoleTracker
 from mlcore.trackers.table import TableTracker, read_history
 from mlcore.trackers.tensorboard import TensorBoardTracker
 from mlcore.trackers.wandb import RUN_ID, WandbTracker
-from mlcore.trainer import Outcome, Trainer, unwrap
+from mlcore.trainer import Trainer, unwrap
 
 _log = logging.getLogger(__name__)
 

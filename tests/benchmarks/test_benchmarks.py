@@ -27,7 +27,7 @@ def test_ratios_are_taken_within_a_round():
 
 
 def test_a_missed_goal_is_said_so_in_the_document():
-    report = Report(title="t", method="m", header=["x"], rows=[["1"]], goals=[Goal("below 1", "2", False)])
+    report = Report(title="t", method="m", header=["x"], rows=[["1"]], goals=[Goal("below 1", "2", reached=False)])
     assert "below 1. Measured: 2; **missed**" in report.markdown()
     assert "| x |\n| --- |\n| 1 |" in report.markdown()
 

@@ -90,7 +90,9 @@ def test_missing_file_and_wrong_content(tmp_path: Path) -> None:
 def test_weights_of_another_architecture_are_listed_and_nothing_is_loaded() -> None:
     model = torch.nn.Linear(3, 2)
     before = model.weight.detach().clone()
-    with pytest.raises(CheckpointError, match=r"(?s)1 missing: bias.*1 unexpected: other.*file \[2, 4\], model \[2, 3\]"):
+    with pytest.raises(
+        CheckpointError, match=r"(?s)1 missing: bias.*1 unexpected: other.*file \[2, 4\], model \[2, 3\]"
+    ):
         load_model_weights(model, {"weight": torch.zeros(2, 4), "other": torch.zeros(1)}, source="x.pth")
     assert torch.equal(model.weight, before)
 

@@ -13,7 +13,8 @@ from mlcore.data.order import EpochOrder
 from mlcore.engine import Engine, StepOutput
 from mlcore.lr_finder import find_learning_rate
 from mlcore.optim import build_optimizer, parameter_groups
-from mlcore.trainer import Limits, Trainer
+from mlcore.progress import Limits
+from mlcore.trainer import Trainer
 
 
 class Line:

@@ -20,9 +20,10 @@ from mlcore.engine import Engine, Precision, StepOutput
 from mlcore.errors import UserError
 from mlcore.evaluator import Evaluator
 from mlcore.optim import build_optimizer, parameter_groups
+from mlcore.progress import Cadence, Limits, Monitor
 from mlcore.schedules import Plateau, lr_table
 from mlcore.seeding import seed_everything
-from mlcore.trainer import Cadence, Limits, Monitor, Trainer
+from mlcore.trainer import Trainer
 
 
 class Points:

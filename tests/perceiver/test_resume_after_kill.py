@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,19 +16,19 @@ import torch
 
 from mlcore.checkpoint import load_checkpoint
 
-COMMAND = """
+SETTINGS = """
 --dataset synthetic --num_samples 240 --seq_len_range 8 24 --feature_dim 6 --num_classes 3 --d_model 16 --num_heads 2
 --num_latents 4 --num_cross_attention_layers 1 --num_self_attention_layers 1 --dropout 0.1 --jitter 0.1 --scaling 0.1
 --batch_size 8 --gradient_accumulation_steps 2 --epochs 6 --lr 1e-3 --ema_decay 0.9 --num_workers 2 --log_every 1
 --save_every_steps 2 --num_threads 1 --no_tensorboard
-""".split()
+"""
 STEPS_PER_EPOCH = 12  # 192 training samples, 8 x 2 per step
 KILLS = [5, 9, 26, 41, 63]  # after these steps; the first two fall into one epoch
 
 
 def command(repository: Path, folder: Path) -> list[str]:
     script = repository / "apps" / "perceiver" / "train.py"
-    return [sys.executable, str(script), *COMMAND, "--output_dir", str(folder), "--resume", "auto"]
+    return [sys.executable, str(script), *shlex.split(SETTINGS), "--output_dir", str(folder), "--resume", "auto"]
 
 
 def kill_after(arguments: list[str], step: int, rng: random.Random) -> None:

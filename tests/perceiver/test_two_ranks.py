@@ -1,6 +1,7 @@
 """Two processes train what one trains, and continue each other's runs."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,11 @@ import torch
 
 from mlcore.checkpoint import load_checkpoint
 
-COMMON = """
+SETTINGS = """
 --dataset synthetic --num_samples 110 --seq_len_range 8 24 --feature_dim 6 --num_classes 3 --d_model 16 --num_heads 2
 --num_latents 4 --num_cross_attention_layers 1 --num_self_attention_layers 1 --jitter 0.1 --epochs 2 --lr 1e-3
 --num_workers 0 --log_every 1 --num_threads 1 --no_tensorboard
-""".split()
+"""
 
 
 def train(repository: Path, folder: Path, *arguments: str, ranks: int) -> None:
@@ -22,7 +23,7 @@ def train(repository: Path, folder: Path, *arguments: str, ranks: int) -> None:
     launch = [sys.executable]
     if ranks > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [*launch, script, *COMMON, "--output_dir", str(folder), *arguments]
+    command = [*launch, script, *shlex.split(SETTINGS), "--output_dir", str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

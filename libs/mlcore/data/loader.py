@@ -4,6 +4,7 @@ Augmentation is a function of (seed, epoch, sample), so the pixels do not depend
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
 
@@ -132,12 +133,15 @@ class _KeyedCollate:
 
 
 class _WorkerInit:
-    """Seeds the global generators of a worker, for data sets that draw from them; our own code never does."""
+    """Leaves signals to the trainer and seeds the global generators, for data sets that draw from them."""
 
     def __init__(self, seed: int, rank: int) -> None:
         self._key = (_WORKER_STREAM, seed, rank)
 
     def __call__(self, worker: int) -> None:
+        # Signals to the whole process group are for the trainer, which still needs its workers to finish the step.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         torch.manual_seed(torch_rng(*self._key, worker).initial_seed())
         np.random.seed(int(numpy_rng(*self._key, worker).integers(2**32)))
 

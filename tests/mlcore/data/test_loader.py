@@ -81,7 +81,7 @@ def test_resuming_reads_no_sample_before_the_position() -> None:
 
 def test_loading_leaves_the_global_generators_alone() -> None:
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(0)
     states = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
     for workers in (0, 1):
         list(BatchLoader(Pictures(), EpochOrder(SIZE, 8), transform=noise, num_workers=workers).epoch(0))

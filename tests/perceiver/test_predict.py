@@ -1,0 +1,181 @@
+"""predict.py: new data to a table, with the numbers that the trained model gives."""
+
+import csv
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from apps.perceiver.data import ImageSource
+from apps.perceiver.data.patches import PatchLayout
+from apps.perceiver.prediction import Classifier, Item, Problems
+from apps.perceiver.restore import restore
+from mlcore.errors import UserError
+
+
+def best(run: Path) -> Path:
+    return run / "checkpoints" / "best_model.pth"
+
+
+def table(path: str | Path = "predictions.csv") -> list[dict[str, str]]:
+    with Path(path).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def expected(run: Path, sequence: np.ndarray[Any, Any]) -> list[float]:
+    with torch.inference_mode():
+        logits = restore(best(run)).model(torch.as_tensor(sequence, dtype=torch.float32)[None])
+    probabilities: list[float] = torch.softmax(logits, dim=1)[0].tolist()
+    return probabilities
+
+
+@pytest.fixture
+def sequences() -> list[np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(1)
+    return [rng.standard_normal((length, 4)).astype(np.float32) for length in (3, 11, 7)]
+
+
+def save_npz(path: str, sequences: list[np.ndarray[Any, Any]], **more: Any) -> None:
+    np.savez(path, inputs=np.concatenate(sequences), lengths=[len(s) for s in sequences], **more)
+
+
+def save_ts(path: str, sequences: list[np.ndarray[Any, Any]], *, labels: list[str] | None) -> None:
+    lines = ["@classLabel false" if labels is None else "@classLabel true p q", "@data"]
+    for index, series in enumerate(sequences):
+        channels = [",".join(f"{value!r}" for value in channel.tolist()) for channel in series.T]
+        lines.append(":".join([*channels, *([] if labels is None else [labels[index]])]))
+    Path(path).write_text("\n".join(lines))
+
+
+def test_sequences_of_all_files_get_the_models_probabilities(
+    series_run: Path, script: Any, sequences: list[np.ndarray[Any, Any]]
+) -> None:
+    save_npz("bare.npz", sequences)
+    save_npz("labelled.npz", sequences, labels=[0, 1, 7])  # labels of new data are not looked at
+    save_ts("bare.ts", sequences, labels=None)
+    save_ts("labelled.ts", sequences, labels=["p", "q", "other"])
+    files = ["bare.npz", "labelled.npz", "bare.ts", "labelled.ts"]
+    ended = script("predict", "--model_path", best(series_run), *files, "--batch_size", "2")
+    assert ended.code == 0, ended.err
+    rows = table()
+    names = [*(f"bare.npz, row {k}" for k in range(3)), *(f"labelled.npz, row {k}" for k in range(3))]
+    names += [*(f"bare.ts, line {k}" for k in (3, 4, 5)), *(f"labelled.ts, line {k}" for k in (3, 4, 5))]
+    assert [row["input"] for row in rows] == names
+    for number, row in enumerate(rows):
+        wanted = expected(series_run, sequences[number % 3])
+        given = [float(row[f"p_{name}"]) for name in ("sine", "square", "sawtooth")]
+        assert given == pytest.approx(wanted, abs=1e-5)
+        assert row["class"] == ("sine", "square", "sawtooth")[int(np.argmax(given))]
+        assert float(row["probability"]) == max(given)
+    assert "12 predictions, 0 inputs left out" in ended.out
+
+
+def test_images_of_files_and_folders_are_read_as_in_training(image_run: Path, pictures: Path, script: Any) -> None:
+    one = pictures / "light" / "0.png"
+    ended = script("predict", "--model_path", best(image_run), pictures / "dark", one, "--output", "out.csv")
+    assert ended.code == 0, ended.err
+    rows = table("out.csv")
+    assert [row["input"] for row in rows] == [*(str(pictures / "dark" / f"{k}.png") for k in range(6)), str(one)]
+    image = ImageSource(pictures).load().images[6]  # the first of the class light
+    wanted = expected(image_run, PatchLayout(height=16, width=16, patch_size=8).sequence(image))
+    assert [float(rows[6]["p_dark"]), float(rows[6]["p_light"])] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_pictures_of_another_size_are_resized(image_run: Path, pictures: Path, script: Any) -> None:
+    grey = Image.new("RGB", (50, 30), (200, 200, 200))
+    grey.save("large.png")
+    grey.resize((16, 16)).save("small.png")
+    assert script("predict", "--model_path", best(image_run), "large.png", "small.png").code == 0
+    first, second = table()
+    assert first["probability"] == second["probability"]
+
+
+def test_bad_inputs_stop_with_their_name_or_are_counted(
+    series_run: Path, script: Any, sequences: list[np.ndarray[Any, Any]]
+) -> None:
+    broken = sequences[1].copy()
+    broken[4, 2] = np.nan
+    save_npz("new.npz", [sequences[0], broken, sequences[2][:0], sequences[2]])
+    Path("cut.ts").write_text("@classLabel false\n@data\n1,2:")
+    command = ["predict", "--model_path", best(series_run), "new.npz", "cut.ts"]
+    stopped = script(*command)
+    assert stopped.code == 2
+    assert "cut.ts, line 3" in stopped.err
+    assert "--on_bad_sample skip" in stopped.err
+    assert not list(Path().glob("*.csv"))
+    skipped = script(*command, "--on_bad_sample", "skip")
+    assert skipped.code == 0, skipped.err
+    assert [row["input"] for row in table()] == ["new.npz, row 0", "new.npz, row 3"]
+    assert "2 predictions, 3 inputs left out" in skipped.out
+    assert "new.npz, row 1: position 4, channel 2 is nan" in skipped.out
+    assert "new.npz, row 2: the sequence has length 0" in skipped.out
+    one = script("predict", "--model_path", best(series_run), "new.npz")
+    assert one.code == 2
+    assert "new.npz, row 1: position 4, channel 2 is nan" in one.err
+    assert sorted(path.name for path in Path().iterdir()) == ["cut.ts", "new.npz", "predictions.csv"]
+    assert len(table()) == 2  # the table of before is unharmed
+
+
+def test_an_unreadable_picture_is_named(image_run: Path, pictures: Path, script: Any) -> None:
+    shutil.copytree(pictures / "dark", "new")
+    Path("new/2.png").write_bytes((pictures / "dark" / "2.png").read_bytes()[:60])
+    stopped = script("predict", "--model_path", best(image_run), "new")
+    assert stopped.code == 2
+    assert "new/2.png: not a complete image" in stopped.err
+    skipped = script("predict", "--model_path", best(image_run), "new", "--on_bad_sample", "skip")
+    assert skipped.code == 0
+    assert len(table()) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.npz"], "nothing.npz: no such file or folder"),
+        (["picture.png"], "picture.png: this model reads .ts, .npz"),
+        (["empty"], "empty: holds no file that this model reads"),
+        (["narrow.npz"], "narrow.npz, row 0: input is [5, 3], expected [positions, 4]"),
+        (["narrow.npz", "--on_bad_sample", "skip"], "none of the inputs can be used; the first: narrow.npz, row 0"),
+        (["cut.npz"], "cut.npz: damaged or not an .npz file"),
+        (["cut.npz", "--on_bad_sample", "skip"], "none of the inputs can be used; the first: cut.npz"),
+        (["good.npz", "--batch_size", "0"], "--batch_size must be at least 1"),
+        (["good.npz", "--output", "no/such/folder.csv"], "folder.csv: cannot be written"),
+    ],
+)
+def test_what_cannot_be_predicted_is_said(arguments: list[str], message: str, series_run: Path, script: Any) -> None:
+    Path("picture.png").touch()
+    Path("empty").mkdir()
+    save_npz("narrow.npz", [np.zeros((5, 3), dtype=np.float32)])
+    save_npz("good.npz", [np.zeros((5, 4), dtype=np.float32)])
+    Path("cut.npz").write_bytes(Path("good.npz").read_bytes()[:200])
+    before = set(Path().rglob("*"))
+    ended = script("predict", "--model_path", best(series_run), *arguments)
+    assert ended.code == 2
+    assert message in ended.err
+    assert set(Path().rglob("*")) == before
+
+
+def test_long_inputs_say_how_long_it_still_takes(
+    series_run: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apps.perceiver.prediction._REPORT_EVERY_S", -1.0)
+    classifier = Classifier(restore(best(series_run)), device=torch.device("cpu"))
+    items = [Item(str(number), lambda: np.ones((4, 4), dtype=np.float32)) for number in range(3)]
+    with caplog.at_level("INFO", logger="apps.perceiver.prediction"):
+        batches = list(classifier.run(items, batch_size=2, problems=Problems("error")))
+    assert [len(names) for names, _ in batches] == [2, 1]
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == ["1 of 3", "2 of 3", "3 of 3"]
+    assert caplog.records[-1].getMessage().endswith("0:00:00 left")
+
+
+def test_positions_that_end_limit_the_length(script: Any, tiny: list[str]) -> None:
+    data = shlex.split("--dataset synthetic --num_samples 40 --seq_len_range 5 9 --feature_dim 4 --output_dir run")
+    assert script("train", *tiny, *data, "--position", "learned").code == 0
+    items = [Item("long", lambda: np.ones((10, 4), dtype=np.float32))]
+    classifier = Classifier(restore(best(Path("run"))), device=torch.device("cpu"))
+    with pytest.raises(UserError, match="long: 10 positions are more than max_seq_len=9"):
+        list(classifier.run(items, batch_size=1, problems=Problems("error")))
