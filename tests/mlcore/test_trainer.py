@@ -257,14 +257,14 @@ def test_too_many_bad_steps_stop_with_samples_and_the_first_bad_module(tmp_path:
 def test_an_unknown_monitor_is_an_error_that_lists_the_metrics() -> None:
     trainer = make()
     trainer.monitor = Monitor(metric="accuracy")
-    with pytest.raises(UserError, match="'accuracy'.*loss"):
+    with pytest.raises(UserError, match=r"'accuracy'.*loss"):
         trainer.fit()
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
     make(tmp_path, max_steps=1).fit()
     path = tmp_path / "checkpoints" / "latest_model.pth"
-    with pytest.raises(CheckpointError, match="another architecture.*\n.*shape"):
+    with pytest.raises(CheckpointError, match=r"another architecture.*\n.*shape"):
         make(width=9).load_state_dict(load_checkpoint(path), source=path)
 
 
