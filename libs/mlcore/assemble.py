@@ -1,5 +1,6 @@
 """From the shared configuration sections and an app's problem to a trainer; the apps' `build.py` make the problem."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from mlcore.schedules import Plateau, lr_table
 from mlcore.task import Task
 from mlcore.trackers.base import Tracker
 from mlcore.trainer import Trainer
+
+_log = logging.getLogger(__name__)
 
 _PLATEAU = ("plateau", "reduce_on_plateau")
 
@@ -194,6 +197,11 @@ def _engine(config: CoreConfig, problem: Problem, *, world: World, total_steps: 
         steps_per_epoch=steps_per_epoch,
         unit=config.scheduler.resolved_unit,
     )
+    warmup = config.scheduler.params().get("warmup_steps", 0) * (
+        steps_per_epoch if config.scheduler.resolved_unit == "epoch" else 1
+    )
+    if warmup >= total_steps:
+        _log.warning("the warm-up takes %d steps, the run only %d: --lr is never reached", warmup, total_steps)
     optimizer = build_optimizer(groups, name=settings.optimizer, momentum=settings.momentum)
     if settings.compile:
         model.compile()

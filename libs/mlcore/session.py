@@ -313,8 +313,7 @@ class _Session:
         )
         path = write_report(self._folder, report=report)
         for name, values in results.items():
-            metric = trainer.monitor.metric
-            _log.info("best checkpoint: %s %s %.4f on %d samples", name, metric, values[metric], values["n"])
+            _log.info("best checkpoint  %s  %s", name, "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
         _log.info("report: %s", path)
 
     def _curves(self) -> list[Section]:
