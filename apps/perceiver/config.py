@@ -97,7 +97,8 @@ class ModelConfig(Section):
     dropout: float = field(0.0, "Share of elements dropped in each residual branch", ge=0, lt=1)
     share_weights: bool = field(default=False, description="Repeated blocks use the same weights")
     position: Literal["sinusoidal", "fourier", "learned", "none"] = field(
-        "sinusoidal", "Position features of each token; fourier and learned need data.max_seq_len"
+        "sinusoidal",
+        "Position features of each token; fourier and learned know no sequence longer than the longest seen",
     )
     position_channels: int = field(
         32, "Width of the position features; even for sines and cosines", unit="features", ge=1

@@ -2,9 +2,7 @@
 
 import csv
 import io
-import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ from mlcore.console import setup_logging
 from mlcore.distributed import World, start_world
 from mlcore.errors import UserError
 from mlcore.evaluator import Evaluator, Predictions
-from mlcore.files import ensure_folder, write_text
+from mlcore.files import ensure_folder, write_json, write_text
 from mlcore.metrics.classification import ClassificationReport
 from mlcore.plots.classes import plot_confusion_matrix
 from mlcore.plots.confidence import plot_accuracy_by_confidence, plot_confidence_histogram
@@ -188,7 +186,7 @@ def _write(done: Evaluation, folder: Path, *, analyze: bool, world: World) -> No
         write_report(folder, report=_report(done, [*sections, table], world=world))
     else:
         _draw(done, figures, folder)
-    write_text(folder / "results.json", json.dumps(_results(done, figures), indent=2, ensure_ascii=False))
+    write_json(folder / "results.json", _results(done, figures))
     _log.info("%s, %d samples of the %s split", done.checkpoint, figures.samples, done.part)
     for name, value in figures.scalars().items():
         _log.info("  %-18s %.4f", name, value)
@@ -209,30 +207,18 @@ def _confidence(predictions: Predictions) -> tuple[NDArray[np.float32], NDArray[
 
 def _results(done: Evaluation, figures: ClassificationReport) -> Mapping[str, Any]:
     """All figures; undefined ones are null."""
-    results: Mapping[str, Any] = _json_values(
-        {
-            "checkpoint": str(done.checkpoint),
-            "step": done.restored.step,
-            "split": done.part,
-            "n": figures.samples,
-            "metrics": {name: value for name, value in done.metrics.items() if name != "n"},
-            "classes": [asdict(row) for row in figures.rows],
-            "confusion_matrix": figures.confusion.tolist(),
-            "notes": figures.notes,
-            "skipped": done.skipped,
-            "data": to_values(done.config.data),
-        }
-    )
-    return results
-
-
-def _json_values(value: Any) -> Any:
-    """JSON knows no NaN."""
-    if isinstance(value, Mapping):
-        return {key: _json_values(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_values(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return {
+        "checkpoint": str(done.checkpoint),
+        "step": done.restored.step,
+        "split": done.part,
+        "n": figures.samples,
+        "metrics": {name: value for name, value in done.metrics.items() if name != "n"},
+        "classes": [asdict(row) for row in figures.rows],
+        "confusion_matrix": figures.confusion.tolist(),
+        "notes": figures.notes,
+        "skipped": done.skipped,
+        "data": to_values(done.config.data),
+    }
 
 
 def _rows(done: Evaluation) -> list[list[object]]:

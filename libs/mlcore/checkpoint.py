@@ -66,10 +66,12 @@ def load_checkpoint(path: Path, *, map_location: str | torch.device = "cpu") -> 
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
+        reasons = [line.strip() for line in str(error).splitlines() if "nsupported" in line]
+        if not reasons:
+            raise CheckpointError(f"{path}: damaged or not a torch checkpoint") from None
         raise CheckpointError(
             f"{path}: refused, because it holds more than tensors and plain values and loading it could "
-            f"run code ({reason}). Take the file from its author again as a plain state dict."
+            f"run code ({reasons[0]}) Take the file from its author again as a plain state dict."
         ) from None
     except Exception as error:  # noqa: BLE001 - garbage makes the reader fail in any way it likes
         raise CheckpointError(f"{path}: damaged or not a torch checkpoint ({type(error).__name__}: {error})") from None

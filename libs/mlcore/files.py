@@ -6,16 +6,26 @@ Write with `atomic_write`; call `remove_leftovers` once when a killed run's fold
 import contextlib
 import errno
 import io
+import json
+import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from mlcore.errors import UserError
 
-__all__ = ["atomic_write", "ensure_folder", "format_bytes", "free_bytes", "remove_leftovers", "write_text"]
+__all__ = [
+    "atomic_write",
+    "ensure_folder",
+    "format_bytes",
+    "free_bytes",
+    "remove_leftovers",
+    "write_json",
+    "write_text",
+]
 
 _SUFFIX = ".partial"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
@@ -75,7 +85,8 @@ def atomic_write(path: Path, *, size: int | None = None) -> Iterator[BinaryIO]:
     except BaseException as error:
         # Measure before the half-written file gives its space back.
         told = None if disk is None or disk.failure is None else _explain(disk.failure, path, size)
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that cannot be written to, or is none
+            temporary.unlink(missing_ok=True)
         if told is None or isinstance(error, UserError) or not isinstance(error, Exception):
             raise
         raise told from error
@@ -86,6 +97,19 @@ def write_text(path: Path, text: str) -> None:
     data = text.encode("utf-8")
     with atomic_write(path, size=len(data)) as file:
         file.write(data)
+
+
+def write_json(path: Path, values: object) -> None:
+    """Write `values` as strict JSON to `path`, all or nothing; NaN and infinities, which JSON lacks, become null."""
+    write_text(path, json.dumps(_strict(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _strict(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def ensure_folder(path: Path) -> Path:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcore.errors import UserError
-from mlcore.files import ensure_folder, remove_leftovers, write_text
+from mlcore.files import ensure_folder, remove_leftovers, write_json
 
 _log = logging.getLogger(__name__)
 
@@ -142,17 +143,17 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 class RunRecord:
-    """The open record of a run: holds the folder's lock and keeps `run.json` true.
+    """Holds a run folder's lock, and from `start` on keeps its `run.json` true.
 
     Args:
         folder: The run folder; made if it is missing.
-        config: The resolved configuration, nested.
 
     Raises:
         UserError: Another process is writing to the folder, or it cannot be written to.
     """
 
-    def __init__(self, folder: Path, *, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path) -> None:
+        self._is_new = not folder.exists()
         self.folder = ensure_folder(folder)
         self._lock = (folder / "run.lock").open("w")
         try:
@@ -165,7 +166,11 @@ class RunRecord:
         # Loader workers are forks; without this they would hold a killed run's lock until they notice that it is gone.
         os.register_at_fork(after_in_child=self._lock.close)
         remove_leftovers(folder)
-        self._record: dict[str, Any] = {
+        self._record: dict[str, Any] = {}
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Note that a run with the resolved `config` (nested) is under way."""
+        self._record = {
             "status": "running",
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": " ".join(sys.argv),
@@ -173,17 +178,17 @@ class RunRecord:
             "host": {"python": platform.python_version(), "platform": platform.platform()},
             "config": _plain(config),
         }
-        self._write()
+        write_json(self.folder / "run.json", self._record)
 
     def close(self, *, status: str) -> None:
-        """Note how the run ended and release the folder."""
-        self._record.update(status=status, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-        with contextlib.suppress(UserError):  # a full disk must not hide why the run ended
-            self._write()
+        """Note how the run ended and release the folder; a new folder whose run never started goes again."""
+        if self._record:
+            self._record.update(status=status, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+            with contextlib.suppress(UserError):  # a full disk must not hide why the run ended
+                write_json(self.folder / "run.json", self._record)
+        elif self._is_new:
+            shutil.rmtree(self.folder, ignore_errors=True)  # nothing of worth is in it
         self._lock.close()
-
-    def _write(self) -> None:
-        write_text(self.folder / "run.json", json.dumps(self._record, indent=2, ensure_ascii=False))
 
 
 def is_locked(folder: Path) -> bool:

@@ -3,7 +3,6 @@
 The apps differ in the `Problem` they build; everything around it is here, once.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from mlcore.assemble import CoreConfig, Problem, build_trainer, configure_torch, evaluation_loader
-from mlcore.checkpoint import CheckpointStore, State, inference_weights, load_checkpoint
+from mlcore.checkpoint import CheckpointError, CheckpointStore, State, inference_weights, load_checkpoint
 from mlcore.cli.spec import Invocation
 from mlcore.config.dump import to_values, to_yaml
 from mlcore.config.section import Section as ConfigSection
@@ -22,12 +21,12 @@ from mlcore.doctor import CheckFunction, check_system, exit_code, format_checks
 from mlcore.dry_run import dry_run
 from mlcore.env import load_env
 from mlcore.evaluator import Evaluator, Predictions
-from mlcore.files import write_text
+from mlcore.files import write_json, write_text
 from mlcore.lr_finder import find_learning_rate
 from mlcore.plots.curves import plot_lr_finder, plot_panels
 from mlcore.progress import Outcome
 from mlcore.report import Headline, Picture, RunReport, Section, Table, describe_environment, write_report
-from mlcore.runs import RunFolder, RunRecord, choose_run_folder, code_version
+from mlcore.runs import RunFolder, RunRecord, choose_run_folder, code_version, config_differences
 from mlcore.seeding import seed_everything
 from mlcore.trackers.base import Tracker, Trackers
 from mlcore.trackers.console import ConsoleTracker
@@ -91,16 +90,18 @@ def run(app: App[Any], invocation: Invocation[Any]) -> int:
             setup_logging(is_main=world.is_main)
             return dry_run(config, app.build(config, world), world=world, extra=_identity(app, config))
         folder = broadcast_object(_choose_folder(app, invocation) if world.is_main else None)
-        record = RunRecord(folder.path, config=to_values(config)) if world.is_main else None
+        record = RunRecord(folder.path) if world.is_main else None
         setup_logging(log_file=folder.path / "train.log", is_main=world.is_main)
         status = "failed"
         try:
             if invocation.composed.demo:
                 _say_demo(app, invocation)
             if invocation.action == "lr_find":
+                if record is not None:
+                    record.start(to_values(config))
                 status = _find_rate(app, config, world=world, folder=folder.path)
             else:
-                status = _Session(app, invocation, world=world, folder=folder).train()
+                status = _Session(app, invocation, world=world, folder=folder, record=record).train()
         except BaseException:
             _log.debug("the run failed", exc_info=True)
             raise
@@ -143,34 +144,44 @@ def _find_rate(app: App[Any], config: Any, *, world: World, folder: Path) -> str
 class _Session:
     """A training run in its folder."""
 
-    def __init__(self, app: App[Any], invocation: Invocation[Any], *, world: World, folder: RunFolder) -> None:
+    def __init__(
+        self,
+        app: App[Any],
+        invocation: Invocation[Any],
+        *,
+        world: World,
+        folder: RunFolder,
+        record: RunRecord | None,
+    ) -> None:
         self._app = app
         self._config: Any = invocation.config
         self._invocation = invocation
         self._world = world
         self._place = folder
+        self._record = record
         self._folder = folder.path
 
     def train(self) -> str:
         """Train (or go on training), judge the best checkpoint, write the report; returns the status."""
         problem = self._app.build(self._config, self._world)
-        resumed = self._resumed_state()
-        tracker = self._tracker(None if resumed is None else resumed[1])
         trainer = build_trainer(
             self._config,
             problem,
             world=self._world,
             folder=self._place.checkpoints,
-            tracker=tracker,
             extra=_identity(self._app, self._config),
         )
+        resumed = self._resumed_state()
+        self._take_over(trainer, resumed)  # what does not fit is refused before any file of the run is touched
+        tracker = self._tracker(None if resumed is None else resumed[1])
+        trainer.tracker = tracker
         trainer.on_evaluation = self._picture_logger(trainer, problem, tracker)
-        if self._world.is_main:
-            write_text(self._folder / "config.yaml", to_yaml(self._config, self._invocation.composed.sources))
-        self._take_over(trainer, resumed)
-        self._announce(trainer)
         status = "failed"
         try:
+            if self._record is not None:
+                self._record.start(to_values(self._config))
+                write_text(self._folder / "config.yaml", to_yaml(self._config, self._invocation.composed.sources))
+            self._announce(trainer)
             outcome = trainer.fit()
             status = outcome.status
             if status != "interrupted":
@@ -187,7 +198,11 @@ class _Session:
         if not self._place.resume:
             return None
         if self._place.checkpoint is not None:
-            return self._place.checkpoint, load_checkpoint(self._place.checkpoint)
+            state = load_checkpoint(self._place.checkpoint)
+            inference_weights(state, source=self._place.checkpoint)  # says so if it is no training checkpoint
+            if state.get("app") != self._app.name:
+                raise CheckpointError(f"{self._place.checkpoint}: a checkpoint of the app '{state.get('app')}'")
+            return self._place.checkpoint, state
         return CheckpointStore(self._place.checkpoints, asynchronous=False).newest_good()
 
     def _take_over(self, trainer: Trainer, resumed: tuple[Path, State] | None) -> None:
@@ -198,6 +213,9 @@ class _Session:
         if self._world.is_main and trainer.store is not None and path.parent == trainer.store.folder:
             trainer.store.take_over(path, is_best=trainer.progress.best_step == trainer.progress.step)
         barrier()
+        changed = config_differences(state["config"], to_values(self._config))
+        if changed:
+            _log.warning("going on with other settings than before: %s", "; ".join(changed))
         now = trainer.progress
         _log.info("resuming %s at step %d (epoch %d, batch %d)", path, now.step, now.epoch, now.batch)
 
@@ -297,7 +315,7 @@ class _Session:
             "skipped_steps": outcome.skipped,
             "demo": self._invocation.composed.demo,
         }
-        write_text(self._folder / "summary.json", json.dumps(summary, indent=2))
+        write_json(self._folder / "summary.json", summary)
         report = RunReport(
             title=f"{self._app.title}: {self._folder.parent.name}",
             subtitle=f"{outcome.status} after {now.epoch} epochs; best at step {now.best_step} of {now.step}",

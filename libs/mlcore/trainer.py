@@ -5,7 +5,6 @@ checkpoint goes through the same states as one that was never interrupted.
 """
 
 import itertools
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,10 +26,10 @@ from mlcore.distributed import any_rank, barrier, gather_objects
 from mlcore.engine import Engine, Totals
 from mlcore.errors import UserError
 from mlcore.evaluator import Evaluator, Predictions
-from mlcore.files import write_text
+from mlcore.files import write_json
 from mlcore.progress import Cadence, Limits, Monitor, Outcome, Progress, Status
 from mlcore.schedules import Plateau
-from mlcore.seeding import rng_state, set_rng_state
+from mlcore.seeding import RngState, rng_state, set_rng_state
 from mlcore.signals import StopSignal
 from mlcore.task import Task
 from mlcore.trackers.base import Tracker
@@ -80,6 +79,7 @@ class Trainer:
         self._evaluated_at = self._saved_at = -1
         self._skipped = 0
         self._window: list[MicroBatch] = []
+        self._rng: RngState | None = None
 
     # ---------------------------------------------------------------------------------------------------- the loop
 
@@ -92,6 +92,8 @@ class Trainer:
         self._pace = Pace(self.total_steps, done=self.progress.step)
         self._begun = self._last_save = self._last_log = time.monotonic()
         self._seconds_before = self.progress.seconds
+        if self._rng is not None:  # last of all, so that nothing on the way here has drawn from the generators
+            set_rng_state(self._rng)
         status = self._complete()
         with StopSignal() as stop, self._advice_when_out_of_memory():
             self.engine.model.train()
@@ -240,7 +242,7 @@ class Trainer:
         where = "no file: checkpoints are off"
         if self.store is not None:
             path = self.store.folder.parent / f"bad_steps_rank{self.engine.world.rank}.json"
-            write_text(path, json.dumps(report, indent=2))
+            write_json(path, report)
             where = str(path)
         raise UserError(
             f"{totals.worst_row} training steps in a row were not finite, the last at step {self.progress.step}: "
@@ -357,8 +359,7 @@ class Trainer:
         if self.plateau is not None and state["plateau"] is not None:
             self.plateau.load_state_dict(state["plateau"])
         rank = self.engine.world.rank
-        if rank < len(state["rng"]):
-            set_rng_state(state["rng"][rank])
+        self._rng = state["rng"][rank] if rank < len(state["rng"]) else None
 
     @contextmanager
     def _advice_when_out_of_memory(self) -> Iterator[None]:

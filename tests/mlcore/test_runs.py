@@ -14,7 +14,8 @@ CONFIG: dict[str, Any] = {"train": {"lr": 0.1}, "run": {"seed": 0, "num_workers"
 
 def run(folder: Path, *, status: str | None, config: dict[str, Any] = CONFIG) -> Path:
     """A folder as a run leaves it; None leaves it as a killed process does."""
-    record = RunRecord(folder, config=config)
+    record = RunRecord(folder)
+    record.start(config)
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "latest_model.pth").write_bytes(b"x")
     if status is None:
@@ -51,11 +52,11 @@ def test_auto_passes_over_other_settings_but_not_over_other_workers(tmp_path: Pa
 def test_auto_passes_over_a_run_that_is_still_going(tmp_path: Path) -> None:
     folder = tmp_path / "20260101-000000"
     run(folder, status="interrupted")
-    record = RunRecord(folder, config=CONFIG)
+    record = RunRecord(folder)
     assert is_locked(folder)
     assert choose_run_folder(tmp_path, config=CONFIG).path != folder
     with pytest.raises(UserError, match="another process"):
-        RunRecord(folder, config=CONFIG)
+        RunRecord(folder)
     record.close(status="finished")
     assert not is_locked(folder)
 
@@ -87,3 +88,12 @@ def test_record_says_how_a_run_ended(tmp_path: Path) -> None:
 
 def test_differences_name_key_and_both_values() -> None:
     assert config_differences(CONFIG, {**CONFIG, "train": {"lr": 0.2}}) == ["train.lr 0.1 -> 0.2"]
+
+
+def test_a_new_folder_whose_run_never_started_goes_again(tmp_path: Path) -> None:
+    RunRecord(tmp_path / "new").close(status="failed")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "mine.txt").touch()
+    RunRecord(tmp_path / "old").close(status="failed")
+    assert (tmp_path / "old" / "mine.txt").exists()
