@@ -36,7 +36,7 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        checkpoint: A particular checkpoint to continue from, or None.
+        checkpoint: A checkpoint of another folder to start from, or None.
         resume: Whether to continue from the newest good checkpoint in the folder (or from `checkpoint`).
     """
 
@@ -60,7 +60,8 @@ def choose_run_folder(
         config: The resolved configuration, nested.
         output_dir: Exactly this folder instead of one below `root`.
         resume: "auto" continues the newest unfinished run of the same configuration (or whatever is in `output_dir`);
-            "never" starts anew; otherwise the path of a checkpoint or of a run folder.
+            "never" starts anew; the path of a run folder (or of its latest checkpoint) continues there; the path of
+            any other checkpoint starts a new run from it.
 
     Raises:
         UserError: `resume` names nothing, or "never" would overwrite a run.
@@ -89,8 +90,11 @@ def _named(target: Path, root: Path, output_dir: Path | None) -> RunFolder:
         return RunFolder(folder, resume=True)
     if not target.is_file():
         raise UserError(f"--resume {target}: no such checkpoint or run folder; give one, or auto, or never")
-    inside = target.parent.name == "checkpoints" and output_dir is None
-    return RunFolder(target.parent.parent if inside else output_dir or _fresh(root), checkpoint=target, resume=True)
+    latest = target.with_name("latest_model.pth")
+    if output_dir is None and target.parent.name == "checkpoints" and latest.exists() and target.samefile(latest):
+        return RunFolder(target.parent.parent, resume=True)
+    # Anything but the newest state of a run starts a branch of its own, so that what came after it is not lost.
+    return RunFolder(output_dir or _fresh(root), checkpoint=target, resume=True)
 
 
 def _fresh(root: Path) -> Path:

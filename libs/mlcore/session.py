@@ -224,7 +224,8 @@ class _Session:
             return Trackers({})
         settings, folder = self._config.tracking, self._folder
         resume_step = None if state is None else int(state["progress"]["step"])
-        known = {} if state is None else dict(state["tracker"])
+        branch = self._place.checkpoint is not None  # a branch is a run of its own for trackers, too
+        known = {} if state is None or branch else dict(state["tracker"])
         starters: dict[str, Callable[[], Tracker]] = {
             "table": lambda: TableTracker(folder, resume_step=resume_step),
             "console": ConsoleTracker,

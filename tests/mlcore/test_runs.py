@@ -69,14 +69,25 @@ def test_explicit_folder_is_continued_unless_told_never(tmp_path: Path) -> None:
     assert not choose_run_folder(tmp_path, config=CONFIG, output_dir=tmp_path / "new").resume
 
 
-def test_resume_takes_a_run_folder_or_a_checkpoint(tmp_path: Path) -> None:
+def test_resume_takes_a_run_folder_or_its_latest_checkpoint(tmp_path: Path) -> None:
     folder = run(tmp_path / "mine", status="finished")
-    checkpoint = folder / "checkpoints" / "latest_model.pth"
-    assert choose_run_folder(tmp_path, config=CONFIG, resume=str(folder)).path == folder
-    assert choose_run_folder(tmp_path, config=CONFIG, resume=str(checkpoint)).checkpoint == checkpoint
+    latest = folder / "checkpoints" / "latest_model.pth"
+    for target in (folder, folder / "checkpoints", latest):
+        chosen = choose_run_folder(tmp_path, config=CONFIG, resume=str(target))
+        assert (chosen.path, chosen.checkpoint, chosen.resume) == (folder, None, True)
     for wrong in (tmp_path / "nothing", tmp_path):
         with pytest.raises(UserError, match="checkpoint"):
             choose_run_folder(tmp_path, config=CONFIG, resume=str(wrong))
+
+
+def test_an_older_checkpoint_starts_a_branch_and_leaves_its_run_alone(tmp_path: Path) -> None:
+    folder = run(tmp_path / "mine", status="finished")
+    best = folder / "checkpoints" / "best_model.pth"
+    best.write_bytes(b"older")
+    chosen = choose_run_folder(tmp_path, config=CONFIG, resume=str(best))
+    assert chosen.path.parent == tmp_path
+    assert chosen.path != folder
+    assert chosen.checkpoint == best
 
 
 def test_record_says_how_a_run_ended(tmp_path: Path) -> None:
