@@ -58,41 +58,38 @@ def measure(options: Options) -> Report:
     """Stalls of plain saves and of ours, in turns, on the disk that holds this project."""
     torch.set_num_threads(_THREADS)
     training = _Training(2 if options.quick else 24)
-    parameters = sum(parameter.numel() for parameter in training.model.parameters())
+    torch.save(training.model[0].state_dict(), io.BytesIO())  # imports
     figures: dict[str, list[float]] = {}
     (ROOT / "outputs").mkdir(exist_ok=True)
-    torch.save(training.model[0].state_dict(), io.BytesIO())  # imports
     for number in range(1 if options.quick else 3):
         with tempfile.TemporaryDirectory(dir=ROOT / "outputs") as folder:
             found = {**_plain(training, Path(folder)), **_ours(training, Path(folder))}
         for name, value in found.items():
             figures.setdefault(name, []).append(value)
         print(f"round {number + 1}: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()), flush=True)
-    share = _shares(figures, "ours_later")
+    return _report(figures, sum(parameter.numel() for parameter in training.model.parameters()))
+
+
+def _report(figures: dict[str, list[float]], parameters: int) -> Report:
+    share = statistics.median(_shares(figures, "ours_later"))
     return Report(
         title="Checkpoint stall",
         method=(
-            f"A model of {parameters / 1e6:.0f} M parameters with AdamW's state, {12 * parameters / 1e9:.1f} GB, saved to "
-            "the disk that holds the project; nothing is waiting to be written when a measurement begins. Seconds, "
-            f"{_THREADS} threads, median (smallest..largest) of {len(figures['plain'])} rounds; shares are of the plain "
-            "`torch.save` of the same round, which leaves the data in the page cache (mlcore's files are synced)."
+            f"A model of {parameters / 1e6:.0f} M parameters with AdamW's state, {12 * parameters / 1e9:.1f} GB, saved "
+            "to the disk that holds the project; nothing is waiting to be written when a measurement begins. Seconds, "
+            f"{_THREADS} threads, median (smallest..largest) of {len(figures['plain'])} rounds; shares are of the "
+            "plain `torch.save` of the same round, which leaves the data in the page cache (mlcore's files are synced)."
         ),
         header=["what the loop waits for", "seconds", "share of a plain save"],
         rows=[
             [title, median_text(figures[name], digits=2), median_text(_shares(figures, name), digits=2)]
             for name, title in _TITLES.items()
         ],
-        goals=[
-            Goal(
-                "a stall of at most a fifth of a plain `torch.save`",
-                f"{statistics.median(share):.2f}",
-                statistics.median(share) <= _SHARE,
-            )
-        ],
+        goals=[Goal("a stall of at most a fifth of a plain `torch.save`", f"{share:.2f}", share <= _SHARE)],
         notes=[
             "While the thread writes, a step takes "
-            f"{median_text(figures['slowdown'], digits=2)} times as long: the writer computes checksums and copies to the "
-            "page cache on one of the cores. The last line adds that to the stall."
+            f"{median_text(figures['slowdown'], digits=2)} times as long: the writer computes checksums and copies to "
+            "the page cache on one of the cores. The last line adds that to the stall."
         ],
         raw=figures,
     )

@@ -173,13 +173,16 @@ def _processor() -> str:
 # -------------------------------------------------------------------------------------------------------- running one
 
 
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that a single benchmark and `run.py` share."""
+    parser.add_argument("--quick", action="store_true", help="few repetitions; the figures mean little")
+    parser.add_argument("--data_dir", type=Path, default=Options.data_dir, help="data sets (default: %(default)s)")
+
+
 def run_alone(measure: Callable[[Options], Report]) -> None:
     """The command line of a benchmark's own module: measure, print, and where asked write JSON."""
     parser = argparse.ArgumentParser(description=(sys.modules[measure.__module__].__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="few repetitions; the figures mean little")
-    parser.add_argument(
-        "--data_dir", type=Path, default=Options.data_dir, help="folder with the data sets (%(default)s)"
-    )
+    add_common_arguments(parser)
     parser.add_argument("--json", type=Path, help="write the report to this file too")
     arguments = parser.parse_args()
     before = environment()

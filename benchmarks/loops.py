@@ -56,7 +56,7 @@ class Data:
         y = torch.randint(0, 10, (len(x),), generator=generator)
         self.dataset = TensorDataset(x, y)
         self.ready_made = ready_made
-        self.batches = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
+        self.batches = list(zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True))
 
     def torch_loader(self) -> Any:
         """What a plain PyTorch script iterates over."""
@@ -87,7 +87,7 @@ def bare(model: ClockedModel, data: Data, steps: int, *, fused: bool) -> None:
         for x, y in loader:
             optimizer.zero_grad()
             loss = F.cross_entropy(model(x), y)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
@@ -190,25 +190,29 @@ def hf_trainer(model: ClockedModel, data: Data, steps: int, *, fused: bool) -> N
             return {"x": x, "labels": y}
 
     with tempfile.TemporaryDirectory() as folder:
-        arguments = library.TrainingArguments(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=BATCH,
-            learning_rate=RATE,
-            weight_decay=0.01,
-            optim="adamw_torch_fused" if fused else "adamw_torch",
-            lr_scheduler_type="cosine",
-            max_grad_norm=1.0,
-            logging_steps=LOG_EVERY,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-            use_cpu=True,
-        )
         kind = InMemory if data.ready_made else library.Trainer
-        trainer = kind(model=WithLoss(), args=arguments, train_dataset=Named())
+        trainer = kind(model=WithLoss(), args=_hf_arguments(folder, steps, fused=fused), train_dataset=Named())
         trainer.remove_callback(library.PrinterCallback)
         trainer.train()
+
+
+def _hf_arguments(folder: str, steps: int, *, fused: bool) -> Any:
+    library = peer("transformers")
+    return library.TrainingArguments(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=BATCH,
+        learning_rate=RATE,
+        weight_decay=0.01,
+        optim="adamw_torch_fused" if fused else "adamw_torch",
+        lr_scheduler_type="cosine",
+        max_grad_norm=1.0,
+        logging_steps=LOG_EVERY,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
 
 
 class _Named(_ReadyMade):

@@ -13,8 +13,9 @@ from mlcore.data.loader import BatchLoader
 from mlcore.data.order import EpochOrder
 from mlcore.engine import Engine, StepOutput
 from mlcore.optim import build_optimizer
+from mlcore.progress import Cadence, Limits
 from mlcore.schedules import lr_table
-from mlcore.trainer import Cadence, Limits, Trainer
+from mlcore.trainer import Trainer
 
 
 def train(model: ClockedModel, data: Data, steps: int) -> None:

@@ -22,8 +22,8 @@ def measure(options: Options) -> Report:
     path = options.data_dir / "JapaneseVowels" / "JapaneseVowels_TRAIN.ts"
     title = "Padding on JapaneseVowels"
     method = (
-        "Share of padded tokens among all tokens of an epoch when each batch is padded to its longest sequence; official "
-        "training split, several epochs: mean (smallest..largest epoch)."
+        "Share of padded tokens among all tokens of an epoch when each batch is padded to its longest sequence; "
+        "official training split, several epochs: mean (smallest..largest epoch)."
     )
     if not path.is_file():
         return Report(title=title, method=method, skipped=f"{path} is not there; name its folder with --data_dir")
@@ -34,9 +34,9 @@ def measure(options: Options) -> Report:
     for size in sorted({batch_size, 32, 64}):
         grouped = [_waste(lengths, size, epoch=epoch, grouped=True) for epoch in range(epochs)]
         random = [_waste(lengths, size, epoch=epoch, grouped=False) for epoch in range(epochs)]
-        raw[size] = {"grouped": grouped, "random": random}
+        raw[str(size)] = {"grouped": grouped, "random": random}
         rows.append([str(size), _text(grouped), _text(random)])
-    mean = statistics.mean(raw[batch_size]["grouped"])
+    mean = statistics.mean(raw[str(batch_size)]["grouped"])
     return Report(
         title=title,
         method=method,

@@ -28,6 +28,12 @@ from benchmarks.perceivers import Shape, of_perceiver_pytorch, of_transformers, 
 
 _FASTER = 1.5
 _THREADS = 2
+_METHOD = (
+    "Forward, backward, clipping to 1.0 and AdamW(fused=True) for every model, fp32, no dropout, "
+    f"{_THREADS} threads; milliseconds, median (smallest..largest); the ratio is a peer's time over that of "
+    "mlcore's model with the same read-out in the same round. transformers reads classes with a query over the "
+    "latents as mlcore's `pooling=query` does; perceiver-pytorch takes the latents' mean, mlcore's default."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +88,7 @@ def measure(options: Options) -> Report:
     measured = f"{min(faster):.2f} to {max(faster):.2f} times, {len(faster)} cases" if faster else NOT_INSTALLED
     return Report(
         title="Perceiver training step",
-        method=(
-            "Forward, backward, clipping to 1.0 and AdamW(fused=True) for every model, fp32, no dropout, "
-            f"{_THREADS} threads; milliseconds, median (smallest..largest); the ratio is a peer's time over that of "
-            "mlcore's model with the same read-out in the same round. transformers reads classes with a query over the "
-            "latents as mlcore's `pooling=query` does; perceiver-pytorch takes the latents' mean, mlcore's default."
-        ),
+        method=_METHOD,
         header=["case", "model", "parameters", "step, ms", "step ratio", "forward, ms", "forward ratio"],
         rows=rows,
         goals=[
@@ -130,7 +131,7 @@ def _training_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], float
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
+        F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 

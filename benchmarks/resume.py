@@ -5,6 +5,7 @@ python -m benchmarks.resume            about two minutes
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,21 +41,9 @@ def measure(options: Options) -> Report:
     """First batch at sample 500,000 of 1,000,000, in turns."""
     torch.set_num_threads(1)
     size, rounds = (10_000, 1) if options.quick else (1_000_000, 5)
-    dataset, start = _Samples(size), size // 2 // _BATCH
+    start = size // 2 // _BATCH
     lengths = np.random.default_rng(0).integers(10, 200, size)
-    sides: dict[str, Callable[[], float]] = {}
-    for workers in (0, 2):
-        sides[f"mlcore, random order, {workers} workers"] = lambda w=workers: _ours(dataset, start, workers=w)
-        sides[f"mlcore, grouped by length, {workers} workers"] = lambda w=workers: _ours(
-            dataset, start, workers=w, lengths=lengths
-        )
-        sides[f"plain DataLoader that reads and drops, {workers} workers"] = lambda w=workers: _drop(
-            dataset, start, workers=w
-        )
-        if peer("accelerate") is not None:
-            sides[f"accelerate.skip_first_batches, {workers} workers"] = lambda w=workers: _accelerate(
-                dataset, start, workers=w
-            )
+    sides = _sides(_Samples(size), start, lengths=lengths)
     figures = alternate(sides, rounds=rounds)
     rows = [[name, median_text(values, digits=2)] for name, values in figures.items()]
     if peer("accelerate") is None:
@@ -63,9 +52,9 @@ def measure(options: Options) -> Report:
     return Report(
         title="Resuming in the middle of an epoch",
         method=(
-            f"Seconds from the start of the epoch's iterator to its first batch (of {_BATCH}) at sample {size // 2:,} of "
-            f"{size:,}, workers' start included, loading of model and optimiser not; the samples cost nothing to read. "
-            f"Median (smallest..largest) of {rounds} rounds in turns."
+            f"Seconds from the start of the epoch's iterator to its first batch (of {_BATCH}) at sample {size // 2:,} "
+            f"of {size:,}, workers' start included, loading of model and optimiser not; the samples cost nothing to "
+            f"read. Median (smallest..largest) of {rounds} rounds in turns."
         ),
         header=["loader", "seconds"],
         rows=rows,
@@ -73,6 +62,23 @@ def measure(options: Options) -> Report:
         notes=["Accelerate skips indices, not samples, in a map-style data set; it must still draw the whole order."],
         raw=figures,
     )
+
+
+def _sides(dataset: _Samples, start: int, *, lengths: Any) -> dict[str, Callable[[], float]]:
+    sides: dict[str, Callable[[], float]] = {}
+    for workers in (0, 2):
+        sides[f"mlcore, random order, {workers} workers"] = partial(_ours, dataset, start, workers=workers)
+        sides[f"mlcore, grouped by length, {workers} workers"] = partial(
+            _ours, dataset, start, workers=workers, lengths=lengths
+        )
+        sides[f"plain DataLoader that reads and drops, {workers} workers"] = partial(
+            _drop, dataset, start, workers=workers
+        )
+        if peer("accelerate") is not None:
+            sides[f"accelerate.skip_first_batches, {workers} workers"] = partial(
+                _accelerate, dataset, start, workers=workers
+            )
+    return sides
 
 
 def _ours(dataset: _Samples, start: int, *, workers: int, lengths: Any = None) -> float:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # when started as a script, as make does
     sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import Options  # noqa: E402 - the line above makes it findable
+from benchmarks.common import add_common_arguments  # noqa: E402 - the line above makes it findable
 
 # In the order of the document; the shortest first, so that a broken environment shows early.
 NAMES = (
@@ -39,10 +39,7 @@ def main() -> int:
     """Run what is asked for; 1 where a benchmark fails (a missed goal is a result, not a failure)."""
     parser = argparse.ArgumentParser(description="Measure against the peers, side by side.")
     parser.add_argument("names", nargs="*", help=f"which; all where none is named: {', '.join(NAMES)}")
-    parser.add_argument("--quick", action="store_true", help="few repetitions; the document stays as it is")
-    parser.add_argument(
-        "--data_dir", type=Path, default=Options.data_dir, help="folder with the data sets (%(default)s)"
-    )
+    add_common_arguments(parser)
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.names) - set(NAMES))
     if unknown:
