@@ -19,7 +19,9 @@ class MicroBatch:
     real: bool = True
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The batch on `device`; copies overlap with computation where memory is pinned."""
+        """The batch, which comes from host memory, on `device`; copies overlap with computation where it is pinned."""
+        if device.type == "cpu":
+            return self
         return MicroBatch(_map_tensors(self.data, lambda t: t.to(device, non_blocking=True)), self.real)
 
     def pin_memory(self) -> "MicroBatch":

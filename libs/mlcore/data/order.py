@@ -96,6 +96,9 @@ class EpochOrder:
         order = self.permutation(epoch)
         for i in range(start, len(self)):
             part = order[i * self.global_batch : (i + 1) * self.global_batch]
+            if self.world_size == 1:
+                yield BatchKey(epoch=epoch, indices=tuple(part.tolist()))
+                continue
             # Contiguous, as even as can be; in the last batch some ranks may have one sample less, or none.
             begin, end = (len(part) * r // self.world_size for r in (self.rank, self.rank + 1))
             mine = part[begin:end] if end > begin else part[:1]

@@ -113,9 +113,11 @@ def test_an_interrupt_is_not_swallowed() -> None:
 def test_the_console_writes_one_line_per_row(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="mlcore")
     tracker = ConsoleTracker()
-    tracker.log(12, {"train/loss": 0.123456, "perf/samples_per_second": 1e6})
+    tracker.log(12, {"train/loss": 0.123456, "perf/samples_per_s": 466.4, "perf/eta_s": 80.0})
+    tracker.log(13, {"val/loss": 0.5, "val/n": 300.0, "perf/eta_s": float("nan")})
     tracker.image(12, "curves", Path("curves.png"))
     assert [record.getMessage() for record in caplog.records] == [
-        "step 12  train/loss 0.1235  perf/samples_per_second 1e+06",
-        "step 12  curves: curves.png",
+        "step 12     train  loss 0.1235  466 samples/s  ETA 0:01:20",
+        "step 13     val  loss 0.5  n 300  ETA ?",
+        "step 12     curves: curves.png",
     ]
