@@ -84,7 +84,7 @@ def _sides(dataset: _Samples, start: int, *, lengths: Any) -> dict[str, Callable
 def _ours(dataset: _Samples, start: int, *, workers: int, lengths: Any = None) -> float:
     order = EpochOrder(size=len(dataset), batch_size=_BATCH, lengths=lengths)
     loader = BatchLoader(dataset, order, num_workers=workers)
-    return seconds(lambda: next(iter(loader.epoch(3, start=start))))
+    return seconds(lambda: next(iter(loader.epoch(3, start=start * _BATCH))))
 
 
 def _plain_loader(dataset: _Samples, workers: int) -> Any:

@@ -64,9 +64,8 @@ class Progress:
 
     Attributes:
         epoch: Finished epochs.
-        batch: Micro-batches of the current epoch that are consumed.
+        position: Samples of the current epoch that are consumed, on all ranks.
         step: Windows run.
-        samples: Samples consumed on all ranks.
         best: Best monitored value so far.
         best_step: Its step.
         stale: Evaluations since the best one.
@@ -74,9 +73,8 @@ class Progress:
     """
 
     epoch: int = 0
-    batch: int = 0
+    position: int = 0
     step: int = 0
-    samples: int = 0
     best: float | None = None
     best_step: int = -1
     stale: int = 0

@@ -217,7 +217,7 @@ class _Session:
         if changed:
             _log.warning("going on with other settings than before: %s", "; ".join(changed))
         now = trainer.progress
-        _log.info("resuming %s at step %d (epoch %d, batch %d)", path, now.step, now.epoch, now.batch)
+        _log.info("resuming %s at step %d (epoch %d, sample %d)", path, now.step, now.epoch, now.position)
 
     def _tracker(self, state: State | None) -> Tracker:
         if not self._world.is_main:

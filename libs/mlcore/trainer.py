@@ -121,13 +121,13 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        """Windows of the whole run."""
+        """Windows of the whole run, if batch size and number of ranks stay as they are."""
         steps = self.limits.epochs * self.steps_per_epoch
         return steps if self.limits.max_steps is None else min(steps, self.limits.max_steps)
 
     def _rest_of_epoch(self) -> Iterator[list[MicroBatch]]:
         """Windows of the current epoch that are still to run; the last one may be short."""
-        yield from self._windows(self.progress.epoch, start=self.progress.batch)
+        yield from self._windows(self.progress.epoch, start=self.progress.position)
 
     def windows_over_epochs(self, count: int) -> Iterator[list[MicroBatch]]:
         """The first `count` windows of a run, for trials that are not part of it."""
@@ -149,17 +149,16 @@ class Trainer:
         now, order = self.progress, self.loader.order
         self._window = window
         now.step += 1
-        now.batch += len(window)
-        now.samples += len(window) * order.global_batch
-        if now.batch < len(self.loader):
+        now.position += len(window) * order.global_batch
+        if not order.is_over(now.position):
             return False
-        now.epoch, now.batch = now.epoch + 1, 0
-        now.samples = now.epoch * (len(self.loader) * order.global_batch if order.drop_last else order.size)
+        now.epoch, now.position = now.epoch + 1, 0
         return True
 
     def _complete(self) -> Status | None:
         """Whether there is nothing left to do."""
-        if self.progress.step >= self.total_steps:
+        limit = self.limits.max_steps
+        if self.progress.epoch >= self.limits.epochs or (limit is not None and self.progress.step >= limit):
             return "finished"
         if self.monitor.patience is not None and self.progress.stale >= self.monitor.patience:
             return "stopped early"
@@ -207,7 +206,7 @@ class Trainer:
             **{f"train/{name}": value for name, value in totals.logs.items()},
             "train/grad_norm": totals.grad_norm,
             "train/lr": rates[0],
-            "train/epoch": now.epoch + now.batch / len(self.loader),
+            "train/epoch": now.epoch + now.position / self.loader.order.size,
             "train/skipped_steps": float(totals.skipped),
         }
         self._track({**values, **self._performance(totals)})
@@ -253,9 +252,11 @@ class Trainer:
     def _recent_samples(self, windows: int) -> list[list[int]]:
         """Dataset indices of this rank's last `windows` windows of the current epoch, oldest first."""
         now = self.progress
-        epoch, done = (now.epoch, now.batch) if now.batch else (now.epoch - 1, len(self.loader))
-        first = max(0, -(-done // self.accumulation) - windows) * self.accumulation
-        keys = list(self.loader.order.batches(epoch, start=first))[: done - first]
+        order = self.loader.order
+        epoch, done = (now.epoch, now.position) if now.position else (now.epoch - 1, order.size)
+        batches = -(-done // order.global_batch)
+        first = max(0, -(-batches // self.accumulation) - windows) * self.accumulation
+        keys = list(itertools.islice(order.batches(epoch, start=first * order.global_batch), batches - first))
         cut = range(0, len(keys), self.accumulation)
         return [[i for key in keys[k : k + self.accumulation] for i in key.indices] for k in cut]
 
@@ -354,6 +355,8 @@ class Trainer:
         load_model_weights(unwrap(self.engine.model), state["model"], source=source)
         self.engine.load_state_dict(state["engine"])
         self.progress = Progress(**state["progress"])
+        if self.loader.order.is_over(self.progress.position):  # with a larger batch and drop_last there may be none left
+            self.progress.epoch, self.progress.position = self.progress.epoch + 1, 0
         self.metrics, self._evaluated_at = dict(state["metrics"]), state["evaluated_at"]
         self._saved_at = self.progress.step
         if self.plateau is not None and state["plateau"] is not None:

@@ -84,7 +84,7 @@ class BatchLoader:
         return len(self.order)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[MicroBatch]:
-        """Micro-batches of `epoch` from number `start` on; earlier samples are not read."""
+        """Micro-batches of `epoch` after its first `start` samples, which are not read."""
         self._sampler.epoch, self._sampler.start = epoch, start
         return iter(self._loader)
 
@@ -97,9 +97,6 @@ class _BatchSampler(Sampler[BatchKey]):
 
     def __iter__(self) -> Iterator[BatchKey]:
         return self._order.batches(self.epoch, start=self.start)
-
-    def __len__(self) -> int:
-        return len(self._order) - self.start
 
 
 class _KeyedDataset:

@@ -64,6 +64,10 @@ class EpochOrder:
         full, rest = divmod(self.size, self.global_batch)
         return full if self.drop_last or not rest else full + 1
 
+    def is_over(self, position: int) -> bool:
+        """Whether an epoch ends after `position` samples."""
+        return self.size - position < (self.global_batch if self.drop_last else 1)
+
     def permutation(self, epoch: int) -> NDArray[np.int64]:
         """Indices of all samples in the order of `epoch`, int64 [size]."""
         if not self.shuffle:
@@ -92,10 +96,15 @@ class EpochOrder:
         return np.concatenate(shuffled)
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[BatchKey]:
-        """This rank's micro-batches of `epoch` from micro-batch number `start` on; nothing before it is touched."""
+        """This rank's micro-batches of `epoch` after its first `start` samples; nothing before them is touched.
+
+        A position counts samples, so that a run may go on with another batch size or number of ranks: without grouping
+        by length every sample still comes exactly once.
+        """
         order = self.permutation(epoch)
-        for i in range(start, len(self)):
-            part = order[i * self.global_batch : (i + 1) * self.global_batch]
+        while not self.is_over(start):
+            part = order[start : start + self.global_batch]
+            start += self.global_batch
             if self.world_size == 1:
                 yield BatchKey(epoch=epoch, indices=tuple(part.tolist()))
                 continue

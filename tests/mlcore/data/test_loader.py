@@ -73,7 +73,7 @@ def test_resuming_reads_no_sample_before_the_position() -> None:
     loader = BatchLoader(pictures, EpochOrder(SIZE, 8), transform=noise)
     whole = list(loader.epoch(1))
     pictures.read.clear()
-    rest = list(loader.epoch(1, start=4))
+    rest = list(loader.epoch(1, start=4 * 8))
     assert len(pictures.read) == SIZE - 4 * 8
     for resumed, uninterrupted in zip(rest, whole[4:], strict=True):
         assert torch.equal(resumed.data["image"], uninterrupted.data["image"])

@@ -40,7 +40,21 @@ def test_ranks_together_read_the_batches_of_one_process() -> None:
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["random", "by-length"])
 def test_starting_in_the_middle_is_a_slice(lengths: list[int] | None) -> None:
     order = EpochOrder(270, 16, seed=3, lengths=lengths)
-    assert list(order.batches(2, start=7)) == list(order.batches(2))[7:]
+    assert list(order.batches(2, start=7 * 16)) == list(order.batches(2))[7:]
+
+
+@pytest.mark.parametrize("start", [0, 8, 96, 264, 270])
+def test_going_on_with_other_batches_misses_and_repeats_nothing(start: int) -> None:
+    """A run on one rank with batches of 8 goes on with two ranks and batches of 11."""
+    first = indices(EpochOrder(270, 8, seed=3), 2)[:start]
+    ranks = [EpochOrder(270, 11, seed=3, rank=r, world_size=2) for r in range(2)]
+    rest = [i for order in ranks for i in indices(order, 2, start)]
+    assert sorted(first + rest) == list(range(270))
+
+
+def test_an_epoch_is_over_when_no_batch_is_left() -> None:
+    assert [EpochOrder(10, 4).is_over(p) for p in (0, 8, 9, 10, 12)] == [False, False, False, True, True]
+    assert [EpochOrder(10, 4, drop_last=True).is_over(p) for p in (0, 6, 7, 8)] == [False, False, True, True]
 
 
 def test_last_batch_is_short_and_a_rank_without_samples_gets_a_stand_in() -> None:
