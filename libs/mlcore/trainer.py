@@ -355,7 +355,7 @@ class Trainer:
         load_model_weights(unwrap(self.engine.model), state["model"], source=source)
         self.engine.load_state_dict(state["engine"])
         self.progress = Progress(**state["progress"])
-        if self.loader.order.is_over(self.progress.position):  # with a larger batch and drop_last there may be none left
+        if self.loader.order.is_over(self.progress.position):  # a larger batch with drop_last
             self.progress.epoch, self.progress.position = self.progress.epoch + 1, 0
         self.metrics, self._evaluated_at = dict(state["metrics"]), state["evaluated_at"]
         self._saved_at = self.progress.step
