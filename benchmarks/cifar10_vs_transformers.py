@@ -158,7 +158,7 @@ def measure(options: Options) -> Report:
         reason = f"transformers is {NOT_INSTALLED}" if path else f"no cifar10.tar or cifar10 in {options.data_dir}"
         return Report(title=_TITLE, method=_METHOD, skipped=reason)
     torch.set_num_threads(_THREADS)
-    budget = Budget(search_epochs=1, epochs=1, images=200) if options.quick else Budget(search_epochs=2, epochs=30)
+    budget = Budget(search_epochs=1, epochs=1, images=200) if options.quick else Budget(search_epochs=1, epochs=20)
     data = Images.load(path, images=budget.images)
     makers: dict[str, Callable[[Shape], nn.Module]] = {"mlcore": ours, "transformers": of_transformers}
     searched = {name: _search(make, data, budget, name) for name, make in makers.items()}

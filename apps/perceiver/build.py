@@ -125,6 +125,8 @@ def _objective(settings: ObjectiveConfig, counts: Sequence[int], *, device: torc
         weights = torch.tensor([sum(counts) / (len(counts) * count) for count in counts])
     elif settings.class_weights != "none":
         weights = torch.tensor(settings.class_weights)
+        if not bool((weights > 0).any()):
+            raise UserError("objective.class_weights are all 0: nothing would be learnt; at least one must be above 0")
         if len(weights) != len(counts):
             raise UserError(f"objective.class_weights has {len(weights)} numbers, the data has {len(counts)} classes")
     return Objective(

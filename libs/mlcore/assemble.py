@@ -201,7 +201,11 @@ def _engine(config: CoreConfig, problem: Problem, *, world: World, total_steps: 
         steps_per_epoch if config.scheduler.resolved_unit == "epoch" else 1
     )
     if warmup >= total_steps:
-        _log.warning("the warm-up takes %d steps, the run only %d: --lr is never reached", warmup, total_steps)
+        _log.warning(
+            "the warm-up takes %d steps, the run only %d, so --lr is never reached; set --warmup_steps",
+            warmup,
+            total_steps,
+        )
     optimizer = build_optimizer(groups, name=settings.optimizer, momentum=settings.momentum)
     if settings.compile:
         model.compile()

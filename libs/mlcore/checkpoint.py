@@ -4,9 +4,8 @@ A checkpoint is one file in torch's zip format that holds tensors and plain valu
 `weights_only=True`. Every record of a zip carries a CRC-32, which is checked before anything is used: a damaged file is
 told from a good one without a second file that could get out of step.
 
-`CheckpointStore` copies the state to host buffers and lets a thread write it; training goes on meanwhile. Its names
 `CheckpointStore` copies the state to host buffers and lets a thread write it; training goes on meanwhile. The names
-disk.
+`latest_model.pth` and `best_model.pth` are hard links to the file of a step, moved only after it is safely on the disk.
 """
 
 import logging
@@ -230,11 +229,11 @@ class CheckpointStore:
             raise CheckpointError(f"{self.folder}: none of the {len(found)} checkpoint files can be read")
         return None
 
-    def take_over(self, path: Path, *, is_best: bool) -> None:
-        """Put the folder in the state it had when `path` was saved: names moved, later and half-written files gone."""
+    def take_over(self, path: Path, *, step: int, is_best: bool) -> None:
+        """Make `path`, saved at `step`, the newest state: names moved, later (damaged) and half-written files gone."""
         remove_leftovers(self.folder)
         for later in self.step_files():
-            if path.name.startswith("step_") and later.name > path.name:
+            if int(later.stem[5:]) > step:
                 later.unlink()
         _link(path, self.folder / self.LATEST)
         if is_best:

@@ -13,6 +13,7 @@ LOGGER = "mlcore"
 
 def setup_logging(*, log_file: Path | None = None, is_main: bool = True, verbose: bool = False) -> None:
     """Send the project's log to the terminal (main rank only) and, where given, to `log_file` (appended)."""
+    logging.raiseExceptions = False  # a full disk is reported by whoever writes a file, not by a traceback per line
     for name in (LOGGER, "apps"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.DEBUG if verbose else logging.INFO)

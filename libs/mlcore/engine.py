@@ -1,9 +1,9 @@
 """One optimiser step: autocast, exact accumulation windows, loss scaling, clipping, update, EMA.
 
-Gradients of a window are exact. The loss of every micro-batch enters backward as a *sum* over samples; the sums of
-samples
-are added up over micro-batches and ranks, and the gradients are divided once by that total, in the same multiplication
-that clips them. One batch of 12 therefore gives the gradients of three batches of 4, of 5 + 5 + 2, and of two ranks.
+Gradients of a window are exact. The loss of every micro-batch enters backward as a *sum* over samples; the counts of
+samples are added up over micro-batches and ranks, and the gradients are divided once by that total, in the same
+multiplication that clips them. One batch of 12 therefore gives the gradients of three batches of 4, of 5 + 5 + 2, and
+of two ranks.
 
 Nothing here waits for the device: a non-finite step is cancelled on the device (the fused optimisers read `found_inf`),
 the learning rate is looked up on the device by the number of updates that really happened, and figures for the log stay
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from mlcore.batch import MicroBatch
@@ -47,7 +46,7 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over all samples and ranks since the last `reset`, and the state of the skip counters.
+    """Sums over all samples and ranks since the last read, and the state of the skip counters.
 
     Attributes:
         loss: Mean loss per counted sample of the steps that were applied.
@@ -57,7 +56,7 @@ class Totals:
         updates: Updates applied since the start of training.
         skipped: Non-finite windows since the start of training.
         skipped_in_row: Non-finite windows up to now without an update in between.
-        worst_row: Longest such row since the last `reset`.
+        worst_row: Longest such row since the last read.
     """
 
     loss: float
@@ -74,10 +73,10 @@ class Engine:
     """Runs windows of micro-batches through forward, backward and the optimiser.
 
     Args:
-        model: The module to train; wrapped in DDP or FSDP2 by the caller where there are ranks.
+        model: The module to train; wrapped in DDP by the caller where there are ranks.
         optimizer: A fused torch optimiser (see `mlcore.optim`), or any other at the cost of one host sync a step.
-        learning_rates: float [updates + 1, groups], the rate of each parameter group at each update; the last row
-        stays. precision: Autocast type; fp16 adds dynamic loss scaling.
+        learning_rates: float [updates + 1, groups], the rate of each group at each update; the last row stays.
+        precision: Autocast type; fp16 adds dynamic loss scaling.
         max_grad_norm: L2 norm to which the window's mean gradient is clipped, or None.
         nominal_count: Samples of a full window over all ranks. It only keeps the summed loss within the range of fp16;
             results do not depend on it.
@@ -162,10 +161,10 @@ class Engine:
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        # DDP and FSDP average over ranks; wanted is the sum over ranks divided by the total count. A window that counts
+        # DDP averages over ranks; wanted is the sum over ranks divided by the total count. A window that counts
         # nothing divides by zero and is skipped like any other that is not finite.
         factor = self._nominal_count * self.world.size / sums[1]
-        norm = _total_norm(gradients) * factor
+        norm = torch.nn.utils.get_total_norm(gradients) * factor
         if self.max_grad_norm is not None:
             factor = factor / (norm / self.max_grad_norm).clamp_(min=1.0)
         torch._foreach_mul_(gradients, factor)
@@ -285,11 +284,6 @@ class Engine:
 
 
 _NOTHING = nullcontext()
-
-
-def _total_norm(gradients: list[Tensor]) -> Tensor:
-    norm = torch.nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 class _Ledger:

@@ -113,6 +113,7 @@ def _newest_unfinished(root: Path, config: Mapping[str, Any]) -> Path | None:
         if record.get("status") in _ENDED or not any((folder / "checkpoints").glob("*.pth")):
             continue
         if is_locked(folder):
+            _log.info("%s is being trained by another process; starting anew", folder)
             continue
         differing = config_differences(record.get("config", {}), config)
         if not differing:
@@ -162,11 +163,13 @@ class RunRecord:
         self._lock = (folder / "run.lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._lock.close()
             raise UserError(
-                f"{folder}: another process is training in this folder; choose another --output_dir"
+                f"{folder}: another process is training in this folder; wait for it, or give --output_dir another one"
             ) from None
+        except OSError as error:  # some network file systems have no locks
+            _log.warning("%s: cannot be locked (%s); see to it that no other process trains there", folder, error)
         # Loader workers are forks; without this they would hold a killed run's lock until they notice that it is gone.
         os.register_at_fork(after_in_child=self._lock.close)
         remove_leftovers(folder)
@@ -200,10 +203,10 @@ def is_locked(folder: Path) -> bool:
     try:
         with (folder / "run.lock").open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError:  # no lock file, or a file system without locks
+        return False
     return False
 
 

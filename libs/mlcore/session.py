@@ -20,6 +20,7 @@ from mlcore.distributed import World, barrier, broadcast_object, start_world
 from mlcore.doctor import CheckFunction, check_system, exit_code, format_checks
 from mlcore.dry_run import dry_run
 from mlcore.env import load_env
+from mlcore.errors import UserError
 from mlcore.evaluator import Evaluator, Predictions
 from mlcore.files import write_json, write_text
 from mlcore.lr_finder import find_learning_rate
@@ -89,6 +90,7 @@ def run(app: App[Any], invocation: Invocation[Any]) -> int:
         if invocation.action == "dry_run":
             setup_logging(is_main=world.is_main)
             return dry_run(config, app.build(config, world), world=world, extra=_identity(app, config))
+        setup_logging(is_main=world.is_main)  # what is said about the choice of the folder is shown, too
         folder = broadcast_object(_choose_folder(app, invocation) if world.is_main else None)
         record = RunRecord(folder.path) if world.is_main else None
         setup_logging(log_file=folder.path / "train.log", is_main=world.is_main)
@@ -115,7 +117,10 @@ def _choose_folder(app: App[Any], invocation: Invocation[Any]) -> RunFolder:
     config, composed = invocation.config, invocation.composed
     default = composed.experiment or ("demo" if composed.demo else app.run_name(config))
     root = Path("outputs") / app.name / (config.run.name or default)
-    return choose_run_folder(root, config=to_values(config), output_dir=config.run.output_dir, resume=config.run.resume)
+    resume = config.run.resume
+    if invocation.action == "lr_find":  # a trial leaves other runs alone
+        root, resume = root / "lr_find", "never"
+    return choose_run_folder(root, config=to_values(config), output_dir=config.run.output_dir, resume=resume)
 
 
 def _identity(app: App[Any], config: Any) -> dict[str, Any]:
@@ -195,25 +200,37 @@ class _Session:
     # ------------------------------------------------------------------------------------------------------ resuming
 
     def _resumed_state(self) -> tuple[Path, State] | None:
+        """The checkpoint to go on from; rank 0 chooses it, so that all ranks read the same."""
         if not self._place.resume:
             return None
-        if self._place.checkpoint is not None:
-            state = load_checkpoint(self._place.checkpoint)
-            inference_weights(state, source=self._place.checkpoint)  # says so if it is no training checkpoint
-            if state.get("app") != self._app.name:
-                raise CheckpointError(f"{self._place.checkpoint}: a checkpoint of the app '{state.get('app')}'")
-            return self._place.checkpoint, state
-        return CheckpointStore(self._place.checkpoints, asynchronous=False).newest_good()
+        found: tuple[Path, State] | None = None
+        if self._world.is_main and self._place.checkpoint is None:
+            found = CheckpointStore(self._place.checkpoints, asynchronous=False).newest_good()
+        path = broadcast_object(self._place.checkpoint if found is None else found[0])
+        if path is None:
+            return None
+        state = load_checkpoint(path) if found is None else found[1]
+        inference_weights(state, source=path)  # says so if it is no training checkpoint
+        if state.get("app") != self._app.name:
+            raise CheckpointError(f"{path}: a checkpoint of the app '{state.get('app')}'")
+        return path, state
 
     def _take_over(self, trainer: Trainer, resumed: tuple[Path, State] | None) -> None:
         if resumed is None:
             return
         path, state = resumed
         trainer.load_state_dict(state, source=path)
-        if self._world.is_main and trainer.store is not None and path.parent == trainer.store.folder:
-            trainer.store.take_over(path, is_best=trainer.progress.best_step == trainer.progress.step)
-        barrier()
         changed = config_differences(state["config"], to_values(self._config))
+        if changed and trainer.is_complete and path.parent == self._place.checkpoints:
+            raise UserError(
+                f"{self._folder} holds a run that is finished ({'; '.join(changed)}), and these settings leave nothing "
+                "to train; give --output_dir another folder for a new run, or raise --epochs"
+            )
+        barrier()
+        if self._world.is_main and trainer.store is not None and path.parent == trainer.store.folder:
+            now = trainer.progress
+            trainer.store.take_over(path, step=now.step, is_best=now.best_step == now.step)
+        barrier()
         if changed:
             _log.warning("going on with other settings than before: %s", "; ".join(changed))
         now = trainer.progress

@@ -106,7 +106,7 @@ class Trainer:
                         self._log()
                     if evaluation_is_due:
                         self._evaluate()
-                    status = self._over(stop, synchronise=epoch_ended)
+                    status = self._over(stop)
                     if status is None and self._save_is_due(epoch_ended):
                         self._save(epoch_ended)
                     if status is not None:
@@ -155,8 +155,13 @@ class Trainer:
         now.epoch, now.position = now.epoch + 1, 0
         return True
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self._complete() is not None
+
     def _complete(self) -> Status | None:
-        """Whether there is nothing left to do."""
+        """Why there is nothing left to train, or None."""
         limit = self.limits.max_steps
         if self.progress.epoch >= self.limits.epochs or (limit is not None and self.progress.step >= limit):
             return "finished"
@@ -164,13 +169,11 @@ class Trainer:
             return "stopped early"
         return None
 
-    def _over(self, stop: StopSignal, *, synchronise: bool) -> Status | None:
-        """Why training ends now, or None. Ranks agree at log steps and epoch ends, a lone process at every step."""
+    def _over(self, stop: StopSignal) -> Status | None:
+        """Why training ends now, or None; ranks agree over host memory, so no device waits for it."""
         complete = self._complete()
         if complete is not None:
             return complete
-        if self.engine.world.size > 1 and not (synchronise or self.progress.step % self.cadence.log_every == 0):
-            return None
         if any_rank(stop.is_set):
             return "interrupted"
         limit = self.limits.max_seconds
@@ -179,12 +182,13 @@ class Trainer:
         return None
 
     def _finish(self, status: Status) -> None:
-        """Leave a log line, an evaluation and a checkpoint of the very last step."""
-        self._log()
-        if status != "interrupted" and self._evaluated_at != self.progress.step:
-            self._evaluate()
+        """Leave a checkpoint of the very last step, and a log line and an evaluation unless the run is to go on."""
+        if status != "interrupted":
+            self._log()
+            if self._evaluated_at != self.progress.step:
+                self._evaluate()
         if self._saved_at != self.progress.step:
-            self._save(epoch_ended=False)
+            self._save(epoch_ended=self.progress.position == 0)
         if self.store is not None:
             self.store.wait()
         barrier()
@@ -312,8 +316,6 @@ class Trainer:
         if every.save_every_steps is not None and now.step % every.save_every_steps == 0:
             return True
         if every.save_every_seconds is None:
-            return False
-        if self.engine.world.size > 1 and now.step % every.log_every != 0:
             return False
         return any_rank(time.monotonic() - self._last_save >= every.save_every_seconds)
 

@@ -136,7 +136,7 @@ def test_newest_good_passes_over_damaged_files(tmp_path: Path, caplog: pytest.Lo
     assert found is not None
     assert found[1]["step"] == 2
     assert "step_00000003.pth" in caplog.text
-    store.take_over(found[0], is_best=False)
+    store.take_over(found[0], step=found[1]["step"], is_best=False)
     assert [path.name for path in store.step_files()] == ["step_00000002.pth", "step_00000001.pth"]
     assert load_checkpoint(tmp_path / store.LATEST)["step"] == 2
 
@@ -192,5 +192,5 @@ def test_a_kill_at_any_moment_leaves_a_good_checkpoint(after: int, tmp_path: Pat
     assert found is not None
     assert found[1]["step"] >= after - 1, "at most the save in progress is lost"
     assert float(found[1]["w"][-1]) == found[1]["step"]
-    store.take_over(found[0], is_best=False)
+    store.take_over(found[0], step=found[1]["step"], is_best=False)
     assert not list(tmp_path.glob(".*")), "nothing half-written stays"

@@ -254,6 +254,25 @@ def test_too_many_bad_steps_stop_with_samples_and_the_first_bad_module(tmp_path:
     assert "its input is finite" in report["first_bad_place"]
 
 
+def test_the_last_epoch_leaves_its_milestone_too(tmp_path: Path) -> None:
+    trainer = make(tmp_path, epochs=2)
+    trainer.cadence = Cadence(log_every=2, milestone_every_epochs=1)
+    trainer.fit()
+    steps = [load_checkpoint(tmp_path / "checkpoints" / f"epoch_000{k}.pth")["progress"]["epoch"] for k in (1, 2)]
+    assert steps == [1, 2]
+
+
+def test_a_run_goes_on_with_a_larger_batch(tmp_path: Path) -> None:
+    make(tmp_path, max_steps=4).fit()  # 48 of 50 samples in micro-batches of 4
+    path = tmp_path / "checkpoints" / "latest_model.pth"
+    resumed = make(epochs=2)
+    resumed.loader = BatchLoader(Points(), EpochOrder(50, 32, seed=3), transform=jitter)
+    resumed.load_state_dict(load_checkpoint(path), source=path)
+    outcome = resumed.fit()
+    assert outcome.status == "finished"
+    assert outcome.progress.step == 4 + 1 + 1, "the last 2 samples, then one window of 32 + 18"
+
+
 def test_an_unknown_monitor_is_an_error_that_lists_the_metrics() -> None:
     trainer = make()
     trainer.monitor = Monitor(metric="accuracy")
