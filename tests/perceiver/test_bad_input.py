@@ -294,7 +294,10 @@ def test_resume_auto_passes_over_damaged_checkpoints(series_run: Path, train: An
     assert refused_all.code == 2
     assert "none of the 3 checkpoint files can be read" in refused_all.err
     shutil.copy(series_run / "checkpoints" / "latest_model.pth", "run/checkpoints/step_00000001.pth")
-    ended = train(*SYNTHETIC)
+    finished = train(*SYNTHETIC)  # other settings than the run's, and nothing left to train with them
+    assert finished.code == 2
+    assert "raise --epochs" in finished.err
+    ended = train(*SYNTHETIC, "--epochs", "6")
     assert ended.code == 0, ended.err
     assert "trying the one before it" in ended.out
     assert "resuming run/checkpoints/step_00000001.pth" in ended.out
