@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from apps.perceiver.build import Part, load_part
 from apps.perceiver.config import PerceiverConfig
 from apps.perceiver.data.samples import origin_of
-from apps.perceiver.restore import Restored, restore, run_folder
+from apps.perceiver.restore import Restored, restore
 from apps.perceiver.task import PerceiverTask
 from mlcore.analysis import classification_sections, measure
 from mlcore.assemble import Data, configure_torch, evaluation_loader
@@ -30,6 +30,7 @@ from mlcore.files import ensure_folder, write_json, write_text
 from mlcore.metrics.classification import ClassificationReport
 from mlcore.plots.classes import plot_confusion_matrix
 from mlcore.plots.confidence import plot_accuracy_by_confidence, plot_confidence_histogram
+from mlcore.restore import run_folder
 from mlcore.report import Headline, RunReport, Table, describe_environment, write_report
 
 _log = logging.getLogger(__name__)

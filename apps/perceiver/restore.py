@@ -1,17 +1,18 @@
 """From a checkpoint back to a model that predicts: what `inference.py`, `predict.py` and `export.py` share."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from apps.perceiver.config import ModelConfig, PerceiverConfig
 from apps.perceiver.model import SIZES, PerceiverModel, PerceiverOptions
-from mlcore.checkpoint import CheckpointError, inference_weights, load_checkpoint, load_model_weights
+from mlcore.checkpoint import load_model_weights
+from mlcore.engine import autocast
+from mlcore.restore import another_version, load_run_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +35,7 @@ class Restored:
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The arithmetic that the run was evaluated in, on `device`."""
-        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.train.precision]
-        return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
-
-
-def run_folder(model_path: Path) -> Path:
-    """The folder of the run that a checkpoint belongs to; the checkpoint's own folder where it lies elsewhere."""
-    folder = model_path.resolve().parent
-    return folder.parent if folder.name == "checkpoints" else folder
+        return autocast(self.config.train.precision, device)
 
 
 def model_settings(config: ModelConfig, *, input_dim: int, num_classes: int, max_seq_len: int) -> dict[str, Any]:
@@ -83,17 +77,13 @@ def restore(path: Path) -> Restored:
     Raises:
         CheckpointError: The file is missing, damaged, unsafe, or no checkpoint of this app.
     """
-    state = load_checkpoint(path)
-    weights = inference_weights(state, source=path)
-    if state.get("app") != "perceiver":
-        raise CheckpointError(f"{path}: a checkpoint of the app '{state.get('app')}', not of perceiver")
+    read = load_run_checkpoint(path, app="perceiver", config_cls=PerceiverConfig)
     try:
-        facts = state["task"]
-        config = PerceiverConfig.model_validate(state["config"], strict=False)
-        model = make_model(facts["model"])
-        class_names, step = list(facts["class_names"]), int(state["progress"]["step"])
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: not written by this version of the app ({reason})") from None
-    load_model_weights(model, weights, source=path)
-    return Restored(model=model.eval(), class_names=class_names, facts=facts, config=config, step=step)
+        model = make_model(read.facts["model"])
+        class_names = list(read.facts["class_names"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise another_version(path, error) from None
+    load_model_weights(model, read.weights, source=path)
+    return Restored(
+        model=model.eval(), class_names=class_names, facts=read.facts, config=read.config, step=read.step
+    )

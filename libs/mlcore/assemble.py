@@ -73,6 +73,9 @@ class Problem:
         overview: Report sections about the data, known before training (statistics, skipped samples).
         analyse: Makes report sections and pictures of predictions: `(predictions, folder, prefix) -> sections`.
         export_command: Command that exports a checkpoint into a folder and verifies it in fresh processes.
+        finish: Writes the app's own files into the run folder, given the summary; the task's model then has the best
+            checkpoint's weights.
+        notes: Warnings for the report.
     """
 
     task: Task
@@ -84,6 +87,7 @@ class Problem:
     overview: Sequence[Section] = ()
     analyse: Callable[[Predictions, Path, str], Sequence[Section]] | None = None
     export_command: Callable[[Path, Path], list[str]] | None = None
+    finish: Callable[[Path, Mapping[str, Any]], None] | None = None
     notes: Sequence[str] = field(default=())
 
 

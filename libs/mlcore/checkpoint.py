@@ -16,7 +16,7 @@ import shutil
 import uuid
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,15 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         torch.save(state, file)
 
 
-def load_checkpoint(path: Path, *, map_location: str | torch.device = "cpu") -> State:
+def load_checkpoint(
+    path: Path, *, map_location: str | torch.device = "cpu", allow: Sequence[type] = ()
+) -> State:
     """Read a checkpoint without executing anything in it.
 
     Args:
         path: A file written by `save_checkpoint`, or any `torch.save`d file of tensors and plain values.
         map_location: Device for the tensors.
+        allow: Further classes that the file may hold; each must be one whose construction and attributes do nothing.
 
     Raises:
         CheckpointError: The file is missing, damaged, or holds anything but tensors and plain values.
@@ -61,8 +64,8 @@ def load_checkpoint(path: Path, *, map_location: str | torch.device = "cpu") -> 
         raise CheckpointError(f"{path}: no such checkpoint file")
     _check_records(path)
     try:
-        with warnings.catch_warnings():  # torch remarks on pickle protocols; what it cannot read, it refuses anyway
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(allow)):
+            warnings.simplefilter("ignore")  # torch remarks on pickle protocols; what it cannot read, it refuses anyway
             state = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         reasons = [line.strip() for line in str(error).splitlines() if "nsupported" in line]

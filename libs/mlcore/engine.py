@@ -26,7 +26,22 @@ from mlcore.batch import MicroBatch
 from mlcore.distributed import World, all_reduce_sum
 from mlcore.optim import trainable_parameters
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
+
+
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The type that `precision` means on `device`; None is float32. "auto" is what is both quick and safe there."""
+    if precision == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """The context of forward passes in `precision` on `device`."""
+    dtype = autocast_dtype(precision, device)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -76,7 +91,7 @@ class Engine:
         model: The module to train; wrapped in DDP by the caller where there are ranks.
         optimizer: A fused torch optimiser (see `mlcore.optim`), or any other at the cost of one host sync a step.
         learning_rates: float [updates + 1, groups], the rate of each group at each update; the last row stays.
-        precision: Autocast type; fp16 adds dynamic loss scaling.
+        precision: Autocast type; fp16 adds dynamic loss scaling; "auto" is explained at `autocast_dtype`.
         max_grad_norm: L2 norm to which the window's mean gradient is clipped, or None.
         nominal_count: Samples of a full window over all ranks. It only keeps the summed loss within the range of fp16;
             results do not depend on it.
@@ -102,9 +117,10 @@ class Engine:
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
         self.ema_decay = ema_decay
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        self._nominal_count = nominal_count if precision == "fp16" else 1.0
-        self._autocast_dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self._precision = precision
+        scales = autocast_dtype(precision, self.device) is torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scales)
+        self._nominal_count = nominal_count if scales else 1.0
         self._can_cancel = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
         self._parameters = trainable_parameters(optimizer)
         self._ema = [p.detach().clone() for p in self._parameters] if ema_decay is not None else []
@@ -196,9 +212,7 @@ class Engine:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision context of forward passes, for training and evaluation alike."""
-        if self._autocast_dtype is None:
-            return _NOTHING
-        return torch.autocast(self.device.type, dtype=self._autocast_dtype)
+        return autocast(self._precision, self.device)
 
     # ----------------------------------------------------------------------------------------------- learning rates
 

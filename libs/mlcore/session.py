@@ -334,6 +334,8 @@ class _Session:
             "demo": self._invocation.composed.demo,
         }
         write_json(self._folder / "summary.json", summary)
+        if problem.finish is not None:
+            problem.finish(self._folder, summary)
         report = RunReport(
             title=f"{self._app.title}: {self._folder.parent.name}",
             subtitle=f"{outcome.status} after {now.epoch} epochs; best at step {now.best_step} of {now.step}",

@@ -89,8 +89,8 @@ def test_schedules_without_shape_are_constant(name: str) -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match=r"unknown schedule 'cosin'.*cosine"):
         rates("cosin")
-    with pytest.raises(UserError, match=r"step.*step_size"):
-        rates("step")
+    with pytest.raises(UserError, match=r"exponential.*gamma"):
+        rates("exponential")
     with pytest.raises(UserError, match="unexpected keyword argument 'T_max'"):
         rates("exponential", gamma=0.9, T_max=3)
 

@@ -92,8 +92,12 @@ class TrainConfig(Section):
     max_grad_norm: float | None = field(
         1.0, "Clip the global gradient norm to this; null: no clipping", aliases=("gradient_clip_val",), gt=0
     )
-    precision: Literal["fp32", "bf16", "fp16"] = field(
-        "fp32", "Arithmetic of forward and backward passes; weights stay fp32, fp16 scales its loss"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = field(
+        "fp32",
+        "Arithmetic of forward and backward passes; weights stay fp32, fp16 scales its loss; "
+        "auto: bf16 on GPUs that have it, fp16 on others, fp32 on a CPU",
+        aliases=("use_mixed_precision",),
+        bare="auto",
     )
     gradient_checkpointing: bool = field(
         default=False,
@@ -156,7 +160,7 @@ class SchedulerConfig(Section):
     )
     T_max: float | None = field(None, "cosine: length of the decay; null: the whole run", unit="scheduler.unit", gt=0)
     eta_min: float | None = field(None, "cosine, cosine_warm_restart: lowest learning rate", ge=0)
-    step_size: float | None = field(None, "step: interval of the decay", unit="scheduler.unit", gt=0)
+    step_size: float | None = field(None, "step: interval of the decay; null: 30", unit="scheduler.unit", gt=0)
     gamma: float | None = field(None, "step, exponential: factor of each decay", gt=0, le=1)
     mode: Literal["min", "max"] | None = field(None, "plateau: whether the watched metric should fall or rise")
     factor: float | None = field(None, "plateau: factor of each reduction", gt=0, lt=1)
@@ -181,7 +185,7 @@ class SchedulerConfig(Section):
         for key in _PARAMS:
             if getattr(self, key) is not None and key not in takes:
                 reject(key, f"schedule '{self.name}' does not take it; it takes {', '.join(takes) or 'no parameters'}")
-        needed = {"step": ("step_size",), "exponential": ("gamma",), "cosine_warm_restart": ("T_0",)}
+        needed = {"exponential": ("gamma",), "cosine_warm_restart": ("T_0",)}
         for key in needed.get(self.name, ()):
             if getattr(self, key) is None:
                 reject(key, f"schedule '{self.name}' needs it")

@@ -1,0 +1,193 @@
+"""From the typed configuration to objects; the only place of this app where the two meet."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from apps.sam_med3d_ich.config import ModelConfig, ObjectiveConfig, SamMed3DConfig, DataConfig
+from apps.sam_med3d_ich.data.cache import Cache
+from apps.sam_med3d_ich.data.dataset import CaseDataset, CropDataset, CropTransform
+from apps.sam_med3d_ich.data.phantoms import write_phantoms
+from apps.sam_med3d_ich.data.table import Case, check_patients, read_cases
+from apps.sam_med3d_ich.inspection import Inspector
+from apps.sam_med3d_ich.model.ich import IchModel
+from apps.sam_med3d_ich.model.weights import fetch_released, load_weights, read_weights, resize_tables
+from apps.sam_med3d_ich.outputs import write_outputs
+from apps.sam_med3d_ich.restore import describe, make_model, make_segmenter
+from apps.sam_med3d_ich.task import IchTask, MaskLoss
+from mlcore import losses
+from mlcore.assemble import Data, Problem
+from mlcore.distributed import World, barrier
+from mlcore.errors import UserError
+from mlcore.optim import GroupRule
+from mlcore.session import App
+
+_log = logging.getLogger(__name__)
+
+_OUTPUTS = Path("outputs") / "sam_med3d_ich"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """The cases of a run.
+
+    Attributes:
+        train: Training cases.
+        validation: Held-out cases that choose the best checkpoint.
+        test: Cases looked at once, after training; None for none.
+        notes: Warnings for the report.
+    """
+
+    train: Sequence[Case]
+    validation: Sequence[Case]
+    test: Sequence[Case] | None
+    notes: Sequence[str] = ()
+
+
+def build(config: SamMed3DConfig, world: World) -> Problem:
+    """Data, model and task of a run.
+
+    Raises:
+        UserError: Data or weights are missing or cannot be used, or settings do not fit together.
+    """
+    splits = load_splits(config.data, world=world)
+    facts = describe(config)
+    model = make_model(
+        facts, freeze_encoder=config.model.freeze_encoder, gradient_checkpointing=config.train.gradient_checkpointing
+    )
+    notes = [*splits.notes, *_load_weights(model, config.model)]
+    task = _task(config, model, facts)
+    cache = Cache(config.data.cache_dir or _OUTPUTS / "cache", task.segmenter.preprocessing, array_spacing=config.data.array_spacing)
+    cache.fill(splits.train, rank=world.rank, world_size=world.size)
+    barrier()
+    side = model.sam.shape.image_size
+    crops = CropDataset(splits.train, cache=cache, crop_size=side, random_crops=config.data.random_crops)
+    whole = {
+        prefix: CaseDataset(cases, array_spacing=config.data.array_spacing)
+        for prefix, cases in (("", splits.validation), ("test_", splits.test))
+        if cases is not None
+    }
+    return Problem(
+        task=task,
+        train=Data(dataset=crops),
+        validation=Data(dataset=whole[""], collate=list),
+        test=Data(dataset=whole["test_"], collate=list) if "test_" in whole else None,
+        transform=CropTransform(
+            crop_size=side,
+            augmentation_prob=config.data.augmentation_prob,
+            n_draws=config.objective.num_clicks if task.prompted else 0,
+        ),
+        group_rules=learning_rates(model, config),
+        overview=_overview(splits, cache),
+        analyse=Inspector(task=task, datasets=whole, window=task.segmenter.preprocessing.window),
+        finish=partial(write_outputs, task, config),
+        notes=notes,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- the model
+
+
+def _load_weights(model: IchModel, settings: ModelConfig) -> list[str]:
+    """Load the weights to start from; returns warnings."""
+    if settings.weights == "none":
+        return []
+    path = fetch_released() if settings.weights == "hub" else Path(settings.weights)
+    weights = read_weights(path)
+    if settings.interpolate_positions:
+        weights = resize_tables(weights, model.sam)
+    left_out = load_weights(model.sam, weights, source=path, allow_partial=settings.allow_partial_weights)
+    _log.info("%s: %d tensors loaded", path, len(weights) - sum("not in the model" in line for line in left_out))
+    for line in left_out:
+        _log.warning("not loaded: %s", line)
+    return [f"{len(left_out)} tensors of {path} were not loaded; the first: {left_out[0]}"] if left_out else []
+
+
+def _task(config: SamMed3DConfig, model: IchModel, facts: Mapping[str, Any]) -> IchTask:
+    return IchTask(
+        model=model,
+        segmenter=make_segmenter(facts, model),
+        mask_loss=_mask_loss(config.objective),
+        ich_weight=config.objective.ich_weight,
+        prompted=config.objective.prompt_mode == "clicks",
+        facts=facts,
+    )
+
+
+def _mask_loss(settings: ObjectiveConfig) -> MaskLoss:
+    if settings.loss == "dice_ce":
+        return partial(losses.dice_cross_entropy, squared=True)
+    return partial(losses.dice_focal, gamma=settings.focal_gamma)
+
+
+def learning_rates(model: IchModel, config: SamMed3DConfig) -> list[GroupRule]:
+    """Rates of the model's parts: falling with depth in the encoder, scaled in prompt encoder and mask decoder."""
+    lr, decay = config.train.lr, config.model.layer_decay
+    rates = {f"sam.{part}.": lr * config.model.decoder_lr_scale for part in ("prompt_encoder", "mask_decoder")}
+    depth = model.sam.shape.depth
+    if decay < 1:
+        rates |= {f"sam.image_encoder.blocks.{i}.": lr * decay ** (depth - i) for i in range(depth)}
+        rates |= {f"sam.image_encoder.{part}": lr * decay ** (depth + 1) for part in ("pos_embed", "patch_embed.")}
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return [
+        GroupRule(prefix, rate)
+        for prefix, rate in rates.items()
+        if rate != lr and any(name.startswith(prefix) for name in trained)
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------- the data
+
+
+def load_splits(settings: DataConfig, *, world: World) -> Splits:
+    """The cases that the data section names.
+
+    Raises:
+        UserError: A table is missing or has mistakes, or patients are in two splits.
+    """
+    if settings.source == "phantoms":
+        folder = settings.phantom_dir or _OUTPUTS / "phantoms"
+        if world.is_main:
+            write_phantoms(folder, train=settings.num_train, validation=settings.num_val, seed=0)
+        barrier()
+        return _read_splits(folder / "train.csv", folder / "val.csv", None, mask_dir=folder / "masks", allow=False)
+    if settings.train_csv is None or settings.val_csv is None or settings.mask_dir is None:
+        raise UserError("no data chosen: give --train_csv, --val_csv and --mask_dir, or --demo for the demo")
+    return _read_splits(
+        settings.train_csv,
+        settings.val_csv,
+        settings.test_csv,
+        mask_dir=settings.mask_dir,
+        allow=settings.allow_shared_patients,
+    )
+
+
+def _read_splits(train_csv: Path, val_csv: Path, test_csv: Path | None, *, mask_dir: Path, allow: bool) -> Splits:
+    read = partial(read_cases, mask_dir=mask_dir)
+    train, validation, test = read(train_csv), read(val_csv), None if test_csv is None else read(test_csv)
+    notes = [check_patients(train, validation, allow=allow)]
+    if test is not None:
+        notes += [check_patients([*train, *validation], test, allow=allow)]
+    for note in notes:
+        if note is not None:
+            _log.warning(note)
+    return Splits(train=train, validation=validation, test=test, notes=[note for note in notes if note is not None])
+
+
+def _overview(splits: Splits, cache: Cache) -> list[Any]:
+    return []
+
+
+APP = App(
+    name="sam_med3d_ich",
+    title="SAM-Med3D for intracerebral haemorrhage",
+    build=build,
+    run_name=lambda config: config.data.train_csv.stem if config.data.train_csv else config.data.source,
+    own_data='make train APP=sam_med3d_ich ARGS="--train_csv train.csv --val_csv val.csv --mask_dir masks"  '
+    "(making these from NIfTI or DICOM: docs/sam_med3d_ich.md)",
+)

@@ -1,0 +1,285 @@
+"""From the figures of single cases to files and sections of a report: CSV, volumes, Dice, worst cases, ROC."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
+
+from apps.sam_med3d_ich.case_metrics import FIELDS, CaseMetrics
+from mlcore.errors import UserError
+from mlcore.files import write_text
+from mlcore.metrics.ranking import auroc, auroc_interval
+from mlcore.plots.style import BAD, GOOD, INK, MUTED, TRAIN, VAL, note, picture
+from mlcore.report import Picture, Section, Table
+
+__all__ = ["COLUMNS", "CaseRow", "case_sections", "plot_dice", "plot_roc", "plot_volumes", "write_cases"]
+
+COLUMNS = ("name", *FIELDS, "ich", "ich_score")
+"""Columns of the CSV."""
+
+_COUNTS = frozenset({"lesions", "found", "false_positives", "ich"})  # written without a decimal point
+_SHOWN = 10  # worst cases in the report
+_WORST = ("case", "Dice", "HD95 mm", "true mL", "predicted mL", "lesions", "found", "false positives", "ICH score")
+_DASHED = (0, (3, 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseRow:
+    """One case of an evaluation.
+
+    Attributes:
+        name: the case.
+        metrics: its figures.
+        ich: label, 0 or 1.
+        score: image-level score of a bleed, 0..1.
+    """
+
+    name: str
+    metrics: CaseMetrics
+    ich: int
+    score: float
+
+
+def case_sections(
+    rows: Sequence[CaseRow], *, folder: Path, prefix: str = "", overlays: Sequence[Picture] = ()
+) -> list[Section]:
+    """Draw and tabulate the cases of an evaluation.
+
+    Writes `{prefix}cases.csv` and `{prefix}volumes.png`; where a case has a bleed `{prefix}dice.png`; where both
+    classes are labelled and all scores are finite `{prefix}roc.png`.
+
+    Args:
+        rows: The cases, in the order of the data.
+        folder: Where the files go; it exists.
+        prefix: Start of every file's name, such as "val_".
+        overlays: Pictures of cases (`plot_overlay`), best first.
+
+    Returns:
+        Report sections: overlays first, then figures over all cases, then the worst cases.
+
+    Raises:
+        UserError: no cases, or a file cannot be written.
+    """
+    if not rows:
+        raise UserError("there are no cases to report; check the data set and its filters")
+    write_cases(rows, path=folder / f"{prefix}cases.csv")
+    sections: list[Section] = [
+        *overlays,
+        Picture("Volumes", plot_volumes(rows, path=folder / f"{prefix}volumes.png"), wide=True),
+    ]
+    if any(row.metrics.lesions for row in rows):
+        sections.append(Picture("Dice", plot_dice(rows, path=folder / f"{prefix}dice.png"), wide=True))
+    if len({row.ich for row in rows}) == 2 and all(math.isfinite(row.score) for row in rows):
+        sections.append(Picture("Bleed or no bleed", plot_roc(rows, path=folder / f"{prefix}roc.png")))
+    return [*sections, _worst(rows, prefix)]
+
+
+def write_cases(rows: Sequence[CaseRow], *, path: Path) -> None:
+    """Write one line per case under `COLUMNS`; an undefined value (NaN) is an empty cell, floats keep every digit.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        values = [*row.metrics.to_row(), float(row.ich), float(row.score)]
+        named = zip(COLUMNS[1:], values, strict=True)
+        writer.writerow([row.name, *("" if math.isnan(v) else int(v) if k in _COUNTS else v for k, v in named)])
+    write_text(path, buffer.getvalue())
+
+
+def plot_volumes(rows: Sequence[CaseRow], *, path: Path) -> Path:
+    """Draw predicted over true volume with the line of equality, and their agreement (Bland & Altman 1986).
+
+    Args:
+        rows: at least one case.
+        path: the PNG to write.
+
+    Returns:
+        `path`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    true, predicted = _column(rows, "volume_ml"), _column(rows, "predicted_ml")
+    lesion = _column(rows, "lesions") > 0
+    with picture(path, width=10.4, height=4.6) as figure:
+        left, right = figure.subplots(1, 2)
+        top = 1.06 * (max(float(true.max()), float(predicted.max())) or 1.0)
+        low = -0.03 * top
+        left.plot([0, top], [0, top], color=INK, linewidth=1.0, linestyle=_DASHED, label="equal")
+        _scatter(left, true, predicted, lesion)
+        left.set(xlim=(low, top), ylim=(low, top), aspect="equal", xlabel="true volume, mL", ylabel="predicted, mL")
+        left.set_title("Predicted and true volume")
+        left.legend(loc="upper left", handletextpad=0.3)
+        _bland_altman(right, true, predicted, lesion)
+    return path
+
+
+def plot_dice(rows: Sequence[CaseRow], *, path: Path) -> Path:
+    """Draw how Dice is distributed over the cases with a bleed, and how it depends on the bleed's size.
+
+    Args:
+        rows: cases; those without a bleed are only counted.
+        path: the PNG to write.
+
+    Returns:
+        `path`.
+
+    Raises:
+        UserError: no case has a bleed, or the file cannot be written.
+    """
+    dice, true = _column(rows, "dice"), _column(rows, "volume_ml")
+    lesion = _column(rows, "lesions") > 0
+    if not lesion.any():
+        raise UserError("no case has a bleed: there is no Dice to draw")
+    silent = int((_column(rows, "predicted_ml")[~lesion] == 0).sum())
+    with picture(path, width=10.4, height=4.2) as figure:
+        left, right = figure.subplots(1, 2)
+        _histogram(left, dice[lesion])
+        _dice_by_volume(right, true[lesion], dice[lesion], _column(rows, "found")[lesion] > 0)
+        note(
+            left, f"Cases without a bleed: {int((~lesion).sum())}, nothing predicted in {silent} (Dice 1, otherwise 0)."
+        )
+    return path
+
+
+def plot_roc(rows: Sequence[CaseRow], *, path: Path) -> Path:
+    """Draw the ROC curve of the image-level score.
+
+    Args:
+        rows: cases of both classes.
+        path: the PNG to write.
+
+    Returns:
+        `path`.
+
+    Raises:
+        UserError: only one class is labelled, a score is NaN, or the file cannot be written.
+    """
+    from sklearn.metrics import roc_curve
+
+    labels, scores = np.array([row.ich for row in rows]), np.array([row.score for row in rows], dtype=np.float64)
+    area = auroc(labels, scores=scores)
+    if math.isnan(area.value):
+        raise UserError(area.reason)
+    low, high = auroc_interval(labels, scores=scores)
+    false, true, _ = roc_curve(labels, scores, drop_intermediate=False)
+    with picture(path, width=5.4, height=5.4) as figure:
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.0, linestyle=_DASHED, label="chance")
+        axes.plot(false, true, color=TRAIN, label="image-level score")
+        axes.fill_between(false, true, color=TRAIN, alpha=0.08, linewidth=0)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axes.set_xlabel("false alarms: share of the cases without a bleed")
+        axes.set_ylabel("sensitivity: share of the cases with a bleed")
+        axes.set_title(f"Bleed or no bleed   AUROC {area.value:.3f}")
+        many = f"{int(labels.sum())} with, {int((1 - labels).sum())} without a bleed"
+        axes.legend(loc="lower right", title=f"{many}\n95 % interval {low:.3f} to {high:.3f}", title_fontsize=8.5)
+    return path
+
+
+def _worst(rows: Sequence[CaseRow], prefix: str) -> Table:
+    """The lowest Dice first, of equal ones (missed bleeds, false alarms) the larger error; no perfect cases."""
+    order = sorted(rows, key=lambda row: (row.metrics.dice, -abs(row.metrics.volume_error_ml), row.name))
+    worst = [row for row in order if row.metrics.dice < 1][:_SHOWN]
+    cells = [
+        [
+            row.name,
+            row.metrics.dice,
+            row.metrics.hd95_mm,
+            row.metrics.volume_ml,
+            row.metrics.predicted_ml,
+            int(row.metrics.lesions),
+            int(row.metrics.found),
+            int(row.metrics.false_positives),
+            row.score,
+        ]
+        for row in worst
+    ]
+    words = (
+        f"all {len(rows)} cases: {prefix}cases.csv; of equal Dice the larger volume error comes first; "
+        "both masks empty: Dice 1, HD95 0; one empty: Dice 0, HD95 undefined"
+    )
+    return Table("Worst cases", _WORST, cells, note=words)
+
+
+# -------------------------------------------------------------------------------------------------------------- drawing
+
+
+def _column(rows: Sequence[CaseRow], field: str) -> NDArray[np.float64]:
+    return np.array([getattr(row.metrics, field) for row in rows], dtype=np.float64)
+
+
+def _scatter(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], lesion: NDArray[np.bool_]) -> None:
+    for chosen, color, words in ((lesion, TRAIN, "bleed"), (~lesion, VAL, "no bleed")):
+        if chosen.any():
+            label = f"{words} (n = {int(chosen.sum())})"
+            axes.scatter(x[chosen], y[chosen], s=26, color=color, alpha=0.65, linewidths=0, label=label, zorder=3)
+
+
+def _bland_altman(
+    axes: Axes, true: NDArray[np.float64], predicted: NDArray[np.float64], lesion: NDArray[np.bool_]
+) -> None:
+    """Difference over mean; the bias and the limits that hold 95 % of differences are those of cases with a bleed."""
+    difference, mean = predicted - true, (predicted + true) / 2
+    counted = difference[lesion] if lesion.any() else difference  # heads rightly left alone would narrow the limits
+    bias, spread = float(counted.mean()), 1.96 * float(counted.std(ddof=1)) if len(counted) > 1 else 0.0
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    axes.axhline(bias, color=INK, linewidth=1.2, label=f"mean {_signed(bias)} mL")
+    if spread > 0:
+        label = f"95 % limits {_signed(bias - spread)} to {_signed(bias + spread)} mL"
+        for place, words in ((bias - spread, label), (bias + spread, None)):
+            axes.axhline(place, color=INK, linewidth=1.0, linestyle=_DASHED, label=words)
+    axes.legend(loc="upper left", ncols=2)
+    _scatter(axes, mean, difference, lesion)
+    reach = 1.5 * (max(abs(bias) + spread, float(np.abs(difference).max())) or 1.0)  # room for the legend
+    axes.set(ylim=(-reach, reach), xlabel="mean of both volumes, mL", ylabel="predicted − true, mL")
+    axes.set_title("Agreement (Bland–Altman), cases with a bleed" if lesion.any() else "Agreement (Bland–Altman)")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _histogram(axes: Axes, dice: NDArray[np.float64]) -> None:
+    edges = np.linspace(0, 1, 21)
+    count, _ = np.histogram(dice, edges)
+    top = int(count.max())
+    axes.bar((edges[:-1] + edges[1:]) / 2, count, 0.046, color=TRAIN, alpha=0.8)
+    axes.scatter(dice, np.full(len(dice), -0.05 * top), marker="|", s=60, color=TRAIN, linewidths=1.0)  # each case
+    for value, words, line in ((float(dice.mean()), "mean", "-"), (float(np.median(dice)), "median", _DASHED)):
+        axes.axvline(value, color=INK, linewidth=1.2, linestyle=line, label=f"{words} {value:.3f}")
+    axes.set(xlabel="Dice", ylabel="cases", xlim=(-0.02, 1.02), ylim=(-0.1 * top, 1.25 * top))
+    axes.set_title(f"Dice of cases with a bleed (n = {len(dice)})")
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.grid(visible=False, axis="x")
+    axes.legend(loc="upper left", ncols=2)
+
+
+def _dice_by_volume(axes: Axes, true: NDArray[np.float64], dice: NDArray[np.float64], found: NDArray[np.bool_]) -> None:
+    for chosen, color, words in ((found, GOOD, "a lesion found"), (~found, BAD, "missed altogether")):
+        if chosen.any():
+            label = f"{words} (n = {int(chosen.sum())})"
+            axes.scatter(true[chosen], dice[chosen], s=26, color=color, alpha=0.7, linewidths=0, label=label)
+    axes.set_xscale("log")
+    axes.set(xlim=(float(true.min()) / 1.6, float(true.max()) * 1.6), xlabel="true volume, mL", ylabel="Dice")
+    decades = math.log10(float(true.max()) / float(true.min()))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0,)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(-0.04, 1.2)  # room for the legend
+    axes.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    axes.set_title("Dice and size of the bleed")
+    axes.legend(loc="upper left", ncols=2, handletextpad=0.3)

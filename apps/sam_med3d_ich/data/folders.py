@@ -1,0 +1,39 @@
+"""A folder that appears complete or not at all."""
+
+import contextlib
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlcore.errors import UserError
+from mlcore.files import ensure_folder
+
+__all__ = ["new_folder", "refuse_existing"]
+
+
+def refuse_existing(target: Path) -> None:
+    """Raise a UserError if `target` is a file or a folder with something in it."""
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"{target}: exists and is not empty; give another output folder, or remove it first")
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target` that takes its name when the block ends, or goes if the block raises.
+
+    Raises:
+        UserError: `target` exists and is not empty, or its parent cannot be written to.
+    """
+    refuse_existing(target)
+    parent = ensure_folder(target.absolute().parent)
+    temporary = parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
+    temporary.mkdir()
+    try:
+        yield temporary
+        refuse_existing(target)  # somebody else may have been quicker
+        with contextlib.suppress(FileNotFoundError):
+            target.rmdir()
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

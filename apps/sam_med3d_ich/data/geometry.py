@@ -1,0 +1,121 @@
+"""Shapes, spacings and affines: the checks and the words that reading and preparing share."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from mlcore.errors import UserError
+
+__all__ = [
+    "Spacing",
+    "affine_distance",
+    "affine_spacing",
+    "by",
+    "checked_affine",
+    "checked_spacing",
+    "file_suffix",
+    "is_orthogonal",
+    "mm",
+    "place",
+    "plain_shape",
+    "spacings_agree",
+    "three_axes",
+]
+
+Spacing = tuple[float, float, float]  # mm
+
+_SPACING_TOLERANCE_MM = 1e-3
+
+
+def affine_distance(first: NDArray[np.float64], second: NDArray[np.float64], *, shape: Sequence[int]) -> float:
+    """How far apart in mm two affines put the same corner voxel of a grid, at most."""
+    ends = np.array(np.meshgrid(*[(0, length - 1) for length in shape], [1])).reshape(4, -1)  # [4, 8 corners]
+    return float(np.linalg.norm(((first - second) @ ends)[:3], axis=0).max())
+
+
+def file_suffix(path: Path) -> str:
+    """The lower-case suffix, ".nii.gz" as one."""
+    name = path.name.lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
+
+
+def plain_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape without trailing axes of length 1 beyond the third."""
+    plain = tuple(int(length) for length in shape)
+    while len(plain) > 3 and plain[-1] == 1:
+        plain = plain[:-1]
+    return plain
+
+
+def three_axes(path: Path, shape: Sequence[int]) -> tuple[int, ...]:
+    """The plain shape; a UserError unless it has three axes of at least two voxels."""
+    plain = plain_shape(shape)
+    if len(plain) != 3:
+        raise UserError(f"{path}: {len(plain)}-dimensional ({by(plain)}); expected a volume of three axes")
+    if min(plain) < 2:
+        raise UserError(f"{path}: {by(plain)} voxels; a volume needs at least two along each axis, not one slice")
+    return plain
+
+
+def checked_affine(path: Path, values: object) -> NDArray[np.float64]:
+    """Values as an affine [4, 4]; a UserError unless it is finite and invertible."""
+    try:
+        affine = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        affine = np.empty(0)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], [0, 0, 0, 1]):
+        raise UserError(f"{path}: its affine is no 4 x 4 matrix of finite numbers with the last row 0 0 0 1")
+    if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise UserError(
+            f"{path}: its affine has no volume (voxel size {mm(affine_spacing(affine))}); correct the header"
+        )
+    return affine
+
+
+def checked_spacing(path: Path, values: object) -> Spacing:
+    """Values as a spacing in mm; a UserError unless they are three positive numbers."""
+    try:
+        spacing = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        spacing = np.empty(0)
+    if spacing.shape != (3,) or not np.isfinite(spacing).all() or spacing.min() <= 0:
+        raise UserError(f"{path}: spacing {values!r}; expected three voxel sizes in mm above 0")
+    return float(spacing[0]), float(spacing[1]), float(spacing[2])
+
+
+def affine_spacing(affine: NDArray[np.float64]) -> Spacing:
+    """Millimetres between voxels along each array axis: the column norms."""
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    return x, y, z
+
+
+def spacings_agree(first: Spacing, second: Spacing) -> bool:
+    """Whether two spacings are the same to a micrometre."""
+    return all(abs(a - b) <= _SPACING_TOLERANCE_MM for a, b in zip(first, second, strict=True))
+
+
+def is_orthogonal(affine: NDArray[np.float64]) -> bool:
+    """Whether the array axes are at right angles (no shear, as of a tilted gantry)."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() < 1e-4)
+
+
+def by(shape: Sequence[int]) -> str:
+    """A shape for people: "512 x 512 x 30"."""
+    return " x ".join(map(str, shape))
+
+
+def mm(spacing: Spacing) -> str:
+    """A spacing for people: "0.5 x 0.5 x 5 mm"."""
+    return " x ".join(f"{value:.4g}" for value in spacing) + " mm"
+
+
+def place(affine: NDArray[np.float64]) -> str:
+    """Where an affine puts an image, for people."""
+    axes = nibabel.orientations.aff2axcodes(affine)  # type: ignore[no-untyped-call]
+    codes = "".join(str(code) for code in axes)
+    origin = ", ".join(f"{value:.5g}" for value in affine[:3, 3])
+    return f"axes {codes}, {mm(affine_spacing(affine))}, origin ({origin})"

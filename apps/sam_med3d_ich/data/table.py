@@ -1,0 +1,232 @@
+"""The table of cases: a CSV file with the columns path, ich and patient_id, and a folder of masks.
+
+    path,ich,patient_id
+    scans/12.pkl,1,patient_001
+    scans/13.nii.gz,0,patient_002
+
+The mask of `scans/12.pkl` is `12.nii` or `12.nii.gz` in the mask folder.
+"""
+
+import csv
+import os
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from apps.sam_med3d_ich.data.volume import MASK_SUFFIXES, SUFFIXES, volume_name
+from mlcore.errors import UserError
+
+__all__ = ["COLUMNS", "Case", "check_patients", "mask_key", "read_cases"]
+
+COLUMNS = ("path", "ich", "patient_id")
+_SHOWN = 10
+_ICH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}  # a table with gaps makes pandas write whole numbers as 1.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row.
+
+    Attributes:
+        name: The image's file name without suffix: "12" of "12.pkl" and of "12.nii.gz".
+        image: The image file.
+        mask: The mask file; None (only where `ich` is 0) stands for an empty mask.
+        ich: 1 if there is a bleed, else 0.
+        patient_id: Whose scan it is.
+        origin: For messages: "train.csv, line 7".
+    """
+
+    name: str
+    image: Path
+    mask: Path | None
+    ich: int
+    patient_id: str
+    origin: str
+
+
+def read_cases(csv_path: Path, *, mask_dir: Path) -> list[Case]:
+    """Read a table; further columns are ignored, relative paths start at the table's folder.
+
+    A mask belongs to a case if its name is the image's, or the same number with other leading zeros (7.nii for
+    007.pkl). `ich` 0 without a mask file is an empty mask.
+
+    Returns:
+        The cases in file order; every image and mask exists.
+
+    Raises:
+        UserError: The table cannot be used; all its problems are named together, with their lines.
+    """
+    masks = _masks_by_key(mask_dir)
+    problems: list[str] = []
+    cases: list[Case] = []
+    seen = _Seen()
+    for line, row in _rows(csv_path):
+        found: list[str] = []
+        case = _case(row, found, csv_path=csv_path, line=line, masks=masks, mask_dir=mask_dir)
+        if case is not None:
+            found += seen.problems(case, line)
+            cases.append(case)
+        problems += [f"line {line}: {problem}" for problem in found]
+    if problems:
+        raise _together(csv_path, problems)
+    if not cases:
+        raise UserError(f"{csv_path}: no rows below the header {','.join(COLUMNS)}")
+    return cases
+
+
+def check_patients(train: Sequence[Case], validation: Sequence[Case], *, allow: bool) -> str | None:
+    """Find patients (and images) that are in both splits, whose validation figures would be too good.
+
+    Returns:
+        None where there are none, otherwise (with `allow`) the message to warn with.
+
+    Raises:
+        UserError: There are some and `allow` is false; it lists them.
+    """
+    shared = sorted({case.patient_id for case in train} & {case.patient_id for case in validation})
+    twice = sorted({os.path.realpath(c.image) for c in train} & {os.path.realpath(c.image) for c in validation})
+    if not shared and not twice:
+        return None
+    parts = []
+    for names, what in ((shared, "patients"), (twice, "images")):
+        if names:
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            parts.append(f"{len(names)} {what} in both splits: {', '.join(names[:_SHOWN])}{more}")
+    message = f"{_table(train)} and {_table(validation)}: {'; '.join(parts)}"
+    if not allow:
+        raise UserError(
+            f"{message}. The validation figures would be too good: split by patient, or allow it with "
+            "--allow_shared_patients"
+        )
+    return message
+
+
+def mask_key(name: str) -> str:
+    """What an image's and its mask's names must agree in: numbers without leading zeros, letters in composed form."""
+    name = unicodedata.normalize("NFC", name)  # some systems store accents and Hangul decomposed
+    return str(int(name)) if name.isascii() and name.isdecimal() else name
+
+
+class _Seen:
+    """Which line an image or a mask was met in before."""
+
+    def __init__(self) -> None:
+        self._images: dict[str, int] = {}
+        self._masks: dict[Path, int] = {}
+
+    def problems(self, case: Case, line: int) -> list[str]:
+        found = []
+        first = self._images.setdefault(os.path.realpath(case.image), line)
+        if first != line:
+            found.append(f"the same image as in line {first}: {case.image}")
+        elif case.mask is not None and (first := self._masks.setdefault(case.mask, line)) != line:
+            found.append(f"the mask {case.mask} also belongs to line {first}; give the images different names")
+        return found
+
+
+def _rows(csv_path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    try:
+        with csv_path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            _check_header(csv_path, header)
+            for values in reader:
+                if any(value.strip() for value in values):
+                    if len(values) > len(header):
+                        raise UserError(
+                            f"{csv_path}, line {reader.line_num}: {len(values)} values, but the header names "
+                            f"{len(header)} columns; put paths with commas in quotes"
+                        )
+                    padded = [*values, *[""] * (len(header) - len(values))]
+                    yield reader.line_num, {k: v.strip() for k, v in zip(header, padded, strict=True)}
+    except OSError as error:
+        raise UserError(f"{csv_path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{csv_path}: not UTF-8 text; save it as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{csv_path}, line {reader.line_num}: not a CSV table ({error})") from None
+
+
+def _check_header(csv_path: Path, header: Sequence[str]) -> None:
+    missing = [name for name in COLUMNS if name not in header]
+    if missing:
+        raise UserError(
+            f"{csv_path}: the column{'s' if len(missing) > 1 else ''} {', '.join(missing)} "
+            f"{'are' if len(missing) > 1 else 'is'} missing; the header is {','.join(header) or 'empty'}, expected "
+            f"{','.join(COLUMNS)}"
+        )
+    double = [name for name in COLUMNS if header.count(name) > 1]
+    if double:
+        raise UserError(f"{csv_path}: the column {double[0]} is there twice")
+
+
+def _case(
+    row: Mapping[str, str],
+    problems: list[str],
+    *,
+    csv_path: Path,
+    line: int,
+    masks: Mapping[str, Sequence[Path]],
+    mask_dir: Path,
+) -> Case | None:
+    """The row's case, or None; what is wrong is added to `problems`."""
+    image = _image(row["path"], problems, folder=csv_path.parent)
+    if row["ich"] not in _ICH:
+        problems.append(f"ich is '{row['ich']}'; expected 0 or 1")
+    if not row["patient_id"]:
+        problems.append("patient_id is empty")
+    if image is None or row["ich"] not in _ICH:
+        return None
+    name, ich = volume_name(image), _ICH[row["ich"]]
+    candidates = masks.get(mask_key(name), [])
+    if len(candidates) > 1:
+        names = " and ".join(path.name for path in candidates)
+        problems.append(f"{names} in {mask_dir} could both be the mask of {image.name}; keep one")
+    elif not candidates and ich:
+        problems.append(f"ich is 1, but {mask_dir} has no {name}.nii or {name}.nii.gz for {image}")
+    mask = candidates[0] if candidates else None
+    return Case(name, image, mask, ich, row["patient_id"], f"{csv_path}, line {line}")
+
+
+def _image(text: str, problems: list[str], *, folder: Path) -> Path | None:
+    if not text:
+        problems.append("path is empty")
+        return None
+    path = folder / text
+    if not path.name.lower().endswith(SUFFIXES):
+        problems.append(f"{text} is no volume; expected {', '.join(SUFFIXES)}")
+        return None
+    for form in ("NFC", "NFD"):
+        if not path.is_file() and (folder / unicodedata.normalize(form, text)).is_file():
+            path = folder / unicodedata.normalize(form, text)
+    if not path.is_file():
+        where = "" if Path(text).is_absolute() else f" (relative paths start at {folder.absolute()})"
+        problems.append(f"no such file: {text}{where}")
+        return None
+    return path
+
+
+def _masks_by_key(mask_dir: Path) -> dict[str, list[Path]]:
+    try:
+        paths = sorted(mask_dir.iterdir())
+    except OSError as error:
+        raise UserError(f"{mask_dir}: the mask folder cannot be read: {error.strerror or error}") from None
+    masks: dict[str, list[Path]] = {}
+    for path in paths:
+        if path.name.lower().endswith(MASK_SUFFIXES) and not path.name.startswith("."):
+            masks.setdefault(mask_key(volume_name(path)), []).append(path)
+    return masks
+
+
+def _together(csv_path: Path, problems: Sequence[str]) -> UserError:
+    if len(problems) == 1:
+        return UserError(f"{csv_path}, {problems[0]}")
+    lines = [f"  {problem}" for problem in problems[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        lines.append(f"  and {len(problems) - _SHOWN} more")
+    return UserError(f"{csv_path}: {len(problems)} problems\n" + "\n".join(lines))
+
+
+def _table(cases: Sequence[Case]) -> str:
+    return cases[0].origin.rpartition(", line ")[0]

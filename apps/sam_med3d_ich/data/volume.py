@@ -1,0 +1,374 @@
+"""Volumes and masks: files of five kinds in, float32 voxels with their place in the world out; nothing is executed.
+
+World coordinates are those of NIfTI, "RAS+": millimetres towards the right, the front and the top of the patient.
+"""
+
+import gzip
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.sam_med3d_ich.data.geometry import (
+    Spacing,
+    affine_distance,
+    affine_spacing,
+    by,
+    checked_affine,
+    checked_spacing,
+    file_suffix,
+    is_orthogonal,
+    mm,
+    place,
+    plain_shape,
+    spacings_agree,
+    three_axes,
+)
+from mlcore.errors import UserError
+from mlcore.files import atomic_write
+from mlcore.safe_pickle import load_pickle
+
+if TYPE_CHECKING:
+    from apps.sam_med3d_ich.data.table import Case
+
+__all__ = [
+    "AFFINE_TOLERANCE_MM",
+    "ARRAY_KEYS",
+    "MASK_SUFFIXES",
+    "SUFFIXES",
+    "Geometry",
+    "Spacing",
+    "Volume",
+    "check_fit",
+    "load_case",
+    "mask_affine",
+    "read_geometry",
+    "read_labels",
+    "read_mask",
+    "read_volume",
+    "volume_name",
+    "write_nifti",
+]
+
+MASK_SUFFIXES = (".nii", ".nii.gz")
+SUFFIXES = (*MASK_SUFFIXES, ".npy", ".npz", ".pkl")
+ARRAY_KEYS = ("array", "image", "data", "volume")
+AFFINE_TOLERANCE_MM = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """One image and where it lies.
+
+    Attributes:
+        array: float32 [X, Y, Z] in the file's axis order, HU for CT (the file's slope and intercept are applied).
+        affine: float64 [4, 4], voxel index to RAS+ mm.
+    """
+
+    array: NDArray[np.float32]
+    affine: NDArray[np.float64]
+
+    @cached_property
+    def spacing(self) -> Spacing:
+        """Millimetres between voxels along each array axis: the affine's column norms."""
+        return affine_spacing(self.affine)
+
+    @cached_property
+    def voxel_ml(self) -> float:
+        """Millilitres of one voxel."""
+        return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """A NIfTI file's shape and affine, without its voxels."""
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+
+
+def volume_name(path: Path) -> str:
+    """The file's name without its suffix: "12" of "12.pkl" and of "12.nii.gz"."""
+    return path.name[: -len(file_suffix(path))] if file_suffix(path) else path.name
+
+
+def read_volume(path: Path, *, array_spacing: Spacing | None = None, reference: Path | None = None) -> Volume:
+    """Read an image.
+
+    `.nii` and `.nii.gz` carry their geometry. `.npy`, `.npz` and `.pkl` hold an array; `.npz` and pickled dicts name it
+    (`array`, `image`, `data` or `volume`; in an `.npz` it may also be the only one) and may hold `spacing` (three mm)
+    or `affine` (4 x 4). Where the affine is unknown, it is that of `reference` if shape (and spacing, if known) agree,
+    otherwise diagonal with the array's own spacing, otherwise diagonal with `array_spacing`.
+
+    Args:
+        path: The file.
+        array_spacing: Voxel size in mm for arrays without any.
+        reference: The case's mask, a NIfTI file that arrays without affine take theirs from.
+
+    Raises:
+        UserError: Missing, damaged or unsafe file, not three-dimensional, NaN, infinities, all voxels equal, or no
+            geometry; the message begins with the path.
+    """
+    suffix = file_suffix(path)
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: not a volume that can be read; expected {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if suffix in MASK_SUFFIXES:
+        array, affine = _read_nifti(path)
+        return Volume(_checked_image(path, array), affine)
+    content = load_pickle(path, encoding="latin1") if suffix == ".pkl" else _load_numpy(path)
+    raw, known_spacing, known_affine = _unpack(path, content, only_array=suffix == ".npz")
+    array = _checked_image(path, _as_float(path, raw))
+    if known_affine is None:
+        known_affine = _array_affine(path, array.shape, known_spacing, array_spacing=array_spacing, reference=reference)
+    return Volume(array, known_affine)
+
+
+def read_mask(path: Path, *, like: Volume) -> NDArray[np.uint8]:
+    """Read a mask that lies on the voxels of `like`.
+
+    Returns:
+        uint8 [X, Y, Z], 0 and 1.
+
+    Raises:
+        UserError: Not a readable NIfTI file, another shape or affine than `like`, or values beyond 0 and 1.
+    """
+    array = _read_fitting(path, like)
+    target = array > 0.5
+    strange = ~(np.abs(array - target) <= 1e-3)  # also true for NaN
+    if strange.any():
+        values = np.unique(array[strange])
+        shown = ", ".join(f"{value:g}" for value in values[:6]) + (", ..." if len(values) > 6 else "")
+        raise UserError(
+            f"{path}: mask values {shown} in {int(strange.sum())} voxels; expected 0 (background) and 1 (bleed) only. "
+            "prepare.py --labels turns label maps into masks"
+        )
+    return target.astype(np.uint8)
+
+
+def read_labels(path: Path, *, like: Volume, labels: Sequence[int] | None = None) -> NDArray[np.uint8]:
+    """Read a label map that lies on the voxels of `like` as a mask of the given labels (None: all above 0).
+
+    Raises:
+        UserError: As `read_mask`, but for NaN and fractions instead of values beyond 0 and 1.
+    """
+    array = _read_fitting(path, like)
+    rounded = np.rint(array)
+    if not (np.abs(array - rounded) <= 1e-3).all():
+        raise UserError(f"{path}: holds fractions or NaN; expected a label map of whole numbers")
+    target = rounded > 0 if labels is None else np.isin(rounded, np.asarray(labels, dtype=np.float32))
+    return target.astype(np.uint8)
+
+
+def read_geometry(path: Path) -> Geometry:
+    """Shape (without trailing axes of length 1) and affine of a NIfTI file; the voxels are not read.
+
+    Raises:
+        UserError: The file is missing, damaged or no NIfTI file.
+    """
+    image = _open_nifti(path)
+    return Geometry(plain_shape(image.shape), checked_affine(path, image.affine))
+
+
+def mask_affine(path: Path, *, shape: Sequence[int]) -> NDArray[np.float64] | None:
+    """The affine of the NIfTI mask `path` if its shape is `shape`, otherwise None; errors as in `read_geometry`."""
+    geometry = read_geometry(path)
+    return geometry.affine if geometry.shape == tuple(shape) else None
+
+
+def load_case(case: "Case", *, array_spacing: Spacing | None = None) -> tuple[Volume, NDArray[np.uint8]]:
+    """Read a case's image and its mask (all zero where the case has none): one way for training and evaluation.
+
+    Raises:
+        UserError: A file cannot be used, or the mask contradicts the `ich` column; it names the file and the row.
+    """
+    try:
+        volume = read_volume(case.image, array_spacing=array_spacing, reference=case.mask)
+        if case.mask is None:
+            return volume, np.zeros(volume.array.shape, dtype=np.uint8)
+        mask = read_mask(case.mask, like=volume)
+        if mask.any() != bool(case.ich):
+            found = "is empty" if case.ich else f"marks {int(mask.sum())} voxels"
+            raise UserError(f"{case.mask}: ich is {case.ich}, but this mask {found}; correct the row or the mask")
+    except UserError as error:
+        raise UserError(f"{error} ({case.origin})") from error
+    return volume, mask
+
+
+def check_fit(path: Path, geometry: Geometry, *, like: Volume) -> None:
+    """Refuse a mask file that does not lie on the voxels of `like`.
+
+    Raises:
+        UserError: Shape or affine differ (by more than `AFFINE_TOLERANCE_MM` at a corner voxel).
+    """
+    if geometry.shape != like.array.shape:
+        raise UserError(f"{path}: the mask is {by(geometry.shape)} voxels, its image {by(like.array.shape)}")
+    distance = affine_distance(geometry.affine, like.affine, shape=geometry.shape)
+    if distance > AFFINE_TOLERANCE_MM:
+        raise UserError(
+            f"{path}: mask and image differ in place by up to {distance:.3g} mm at the corner voxels. Mask: "
+            f"{place(geometry.affine)}; image: {place(like.affine)}. Resample the mask onto its image's grid, or copy "
+            "the image's affine if only the header is wrong"
+        )
+
+
+def write_nifti(path: Path, array: NDArray[Any], *, like_affine: NDArray[np.float64]) -> None:
+    """Write `array` [X, Y, Z] as `.nii` or, by the name, `.nii.gz`; the file appears complete or not at all.
+
+    Booleans and uint8 are stored as uint8, int16 as it is, everything else as float32. The same input gives the same
+    bytes.
+
+    Raises:
+        UserError: The name ends otherwise, or the file cannot be written.
+    """
+    if file_suffix(path) not in MASK_SUFFIXES:
+        raise UserError(f"{path}: NIfTI files end in .nii or .nii.gz")
+    dtype = np.uint8 if array.dtype in (np.bool_, np.uint8) else np.int16 if array.dtype == np.int16 else np.float32
+    image: Any = nibabel.nifti1.Nifti1Image(  # type: ignore[no-untyped-call]
+        np.asarray(array, dtype=dtype), like_affine
+    )
+    image.set_sform(like_affine, code=1)
+    image.set_qform(like_affine, code=int(is_orthogonal(like_affine)))  # a quaternion cannot hold shear (gantry tilt)
+    image.header.set_xyzt_units("mm")
+    content = image.to_bytes()
+    with atomic_write(path) as file:
+        if file_suffix(path) == ".nii":
+            file.write(content)
+        else:
+            with gzip.GzipFile(filename="", mode="wb", compresslevel=5, fileobj=file, mtime=0) as packed:
+                packed.write(content)
+
+
+# ------------------------------------------------------------------------------------------------------------- NIfTI
+
+
+def _open_nifti(path: Path) -> Any:
+    if file_suffix(path) not in MASK_SUFFIXES:
+        raise UserError(f"{path}: expected a NIfTI file (.nii or .nii.gz)")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        image: Any = nibabel.load(path, mmap=False)
+        kind = image.header.get_data_dtype().kind
+    except Exception as error:  # noqa: BLE001 - garbage makes the reader fail in any way it likes
+        raise UserError(f"{path}: damaged or not a NIfTI file ({_reason(error)})") from None
+    if kind not in "biuf":
+        raise UserError(f"{path}: voxels of type {image.header.get_data_dtype()}; expected one number a voxel")
+    return image
+
+
+def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    image = _open_nifti(path)
+    shape = three_axes(path, image.shape)
+    affine = checked_affine(path, image.affine)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found as an infinity
+            array = np.asarray(image.dataobj, dtype=np.float32)
+    except Exception as error:  # noqa: BLE001 - truncated and corrupt streams fail in many ways
+        raise UserError(f"{path}: damaged or incomplete NIfTI file ({_reason(error)})") from None
+    return array.reshape(shape, order="F" if array.flags.f_contiguous else "C"), affine
+
+
+def _read_fitting(path: Path, like: Volume) -> NDArray[np.float32]:
+    check_fit(path, read_geometry(path), like=like)  # before the voxels: a wrong file is told at once
+    return _read_nifti(path)[0]
+
+
+# ------------------------------------------------------------------------------------------------------------ arrays
+
+
+def _load_numpy(path: Path) -> Any:
+    try:
+        with path.open("rb") as stream, np.errstate(all="ignore"):
+            content = np.load(stream, allow_pickle=False)
+            if isinstance(content, np.lib.npyio.NpzFile):
+                return {name: content[name] for name in content.files}
+            return content
+    except Exception as error:  # noqa: BLE001 - garbage makes the reader fail in any way it likes
+        if "allow_pickle" in str(error):
+            raise UserError(
+                f"{path}: refused and not run: it holds Python objects or is no numpy file; expected plain numbers"
+            ) from None
+        raise UserError(f"{path}: damaged or not a numpy file ({_reason(error)})") from None
+
+
+def _unpack(
+    path: Path, content: object, *, only_array: bool
+) -> tuple[object, Spacing | None, NDArray[np.float64] | None]:
+    """The array, and spacing and affine where the file gives them."""
+    if not isinstance(content, Mapping):
+        return content, None, None
+    found = [key for key in ARRAY_KEYS if key in content]
+    if only_array and not found:
+        found = [key for key in content if key not in ("spacing", "affine")]
+    if len(found) != 1:
+        keys = ", ".join(map(repr, list(content)[:8])) or "none"
+        raise UserError(f"{path}: expected exactly one of {', '.join(ARRAY_KEYS)}; the keys are {keys}")
+    spacing = checked_spacing(path, content["spacing"]) if content.get("spacing") is not None else None
+    affine = checked_affine(path, content["affine"]) if content.get("affine") is not None else None
+    if spacing is not None and affine is not None and not spacings_agree(spacing, affine_spacing(affine)):
+        raise UserError(
+            f"{path}: spacing {mm(spacing)} contradicts its affine, whose spacing is {mm(affine_spacing(affine))}"
+        )
+    return content[found[0]], spacing, affine
+
+
+def _array_affine(
+    path: Path,
+    shape: tuple[int, ...],
+    spacing: Spacing | None,
+    *,
+    array_spacing: Spacing | None,
+    reference: Path | None,
+) -> NDArray[np.float64]:
+    if reference is not None:
+        affine = mask_affine(reference, shape=shape)
+        if affine is not None and spacing is not None and not spacings_agree(spacing, affine_spacing(affine)):
+            raise UserError(
+                f"{path}: its spacing is {mm(spacing)}, that of its mask {reference} is {mm(affine_spacing(affine))}"
+            )
+        if affine is not None:
+            return affine
+    chosen = spacing or array_spacing
+    if chosen is None:
+        raise UserError(
+            f"{path}: the file gives no voxel size"
+            + (f" and its mask {reference} is not of its shape {by(shape)}" if reference else "")
+            + "; give --array_spacing X Y Z (mm), or store it as 'spacing' or 'affine' in the file"
+        )
+    return np.diag([*checked_spacing(path, chosen), 1.0])
+
+
+def _as_float(path: Path, raw: object) -> NDArray[np.float32]:
+    if not isinstance(raw, np.ndarray):
+        raise UserError(f"{path}: holds a {type(raw).__name__}; expected an array of numbers [X, Y, Z]")
+    if raw.dtype.kind not in "biuf":
+        raise UserError(f"{path}: an array of {raw.dtype}; expected numbers")
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = np.asarray(raw, dtype=np.float32)
+    return array.reshape(three_axes(path, array.shape))
+
+
+# ------------------------------------------------------------------------------------------------------------ checks
+
+
+def _checked_image(path: Path, array: NDArray[np.float32]) -> NDArray[np.float32]:
+    lowest, highest = float(array.min()), float(array.max())  # both are NaN where any voxel is
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        count = int(array.size - np.isfinite(array).sum())
+        raise UserError(f"{path}: {count} voxels are NaN or infinite; replace them (for CT with -1024, air)")
+    if lowest == highest:
+        raise UserError(f"{path}: all voxels are {lowest:g}; there is no image in this file")
+    return array
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -1,0 +1,76 @@
+"""What people look at after an evaluation: tables of cases and pictures of the best, the median and the worst."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from apps.sam_med3d_ich.case_metrics import CaseMetrics
+from apps.sam_med3d_ich.case_report import CaseRow, case_sections
+from apps.sam_med3d_ich.data.dataset import CaseDataset
+from apps.sam_med3d_ich.overlays import best_median_worst, plot_overlay
+from apps.sam_med3d_ich.task import IchTask
+from mlcore.evaluator import Predictions
+from mlcore.report import Picture, Section
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspector:
+    """Makes report sections of an evaluation; `Problem.analyse`.
+
+    Attributes:
+        task: Segments again the few cases that are drawn.
+        datasets: Cases by the prefix of their files ("" for validation, "test_").
+        window: Level and width in HU of the pictures; None for percentiles.
+    """
+
+    task: IchTask
+    datasets: Mapping[str, CaseDataset]
+    window: tuple[float, float] | None
+
+    def __call__(self, predictions: Predictions, folder: Path, prefix: str) -> Sequence[Section]:
+        """Write `{prefix}cases.csv`, the overlays and the figures' pictures; see `case_report.case_sections`."""
+        dataset = self.datasets[prefix]
+        rows = [
+            CaseRow(name=case.name, metrics=CaseMetrics.from_row(values), ich=case.ich, score=score)
+            for case, values, score in zip(
+                dataset.cases, predictions["figures"].tolist(), predictions["ich_score"].tolist(), strict=True
+            )
+        ]
+        chosen = best_median_worst(
+            [row.metrics.dice for row in rows],
+            lesion=[row.metrics.lesions > 0 for row in rows],
+            names=[row.name for row in rows],
+        )
+        overlays = [
+            self._overlay(dataset[index], title=f"{rows[index].name} ({word})", path=folder / f"{prefix}{word}.png")
+            for word, index in chosen.items()
+        ]
+        return case_sections(rows, folder=folder, prefix=prefix, overlays=overlays)
+
+    def _overlay(self, case: Mapping[str, Any], *, title: str, path: Path) -> Picture:
+        was_training = self.task.model.training
+        self.task.model.eval()
+        try:
+            with torch.inference_mode():
+                found = self.task.segment(case)
+        finally:
+            self.task.model.train(was_training)
+        volume = case["volume"]
+        image, mask, predicted = (to_ras(array, volume.affine) for array in (volume.array, case["mask"], found.mask))
+        plot_overlay(
+            image[0], predicted=predicted[0], target=mask[0], spacing=image[1], title=title, path=path, window=self.window
+        )
+        return Picture(title, path, wide=True)
+
+
+def to_ras(array: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[Any], tuple[float, float, float]]:
+    """An array with its axes in the closest R, A, S order, and its spacing in mm in that order."""
+    image: Any = nibabel.as_closest_canonical(nibabel.Nifti1Image(array, affine))  # type: ignore[no-untyped-call, attr-defined]
+    x, y, z = (float(size) for size in image.header.get_zooms()[:3])
+    return np.asarray(image.dataobj), (x, y, z)

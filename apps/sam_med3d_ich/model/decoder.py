@@ -1,0 +1,166 @@
+"""SAM-Med3D's mask decoder: a transformer between prompt tokens and the image embedding, then masks at a quarter."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from apps.sam_med3d_ich.model.encoder import ChannelNorm
+
+_MASKS = 4  # one for an unambiguous prompt, three for an ambiguous one
+_HEADS = 8
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose inner width may be smaller than its outer one.
+
+    Args:
+        dim: Channels in and out.
+        inner: Channels of queries, keys and values.
+    """
+
+    def __init__(self, dim: int, *, inner: int) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(dim, inner)
+        self.k_proj = nn.Linear(dim, inner)
+        self.v_proj = nn.Linear(dim, inner)
+        self.out_proj = nn.Linear(inner, dim)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [B, N, C], k and v [B, M, C] to [B, N, C]."""
+        heads = [
+            layer(x).unflatten(-1, (_HEADS, -1)).transpose(1, 2)
+            for layer, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
+        ]
+        y: Tensor = self.out_proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+        return y
+
+
+class ReluPerceptron(nn.Module):
+    """Two linear maps with a ReLU between them."""
+
+    def __init__(self, dim: int, *, hidden: int) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(dim, hidden)
+        self.lin2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        y: Tensor = self.lin2(F.relu(self.lin1(x)))
+        return y
+
+
+class TwoWayBlock(nn.Module):
+    """Tokens attend to themselves, then to the image, and the image to the tokens.
+
+    Args:
+        dim: Channels.
+        hidden: Width of the perceptron.
+        first: Of the first block: self-attention replaces the tokens, which then are position encodings themselves.
+    """
+
+    def __init__(self, dim: int, *, hidden: int, first: bool) -> None:
+        super().__init__()
+        self.self_attn = Attention(dim, inner=dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.cross_attn_token_to_image = Attention(dim, inner=dim // 2)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = ReluPerceptron(dim, hidden=hidden)
+        self.norm3 = nn.LayerNorm(dim)
+        self.norm4 = nn.LayerNorm(dim)
+        self.cross_attn_image_to_token = Attention(dim, inner=dim // 2)
+        self._first = first
+
+    def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens and token_pe [B, N, C], image and image_pe [B, M, C]; returns new tokens and image."""
+        if self._first:
+            tokens = self.self_attn(tokens, tokens, tokens)
+        else:
+            q = tokens + token_pe
+            tokens = tokens + self.self_attn(q, q, tokens)
+        tokens = self.norm1(tokens)
+        located = image + image_pe
+        tokens = self.norm2(tokens + self.cross_attn_token_to_image(tokens + token_pe, located, image))
+        tokens = self.norm3(tokens + self.mlp(tokens))
+        image = self.norm4(image + self.cross_attn_image_to_token(located, tokens + token_pe, tokens))
+        return tokens, image
+
+
+class TwoWayTransformer(nn.Module):
+    """Two blocks and a last look of the tokens at the image."""
+
+    def __init__(self, dim: int, *, hidden: int, depth: int = 2) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(TwoWayBlock(dim, hidden=hidden, first=index == 0) for index in range(depth))
+        self.final_attn_token_to_image = Attention(dim, inner=dim // 2)
+        self.norm_final_attn = nn.LayerNorm(dim)
+
+    def forward(self, image: Tensor, image_pe: Tensor, token_pe: Tensor) -> tuple[Tensor, Tensor]:
+        """image [B, M, C], image_pe [1, M, C], token_pe [B, N, C]; returns tokens [B, N, C] and image [B, M, C]."""
+        tokens = token_pe
+        for layer in self.layers:
+            tokens, image = layer(tokens, image, token_pe, image_pe)
+        look = self.final_attn_token_to_image(tokens + token_pe, image + image_pe, image)
+        return self.norm_final_attn(tokens + look), image
+
+
+class Mlp(nn.Module):
+    """Three linear maps with ReLUs between them."""
+
+    def __init__(self, dim: int, *, hidden: int, out: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(dim, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, out)])
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        y: Tensor = self.layers[-1](x)
+        return y
+
+
+class MaskDecoder(nn.Module):
+    """Image embedding and prompts to masks.
+
+    Args:
+        dim: Channels of the embeddings; a multiple of 48.
+        hidden: Width of the transformer's perceptrons.
+    """
+
+    def __init__(self, dim: int, *, hidden: int = 2048) -> None:
+        super().__init__()
+        self.transformer = TwoWayTransformer(dim, hidden=hidden)
+        self.iou_token = nn.Embedding(1, dim)
+        self.mask_tokens = nn.Embedding(_MASKS, dim)
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose3d(dim, dim // 4, kernel_size=2, stride=2),
+            ChannelNorm(dim // 4),
+            nn.GELU(),
+            nn.ConvTranspose3d(dim // 4, dim // 8, kernel_size=2, stride=2),
+            nn.GELU(),
+        )
+        self.output_hypernetworks_mlps = nn.ModuleList(Mlp(dim, hidden=dim, out=dim // 8) for _ in range(_MASKS))
+        self.iou_prediction_head = Mlp(dim, hidden=256, out=_MASKS)
+
+    def forward(
+        self, embedding: Tensor, image_pe: Tensor, *, sparse: Tensor, dense: Tensor, multimask: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Predict.
+
+        Args:
+            embedding: [B, C, g, g, g].
+            image_pe: [1, C, g, g, g].
+            sparse: Embedded clicks [B, N, C]; N may be 0.
+            dense: Embedded mask [B, C, g, g, g].
+            multimask: Return the three masks of an ambiguous prompt, not the one of a clear one.
+
+        Returns:
+            Logits [B, 1 or 3, 4g, 4g, 4g] and predicted IoU [B, 1 or 3].
+        """
+        batch, grid = len(embedding), embedding.shape[2:]
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([own.expand(batch, -1, -1), sparse], dim=1)
+        image = (embedding + dense).flatten(2).transpose(1, 2)
+        tokens, image = self.transformer(image, image_pe.flatten(2).transpose(1, 2), tokens)
+        fine = self.output_upscaling(image.transpose(1, 2).unflatten(2, grid))  # [B, C/8, 4g, 4g, 4g]
+        chosen = range(1, _MASKS) if multimask else range(1)
+        weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen], dim=1)
+        masks = torch.einsum("bmc,bcxyz->bmxyz", weights, fine)
+        return masks, self.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]

@@ -1,0 +1,131 @@
+"""The trained model: SAM-Med3D plus a head that says whether a volume holds a haemorrhage at all."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from apps.sam_med3d_ich.model.clicks import next_click
+from apps.sam_med3d_ich.model.encoder import EncoderShape
+from apps.sam_med3d_ich.model.sam import SamMed3D
+
+Points = tuple[Tensor, Tensor]
+"""Voxel indices [B, N, 3] and labels [B, N]: 1 inside, 0 outside, -1 no point."""
+
+
+class RepresentationHead(nn.Module):
+    """Image embedding to tokens of a chosen width, and a score over all of them.
+
+    Args:
+        channels: Channels of the embedding.
+        visual_tokens: Width of a token.
+    """
+
+    def __init__(self, channels: int, *, visual_tokens: int) -> None:
+        super().__init__()
+        self.tokens = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, visual_tokens))
+        self.score = nn.Linear(2 * visual_tokens, 1)
+
+    def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedding [B, C, g, g, g] to tokens [B, g^3, visual_tokens] and a haemorrhage logit [B]."""
+        tokens: Tensor = self.tokens(embedding.flatten(2).transpose(1, 2))
+        # The mean is steady, the maximum sees the one place where a small bleed is.
+        pooled = torch.cat([tokens.mean(dim=1), tokens.amax(dim=1)], dim=1)
+        return tokens, self.score(F.gelu(pooled)).squeeze(1)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of a batch of crops.
+
+    Attributes:
+        masks: Logits, one mask for each round of clicks (one without clicks), [B, K, S, S, S].
+        ich: Logit of "there is a haemorrhage", [B].
+    """
+
+    masks: Tensor
+    ich: Tensor
+
+
+class IchModel(nn.Module):
+    """SAM-Med3D with a representation head.
+
+    Args:
+        shape: Sizes of the encoder.
+        visual_tokens: Width of the head's tokens.
+        prompted: Train for clicks; the prompt encoder's other parts stay as they are either way.
+        freeze_encoder: Train all but the image encoder, which then also runs without keeping activations.
+        gradient_checkpointing: Recompute the encoder's activations in the backward pass.
+    """
+
+    def __init__(
+        self,
+        shape: EncoderShape,
+        *,
+        visual_tokens: int = 256,
+        prompted: bool = False,
+        freeze_encoder: bool = False,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.sam = SamMed3D(shape, gradient_checkpointing=gradient_checkpointing)
+        self.head = RepresentationHead(shape.out_channels, visual_tokens=visual_tokens)
+        # Parts that no loss reaches: trained, they would only drift with weight decay (and DDP would wait for them).
+        self.sam.mask_decoder.iou_prediction_head.requires_grad_(False)
+        self.sam.mask_decoder.output_hypernetworks_mlps[1:].requires_grad_(False)
+        prompts = self.sam.prompt_encoder
+        prompts.requires_grad_(prompted)
+        prompts.no_mask_embed.requires_grad_(not prompted)
+        self.sam.image_encoder.requires_grad_(not freeze_encoder)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Image [B, 1, S, S, S] to embedding [B, C, g, g, g]."""
+        embedding: Tensor = self.sam.image_encoder(image)
+        return embedding
+
+    def segment(self, embedding: Tensor, *, points: Points | None = None, mask: Tensor | None = None) -> Tensor:
+        """Mask logits [B, 1, S/p*4, ...] of an embedding; see `SamMed3D.decode`."""
+        return self.sam.decode(embedding, points=points, mask=mask)[0]
+
+    def enlarge(self, masks: Tensor) -> Tensor:
+        """Logits of the decoder to the size of the input, [B, K, S, S, S]."""
+        size = (self.sam.shape.image_size,) * 3
+        if masks.shape[2:] == size:
+            return masks
+        return F.interpolate(masks, size=size, mode="trilinear", align_corners=False)
+
+    def forward(self, image: Tensor, *, target: Tensor | None = None, draws: Tensor | None = None) -> Answer:
+        """Segment a batch of crops, without prompts or along simulated clicks.
+
+        Args:
+            image: [B, 1, S, S, S], normalised.
+            target: Wanted mask [B, 1, S, S, S]; with it clicks are simulated.
+            draws: Uniform random numbers in [0, 1), one for each round, [B, K].
+        """
+        embedding = self.encode(image)
+        _, ich = self.head(embedding)
+        if target is None or draws is None:
+            return Answer(self.enlarge(self.segment(embedding)), ich)
+        return Answer(self._along_clicks(embedding, target, draws), ich)
+
+    def _along_clicks(self, embedding: Tensor, target: Tensor, draws: Tensor) -> Tensor:
+        """The released protocol: click after click on what is wrong; the middle and the last round only refine.
+
+        Every other round sees all clicks so far, and all see the previous logits; no gradient flows through either.
+        """
+        rounds = draws.shape[1]
+        side = 4 * self.sam.shape.grid
+        previous = embedding.new_zeros(len(embedding), 1, side, side, side)
+        shown = torch.zeros_like(target, dtype=embedding.dtype)
+        positions, labels = embedding.new_zeros(len(embedding), 0, 3), target.new_zeros(len(embedding), 0).long()
+        masks = []
+        for index in range(rounds):
+            position, label = next_click(shown, target, draw=draws[:, index])
+            positions, labels = torch.cat([positions, position], dim=1), torch.cat([labels, label], dim=1)
+            unprompted = rounds > 1 and index in (rounds // 2, rounds - 1)
+            low = self.segment(embedding, points=None if unprompted else (positions, labels), mask=previous)
+            previous, shown = low.detach(), self.enlarge(low)
+            masks.append(shown)
+            shown = shown.detach()
+        return torch.cat(masks, dim=1)

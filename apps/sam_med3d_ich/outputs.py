@@ -1,0 +1,37 @@
+"""The files that a finished run leaves for other programs, besides the shared ones."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from apps.sam_med3d_ich.config import SamMed3DConfig
+from apps.sam_med3d_ich.model.weights import encoder_state
+from apps.sam_med3d_ich.task import IchTask
+from mlcore.checkpoint import save_checkpoint
+from mlcore.config.dump import to_values
+from mlcore.files import write_json
+
+ENCODER_KEY = "image_encoder_state_dict"
+
+
+def write_outputs(task: IchTask, config: SamMed3DConfig, folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write `sam_encoder.pth`, `config.json` and `training_summary_<date-time>.json`.
+
+    Args:
+        task: Its model has the best checkpoint's weights.
+        config: The run's.
+        folder: The run's.
+        summary: Results of the run.
+    """
+    facts = task.facts
+    save_checkpoint(
+        folder / "sam_encoder.pth",
+        {
+            ENCODER_KEY: encoder_state(task.model.sam.state_dict()),
+            "shape": facts["model"]["shape"],
+            "preprocessing": facts["preprocessing"],
+        },
+    )
+    write_json(folder / "config.json", to_values(config))
+    write_json(folder / f"training_summary_{time.strftime('%Y%m%d-%H%M%S')}.json", summary)

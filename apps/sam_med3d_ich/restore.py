@@ -1,0 +1,98 @@
+"""From the configuration, or from a checkpoint, to a segmenter: what training and `predict.py` both begin with."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apps.sam_med3d_ich.config import DataConfig, ModelConfig, SamMed3DConfig
+from apps.sam_med3d_ich.data.preprocess import WINDOWS, Preprocessing
+from apps.sam_med3d_ich.model.encoder import EncoderShape
+from apps.sam_med3d_ich.model.ich import IchModel
+from apps.sam_med3d_ich.model.sam import PRESETS
+from apps.sam_med3d_ich.segmentation import Segmenter
+from mlcore.checkpoint import load_model_weights
+from mlcore.restore import another_version, load_run_checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """A trained segmenter with what belongs to it.
+
+    Attributes:
+        segmenter: Ready to use, in evaluation mode on the chosen device.
+        prompted: Trained with clicks: it expects some.
+        config: The training run's configuration.
+        step: Training step of the checkpoint.
+    """
+
+    segmenter: Segmenter
+    prompted: bool
+    config: SamMed3DConfig
+    step: int
+
+
+def describe(config: SamMed3DConfig) -> dict[str, Any]:
+    """Plain values from which `make_model` and `make_segmenter` build; checkpoints carry them."""
+    return {
+        "model": {"shape": asdict(encoder_shape(config.model)), "visual_tokens": config.model.visual_tokens},
+        "preprocessing": asdict(preprocessing(config.data)),
+        "inference": config.inference.model_dump(),
+        "prompted": config.objective.prompt_mode == "clicks",
+    }
+
+
+def encoder_shape(config: ModelConfig) -> EncoderShape:
+    """The preset with the sizes that the configuration overrides."""
+    changes = {key: getattr(config, key) for key in ("image_size", "patch_size") if getattr(config, key) is not None}
+    return replace(PRESETS[config.model_type], **changes)
+
+
+def preprocessing(config: DataConfig) -> Preprocessing:
+    """How volumes are made alike."""
+    custom = (config.window_level, config.window_width)
+    window = custom if config.window == "custom" else WINDOWS[config.window]
+    return Preprocessing(spacing=config.spacing, window=window, normalize=config.normalize)
+
+
+def make_model(facts: Mapping[str, Any], **options: Any) -> IchModel:
+    """The network that `describe` describes.
+
+    Args:
+        facts: What `describe` returned.
+        **options: Those of `IchModel` that matter only in training.
+    """
+    shape = {**facts["model"]["shape"], "global_blocks": tuple(facts["model"]["shape"]["global_blocks"])}
+    return IchModel(
+        EncoderShape(**shape), visual_tokens=facts["model"]["visual_tokens"], prompted=facts["prompted"], **options
+    )
+
+
+def make_segmenter(facts: Mapping[str, Any], model: IchModel) -> Segmenter:
+    """A segmenter with the settings that `describe` noted."""
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in facts["preprocessing"].items()}
+    return Segmenter(model=model, preprocessing=Preprocessing(**given), **facts["inference"])
+
+
+def restore(path: Path, *, device: torch.device) -> Restored:
+    """Load a checkpoint of this app.
+
+    Args:
+        path: `best_model.pth` or any other checkpoint of a run.
+        device: Where the model goes.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, unsafe, or no checkpoint of this app.
+    """
+    read = load_run_checkpoint(path, app="sam_med3d_ich", config_cls=SamMed3DConfig)
+    try:
+        model = make_model(read.facts)
+        segmenter = make_segmenter(read.facts, model)
+        prompted = bool(read.facts["prompted"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise another_version(path, error) from None
+    load_model_weights(model, read.weights, source=path)
+    model.eval().to(device)
+    return Restored(segmenter=segmenter, prompted=prompted, config=read.config, step=read.step)

@@ -1,0 +1,113 @@
+"""The figures are those of the stored volumes, come from the cache, and can be reported and drawn."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from apps.sam_med3d_ich.data import cache as cache_module
+from apps.sam_med3d_ich.data.cache import Cache
+from apps.sam_med3d_ich.data.facts import HU_EDGES, CaseFacts, case_facts
+from apps.sam_med3d_ich.data.preprocess import Preprocessing
+from apps.sam_med3d_ich.data.statistics import DatasetStatistics, dataset_statistics, statistics_sections
+from apps.sam_med3d_ich.data.table import Case
+from apps.sam_med3d_ich.data.volume import Volume, write_nifti
+from mlcore.report import Picture, RunReport, Table, write_report
+
+
+def make_cases(folder: Path, *, bleeds: int, others: int) -> list[Case]:
+    """Heads of 2 x 2 x 5 mm voxels (0.02 mL); bleed k has lesions of 8 (k + 1) and 1 voxels at 70 HU."""
+    folder.mkdir(parents=True, exist_ok=True)
+    affine = np.diag([2.0, 2.0, 5.0, 1.0])
+    cases = []
+    for number in range(bleeds + others):
+        array = np.random.default_rng(number).normal(30, 5, size=(20, 20, 10 + number)).astype(np.float32)
+        array[:4] = -1000
+        mask: NDArray[np.uint8] = np.zeros(array.shape, dtype=np.uint8)
+        has_bleed = number < bleeds
+        if has_bleed:
+            mask[6:8, 6:8, 2 : 4 + 2 * number] = mask[15, 15, 8] = 1
+            array[mask > 0] = 70
+            write_nifti(folder / f"{number}_mask.nii", mask, like_affine=affine)
+        write_nifti(folder / f"{number}.nii", array, like_affine=affine)
+        cases.append(
+            Case(
+                name=str(number),
+                image=folder / f"{number}.nii",
+                mask=folder / f"{number}_mask.nii" if has_bleed else None,
+                ich=int(has_bleed),
+                patient_id=str(number // 2),
+                origin=f"train.csv, line {number + 2}",
+            )
+        )
+    return cases
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DatasetStatistics]:
+    folder = tmp_path_factory.mktemp("cases")
+    cache = Cache(folder / "cache", Preprocessing())
+    return {
+        "train": dataset_statistics(make_cases(folder / "train", bleeds=3, others=1), cache=cache),
+        "val": dataset_statistics(make_cases(folder / "val", bleeds=0, others=2), cache=cache),
+    }
+
+
+def test_histograms_count_every_voxel_in_its_bin() -> None:
+    rng = np.random.default_rng(0)
+    array = rng.uniform(-1500, 2500, size=(12, 13, 14)).astype(np.float32)
+    array[0, 0, :4] = [-1024, -4, 0, 1999.5]
+    mask = (rng.random(array.shape) > 0.8).astype(np.uint8)
+    facts = case_facts(Volume(array=array, affine=np.eye(4)), mask)
+    inside = array.clip(HU_EDGES[0], HU_EDGES[-1])
+    np.testing.assert_array_equal(facts.histogram, np.histogram(inside, bins=HU_EDGES)[0])
+    np.testing.assert_array_equal(facts.lesion_histogram, np.histogram(inside[mask > 0], bins=HU_EDGES)[0])
+    assert (np.diff(HU_EDGES)[(HU_EDGES[:-1] >= 0) & (HU_EDGES[:-1] < 80)] == 4).all()
+    assert CaseFacts.from_dict(facts.to_dict()) == facts
+
+
+def test_the_figures_of_known_cases(parts: dict[str, DatasetStatistics]) -> None:
+    train = parts["train"]
+    np.testing.assert_allclose(sorted(train.lesions_ml), [0.02, 0.02, 0.02, 0.16, 0.32, 0.48])
+    np.testing.assert_allclose(train.bleeds_ml, [0.18, 0.34, 0.50])
+    np.testing.assert_array_equal(train.spacing, [[2, 2, 5]] * 4)
+    assert train.voxel_counts.sum() == sum(400 * (10 + number) for number in range(4))
+    assert train.lesion_counts.sum() == 8 + 16 + 24 + 3
+    rows = dict(train.rows())
+    assert rows["cases"] == "4 of 2 patients"
+    assert rows["with a bleed"] == "3 (75%), without 1"
+    assert rows["voxels"] == "20 x 20 x (10 to 13)"
+    assert rows["spacing"] == "2 x 2 x 5 mm"
+    assert rows["values"].startswith("-1000 to ")
+    assert rows["HU inside the mask"] == "median 70 (quartiles 70 to 70)"
+    assert rows["lesions per bleed"] == "2.0 (1 to 2)"
+    assert rows["volume per bleed"] == "median 0.34 mL (0.18 to 0.5)"
+    assert rows["lesions below 1 mL"] == "6 of 6"
+    assert dict(parts["val"].rows())["lesion volume"] == "none"
+
+
+def test_a_second_look_reads_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = make_cases(tmp_path, bleeds=1, others=1)
+    cache = Cache(tmp_path / "cache", Preprocessing())
+    first = dataset_statistics(cases, cache=cache)
+    monkeypatch.setattr(cache_module, "load_case", lambda *_, **__: pytest.fail("read an image again"))
+    assert dataset_statistics(cases, cache=cache).rows() == first.rows()
+
+
+def test_the_table_and_the_picture_go_into_a_report(tmp_path: Path, parts: dict[str, DatasetStatistics]) -> None:
+    table, shown = statistics_sections(parts, path=tmp_path / "data.png")
+    assert isinstance(table, Table)
+    assert isinstance(shown, Picture)
+    assert list(table.columns) == ["", "train", "val"]
+    with Image.open(shown.path) as image:
+        assert image.size == (1584, 921)
+        assert len(np.unique(np.asarray(image))) > 20
+    write_report(tmp_path, report=RunReport(title="Bleeds", sections=[table, shown]))
+    assert "3 (75%), without 1" in (tmp_path / "report.html").read_text()
+
+
+def test_a_set_without_lesions_can_be_drawn(tmp_path: Path, parts: dict[str, DatasetStatistics]) -> None:
+    statistics_sections({"val": parts["val"]}, path=tmp_path / "data.png")
+    assert (tmp_path / "data.png").stat().st_size > 10_000
