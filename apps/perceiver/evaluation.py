@@ -30,8 +30,8 @@ from mlcore.files import ensure_folder, write_json, write_text
 from mlcore.metrics.classification import ClassificationReport
 from mlcore.plots.classes import plot_confusion_matrix
 from mlcore.plots.confidence import plot_accuracy_by_confidence, plot_confidence_histogram
-from mlcore.restore import run_folder
 from mlcore.report import Headline, RunReport, Table, describe_environment, write_report
+from mlcore.restore import run_folder
 
 _log = logging.getLogger(__name__)
 

@@ -84,6 +84,4 @@ def restore(path: Path) -> Restored:
     except (KeyError, TypeError, ValueError) as error:
         raise another_version(path, error) from None
     load_model_weights(model, read.weights, source=path)
-    return Restored(
-        model=model.eval(), class_names=class_names, facts=read.facts, config=read.config, step=read.step
-    )
+    return Restored(model=model.eval(), class_names=class_names, facts=read.facts, config=read.config, step=read.step)

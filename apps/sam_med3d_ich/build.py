@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from apps.sam_med3d_ich.config import ModelConfig, ObjectiveConfig, SamMed3DConfig, DataConfig
+from apps.sam_med3d_ich.config import DataConfig, ModelConfig, ObjectiveConfig, SamMed3DConfig
 from apps.sam_med3d_ich.data.cache import Cache
 from apps.sam_med3d_ich.data.dataset import CaseDataset, CropDataset, CropTransform
 from apps.sam_med3d_ich.data.phantoms import write_phantoms
+from apps.sam_med3d_ich.data.statistics import dataset_statistics, statistics_sections
 from apps.sam_med3d_ich.data.table import Case, check_patients, read_cases
 from apps.sam_med3d_ich.inspection import Inspector
 from apps.sam_med3d_ich.model.ich import IchModel
@@ -25,6 +24,7 @@ from mlcore.assemble import Data, Problem
 from mlcore.distributed import World, barrier
 from mlcore.errors import UserError
 from mlcore.optim import GroupRule
+from mlcore.report import Section
 from mlcore.session import App
 
 _log = logging.getLogger(__name__)
@@ -62,13 +62,14 @@ def build(config: SamMed3DConfig, world: World) -> Problem:
     )
     notes = [*splits.notes, *_load_weights(model, config.model)]
     task = _task(config, model, facts)
-    cache = Cache(config.data.cache_dir or _OUTPUTS / "cache", task.segmenter.preprocessing, array_spacing=config.data.array_spacing)
+    folder, spacing = config.data.cache_dir or _OUTPUTS / "cache", config.data.array_spacing
+    cache = Cache(folder, task.segmenter.preprocessing, array_spacing=spacing)
     cache.fill(splits.train, rank=world.rank, world_size=world.size)
     barrier()
     side = model.sam.shape.image_size
     crops = CropDataset(splits.train, cache=cache, crop_size=side, random_crops=config.data.random_crops)
     whole = {
-        prefix: CaseDataset(cases, array_spacing=config.data.array_spacing)
+        prefix: CaseDataset(cases, array_spacing=spacing)
         for prefix, cases in (("", splits.validation), ("test_", splits.test))
         if cases is not None
     }
@@ -83,7 +84,7 @@ def build(config: SamMed3DConfig, world: World) -> Problem:
             n_draws=config.objective.num_clicks if task.prompted else 0,
         ),
         group_rules=learning_rates(model, config),
-        overview=_overview(splits, cache),
+        overview=_overview(splits, cache, world=world),
         analyse=Inspector(task=task, datasets=whole, window=task.segmenter.preprocessing.window),
         finish=partial(write_outputs, task, config),
         notes=notes,
@@ -179,8 +180,13 @@ def _read_splits(train_csv: Path, val_csv: Path, test_csv: Path | None, *, mask_
     return Splits(train=train, validation=validation, test=test, notes=[note for note in notes if note is not None])
 
 
-def _overview(splits: Splits, cache: Cache) -> list[Any]:
-    return []
+def _overview(splits: Splits, cache: Cache, *, world: World) -> list[Section]:
+    """What the report says of the data; drawn where the cache is."""
+    if not world.is_main:
+        return []
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    statistics = {name: dataset_statistics(cases, cache=cache) for name, cases in parts.items() if cases is not None}
+    return statistics_sections(statistics, path=cache.folder / "statistics.png")
 
 
 APP = App(

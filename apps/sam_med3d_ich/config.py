@@ -25,9 +25,7 @@ class DataConfig(Section):
     mask_dir: Path | None = field(None, "Folder of the masks, {file name of the image}.nii or .nii.gz")
     num_train: int = field(24, "phantoms: training cases", unit="cases", ge=1)
     num_val: int = field(8, "phantoms: validation cases", unit="cases", ge=1)
-    phantom_dir: Path | None = field(
-        None, "phantoms: where they are written; null: outputs/sam_med3d_ich/phantoms"
-    )
+    phantom_dir: Path | None = field(None, "phantoms: where they are written; null: outputs/sam_med3d_ich/phantoms")
     allow_shared_patients: bool = field(
         default=False, description="Let patients be in more than one of the splits, with a warning"
     )
@@ -44,7 +42,8 @@ class DataConfig(Section):
     window_width: float = field(80.0, "custom window: width", unit="HU", gt=0)
     normalize: Literal["zscore_positive", "zscore", "none"] = field(
         "zscore_positive",
-        "Mean 0 and deviation 1 over a volume: over the voxels above its lowest value (the released protocol), or over all",
+        "Mean 0 and deviation 1 over a volume: over the voxels above the window's lowest value (without a window "
+        "above 0, the released protocol), or over all",
     )
     random_crops: int = field(
         1, "Evenly placed crops of each volume and epoch, besides those that hold its lesions", unit="crops", ge=0
@@ -69,8 +68,8 @@ class ModelConfig(Section):
     model_type: Literal["vit_b_ori", "vit_small", "vit_tiny"] = field(
         "vit_b_ori", "vit_b_ori: the released size (100 million parameters); vit_small: 17 million; vit_tiny: 3 million"
     )
-    image_size: int | None = field(None, "Side of the input cube; null: by type (128, 128, 64)", unit="voxels", ge=8)
-    patch_size: int | None = field(None, "Side of a patch; null: by type (16, 16, 8)", unit="voxels", ge=2)
+    image_size: int | None = field(None, "Side of the input cube; null: by type (128, 128, 32)", unit="voxels", ge=8)
+    patch_size: int | None = field(None, "Side of a patch; null: by type (16, 16, 4)", unit="voxels", ge=2)
     weights: str = field(
         "hub",
         "Start: hub (the released sam_med3d_turbo.pth from Hugging Face), a checkpoint file, or none (random)",
@@ -94,7 +93,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
-        preset_size, preset_patch = (64, 8) if self.model_type == "vit_tiny" else (128, 16)
+        preset_size, preset_patch = (32, 4) if self.model_type == "vit_tiny" else (128, 16)
         image, patch = self.image_size or preset_size, self.patch_size or preset_patch
         if image % patch:
             reject("image_size", f"{image} is no multiple of the patch size, {patch}")

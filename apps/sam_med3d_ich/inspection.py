@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from apps.sam_med3d_ich.case_metrics import CaseMetrics
 from apps.sam_med3d_ich.case_report import CaseRow, case_sections
 from apps.sam_med3d_ich.data.dataset import CaseDataset
+from apps.sam_med3d_ich.data.volume import Volume
 from apps.sam_med3d_ich.overlays import best_median_worst, plot_overlay
 from apps.sam_med3d_ich.task import IchTask
 from mlcore.evaluator import Predictions
@@ -48,7 +49,7 @@ class Inspector:
             names=[row.name for row in rows],
         )
         overlays = [
-            self._overlay(dataset[index], title=f"{rows[index].name} ({word})", path=folder / f"{prefix}{word}.png")
+            self._overlay(dataset[index], title=f"{word} case: {rows[index].name}", path=folder / f"{prefix}{word}.png")
             for word, index in chosen.items()
         ]
         return case_sections(rows, folder=folder, prefix=prefix, overlays=overlays)
@@ -61,16 +62,34 @@ class Inspector:
                 found = self.task.segment(case)
         finally:
             self.task.model.train(was_training)
-        volume = case["volume"]
-        image, mask, predicted = (to_ras(array, volume.affine) for array in (volume.array, case["mask"], found.mask))
-        plot_overlay(
-            image[0], predicted=predicted[0], target=mask[0], spacing=image[1], title=title, path=path, window=self.window
-        )
+        draw_case(case["volume"], found.mask, target=case["mask"], title=title, path=path, window=self.window)
         return Picture(title, path, wide=True)
+
+
+def draw_case(
+    volume: Volume,
+    predicted: NDArray[np.uint8],
+    *,
+    target: NDArray[np.uint8] | None,
+    title: str,
+    path: Path,
+    window: tuple[float, float] | None,
+) -> None:
+    """Write the overlay of a case as stored; see `overlays.plot_overlay`."""
+    image, spacing = to_ras(volume.array, volume.affine)
+    plot_overlay(
+        image,
+        predicted=to_ras(predicted, volume.affine)[0],
+        target=None if target is None else to_ras(target, volume.affine)[0],
+        spacing=spacing,
+        title=title,
+        path=path,
+        window=window,
+    )
 
 
 def to_ras(array: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[Any], tuple[float, float, float]]:
     """An array with its axes in the closest R, A, S order, and its spacing in mm in that order."""
-    image: Any = nibabel.as_closest_canonical(nibabel.Nifti1Image(array, affine))  # type: ignore[no-untyped-call, attr-defined]
+    image: Any = nibabel.as_closest_canonical(nibabel.Nifti1Image(array, affine))  # type: ignore[no-untyped-call]
     x, y, z = (float(size) for size in image.header.get_zooms()[:3])
     return np.asarray(image.dataobj), (x, y, z)

@@ -72,7 +72,7 @@ def make_model(facts: Mapping[str, Any], **options: Any) -> IchModel:
 
 def make_segmenter(facts: Mapping[str, Any], model: IchModel) -> Segmenter:
     """A segmenter with the settings that `describe` noted."""
-    given = {key: tuple(v) if isinstance(v, list) else v for key, v in facts["preprocessing"].items()}
+    given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in facts["preprocessing"].items()}
     return Segmenter(model=model, preprocessing=Preprocessing(**given), **facts["inference"])
 
 

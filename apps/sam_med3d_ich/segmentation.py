@@ -5,15 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
+from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional as F
 
+from apps.sam_med3d_ich.data.crops import cut, starts
 from apps.sam_med3d_ich.data.preprocess import EVERYWHERE, Prepared, Preprocessing, prepare, to_native
 from apps.sam_med3d_ich.data.volume import Volume
 from apps.sam_med3d_ich.model.ich import IchModel
+from mlcore.errors import UserError
 
 _NEVER = -20.0  # logit of voxels that no window with a click covers
 
@@ -84,9 +85,10 @@ class Segmenter:
     def _side(self) -> int:
         return self.model.sam.shape.image_size
 
-    def _tensor(self, prepared: Prepared) -> Tensor:
+    def _tensor(self, image: NDArray[np.float32]) -> Tensor:
+        """[1, 1, X, Y, Z] on the model's device."""
         device = next(self.model.parameters()).device
-        return torch.from_numpy(np.array(prepared.image, dtype=np.float32))[None, None].to(device)
+        return torch.from_numpy(np.array(image, dtype=np.float32))[None, None].to(device)
 
     def _logits(self, prepared: Prepared) -> tuple[Tensor, float]:
         """Mask logits [X', Y', Z'] of overlapping windows, blended with Gaussian weights."""
@@ -95,10 +97,11 @@ class Segmenter:
         def predictor(window: Tensor) -> Tensor:
             answer = self.model(window)
             scores.append(answer.ich.float())
-            return answer.masks.float()
+            masks: Tensor = answer.masks.float()
+            return masks
 
         blended = sliding_window_inference(
-            self._tensor(prepared),
+            self._tensor(prepared.image),
             (self._side,) * 3,
             self.windows_per_batch,
             predictor,
@@ -111,51 +114,47 @@ class Segmenter:
 
     def _prompted(self, prepared: Prepared, clicks: Sequence[Click]) -> tuple[Tensor, float]:
         """Mask logits from windows around clicks, each answered and then refined once, as in training."""
-        image = self._tensor(prepared)
-        logits = torch.full_like(image, _NEVER)
+        shape = np.array(prepared.grid.shape)
+        logits = np.full(shape, _NEVER, dtype=np.float32)
         scores = [0.0]
         for corner, inside in _click_windows(prepared, clicks, side=self._side):
-            box, padding = _box(corner, prepared.grid.shape, side=self._side)
-            window = F.pad(image[box], padding, value=prepared.background)
-            positions = torch.tensor([[position for position, _ in inside]], device=image.device)
-            labels = torch.tensor([[int(label) for _, label in inside]], device=image.device)
+            window = self._tensor(cut(prepared.image, corner, self._side, fill=prepared.background))
+            positions = torch.tensor([[position for position, _ in inside]], device=window.device)
+            labels = torch.tensor([[int(label) for _, label in inside]], device=window.device)
             embedding = self.model.encode(window)
             _, ich = self.model.head(embedding)
             blank = embedding.new_zeros(1, 1, *(4 * size for size in embedding.shape[2:]))
             first = self.model.segment(embedding, points=(positions, labels), mask=blank)
-            answer = self.model.enlarge(self.model.segment(embedding, mask=first)).float()
-            there = logits[box]
-            logits[box] = torch.maximum(there, answer[(..., *(slice(0, n) for n in there.shape[2:]))])
+            answer = self.model.enlarge(self.model.segment(embedding, mask=first))[0, 0].float().cpu().numpy()
+            low, high = np.maximum(corner, 0), np.minimum(corner + self._side, shape)
+            there = tuple(slice(*ends) for ends in zip(low, high, strict=True))
+            here = tuple(slice(*ends) for ends in zip(low - corner, high - corner, strict=True))
+            logits[there] = np.maximum(logits[there], answer[here])
             scores.append(float(torch.sigmoid(ich.float())))
-        return logits[0, 0], max(scores)
+        return torch.from_numpy(logits), max(scores)
 
 
 def _click_windows(
     prepared: Prepared, clicks: Sequence[Click], *, side: int
-) -> Iterator[tuple[tuple[int, ...], list[tuple[list[float], bool]]]]:
-    """Corners of windows that cover all clicks, with the clicks in each, relative to the corner."""
-    points = prepared.grid.from_native(np.array([click.voxel for click in clicks], dtype=np.float64).reshape(-1, 3))
+) -> Iterator[tuple[NDArray[np.int64], list[tuple[list[float], bool]]]]:
+    """Corners [3] of windows that cover all clicks, with the clicks in each, relative to the corner.
+
+    Raises:
+        UserError: A click is outside the volume.
+    """
+    voxels = np.array([click.voxel for click in clicks], dtype=np.float64).reshape(-1, 3)
+    native = prepared.grid.native_shape
+    if (voxels < -0.5).any() or (voxels > np.array(native) - 0.5).any():
+        raise UserError(f"a click lies outside the volume of {' x '.join(map(str, native))} voxels; indices begin at 0")
+    points = prepared.grid.from_native(voxels)
+    allowed = starts(prepared.grid.shape, size=side)
     left = list(range(len(clicks)))
     while left:
-        centre = points[left[0]]
-        corner = tuple(
-            int(np.clip(round(c - side / 2), 0, max(0, n - side)))
-            for c, n in zip(centre, prepared.grid.shape, strict=True)
-        )
-        relative = points - np.array(corner)
-        covered = [i for i in range(len(clicks)) if (relative[i] > -0.5).all() and (relative[i] < side - 0.5).all()]
+        corner = np.clip(np.round(points[left[0]] - side / 2).astype(np.int64), allowed[:, 0], allowed[:, 1])
+        relative = points - corner
+        covered = [i for i, point in enumerate(relative) if (point >= -0.5).all() and (point <= side - 0.5).all()]
         yield corner, [(relative[i].tolist(), clicks[i].inside) for i in covered]
-        left = [i for i in left if i not in covered and i != left[0]]
-
-
-def _box(
-    corner: Sequence[int], shape: Sequence[int], *, side: int
-) -> tuple[tuple[slice, ...], list[int]]:
-    """Index of a window in [1, 1, X', Y', Z'], and what `F.pad` must add at the far ends."""
-    stops = [min(start + side, size) for start, size in zip(corner, shape, strict=True)]
-    missing = [side - (stop - start) for start, stop in zip(corner, stops, strict=True)]
-    index = (slice(None), slice(None), *(slice(start, stop) for start, stop in zip(corner, stops, strict=True)))
-    return index, [value for amount in reversed(missing) for value in (0, amount)]
+        left = [i for i in left if i not in covered]
 
 
 def clicks_from_mask(mask: NDArray[np.uint8]) -> list[Click]:

@@ -55,6 +55,7 @@ class IchTask:
 
     def evaluation_step(self, model: nn.Module, batch: Sequence[WholeCase]) -> dict[str, Tensor]:
         """Figures of whole cases at their stored resolution: "figures" [B, F], "ich_score" [B] and "ich_label" [B]."""
+        del model  # the segmenter has it
         rows, scores = [], []
         for case in batch:
             found = self.segment(case)

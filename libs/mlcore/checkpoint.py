@@ -46,9 +46,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         torch.save(state, file)
 
 
-def load_checkpoint(
-    path: Path, *, map_location: str | torch.device = "cpu", allow: Sequence[type] = ()
-) -> State:
+def load_checkpoint(path: Path, *, map_location: str | torch.device = "cpu", allow: Sequence[type] = ()) -> State:
     """Read a checkpoint without executing anything in it.
 
     Args:

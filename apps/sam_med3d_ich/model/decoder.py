@@ -26,7 +26,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(inner, dim)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [B, N, C], k and v [B, M, C] to [B, N, C]."""
+        """Q [B, N, C], k and v [B, M, C] to [B, N, C]."""
         heads = [
             layer(x).unflatten(-1, (_HEADS, -1)).transpose(1, 2)
             for layer, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
@@ -70,7 +70,7 @@ class TwoWayBlock(nn.Module):
         self._first = first
 
     def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens and token_pe [B, N, C], image and image_pe [B, M, C]; returns new tokens and image."""
+        """Tokens and token_pe [B, N, C], image and image_pe [B, M, C]; returns new tokens and image."""
         if self._first:
             tokens = self.self_attn(tokens, tokens, tokens)
         else:
@@ -94,7 +94,7 @@ class TwoWayTransformer(nn.Module):
         self.norm_final_attn = nn.LayerNorm(dim)
 
     def forward(self, image: Tensor, image_pe: Tensor, token_pe: Tensor) -> tuple[Tensor, Tensor]:
-        """image [B, M, C], image_pe [1, M, C], token_pe [B, N, C]; returns tokens [B, N, C] and image [B, M, C]."""
+        """Image [B, M, C], image_pe [1, M, C], token_pe [B, N, C]; returns tokens [B, N, C] and image [B, M, C]."""
         tokens = token_pe
         for layer in self.layers:
             tokens, image = layer(tokens, image, token_pe, image_pe)

@@ -105,8 +105,8 @@ class Block(nn.Module):
         """[B, D, H, W, C] to the same."""
         y = self.norm1(x)
         x = x + (self._in_windows(y) if self._windowed else self.attn(y))
-        y = x + self.mlp(self.norm2(x))
-        return y
+        mixed: Tensor = x + self.mlp(self.norm2(x))
+        return mixed
 
     def _in_windows(self, x: Tensor) -> Tensor:
         cuts = [[*range(0, size, self.attn.side), size] for size in x.shape[1:4]]
@@ -152,7 +152,7 @@ class ImageEncoder(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Truncated normal weights of deviation 0.02, as vision transformers are begun (released weights replace them)."""
+        """Truncated normal weights of deviation 0.02, as vision transformers are begun; loading replaces them."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):

@@ -72,8 +72,8 @@ class IchModel(nn.Module):
         self.sam = SamMed3D(shape, gradient_checkpointing=gradient_checkpointing)
         self.head = RepresentationHead(shape.out_channels, visual_tokens=visual_tokens)
         # Parts that no loss reaches: trained, they would only drift with weight decay (and DDP would wait for them).
-        self.sam.mask_decoder.iou_prediction_head.requires_grad_(False)
-        self.sam.mask_decoder.output_hypernetworks_mlps[1:].requires_grad_(False)
+        self.sam.mask_decoder.iou_prediction_head.requires_grad_(requires_grad=False)
+        self.sam.mask_decoder.output_hypernetworks_mlps[1:].requires_grad_(requires_grad=False)
         prompts = self.sam.prompt_encoder
         prompts.requires_grad_(prompted)
         prompts.no_mask_embed.requires_grad_(not prompted)

@@ -36,7 +36,8 @@ class RandomFourierEncoding(nn.Module):
         """
         centre = (torch.arange(side, device=self.positional_encoding_gaussian_matrix.device) + 0.5) / side
         first, second, third = torch.meshgrid(centre, centre, centre, indexing="ij")
-        return self(torch.stack([second, first, third], dim=-1)).permute(3, 0, 1, 2)[None]
+        codes: Tensor = self(torch.stack([second, first, third], dim=-1))  # [side, side, side, dim]
+        return codes.permute(3, 0, 1, 2)[None]
 
 
 class PromptEncoder(nn.Module):
@@ -83,8 +84,10 @@ class PromptEncoder(nn.Module):
         position = (coordinates + 0.5) / self.image_size
         position = torch.cat([position, torch.zeros_like(position[:, :1])], dim=1)
         labels = torch.cat([labels, torch.full_like(labels[:, :1], NOT_A_POINT)], dim=1)
-        table = torch.cat([self.not_a_point_embed.weight, *(e.weight for e in self.point_embeddings)])  # label + 1
-        return self.pe_layer(position) * (labels >= 0).unsqueeze(-1) + table[labels.long() + 1]
+        negative, positive = (self.get_parameter(f"point_embeddings.{label}.weight") for label in (0, 1))
+        table = torch.cat([self.not_a_point_embed.weight, negative, positive])  # row: label + 1
+        encoded: Tensor = self.pe_layer(position) * (labels >= 0).unsqueeze(-1)
+        return encoded + table[labels.long() + 1]
 
     def mask(self, mask: Tensor | None, *, batch: int) -> Tensor:
         """A mask prompt as an embedding that is added to the image's.

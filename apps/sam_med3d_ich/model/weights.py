@@ -52,7 +52,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         own = {**state["model"], **state["engine"]["ema"]}
         weights = {key.removeprefix("sam."): value for key, value in own.items() if key.startswith("sam.")}
     else:
-        weights = state["model_state_dict"] if "model_state_dict" in state else state
+        weights = state.get("model_state_dict", state)
     if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
         raise CheckpointError(
             f"{path}: holds no SAM-Med3D weights (keys found: {', '.join(map(str, list(state)[:8]))}); expected a "

@@ -1,0 +1,203 @@
+"""What `predict.py` does: a checkpoint and volumes to masks, a table, and a comparison where the truth is known."""
+
+import csv
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from apps.sam_med3d_ich.case_metrics import case_metrics, summarise
+from apps.sam_med3d_ich.case_report import CaseRow, case_sections
+from apps.sam_med3d_ich.data.table import Case, read_cases
+from apps.sam_med3d_ich.data.volume import SUFFIXES, Volume, load_case, read_volume, volume_name, write_nifti
+from apps.sam_med3d_ich.inspection import draw_case
+from apps.sam_med3d_ich.restore import Restored, restore
+from apps.sam_med3d_ich.segmentation import Click, Segmentation, clicks_from_mask
+from mlcore.console import Pace, format_duration, setup_logging
+from mlcore.distributed import pick_device
+from mlcore.engine import autocast
+from mlcore.errors import UserError
+from mlcore.files import ensure_folder, write_text
+
+_log = logging.getLogger(__name__)
+
+_COLUMNS = ("input", "mask", "volume_ml", "ich_score")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The command line of `predict.py`; its help says what each means."""
+
+    inputs: Sequence[Path]
+    model_path: Path
+    output_dir: Path
+    csv: Path | None
+    mask_dir: Path | None
+    array_spacing: Sequence[float] | None
+    clicks: Sequence[str]
+    threshold: float | None
+    probability_map: bool
+    overlays: bool
+    on_bad_input: Literal["error", "skip"]
+    device: str
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """A volume to segment.
+
+    Attributes:
+        name: Of its output files.
+        path: The volume.
+        case: Its row of a table with masks, or None.
+    """
+
+    name: str
+    path: Path
+    case: Case | None = None
+
+
+def predict(request: Request) -> int:
+    """Segment everything and write the results.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        UserError: The checkpoint, an input or the output folder cannot be used.
+    """
+    setup_logging()
+    clicks = [_click(text) for text in request.clicks]
+    items = _items(request)
+    if clicks and len(items) > 1:
+        raise UserError(f"--clicks belong to one volume, and there are {len(items)}; give one input")
+    device = pick_device(request.device)
+    restored = _with_threshold(restore(request.model_path, device=device), request.threshold)
+    if restored.prompted and not clicks and request.mask_dir is None:
+        raise UserError(f"{request.model_path} was trained with clicks: give --clicks X,Y,Z (voxel indices)")
+    ensure_folder(request.output_dir)
+    rows: list[list[object]] = []
+    compared: list[CaseRow] = []
+    problems: list[str] = []
+    pace = Pace(len(items))
+    for done, item in enumerate(items, 1):
+        try:
+            volume, mask = _read(item, request)
+        except UserError as error:
+            if request.on_bad_input == "error":
+                raise UserError(f"{error}\n--on_bad_input skip leaves such inputs out") from None
+            _log.warning("left out: %s", error)
+            problems.append(str(error))
+            continue
+        prompts = clicks or (clicks_from_mask(mask) if restored.prompted and mask is not None else None)
+        with autocast(restored.config.train.precision, device):
+            found = restored.segmenter(volume, clicks=prompts)
+        rows.append(_write(item, volume, found, request))
+        if mask is not None and item.case is not None:
+            figures = case_metrics(found.mask, target=mask, spacing=volume.spacing)
+            compared.append(CaseRow(name=item.name, metrics=figures, ich=item.case.ich, score=found.ich_score))
+        if request.overlays:
+            window = restored.segmenter.preprocessing.window
+            path = request.output_dir / f"{item.name}.png"
+            draw_case(volume, found.mask, target=mask, title=item.name, path=path, window=window)
+        pace.update(done)
+        _log.info("%d of %d  %s  %s left", done, len(items), rows[-1], format_duration(pace.eta_s))
+    if not rows:
+        raise UserError(f"none of the inputs can be used; the first: {problems[0]}")
+    _write_table(rows, request.output_dir / "predictions.csv")
+    if compared:
+        _compare(compared, request.output_dir)
+    _log.info("%d masks in %s, %d inputs left out", len(rows), request.output_dir, len(problems))
+    return 0
+
+
+def _with_threshold(restored: Restored, threshold: float | None) -> Restored:
+    if threshold is None:
+        return restored
+    if not 0 < threshold < 1:
+        raise UserError(f"--threshold is a probability between 0 and 1, not {threshold}")
+    return replace(restored, segmenter=replace(restored.segmenter, threshold=threshold))
+
+
+def _click(text: str) -> Click:
+    parts = text.split(",")
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (3, 4) or (len(numbers) == 4 and numbers[3] not in (0, 1)):
+        raise UserError(f"--clicks {text}: expected X,Y,Z or X,Y,Z,0 (outside), voxel indices of the volume")
+    x, y, z = numbers[:3]
+    return Click((x, y, z), inside=len(numbers) == 3 or numbers[3] == 1)
+
+
+# ---------------------------------------------------------------------------------------------------------- the inputs
+
+
+def _items(request: Request) -> list[Item]:
+    if request.csv is not None:
+        if request.inputs:
+            raise UserError("give --csv or inputs, not both")
+        if request.mask_dir is None:
+            raise UserError("--csv needs --mask_dir, the folder of the masks; without masks give the volumes")
+        return [Item(case.name, case.image, case) for case in read_cases(request.csv, mask_dir=request.mask_dir)]
+    paths = [path for given in request.inputs for path in _files(given)]
+    if not paths:
+        raise UserError("nothing to segment: give volumes, folders, or --csv with --mask_dir")
+    items = [Item(volume_name(path), path) for path in paths]
+    seen: dict[str, Path] = {}
+    for item in items:
+        if item.name in seen:
+            raise UserError(f"{seen[item.name]} and {item.path} would both become {item.name}.nii.gz; run them apart")
+        seen[item.name] = item.path
+    return items
+
+
+def _files(given: Path) -> Iterator[Path]:
+    if not given.exists():
+        raise UserError(f"{given}: not found")
+    if not given.is_dir():
+        yield given
+        return
+    found = sorted(path for path in given.iterdir() if path.name.lower().endswith(tuple(SUFFIXES)))
+    if not found:
+        raise UserError(f"{given}: no volumes in this folder; expected {', '.join(SUFFIXES)}")
+    yield from found
+
+
+def _read(item: Item, request: Request) -> tuple[Volume, Any]:
+    spacing = None if request.array_spacing is None else (*request.array_spacing[:3],)
+    if item.case is not None:
+        return load_case(item.case, array_spacing=spacing)  # type: ignore[arg-type]
+    return read_volume(item.path, array_spacing=spacing), None  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------------------------------------- the outputs
+
+
+def _write(item: Item, volume: Volume, found: Segmentation, request: Request) -> list[object]:
+    path = request.output_dir / f"{item.name}.nii.gz"
+    write_nifti(path, found.mask, like_affine=volume.affine)
+    if request.probability_map:
+        name = f"{item.name}_probability.nii.gz"
+        write_nifti(request.output_dir / name, found.probability, like_affine=volume.affine)
+    millilitres = float(found.mask.sum()) * volume.voxel_ml
+    return [str(item.path), path.name, round(millilitres, 3), round(found.ich_score, 6)]
+
+
+def _write_table(rows: Sequence[Sequence[object]], path: Path) -> None:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([_COLUMNS, *rows])
+    write_text(path, buffer.getvalue())
+
+
+def _compare(rows: Sequence[CaseRow], folder: Path) -> None:
+    """The validation table: cases.csv, its pictures, and the means in the log."""
+    case_sections(rows, folder=folder)
+    means: Mapping[str, float] = summarise(
+        [row.metrics for row in rows], ich_scores=[row.score for row in rows], ich_labels=[row.ich for row in rows]
+    )
+    for name, value in means.items():
+        _log.info("  %-20s %.4f", name, value)

@@ -1,0 +1,63 @@
+"""Models small enough for tests, filled so that no part of them is silent, and the real reference where it is there."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from apps.sam_med3d_ich.model.encoder import EncoderShape
+from apps.sam_med3d_ich.model.ich import IchModel
+
+TINY = EncoderShape(
+    image_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2, window=3, global_blocks=(1,), out_channels=48
+)
+RELEASED = Path(__file__).resolve().parents[2].parent / "shared" / "reference" / "sam_med3d"
+
+MakeModel = Callable[..., IchModel]
+
+
+def fill(model: nn.Module, *, seed: int = 0, scale: float = 0.2) -> None:
+    """Random values in every parameter; fresh models have zeros in tables and biases, which hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * scale
+            is_norm = name.endswith("weight") and parameter.ndim == 1
+            parameter.copy_(1 + noise if is_norm else noise)
+        for buffer in model.buffers():
+            buffer.copy_(torch.randn(buffer.shape, generator=generator))
+
+
+@pytest.fixture
+def tiny_shape() -> EncoderShape:
+    """An encoder of 4^3 tokens whose windows of 3 do not divide the grid."""
+    return TINY
+
+
+@pytest.fixture
+def tiny_model() -> MakeModel:
+    """`tiny_model(seed=1, prompted=True)`: a model of crops of 16^3 with random weights, in evaluation mode."""
+
+    def make(*, seed: int = 0, shape: EncoderShape = TINY, **options: Any) -> IchModel:
+        model = IchModel(shape, visual_tokens=8, **options)
+        fill(model, seed=seed)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def filled() -> Callable[..., None]:
+    """`filled(model, seed=0, scale=0.2)` sets every parameter and buffer to random values."""
+    return fill
+
+
+@pytest.fixture
+def released() -> Path:
+    """Folder with the facts of the released model; tests that need it are skipped where it is absent."""
+    if not (RELEASED / "expected.npz").is_file():
+        pytest.skip(f"reference outputs of the released model not found at {RELEASED}")
+    return RELEASED
