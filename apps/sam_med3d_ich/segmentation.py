@@ -118,7 +118,7 @@ class Segmenter:
         logits = np.full(shape, _NEVER, dtype=np.float32)
         scores = [0.0]
         for corner, inside in _click_windows(prepared, clicks, side=self._side):
-            window = self._tensor(cut(prepared.image, corner, self._side, fill=prepared.background))
+            window = self._tensor(cut(prepared.image, corner, (self._side,) * 3, fill=prepared.background))
             positions = torch.tensor([[position for position, _ in inside]], device=window.device)
             labels = torch.tensor([[int(label) for _, label in inside]], device=window.device)
             embedding = self.model.encode(window)
@@ -144,9 +144,10 @@ def _click_windows(
     """
     voxels = np.array([click.voxel for click in clicks], dtype=np.float64).reshape(-1, 3)
     native = prepared.grid.native_shape
-    if (voxels < -0.5).any() or (voxels > np.array(native) - 0.5).any():
+    if not ((voxels >= -0.5) & (voxels <= np.array(native) - 0.5)).all():  # NaN is outside
         raise UserError(f"a click lies outside the volume of {' x '.join(map(str, native))} voxels; indices begin at 0")
-    points = prepared.grid.from_native(voxels)
+    # Clipped, because a click on the outer face may come out beyond it by rounding, and no window would hold it.
+    points = prepared.grid.from_native(voxels).clip(-0.5, np.array(prepared.grid.shape) - 0.5)
     allowed = starts(prepared.grid.shape, size=side)
     left = list(range(len(clicks)))
     while left:

@@ -55,7 +55,7 @@ def filled() -> Callable[..., None]:
     return fill
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def released() -> Path:
     """Folder with the facts of the released model; tests that need it are skipped where it is absent."""
     if not (RELEASED / "expected.npz").is_file():

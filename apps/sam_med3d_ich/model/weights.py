@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mlcore.checkpoint import CheckpointError, load_checkpoint, load_model_weights
+from mlcore.checkpoint import CheckpointError, inference_weights, load_checkpoint, load_model_weights
 from mlcore.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -49,16 +49,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     state = load_checkpoint(path, allow=[argparse.Namespace])
     if "model" in state and "engine" in state:  # a checkpoint of this app; averaged weights where there are some
-        own = {**state["model"], **state["engine"]["ema"]}
+        own = inference_weights(state, source=path)
         weights = {key.removeprefix("sam."): value for key, value in own.items() if key.startswith("sam.")}
     else:
         weights = state.get("model_state_dict", state)
-    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+    if not isinstance(weights, dict) or not weights or not all(_named_tensor(*item) for item in weights.items()):
         raise CheckpointError(
             f"{path}: holds no SAM-Med3D weights (keys found: {', '.join(map(str, list(state)[:8]))}); expected a "
             "state dict, or one under 'model_state_dict'"
         )
     return {key.removeprefix("module."): value for key, value in weights.items()}
+
+
+def _named_tensor(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def load_weights(

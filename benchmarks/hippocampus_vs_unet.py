@@ -1,0 +1,163 @@
+"""A small SAM-Med3D from scratch beside MONAI's UNet: same volumes, crops, loss, optimiser and minutes.
+
+python -m benchmarks.hippocampus_vs_unet            about fifteen minutes
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from monai.networks.nets.unet import UNet
+from torch import Tensor, nn
+
+from apps.sam_med3d_ich.build import build
+from apps.sam_med3d_ich.config import SamMed3DConfig
+from apps.sam_med3d_ich.data.split import SplitSizes
+from apps.sam_med3d_ich.model.ich import Answer
+from apps.sam_med3d_ich.preparation import Preparation, prepare_data
+from apps.sam_med3d_ich.spec import SPEC
+from apps.sam_med3d_ich.task import IchTask
+from benchmarks.common import Goal, Options, Report, run_alone
+from mlcore.assemble import Problem, build_trainer, evaluation_loader
+from mlcore.checkpoint import CheckpointStore, inference_weights, load_checkpoint
+from mlcore.cli.parse import parse
+from mlcore.distributed import World
+from mlcore.evaluator import Evaluator
+from mlcore.seeding import seed_everything
+
+_MINUTES = 6.0
+_TRIAL_STEPS = 30  # from whose pace the number of epochs follows
+_FLOOR, _MARGIN = 0.75, 0.03
+
+
+class UNetModel(nn.Module):
+    """MONAI's UNet with residual units behind the interface that our trainer and sliding windows expect.
+
+    Args:
+        side: Side of the crops, voxels.
+    """
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.net = UNet(
+            spatial_dims=3, in_channels=1, out_channels=1, channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=2
+        )
+        self.sam = SimpleNamespace(shape=SimpleNamespace(image_size=side))
+
+    def forward(self, image: Tensor) -> Answer:  # noqa: D102
+        return Answer(self.net(image), image.new_zeros(len(image)))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one side reached.
+
+    Attributes:
+        dice: Mean full-volume Dice of the validation cases.
+        worst: The smallest of them.
+        minutes: Training time.
+        epochs: Epochs it had time for.
+        parameters: Trained parameters.
+    """
+
+    dice: float
+    worst: float
+    minutes: float
+    epochs: int
+    parameters: int
+
+
+def measure(options: Options) -> Report:
+    """Train both sides one after the other and judge their best checkpoints."""
+    source = options.data_dir / "hippocampus"
+    title = "Hippocampus from scratch, beside MONAI's UNet"
+    minutes = 0.2 if options.quick else _MINUTES
+    method = (
+        f"60 training and 20 validation volumes split by patient, target: label > 0; {minutes:g} minutes of training for "
+        "each side. The same crops of 32^3 voxels, augmentation, DiceCE, AdamW, cosine after warm-up, averaged weights "
+        "and sliding windows; the number of epochs is set beforehand from the pace of the first steps. Each side's best "
+        "of five evaluations on the validation volumes counts. MONAI UNet: 16-32-64-128 channels, two residual units."
+    )
+    if not source.is_dir():
+        return Report(title=title, method=method, skipped=f"{source} is not there; name its folder with --data_dir")
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        sizes = SplitSizes(train_cases=60, val_cases=20)
+        prepare_data(source, base / "data", Preparation(sizes=sizes, link=True))
+        sides: dict[str, Callable[[IchTask], IchTask]] = {
+            "SAM-Med3D vit_tiny (ours)": lambda task: task,
+            "MONAI UNet": lambda task: _with_model(task, UNetModel(task.segmenter.model.sam.shape.image_size)),
+        }
+        results = {name: _train(base, change, minutes=minutes) for name, change in sides.items()}
+    ours, unet = results.values()
+    return Report(
+        title=title,
+        method=method,
+        header=["network", "parameters", "epochs", "minutes", "mean Dice", "worst case"],
+        rows=[
+            [name, f"{r.parameters:,}", str(r.epochs), f"{r.minutes:.1f}", f"{r.dice:.4f}", f"{r.worst:.3f}"]
+            for name, r in results.items()
+        ],
+        goals=[
+            Goal(f"at least {_FLOOR}", f"{ours.dice:.3f}", ours.dice >= _FLOOR),
+            Goal(f"not below the UNet by more than {_MARGIN}", f"{ours.dice - unet.dice:+.3f}", ours.dice >= unet.dice - _MARGIN),
+        ],
+        raw={name: vars(result) for name, result in results.items()},
+    )
+
+
+def _with_model(task: IchTask, model: Any) -> IchTask:
+    # Its score head says nothing, so the image-level loss is left out.
+    return replace(task, model=model, segmenter=replace(task.segmenter, model=model), ich_weight=0.0)
+
+
+def _train(base: Path, change: Callable[[IchTask], IchTask], *, minutes: float) -> Result:
+    data = base / "data"
+    arguments = ["+experiment=hippocampus", "--train_csv", data / "train.csv", "--val_csv", data / "val.csv"]
+    arguments += ["--mask_dir", data / "masks", "--cache_dir", base / "cache", "--num_workers", "0"]
+    config: SamMed3DConfig = parse(SPEC, [str(argument) for argument in arguments]).config
+    trial = _problem(config, change)
+    pace = _seconds_per_step(config, trial)
+    steps_per_epoch = -(-len(trial.train.dataset) // config.train.batch_size)
+    epochs = max(1, int(60 * minutes / (pace * steps_per_epoch)))
+    every = max(1, epochs // 5)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs, "eval_every": every})})
+    problem = _problem(config, change)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build_trainer(config, problem, world=World(), folder=Path(folder))
+        begun = time.monotonic()
+        trainer.fit()
+        taken = time.monotonic() - begun
+        best = Path(folder) / CheckpointStore.BEST
+        problem.task.model.load_state_dict(inference_weights(load_checkpoint(best), source=best))
+    evaluator = Evaluator(problem.task, evaluation_loader(config, problem.validation, world=World()), world=World())
+    figures, rows = evaluator.run(problem.task.model)
+    parameters = sum(p.numel() for p in problem.task.model.parameters() if p.requires_grad)
+    return Result(figures["dice"], float(rows["figures"][:, 0].min()), taken / 60, epochs, parameters)
+
+
+def _problem(config: SamMed3DConfig, change: Callable[[IchTask], IchTask]) -> Problem:
+    seed_everything(config.run.seed)
+    problem = build(config, World())
+    assert isinstance(problem.task, IchTask)  # noqa: S101 - what this app builds
+    return replace(problem, task=change(problem.task), group_rules=())
+
+
+def _seconds_per_step(config: SamMed3DConfig, problem: Problem) -> float:
+    trainer = build_trainer(config, problem, world=World())
+    begun = 0.0
+    for step, window in enumerate(trainer.windows_over_epochs(_TRIAL_STEPS)):
+        if step == _TRIAL_STEPS // 3:
+            begun = time.monotonic()
+        trainer.engine.run_window(problem.task.training_step, window)
+    return (time.monotonic() - begun) / (_TRIAL_STEPS - _TRIAL_STEPS // 3)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    run_alone(measure)
