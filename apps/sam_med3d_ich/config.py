@@ -66,7 +66,7 @@ class ModelConfig(Section):
     """The network and the weights it starts from."""
 
     model_type: Literal["vit_b_ori", "vit_small", "vit_tiny"] = field(
-        "vit_b_ori", "vit_b_ori: the released size (100 million parameters); vit_small: 17 million; vit_tiny: 3 million"
+        "vit_b_ori", "vit_b_ori: the released size (100 million parameters); vit_small: 20 million; vit_tiny: 2 million"
     )
     image_size: int | None = field(None, "Side of the input cube; null: by type (128, 128, 32)", unit="voxels", ge=8)
     patch_size: int | None = field(None, "Side of a patch; null: by type (16, 16, 4)", unit="voxels", ge=2)

@@ -3,10 +3,13 @@
 import csv
 import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from apps.sam_med3d_ich.case_metrics import case_metrics, summarise
 from apps.sam_med3d_ich.case_report import CaseRow, case_sections
@@ -59,6 +62,28 @@ class Item:
     case: Case | None = None
 
 
+@dataclass(frozen=True)
+class Done:
+    """What became of an item.
+
+    Attributes:
+        path: The volume.
+        mask: Name of the mask's file.
+        millilitres: Volume of the mask.
+        ich_score: Probability of a haemorrhage.
+        compared: Its figures, where the true mask is known.
+    """
+
+    path: str
+    mask: str
+    millilitres: float
+    ich_score: float
+    compared: CaseRow | None
+
+    def __str__(self) -> str:
+        return f"{self.mask}: {self.millilitres:.1f} mL, haemorrhage {self.ich_score:.2f}"
+
+
 def predict(request: Request) -> int:
     """Segment everything and write the results.
 
@@ -78,11 +103,10 @@ def predict(request: Request) -> int:
     if restored.prompted and not clicks and request.mask_dir is None:
         raise UserError(f"{request.model_path} was trained with clicks: give --clicks X,Y,Z (voxel indices)")
     ensure_folder(request.output_dir)
-    rows: list[list[object]] = []
-    compared: list[CaseRow] = []
+    done: list[Done] = []
     problems: list[str] = []
     pace = Pace(len(items))
-    for done, item in enumerate(items, 1):
+    for number, item in enumerate(items, 1):
         try:
             volume, mask = _read(item, request)
         except UserError as error:
@@ -91,25 +115,16 @@ def predict(request: Request) -> int:
             _log.warning("left out: %s", error)
             problems.append(str(error))
             continue
-        prompts = clicks or (clicks_from_mask(mask) if restored.prompted and mask is not None else None)
+        prompts = clicks or (clicks_from_mask(mask, volume.affine) if restored.prompted and mask is not None else None)
         with autocast(restored.config.train.precision, device):
             found = restored.segmenter(volume, clicks=prompts)
-        rows.append(_write(item, volume, found, request))
-        if mask is not None and item.case is not None:
-            figures = case_metrics(found.mask, target=mask, spacing=volume.spacing)
-            compared.append(CaseRow(name=item.name, metrics=figures, ich=item.case.ich, score=found.ich_score))
-        if request.overlays:
-            window = restored.segmenter.preprocessing.window
-            path = request.output_dir / f"{item.name}.png"
-            draw_case(volume, found.mask, target=mask, title=item.name, path=path, window=window)
-        pace.update(done)
-        _log.info("%d of %d  %s  %s left", done, len(items), rows[-1], format_duration(pace.eta_s))
-    if not rows:
+        done.append(_write(item, volume, mask, found, request=request, window=restored.segmenter.preprocessing.window))
+        pace.update(number)
+        _log.info("%d of %d  %s  %s left", number, len(items), done[-1], format_duration(pace.eta_s))
+    if not done:
         raise UserError(f"none of the inputs can be used; the first: {problems[0]}")
-    _write_table(rows, request.output_dir / "predictions.csv")
-    if compared:
-        _compare(compared, request.output_dir)
-    _log.info("%d masks in %s, %d inputs left out", len(rows), request.output_dir, len(problems))
+    _write_tables(done, request.output_dir)
+    _log.info("%d masks in %s, %d inputs left out", len(done), request.output_dir, len(problems))
     return 0
 
 
@@ -167,7 +182,7 @@ def _files(given: Path) -> Iterator[Path]:
     yield from found
 
 
-def _read(item: Item, request: Request) -> tuple[Volume, Any]:
+def _read(item: Item, request: Request) -> tuple[Volume, NDArray[np.uint8] | None]:
     spacing = None if request.array_spacing is None else (*request.array_spacing[:3],)
     if item.case is not None:
         return load_case(item.case, array_spacing=spacing)  # type: ignore[arg-type]
@@ -177,27 +192,44 @@ def _read(item: Item, request: Request) -> tuple[Volume, Any]:
 # ---------------------------------------------------------------------------------------------------------- the outputs
 
 
-def _write(item: Item, volume: Volume, found: Segmentation, request: Request) -> list[object]:
-    path = request.output_dir / f"{item.name}.nii.gz"
+def _write(
+    item: Item,
+    volume: Volume,
+    mask: NDArray[np.uint8] | None,
+    found: Segmentation,
+    *,
+    request: Request,
+    window: tuple[float, float] | None,
+) -> Done:
+    """Write the files of one volume."""
+    folder = request.output_dir
+    path = folder / f"{item.name}.nii.gz"
     write_nifti(path, found.mask, like_affine=volume.affine)
     if request.probability_map:
-        name = f"{item.name}_probability.nii.gz"
-        write_nifti(request.output_dir / name, found.probability, like_affine=volume.affine)
-    millilitres = float(found.mask.sum()) * volume.voxel_ml
-    return [str(item.path), path.name, round(millilitres, 3), round(found.ich_score, 6)]
+        write_nifti(folder / f"{item.name}_probability.nii.gz", found.probability, like_affine=volume.affine)
+    if request.overlays:
+        draw_case(volume, found.mask, target=mask, title=item.name, path=folder / f"{item.name}.png", window=window)
+    compared = None
+    if mask is not None and item.case is not None:
+        figures = case_metrics(found.mask, target=mask, spacing=volume.spacing)
+        compared = CaseRow(name=item.name, metrics=figures, ich=item.case.ich, score=found.ich_score)
+    return Done(str(item.path), path.name, float(found.mask.sum()) * volume.voxel_ml, found.ich_score, compared)
 
 
-def _write_table(rows: Sequence[Sequence[object]], path: Path) -> None:
+def _write_tables(done: Sequence[Done], folder: Path) -> None:
+    """predictions.csv, and the validation table where masks are known."""
     buffer = io.StringIO()
+    rows = [[one.path, one.mask, f"{one.millilitres:.3f}", f"{one.ich_score:.6f}"] for one in done]
     csv.writer(buffer, lineterminator="\n").writerows([_COLUMNS, *rows])
-    write_text(path, buffer.getvalue())
-
-
-def _compare(rows: Sequence[CaseRow], folder: Path) -> None:
-    """The validation table: cases.csv, its pictures, and the means in the log."""
-    case_sections(rows, folder=folder)
-    means: Mapping[str, float] = summarise(
-        [row.metrics for row in rows], ich_scores=[row.score for row in rows], ich_labels=[row.ich for row in rows]
+    write_text(folder / "predictions.csv", buffer.getvalue())
+    compared = [one.compared for one in done if one.compared is not None]
+    if not compared:
+        return
+    case_sections(compared, folder=folder)
+    means = summarise(
+        [row.metrics for row in compared],
+        ich_scores=[row.score for row in compared],
+        ich_labels=[row.ich for row in compared],
     )
     for name, value in means.items():
         _log.info("  %-20s %.4f", name, value)

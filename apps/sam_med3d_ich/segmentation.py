@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from monai.inferers.utils import sliding_window_inference
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
@@ -158,13 +159,21 @@ def _click_windows(
         left = [i for i in left if i not in covered]
 
 
-def clicks_from_mask(mask: NDArray[np.uint8]) -> list[Click]:
-    """One click in each lesion (26 neighbours) of a mask [X, Y, Z], at the voxel farthest from its surface."""
-    labels, count = ndimage.label(mask, structure=EVERYWHERE)
+def clicks_from_mask(mask: NDArray[np.uint8], affine: NDArray[np.float64]) -> list[Click]:
+    """One click in each lesion (26 neighbours), at the voxel farthest from its surface.
+
+    Args:
+        mask: [X, Y, Z], stored order.
+        affine: Voxel index to RAS+ mm; ties are broken in R, A, S order, so that they do not depend on the storage.
+    """
+    axes = io_orientation(affine)
+    back = inv_ornt_aff(axes, mask.shape)
+    labels, count = ndimage.label(apply_orientation(mask, axes), structure=EVERYWHERE)
     clicks = []
     for index, box in enumerate(ndimage.find_objects(labels, max_label=count), start=1):
         depth = ndimage.distance_transform_edt(np.pad(labels[box] == index, 1))[1:-1, 1:-1, 1:-1]
         deepest = np.unravel_index(int(depth.argmax()), depth.shape)
-        x, y, z = (float(start.start + offset) for start, offset in zip(box, deepest, strict=True))
+        place = [start.start + offset for start, offset in zip(box, deepest, strict=True)]
+        x, y, z, _ = (back @ [*place, 1]).tolist()
         clicks.append(Click((x, y, z)))
     return clicks

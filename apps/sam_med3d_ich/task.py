@@ -69,7 +69,9 @@ class IchTask:
 
     def segment(self, case: WholeCase) -> Segmentation:
         """The segmentation that a case is judged by."""
-        return self.segmenter(case["volume"], clicks=clicks_from_mask(case["mask"]) if self.prompted else None)
+        return self.segmenter(
+            case["volume"], clicks=clicks_from_mask(case["mask"], case["volume"].affine) if self.prompted else None
+        )
 
     def metrics(self, predictions: Mapping[str, Tensor]) -> dict[str, float]:
         """Means over cases; see `case_metrics.summarise`."""

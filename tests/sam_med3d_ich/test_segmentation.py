@@ -250,7 +250,7 @@ def test_each_lesion_gets_one_click_deep_inside() -> None:
     ring[4:7, 4:7] = 0
     mask[15:26, 5:16, 10] = ring  # its centre of mass is outside
     labels, count = ndimage.label(mask, structure=EVERYWHERE)
-    clicks = clicks_from_mask(mask)
+    clicks = clicks_from_mask(mask, np.eye(4))
     voxels = [tuple(int(value) for value in click.voxel) for click in clicks]
     assert count == 3
     assert sorted(int(labels[voxel]) for voxel in voxels) == [1, 2, 3]
@@ -259,8 +259,20 @@ def test_each_lesion_gets_one_click_deep_inside() -> None:
     assert (5, 4, 4) in voxels
 
 
+def test_clicks_do_not_depend_on_the_storage() -> None:
+    mask = np.zeros((20, 12, 10), dtype=np.uint8)
+    mask[2:6, 2:6, 2:6] = 1  # of even size: several voxels are equally deep
+    mask[12:18, 4:8, 3:7] = 1
+    stored = np.ascontiguousarray(mask[::-1].transpose(1, 0, 2))
+    affine = np.array([[0.0, -1, 0, 19], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])  # index (j, 19 - i, k) is (i, j, k)
+    here = [click.voxel for click in clicks_from_mask(mask, np.eye(4))]
+    there = [click.voxel for click in clicks_from_mask(stored, affine)]
+    assert [(19 - i, j, k) for j, i, k in there] == here
+    assert all(stored[tuple(int(value) for value in voxel)] for voxel in there)
+
+
 def test_an_empty_mask_gives_no_clicks() -> None:
-    assert clicks_from_mask(np.zeros((4, 4, 4), dtype=np.uint8)) == []
+    assert clicks_from_mask(np.zeros((4, 4, 4), dtype=np.uint8), np.eye(4)) == []
 
 
 # ------------------------------------------------------------------------------------------------------------ real data

@@ -149,7 +149,7 @@ def test_rows_are_the_figures_of_what_segment_gives(tiny_model: MakeModel, promp
     assert rows["figures"].shape == (3, len(FIELDS))
     assert rows["ich_label"].tolist() == [1, 1, 0]
     for case, row, score in zip(cases, rows["figures"], rows["ich_score"], strict=True):
-        clicks = clicks_from_mask(case["mask"]) if prompted else None
+        clicks = clicks_from_mask(case["mask"], case["volume"].affine) if prompted else None
         found = task.segmenter(case["volume"], clicks=clicks)
         expected = case_metrics(found.mask, target=case["mask"], spacing=case["volume"].spacing)
         np.testing.assert_allclose(row.numpy(), expected.to_row())

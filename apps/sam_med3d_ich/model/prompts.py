@@ -34,7 +34,8 @@ class RandomFourierEncoding(nn.Module):
 
         The released model swaps the first two axes here (and not for clicks); its weights expect that.
         """
-        centre = (torch.arange(side, device=self.positional_encoding_gaussian_matrix.device) + 0.5) / side
+        frequencies = self.positional_encoding_gaussian_matrix
+        centre = (torch.arange(side, device=frequencies.device, dtype=frequencies.dtype) + 0.5) / side
         first, second, third = torch.meshgrid(centre, centre, centre, indexing="ij")
         codes: Tensor = self(torch.stack([second, first, third], dim=-1))  # [side, side, side, dim]
         return codes.permute(3, 0, 1, 2)[None]
@@ -81,7 +82,7 @@ class PromptEncoder(nn.Module):
         Returns:
             [B, N + 1, dim].
         """
-        position = (coordinates + 0.5) / self.image_size
+        position = (coordinates.to(self.no_mask_embed.weight) + 0.5) / self.image_size
         position = torch.cat([position, torch.zeros_like(position[:, :1])], dim=1)
         labels = torch.cat([labels, torch.full_like(labels[:, :1], NOT_A_POINT)], dim=1)
         negative, positive = (self.get_parameter(f"point_embeddings.{label}.weight") for label in (0, 1))

@@ -10,7 +10,7 @@ PRESETS: dict[str, EncoderShape] = {
     "vit_b_ori": EncoderShape(),
     "vit_small": EncoderShape(embed_dim=384, depth=8, num_heads=6, global_blocks=(1, 3, 5, 7), out_channels=192),
     "vit_tiny": EncoderShape(
-        image_size=32, patch_size=4, embed_dim=96, depth=4, num_heads=3, global_blocks=(1, 3), out_channels=48
+        image_size=32, patch_size=4, embed_dim=96, depth=4, num_heads=3, global_blocks=(1, 3), out_channels=96
     ),
 }
 """Encoder sizes by name; `vit_b_ori` is the released one."""
