@@ -167,7 +167,9 @@ def _backward(model: nn.Module, loss: Tensor) -> None:
 
 
 def _click_loss(model: Any, image: Tensor, target: Tensor, *, released: bool) -> Tensor:
-    loss = lambda logits: losses.dice_cross_entropy(logits, target, squared=True).mean()  # noqa: E731
+    def loss(logits: Tensor) -> Tensor:
+        return losses.dice_cross_entropy(logits, target, squared=True).mean()
+
     if not released:
         masks = model(image, target=target, draws=torch.rand(len(image), _CLICKS)).masks
         return torch.stack([loss(logits) for logits in masks.split(1, dim=1)]).mean()

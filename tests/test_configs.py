@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from apps.perceiver.config import PerceiverConfig
+from apps.sam_med3d_ich.config import SamMed3DConfig
 from mlcore.config.compose import EXPERIMENT, Composed, Request, compose, group_choices
 from mlcore.config.errors import ConfigError
 from mlcore.config.names import NameTable
@@ -12,7 +13,7 @@ from mlcore.config.section import Section
 from mlcore.config.text import dump_value, read_document
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-APPS: dict[str, type[Section]] = {"perceiver": PerceiverConfig}
+APPS: dict[str, type[Section]] = {"perceiver": PerceiverConfig, "sam_med3d_ich": SamMed3DConfig}
 CHOICES = [
     (app, group, choice)
     for app in APPS

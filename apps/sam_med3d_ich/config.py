@@ -59,6 +59,8 @@ class DataConfig(Section):
             for key in ("val_csv", "mask_dir"):
                 if getattr(self, key) is None:
                     reject(key, "needed together with train_csv")
+        elif self.val_csv is not None or self.test_csv is not None:
+            reject("val_csv" if self.val_csv is not None else "test_csv", "needs train_csv, too")
         return self
 
 
@@ -72,8 +74,8 @@ class ModelConfig(Section):
     patch_size: int | None = field(None, "Side of a patch; null: by type (16, 16, 4)", unit="voxels", ge=2)
     weights: str = field(
         "hub",
-        "Start: hub (the released sam_med3d_turbo.pth from Hugging Face), a checkpoint file, or none (random)",
-        env="SAM_MED3D_WEIGHTS",
+        "Start: hub (the released sam_med3d_turbo.pth: the file that SAM_MED3D_WEIGHTS names, or from Hugging Face), "
+        "a checkpoint file, or none (random)",
         min_length=1,
     )
     allow_partial_weights: bool = field(

@@ -26,7 +26,8 @@ def main() -> int:
     add("--output_dir", type=Path, default=Path("predictions"), help="where masks and tables go (default: predictions)")
     add("--csv", type=Path, help="a table of cases (path,ich,patient_id) instead of inputs")
     add("--mask_dir", type=Path, help="with --csv: the true masks, to compare with")
-    add("--array_spacing", type=float, nargs=3, metavar="MM", help="voxel size of arrays that carry none (mm)")
+    spacing = "voxel size of arrays that carry none (mm; default: that of the run)"
+    add("--array_spacing", type=float, nargs=3, metavar="MM", help=spacing)
     add("--clicks", nargs="+", default=[], metavar="X,Y,Z[,0]", help="voxel indices inside the target (,0: outside it)")
     add("--threshold", type=float, help="probability from which a voxel is in the mask (default: that of the run)")
     add("--probability_map", action="store_true", help="also write {name}_probability.nii.gz")
@@ -42,6 +43,7 @@ def main() -> int:
 
     from apps.sam_med3d_ich.prediction import Request, predict  # after parsing: torch takes seconds to import
 
+    given.array_spacing = None if given.array_spacing is None else tuple(given.array_spacing)
     return predict(Request(**vars(given)))
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from apps.sam_med3d_ich.case_metrics import case_metrics, summarise
 from apps.sam_med3d_ich.case_report import CaseRow, case_sections
+from apps.sam_med3d_ich.data.geometry import Spacing
 from apps.sam_med3d_ich.data.table import Case, read_cases
 from apps.sam_med3d_ich.data.volume import SUFFIXES, Volume, load_case, read_volume, volume_name, write_nifti
 from apps.sam_med3d_ich.inspection import draw_case
@@ -38,7 +39,7 @@ class Request:
     output_dir: Path
     csv: Path | None
     mask_dir: Path | None
-    array_spacing: Sequence[float] | None
+    array_spacing: Spacing | None
     clicks: Sequence[str]
     threshold: float | None
     probability_map: bool
@@ -102,13 +103,15 @@ def predict(request: Request) -> int:
     restored = _with_threshold(restore(request.model_path, device=device), request.threshold)
     if restored.prompted and not clicks and request.mask_dir is None:
         raise UserError(f"{request.model_path} was trained with clicks: give --clicks X,Y,Z (voxel indices)")
+    if clicks and not restored.prompted:
+        _log.warning("%s was trained without clicks; how well it follows them is unknown", request.model_path)
     ensure_folder(request.output_dir)
     done: list[Done] = []
     problems: list[str] = []
     pace = Pace(len(items))
     for number, item in enumerate(items, 1):
         try:
-            volume, mask = _read(item, request)
+            volume, mask = _read(item, request, restored.config.data.array_spacing)
         except UserError as error:
             if request.on_bad_input == "error":
                 raise UserError(f"{error}\n--on_bad_input skip leaves such inputs out") from None
@@ -157,16 +160,28 @@ def _items(request: Request) -> list[Item]:
             raise UserError("give --csv or inputs, not both")
         if request.mask_dir is None:
             raise UserError("--csv needs --mask_dir, the folder of the masks; without masks give the volumes")
-        return [Item(case.name, case.image, case) for case in read_cases(request.csv, mask_dir=request.mask_dir)]
+        cases = read_cases(request.csv, mask_dir=request.mask_dir)
+        return _distinct([Item(case.name, case.image, case) for case in cases], request)
+    if request.mask_dir is not None:
+        raise UserError("--mask_dir goes with --csv, which says whose masks they are")
     paths = [path for given in request.inputs for path in _files(given)]
     if not paths:
         raise UserError("nothing to segment: give volumes, folders, or --csv with --mask_dir")
-    items = [Item(volume_name(path), path) for path in paths]
-    seen: dict[str, Path] = {}
+    return _distinct([Item(volume_name(path), path) for path in paths], request)
+
+
+def _distinct(items: list[Item], request: Request) -> list[Item]:
+    """The items, whose outputs overwrite neither each other nor an input."""
+    inputs = {item.path.resolve() for item in items}
+    seen: dict[Path, Path] = {}
     for item in items:
-        if item.name in seen:
-            raise UserError(f"{seen[item.name]} and {item.path} would both become {item.name}.nii.gz; run them apart")
-        seen[item.name] = item.path
+        names = [f"{item.name}.nii.gz", *([f"{item.name}_probability.nii.gz"] if request.probability_map else [])]
+        for output in (request.output_dir / name for name in names):
+            if output.resolve() in inputs:
+                raise UserError(f"{output} would be overwritten by a mask; give another --output_dir")
+            if output in seen:
+                raise UserError(f"{seen[output]} and {item.path} would both become {output.name}; run them apart")
+            seen[output] = item.path
     return items
 
 
@@ -182,11 +197,11 @@ def _files(given: Path) -> Iterator[Path]:
     yield from found
 
 
-def _read(item: Item, request: Request) -> tuple[Volume, NDArray[np.uint8] | None]:
-    spacing = None if request.array_spacing is None else (*request.array_spacing[:3],)
+def _read(item: Item, request: Request, known: Spacing | None) -> tuple[Volume, NDArray[np.uint8] | None]:
+    spacing = known if request.array_spacing is None else request.array_spacing
     if item.case is not None:
-        return load_case(item.case, array_spacing=spacing)  # type: ignore[arg-type]
-    return read_volume(item.path, array_spacing=spacing), None  # type: ignore[arg-type]
+        return load_case(item.case, array_spacing=spacing)
+    return read_volume(item.path, array_spacing=spacing), None
 
 
 # ---------------------------------------------------------------------------------------------------------- the outputs

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -166,9 +167,10 @@ def clicks_from_mask(mask: NDArray[np.uint8], affine: NDArray[np.float64]) -> li
         mask: [X, Y, Z], stored order.
         affine: Voxel index to RAS+ mm; ties are broken in R, A, S order, so that they do not depend on the storage.
     """
-    axes = io_orientation(affine)
-    back = inv_ornt_aff(axes, mask.shape)
-    labels, count = ndimage.label(apply_orientation(mask, axes), structure=EVERYWHERE)
+    axes: Any = io_orientation(affine)  # type: ignore[no-untyped-call]
+    back: Any = inv_ornt_aff(axes, mask.shape)  # type: ignore[no-untyped-call]
+    canonical: Any = apply_orientation(mask, axes)  # type: ignore[no-untyped-call]
+    labels, count = ndimage.label(canonical, structure=EVERYWHERE)
     clicks = []
     for index, box in enumerate(ndimage.find_objects(labels, max_label=count), start=1):
         depth = ndimage.distance_transform_edt(np.pad(labels[box] == index, 1))[1:-1, 1:-1, 1:-1]

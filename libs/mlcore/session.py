@@ -341,7 +341,7 @@ class _Session:
             subtitle=f"{outcome.status} after {now.epoch} epochs; best at step {now.best_step} of {now.step}",
             headlines=_headlines(results, trainer.monitor.metric),
             warnings=[*problem.notes, *_skip_warning(outcome)],
-            sections=[*self._curves(), _result_table(results), *sections, *problem.overview],
+            sections=[*self._curves(trainer.monitor.metric), _result_table(results), *sections, *problem.overview],
             config=to_values(self._config),
             environment={
                 **describe_environment(self._world.device),
@@ -354,12 +354,14 @@ class _Session:
             _log.info("best checkpoint  %s  %s", name, "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
         _log.info("report: %s", path)
 
-    def _curves(self) -> list[Section]:
+    def _curves(self, metric: str) -> list[Section]:
         rows = read_history(self._folder)
+        judged = metric.replace("_", " ")
         panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
         for panel, names in (
             ("loss", ("train/loss", "val/loss")),
             ("accuracy", ("train/accuracy", "val/accuracy")),
+            (judged, (f"train/{metric}", f"val/{metric}")),
             ("learning rate", ("train/lr",)),
             ("gradient norm", ("train/grad_norm",)),
         ):

@@ -108,7 +108,8 @@ def run_apart(arguments: list[str], *, processes: int) -> None:
     launch = [sys.executable]
     if processes > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = subprocess.run([*launch, str(REPOSITORY / arguments[0]), *arguments[1:]], capture_output=True, text=True)
+    command = [*launch, str(REPOSITORY / arguments[0]), *arguments[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
 
 
@@ -179,7 +180,7 @@ def write_dicom_cases(root: Path) -> None:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the page's paths name, trained models among them."""
     root = tmp_path_factory.mktemp("workplace")
-    write_phantoms(root / "data", train=4, validation=3, seed=0, shape=SHAPE, spacing=SPACING)
+    write_phantoms(root / "data", train=4, validation=4, seed=0, shape=SHAPE, spacing=SPACING)
     write_scans(root)
     write_dicom_cases(root)
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -264,7 +265,8 @@ def test_predict_repeats_the_validation_table(there: Path, monkeypatch: pytest.M
     (command,) = (command for command in COMMANDS if "--csv data/val.csv" in command)
     run_script(as_python(command), monkeypatch)
     first, second = (
-        list(csv.DictReader(Path(folder, "cases.csv").open(encoding="utf-8"))) for folder in ("outputs", "check")
+        list(csv.DictReader(Path(folder, "cases.csv").read_text(encoding="utf-8").splitlines()))
+        for folder in ("outputs", "check")
     )
     assert [row.pop("name") for row in first] == [row.pop("name") for row in second]
     for one, other in zip(first, second, strict=True):

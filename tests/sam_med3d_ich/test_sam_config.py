@@ -2,11 +2,13 @@
 
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from apps.sam_med3d_ich.config import SamMed3DConfig
+from apps.sam_med3d_ich.model.weights import fetch_released
 from apps.sam_med3d_ich.restore import describe, encoder_shape, make_model, make_segmenter, preprocessing
 from apps.sam_med3d_ich.spec import SPEC
 from mlcore.cli.parse import parse
@@ -158,10 +160,16 @@ def test_small_is_between_the_two() -> None:
     assert (shape.image_size, shape.patch_size) == (128, 16)
 
 
-def test_weights_come_from_the_environment_where_no_flag_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_names_the_released_file_and_leaves_the_demo_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAM_MED3D_WEIGHTS", "turbo.pth")
-    assert config(BASIC).model.weights == "turbo.pth"
-    assert config(f"{BASIC} --weights none").model.weights == "none"
+    assert config(BASIC).model.weights == "hub"
+    assert fetch_released() == Path("turbo.pth")
+    assert config("--demo").model.weights == "none"
+
+
+def test_held_out_data_without_training_data_is_no_demo() -> None:
+    with pytest.raises(ConfigError, match=r"val_csv.*needs train_csv"):
+        config("--val_csv val.csv --mask_dir masks")
 
 
 @pytest.mark.parametrize(

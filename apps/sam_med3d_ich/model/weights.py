@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,11 +20,14 @@ HUB_FILE = "sam_med3d_turbo.pth"
 
 
 def fetch_released() -> Path:
-    """The released checkpoint from the Hugging Face hub, or from its cache on this machine.
+    """The released checkpoint: the file that SAM_MED3D_WEIGHTS names, or from the Hugging Face hub or its cache.
 
     Raises:
         UserError: It is not cached and the hub cannot be reached.
     """
+    named = os.environ.get("SAM_MED3D_WEIGHTS")
+    if named:
+        return Path(named)
     from huggingface_hub import hf_hub_download  # slow to import
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
