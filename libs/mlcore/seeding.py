@@ -7,6 +7,8 @@ What does depend on history (dropout, user code that draws from the global gener
 
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypedDict
 
 import numpy as np
@@ -80,3 +82,13 @@ def set_rng_state(state: RngState) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+@contextmanager
+def untouched_generators() -> Iterator[None]:
+    """Put the global generators back on the way out, whatever the body drew (a library's import may draw, too)."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)

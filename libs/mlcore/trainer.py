@@ -1,7 +1,8 @@
 """The loop: train, log, evaluate, save, stop.
 
 Everything that decides what happens next is in `Progress`, which a checkpoint carries; a run continued from any
-checkpoint goes through the same states as one that was never interrupted.
+checkpoint goes through the same states as one that was never interrupted. The global generators serve the training
+steps alone: logging, evaluating and saving leave them as they found them, so how often they happen changes nothing.
 """
 
 import itertools
@@ -29,7 +30,7 @@ from mlcore.evaluator import Evaluator, Predictions
 from mlcore.files import write_json
 from mlcore.progress import Cadence, Limits, Monitor, Outcome, Progress, Status
 from mlcore.schedules import Plateau
-from mlcore.seeding import RngState, rng_state, set_rng_state
+from mlcore.seeding import RngState, rng_state, set_rng_state, untouched_generators
 from mlcore.signals import StopSignal
 from mlcore.task import Task
 from mlcore.trackers.base import Tracker
@@ -196,6 +197,7 @@ class Trainer:
 
     # --------------------------------------------------------------------------------------------------------- log
 
+    @untouched_generators()
     def _log(self) -> None:
         totals = self.engine.read_totals()
         self._skipped = totals.skipped
@@ -273,6 +275,7 @@ class Trainer:
             return self.progress.step % self.cadence.evaluate_every == 0
         return epoch_ended and self.progress.epoch % self.cadence.evaluate_every == 0
 
+    @untouched_generators()
     def _evaluate(self) -> None:
         if self.evaluator is None:
             return
@@ -319,6 +322,7 @@ class Trainer:
             return False
         return any_rank(time.monotonic() - self._last_save >= every.save_every_seconds)
 
+    @untouched_generators()
     def _save(self, epoch_ended: bool) -> None:
         if self.store is None:
             return

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -181,6 +182,16 @@ def test_two_resumes_in_one_epoch_are_as_good_as_one(tmp_path: Path) -> None:
     # An evaluation at a forced stop is part of the run's history, so compare what training itself produced.
     for key in ("model", "rng"):
         assert_same_state({key: part.state_dict()[key]}, {key: whole.state_dict()[key]})
+
+
+def test_what_an_evaluation_draws_from_the_generators_is_not_felt_by_training() -> None:
+    quiet, drawing = make(), make()
+    drawing.on_evaluation = lambda *_: [random.random(), np.random.random(), torch.rand(3)]
+    make(epochs=1).fit()  # what is imported at the first use has been imported
+    for trainer in (quiet, drawing):
+        seed_everything(3)
+        trainer.fit()
+    assert_same_state(drawing.state_dict(), quiet.state_dict())
 
 
 def test_early_stopping_counts_evaluations_without_improvement(tmp_path: Path) -> None:
