@@ -10,5 +10,5 @@ SPEC = AppSpec(
     config_cls=PerceiverConfig,
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "perceiver",
     description="Train a Perceiver on sequences of any length: patterns, images as patches, .ts files, your own.",
-    demo_unless="data.dataset",
+    demo_unless=("data.dataset",),
 )

@@ -10,5 +10,5 @@ SPEC = AppSpec(
     config_cls=SamMed3DConfig,
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "sam_med3d_ich",
     description="Fine-tune SAM-Med3D to segment intracerebral haemorrhage in brain CT.",
-    demo_unless="data.train_csv",
+    demo_unless=("data.train_csv",),
 )

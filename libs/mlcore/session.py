@@ -5,28 +5,28 @@ The apps differ in the `Problem` they build; everything around it is here, once.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from mlcore.assemble import CoreConfig, Problem, build_trainer, configure_torch, evaluation_loader
+from mlcore.assemble import CoreConfig, Problem, build_trainer, configure_torch
 from mlcore.checkpoint import CheckpointError, CheckpointStore, State, inference_weights, load_checkpoint
 from mlcore.cli.spec import Invocation
+from mlcore.conclusion import Conclusion, Results, judge, read_results, write_conclusion
 from mlcore.config.dump import to_values, to_yaml
 from mlcore.config.section import Section as ConfigSection
-from mlcore.console import format_duration, setup_logging
-from mlcore.diagnose import peak_memory_bytes
+from mlcore.console import setup_logging
 from mlcore.distributed import World, barrier, broadcast_object, start_world
 from mlcore.doctor import CheckFunction, check_system, exit_code, format_checks
 from mlcore.dry_run import dry_run
 from mlcore.env import load_env
 from mlcore.errors import UserError
-from mlcore.evaluator import Evaluator, Predictions
-from mlcore.files import write_json, write_text
+from mlcore.evaluator import Predictions
+from mlcore.files import write_text
 from mlcore.lr_finder import find_learning_rate
-from mlcore.plots.curves import plot_lr_finder, plot_panels
-from mlcore.progress import Outcome
-from mlcore.report import Headline, Picture, RunReport, Section, Table, describe_environment, write_report
+from mlcore.plots.curves import plot_lr_finder
+from mlcore.progress import Outcome, Status
+from mlcore.report import Picture
 from mlcore.runs import RunFolder, RunRecord, choose_run_folder, code_version, config_differences
 from mlcore.seeding import seed_everything
 from mlcore.trackers.base import Tracker, Trackers
@@ -54,12 +54,15 @@ class App(Generic[ConfigT]):
     """What the session must know of an app.
 
     Attributes:
-        name: Folder name; runs go below `outputs/<name>`.
+        name: Folder name; runs go below `outputs/<name>` unless `root` says otherwise.
         title: For people.
         build: From configuration and world to the problem.
         run_name: Default name of a run, from the configuration.
         own_data: The command for own data, shown with the demo.
         checks: The app's own system checks for `--test`.
+        root: Where runs go; None for `outputs/<name>`.
+        variants: Configurations, by name, that are trained besides for comparison, each in `variants/<name>` of the run
+            folder; the report then holds the comparison.
     """
 
     name: str
@@ -68,6 +71,8 @@ class App(Generic[ConfigT]):
     run_name: Callable[[ConfigT], str]
     own_data: str
     checks: Sequence[CheckFunction] = ()
+    root: Path | None = None
+    variants: Callable[[ConfigT], Mapping[str, ConfigT]] | None = None
 
 
 def run(app: App[Any], invocation: Invocation[Any]) -> int:
@@ -116,7 +121,7 @@ def run(app: App[Any], invocation: Invocation[Any]) -> int:
 def _choose_folder(app: App[Any], invocation: Invocation[Any]) -> RunFolder:
     config, composed = invocation.config, invocation.composed
     default = composed.experiment or ("demo" if composed.demo else app.run_name(config))
-    root = Path("outputs") / app.name / (config.run.name or default)
+    root = (app.root or Path("outputs") / app.name) / (config.run.name or default)
     resume = config.run.resume
     if invocation.action == "lr_find":  # a trial leaves other runs alone
         root, resume = root / "lr_find", "never"
@@ -190,7 +195,7 @@ class _Session:
             outcome = trainer.fit()
             status = outcome.status
             if status != "interrupted":
-                self._conclude(trainer, problem, outcome)
+                status = self._conclude(trainer, problem, outcome)
         finally:
             if trainer.store is not None:
                 trainer.store.close()
@@ -293,108 +298,58 @@ class _Session:
 
     # --------------------------------------------------------------------------------------------------- conclusion
 
-    def _conclude(self, trainer: Trainer, problem: Problem, outcome: Outcome) -> None:
-        """Judge the best checkpoint on validation and test data and write summary and report."""
-        best = self._place.checkpoints / CheckpointStore.BEST
-        barrier()
-        if best.is_file():
-            state = load_checkpoint(best)
-            problem.task.model.load_state_dict(inference_weights(state, source=best))
-        results: dict[str, dict[str, float]] = {}
-        sections: list[Section] = []
-        for name, data in (("val", problem.validation), ("test", problem.test)):
-            if data is None:
-                continue
-            evaluator = Evaluator(
-                problem.task, evaluation_loader(self._config, data, world=self._world), world=self._world
-            )
-            results[name], predictions = evaluator.run(problem.task.model, engine=trainer.engine)
-            if problem.analyse is not None and self._world.is_main:
-                sections += problem.analyse(predictions, self._folder, f"{name}_" if name != "val" else "")
+    def _conclude(self, trainer: Trainer, problem: Problem, outcome: Outcome) -> Status:
+        """Judge the best checkpoint, train the variants, write summary and report; returns the status."""
+        verdict = judge(trainer, problem, config=self._config, folder=self._folder, best=self._best)
+        variants = self._train_variants()
+        if variants is None:
+            return "interrupted"
         if self._world.is_main:
-            self._write(trainer, problem, outcome, results, sections)
+            write_conclusion(
+                Conclusion(
+                    title=f"{self._app.title}: {self._folder.parent.name}",
+                    outcome=outcome,
+                    verdict=verdict,
+                    variants=variants,
+                    monitor=trainer.monitor,
+                    config=to_values(self._config),
+                    demo=self._invocation.composed.demo,
+                ),
+                problem,
+                folder=self._folder,
+                device=self._world.device,
+            )
         barrier()
+        return outcome.status
 
-    def _write(
-        self,
-        trainer: Trainer,
-        problem: Problem,
-        outcome: Outcome,
-        results: Mapping[str, Mapping[str, float]],
-        sections: Sequence[Section],
-    ) -> None:
-        now = outcome.progress
-        summary = {
-            "status": outcome.status,
-            "best_step": now.best_step,
-            "monitor": {"metric": trainer.monitor.metric, "mode": trainer.monitor.mode, "best": now.best},
-            "results_of_best_checkpoint": results,
-            "progress": asdict(now),
-            "skipped_steps": outcome.skipped,
-            "demo": self._invocation.composed.demo,
-        }
-        write_json(self._folder / "summary.json", summary)
-        if problem.finish is not None:
-            problem.finish(self._folder, summary)
-        report = RunReport(
-            title=f"{self._app.title}: {self._folder.parent.name}",
-            subtitle=f"{outcome.status} after {now.epoch} epochs; best at step {now.best_step} of {now.step}",
-            headlines=_headlines(results, trainer.monitor.metric),
-            warnings=[*problem.notes, *_skip_warning(outcome)],
-            sections=[*self._curves(trainer.monitor.metric), _result_table(results), *sections, *problem.overview],
-            config=to_values(self._config),
-            environment={
-                **describe_environment(self._world.device),
-                "training time": format_duration(now.seconds),
-                "peak memory": f"{peak_memory_bytes(self._world.device) / 2**30:.2f} GiB",
-            },
-        )
-        path = write_report(self._folder, report=report)
-        for name, values in results.items():
-            _log.info("best checkpoint  %s  %s", name, "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
-        _log.info("report: %s", path)
+    @property
+    def _best(self) -> Path:
+        return self._place.checkpoints / CheckpointStore.BEST
 
-    def _curves(self, metric: str) -> list[Section]:
-        rows = read_history(self._folder)
-        judged = metric.replace("_", " ")
-        panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-        for panel, names in (
-            ("loss", ("train/loss", "val/loss")),
-            ("accuracy", ("train/accuracy", "val/accuracy")),
-            (judged, (f"train/{metric}", f"val/{metric}")),
-            ("learning rate", ("train/lr",)),
-            ("gradient norm", ("train/grad_norm",)),
-        ):
-            for name in names:
-                points = [(float(step), values[name]) for step, values in rows if name in values]
-                if points:
-                    steps, values = zip(*points, strict=True)
-                    panels.setdefault(panel, {})[name] = (list(steps), list(values))
-        if not panels:
-            return []
-        path = plot_panels(panels, path=self._folder / "curves.png")
-        return [Picture("Training", path, wide=True)]
+    def _train_variants(self) -> dict[str, Results] | None:
+        """What the app's variants reached, by name; None when a signal came in between."""
+        variants = {} if self._app.variants is None else self._app.variants(self._config)
+        results: dict[str, Results] = {}
+        for number, (name, config) in enumerate(variants.items(), 1):
+            _log.info("variant %d of %d: %s", number, len(variants), name)
+            folder = self._folder / "variants" / name
+            if self._train_variant(config, folder) == "interrupted":
+                return None
+            results[name] = read_results(folder)
+        return results
 
-
-def _headlines(results: Mapping[str, Mapping[str, float]], metric: str) -> list[Headline]:
-    return [
-        Headline(
-            f"{'test' if name == 'test' else 'validation'} {metric}", values[metric], f"{int(values['n'])} samples"
-        )
-        for name, values in results.items()
-        if metric in values
-    ]
-
-
-def _result_table(results: Mapping[str, Mapping[str, float]]) -> Table:
-    names = list(results)
-    keys = list(dict.fromkeys(key for values in results.values() for key in values))
-    rows: list[list[object]] = [[key, *(results[name].get(key) for name in names)] for key in keys if key != "n"]
-    rows.append(["samples", *(int(results[name]["n"]) for name in names)])
-    return Table("Results of the best checkpoint", ["metric", *names], rows)
-
-
-def _skip_warning(outcome: Outcome) -> list[str]:
-    if not outcome.skipped:
-        return []
-    return [f"{outcome.skipped} training steps were skipped because the loss or a gradient was not finite."]
+    def _train_variant(self, config: Any, folder: Path) -> str:
+        seed_everything(config.run.seed, rank=self._world.rank, deterministic=config.run.deterministic)
+        place = choose_run_folder(folder, config=to_values(config), output_dir=folder)
+        barrier()  # every rank has looked before anything is written
+        record = RunRecord(folder) if self._world.is_main else None
+        app = replace(self._app, variants=None)
+        invocation = replace(self._invocation, composed=replace(self._invocation.composed, config=config))
+        status = "failed"
+        try:
+            status = _Session(app, invocation, world=self._world, folder=place, record=record).train()
+        finally:
+            if record is not None:
+                record.close(status=status)
+        barrier()  # the main rank has written the results
+        return status

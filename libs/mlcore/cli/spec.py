@@ -22,15 +22,15 @@ class AppSpec(Generic[ConfigT]):
         config_cls: Its typed configuration.
         config_dir: Folder with default.yaml, demo.yaml, experiment/ and one folder for each group.
         description: What the script does, the first lines of `--help`.
-        demo_unless: Dotted path of the setting without which there is nothing to train on; while it has no value, the
-            demo preset is applied.
+        demo_unless: Dotted paths of the settings that say what to train on; while none has a value, the demo preset is
+            applied.
     """
 
     name: str
     config_cls: type[ConfigT]
     config_dir: Path
     description: str
-    demo_unless: str | None = None
+    demo_unless: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,13 +33,13 @@ class Request:
         overrides: (name, text) pairs in order; names are settings, groups, or "experiment". A later one wins.
         files: `--config` files in order.
         demo: Apply `demo.yaml`.
-        demo_unless: Dotted path of a setting; while no source gives it a value, `demo.yaml` is applied unasked.
+        demo_unless: Dotted paths of settings; while no source gives any of them a value, `demo.yaml` is applied unasked.
     """
 
     overrides: Sequence[tuple[str, str]] = ()
     files: Sequence[Path] = ()
     demo: bool = False
-    demo_unless: str | None = None
+    demo_unless: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,8 @@ def compose(
     environ = os.environ if environ is None else environ
     demo = request.demo
     values = _Composer(table, config_dir, environ).collect(request, demo=demo)
-    if not demo and request.demo_unless is not None:
-        chosen = values.get(request.demo_unless)
-        demo = chosen is None or chosen.raw is None
+    if not demo and request.demo_unless:
+        demo = all(path not in values or values[path].raw is None for path in request.demo_unless)
         values = _Composer(table, config_dir, environ).collect(request, demo=demo) if demo else values
     config = validate(config_cls, table, values)
     sources = {path: values[path].source if path in values else _DEFAULT for path in table.leaves}

@@ -154,7 +154,7 @@ class SchedulerConfig(Section):
 
     hoisted: ClassVar[tuple[str, ...]] = ("params",)
 
-    name: _ScheduleName = field("cosine", "Schedule of the learning rate", aliases=("scheduler_type",), selects=True)
+    name: _ScheduleName = field("cosine", "Schedule of the learning rate", aliases=("scheduler_type", "train.scheduler_type"), selects=True)
     unit: Literal["step", "epoch"] | None = field(
         None, "What lengths count, and when the rate changes; null: steps for the warm-up schedules, epochs for others"
     )

@@ -145,10 +145,10 @@ def test_was_given_means_by_the_user(folder: Path) -> None:
 
 
 def test_demo_is_applied_unasked_only_while_its_setting_is_missing(folder: Path) -> None:
-    missing = run(folder, demo_unless="data.dataset")
+    missing = run(folder, demo_unless=("data.dataset",))
     assert missing.demo
     assert missing.config.train.epochs == 2
-    given = run(folder, "dataset=folder", demo_unless="data.dataset")
+    given = run(folder, "dataset=folder", demo_unless=("data.dataset",))
     assert not given.demo
     assert given.config.train.epochs == TrainConfig().epochs
 
