@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("batch", "losses", "metrics", "schedules", "optim", "plots", "runs"),
     ("engine", "checkpoint", "data", "trackers", "storage", "uploader", "doctor"),
     ("task", "evaluator", "diagnose", "progress", "trainer", "lr_finder"),
-    ("cli", "report", "analysis", "assemble", "conclusion", "dry_run", "restore", "session"),
+    ("cli", "report", "analysis", "assemble", "conclusion", "dry_run", "restore", "session", "compare"),
 )
 RANK = {unit: (layer, place) for layer, units in enumerate(LAYERS) for place, unit in enumerate(units)}
 

@@ -91,7 +91,7 @@ def build(config: PerceiverConfig, world: World) -> Problem:
         validation=data(validation, looks["val"]),
         test=data(sources.test, looks["test"]) if sources.test is not None else None,
         transform=_transform(config, sources.train, longest=longest),
-        overview=_overview(looks),
+        overview=partial(_overview, looks),
         notes=[f"{len(skipped)} samples were left out, see train.log: {skipped[0]} ..."] if skipped else (),
         analyse=partial(_analyse, class_names=tuple(sources.classes)),
         export_command=_export_command,
@@ -220,7 +220,7 @@ def _transform(config: PerceiverConfig, train: SampleDataset, *, longest: int) -
     )
 
 
-def _overview(looks: Mapping[str, Inspection]) -> list[Section]:
+def _overview(looks: Mapping[str, Inspection], _folder: Path) -> list[Section]:
     tables = {name: dict(look.statistics.rows()) for name, look in looks.items()}
     rows = [[label, *(table[label] for table in tables.values())] for label in next(iter(tables.values()))]
     return [Table("Data", ["", *tables], rows)]

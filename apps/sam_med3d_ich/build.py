@@ -11,8 +11,9 @@ from apps.sam_med3d_ich.config import DataConfig, ModelConfig, ObjectiveConfig, 
 from apps.sam_med3d_ich.data.cache import Cache
 from apps.sam_med3d_ich.data.dataset import CaseDataset, CropDataset, CropTransform
 from apps.sam_med3d_ich.data.phantoms import write_phantoms
-from apps.sam_med3d_ich.data.statistics import dataset_statistics, statistics_sections
+from apps.sam_med3d_ich.data.statistics import DatasetStatistics, dataset_statistics, statistics_sections
 from apps.sam_med3d_ich.data.table import Case, check_patients, read_cases
+from apps.sam_med3d_ich.data.words import counted
 from apps.sam_med3d_ich.inspection import Inspector
 from apps.sam_med3d_ich.model.ich import IchModel
 from apps.sam_med3d_ich.model.weights import fetch_released, load_weights, read_weights, resize_tables
@@ -24,7 +25,6 @@ from mlcore.assemble import Data, Problem
 from mlcore.distributed import World, barrier
 from mlcore.errors import UserError
 from mlcore.optim import GroupRule
-from mlcore.report import Section
 from mlcore.session import App
 
 _log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def build(config: SamMed3DConfig, world: World) -> Problem:
             n_draws=config.objective.num_clicks if task.prompted else 0,
         ),
         group_rules=learning_rates(model, config),
-        overview=_overview(splits, cache, world=world),
+        overview=partial(statistics_sections, _statistics(splits, cache)) if world.is_main else None,
         analyse=Inspector(task=task, datasets=whole, window=task.segmenter.preprocessing.window),
         finish=partial(write_outputs, task, config),
         notes=notes,
@@ -103,10 +103,11 @@ def _load_weights(model: IchModel, settings: ModelConfig) -> list[str]:
     if settings.interpolate_positions:
         weights = resize_tables(weights, model.sam)
     left_out = load_weights(model.sam, weights, source=path, allow_partial=settings.allow_partial_weights)
-    _log.info("%s: %d tensors loaded", path, len(weights) - sum("not in the model" in line for line in left_out))
+    loaded = len(weights) - sum("not in the model" in line for line in left_out)
+    _log.info("%s: %s loaded", path, counted(loaded, "tensor"))
     for line in left_out:
         _log.warning("not loaded: %s", line)
-    return [f"{len(left_out)} tensors of {path} were not loaded; the first: {left_out[0]}"] if left_out else []
+    return [f"not loaded of {path}: {counted(len(left_out), 'tensor')}, first {left_out[0]}"] if left_out else []
 
 
 def _task(config: SamMed3DConfig, model: IchModel, facts: Mapping[str, Any]) -> IchTask:
@@ -180,13 +181,10 @@ def _read_splits(train_csv: Path, val_csv: Path, test_csv: Path | None, *, mask_
     return Splits(train=train, validation=validation, test=test, notes=[note for note in notes if note is not None])
 
 
-def _overview(splits: Splits, cache: Cache, *, world: World) -> list[Section]:
-    """What the report says of the data; drawn where the cache is."""
-    if not world.is_main:
-        return []
+def _statistics(splits: Splits, cache: Cache) -> dict[str, DatasetStatistics]:
+    """What the report says of the data; now, so that a held-out case that cannot be used is told before training."""
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    statistics = {name: dataset_statistics(cases, cache=cache) for name, cases in parts.items() if cases is not None}
-    return statistics_sections(statistics, path=cache.folder / "statistics.png")
+    return {name: dataset_statistics(cases, cache=cache) for name, cases in parts.items() if cases is not None}
 
 
 APP = App(

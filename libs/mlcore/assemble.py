@@ -70,7 +70,8 @@ class Problem:
         test: Data looked at once, after training; None for none.
         transform: Random augmentation of a training sample.
         group_rules: Learning rates of parts of the model.
-        overview: Report sections about the data, known before training (statistics, skipped samples).
+        overview: Makes report sections about the data (statistics, skipped samples), given the run folder, into which
+            their pictures go.
         analyse: Makes report sections and pictures of predictions: `(predictions, folder, prefix) -> sections`.
         export_command: Command that exports a checkpoint into a folder and verifies it in fresh processes.
         finish: Writes the app's own files into the run folder, given the summary; the task's model then has the best
@@ -84,7 +85,7 @@ class Problem:
     test: Data | None = None
     transform: Transform | None = None
     group_rules: Sequence[GroupRule] = ()
-    overview: Sequence[Section] = ()
+    overview: Callable[[Path], Sequence[Section]] | None = None
     analyse: Callable[[Predictions, Path, str], Sequence[Section]] | None = None
     export_command: Callable[[Path, Path], list[str]] | None = None
     finish: Callable[[Path, Mapping[str, Any]], None] | None = None

@@ -113,13 +113,13 @@ def write_conclusion(end: Conclusion, problem: Problem, *, folder: Path, device:
         title=end.title,
         subtitle=f"{end.outcome.status} after {now.epoch} epochs; best at step {now.best_step} of {now.step}",
         headlines=_headlines(results, monitor.metric),
-        warnings=[*problem.notes, *_skip_warning(end.outcome)],
+        warnings=[*_demo_warning(end), *problem.notes, *_skip_warning(end.outcome)],
         sections=[
             *_curves(folder, monitor.metric),
             *_comparison(end),
             _result_table(results),
             *end.verdict.sections,
-            *problem.overview,
+            *(() if problem.overview is None else problem.overview(folder)),
         ],
         config=end.config,
         environment={
@@ -191,6 +191,12 @@ def _result_table(results: Results) -> Table:
     rows: list[list[object]] = [[key, *(results[name].get(key) for name in names)] for key in keys if key != "n"]
     rows.append(["samples", *(int(results[name]["n"]) for name in names)])
     return Table("Results of the best checkpoint", ["metric", *names], rows)
+
+
+def _demo_warning(end: Conclusion) -> list[str]:
+    if not end.demo:
+        return []
+    return ["This is the demo: training and evaluation used generated data, so the figures say nothing of real data."]
 
 
 def _skip_warning(outcome: Outcome) -> list[str]:

@@ -36,7 +36,7 @@ def parameter_groups(
     """Split trainable parameters by learning rate and by whether weight decay makes sense for them.
 
     Vectors and scalars (biases, gains of normalisation layers) are never decayed; matrices and larger are, unless the
-    module that owns them is an embedding or names them in a `no_weight_decay` set attribute.
+    module that owns them is an embedding or names them in `no_weight_decay` (a set, or as in timm a method giving one).
 
     Returns:
         One dict for each non-empty combination, with keys params, lr, weight_decay and name; fewer groups are fewer
@@ -71,7 +71,8 @@ def parameter_groups(
 def _exempt_from_decay(model: nn.Module) -> set[str]:
     exempt: set[str] = set()
     for path, module in model.named_modules():
-        names: Iterable[str] = getattr(module, "no_weight_decay", ())
+        named = getattr(module, "no_weight_decay", ())
+        names: Iterable[str] = named() if callable(named) else named
         if isinstance(module, nn.Embedding):
             names = [*names, "weight"]
         exempt.update(f"{path}.{name}" if path else name for name in names)

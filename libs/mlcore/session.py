@@ -108,7 +108,8 @@ def run(app: App[Any], invocation: Invocation[Any]) -> int:
                     record.start(to_values(config))
                 status = _find_rate(app, config, world=world, folder=folder.path)
             else:
-                status = _Session(app, invocation, world=world, folder=folder, record=record).train()
+                name = _run_name(app, invocation)
+                status = _Session(app, invocation, name=name, world=world, folder=folder, record=record).train()
         except BaseException:
             _log.debug("the run failed", exc_info=True)
             raise
@@ -119,13 +120,19 @@ def run(app: App[Any], invocation: Invocation[Any]) -> int:
 
 
 def _choose_folder(app: App[Any], invocation: Invocation[Any]) -> RunFolder:
-    config, composed = invocation.config, invocation.composed
-    default = composed.experiment or ("demo" if composed.demo else app.run_name(config))
-    root = (app.root or Path("outputs") / app.name) / (config.run.name or default)
+    config = invocation.config
+    root = (app.root or Path("outputs") / app.name) / _run_name(app, invocation)
     resume = config.run.resume
     if invocation.action == "lr_find":  # a trial leaves other runs alone
         root, resume = root / "lr_find", "never"
     return choose_run_folder(root, config=to_values(config), output_dir=config.run.output_dir, resume=resume)
+
+
+def _run_name(app: App[Any], invocation: Invocation[Any]) -> str:
+    """What the run is called: its own name, the experiment's, or what it is trained on."""
+    config, composed = invocation.config, invocation.composed
+    name: str = config.run.name or composed.experiment or ("demo" if composed.demo else app.run_name(config))
+    return name
 
 
 def _identity(app: App[Any], config: Any) -> dict[str, Any]:
@@ -159,11 +166,13 @@ class _Session:
         app: App[Any],
         invocation: Invocation[Any],
         *,
+        name: str,
         world: World,
         folder: RunFolder,
         record: RunRecord | None,
     ) -> None:
         self._app = app
+        self._name = name
         self._config: Any = invocation.config
         self._invocation = invocation
         self._world = world
@@ -307,7 +316,7 @@ class _Session:
         if self._world.is_main:
             write_conclusion(
                 Conclusion(
-                    title=f"{self._app.title}: {self._folder.parent.name}",
+                    title=f"{self._app.title}: {self._name}",
                     outcome=outcome,
                     verdict=verdict,
                     variants=variants,
@@ -333,12 +342,12 @@ class _Session:
         for number, (name, config) in enumerate(variants.items(), 1):
             _log.info("variant %d of %d: %s", number, len(variants), name)
             folder = self._folder / "variants" / name
-            if self._train_variant(config, folder) == "interrupted":
+            if self._train_variant(f"{self._name}, {name}", config, folder) == "interrupted":
                 return None
             results[name] = read_results(folder)
         return results
 
-    def _train_variant(self, config: Any, folder: Path) -> str:
+    def _train_variant(self, name: str, config: Any, folder: Path) -> str:
         seed_everything(config.run.seed, rank=self._world.rank, deterministic=config.run.deterministic)
         place = choose_run_folder(folder, config=to_values(config), output_dir=folder)
         barrier()  # every rank has looked before anything is written
@@ -347,7 +356,8 @@ class _Session:
         invocation = replace(self._invocation, composed=replace(self._invocation.composed, config=config))
         status = "failed"
         try:
-            status = _Session(app, invocation, world=self._world, folder=place, record=record).train()
+            session = _Session(app, invocation, name=name, world=self._world, folder=place, record=record)
+            status = session.train()
         finally:
             if record is not None:
                 record.close(status=status)

@@ -71,3 +71,18 @@ def test_a_cancelled_first_step_leaves_no_trace(name: Literal["adamw", "adam", "
             optimizer.step()
         found.append(parameter.detach())
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("as_method", [False, True])
+def test_what_a_module_exempts_from_decay_is_not_decayed(as_method: bool) -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions = nn.Parameter(torch.zeros(4, 3))
+            self.matrix = nn.Parameter(torch.zeros(4, 3))
+            self.no_weight_decay: object = (lambda: {"positions"}) if as_method else {"positions"}
+
+    model = nn.Sequential(Table())
+    groups = parameter_groups(model, lr=0.1, weight_decay=0.01)
+    decayed = [parameter for group in groups if group["weight_decay"] for parameter in group["params"]]
+    assert [id(parameter) for parameter in decayed] == [id(model[0].matrix)]

@@ -33,7 +33,7 @@ class Request:
         overrides: (name, text) pairs in order; names are settings, groups, or "experiment". A later one wins.
         files: `--config` files in order.
         demo: Apply `demo.yaml`.
-        demo_unless: Dotted paths of settings; while no source gives any of them a value, `demo.yaml` is applied unasked.
+        demo_unless: Dotted paths of settings; while none has a value, `demo.yaml` is applied unasked.
     """
 
     overrides: Sequence[tuple[str, str]] = ()

@@ -65,7 +65,7 @@ class EarlyStoppingConfig(Section):
     @property
     def resolved_mode(self) -> Literal["min", "max"]:
         """`mode`, or what the metric's name suggests."""
-        smaller = ("loss", "error", "ece", "hd95", "nll", "mse", "mae", "rmse")
+        smaller = ("loss", "error", "ece", "brier", "hd95", "nll", "mse", "mae", "rmse")
         guess: Literal["min", "max"] = "min" if self.metric.rpartition("_")[2].lower() in smaller else "max"
         return self.mode or guess
 
@@ -154,7 +154,9 @@ class SchedulerConfig(Section):
 
     hoisted: ClassVar[tuple[str, ...]] = ("params",)
 
-    name: _ScheduleName = field("cosine", "Schedule of the learning rate", aliases=("scheduler_type", "train.scheduler_type"), selects=True)
+    name: _ScheduleName = field(
+        "cosine", "Schedule of the learning rate", aliases=("scheduler_type", "train.scheduler_type"), selects=True
+    )
     unit: Literal["step", "epoch"] | None = field(
         None, "What lengths count, and when the rate changes; null: steps for the warm-up schedules, epochs for others"
     )

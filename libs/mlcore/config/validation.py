@@ -58,15 +58,17 @@ def _explain(detail: ErrorDetails, table: NameTable, values: Mapping[str, Value]
     if path is None:  # a validator of a whole section
         section = ".".join(parts)
         origins = dict.fromkeys(v.source.where for key, v in values.items() if key.startswith(f"{section}."))
-        return f"{', '.join(origins) or 'default'}: {section or 'configuration'}: {problem}"
+        return ": ".join(filter(None, [", ".join(origins), section or "configuration", problem]))
     leaf = table.leaves[path]
     if detail["type"] == "missing" and path == ".".join(parts):
         return f"{path} is missing; give it as --{table.short[path]} or in a file; expected {leaf.expects}"
     own = detail["type"] in ("rejected", "value_error", "assertion_error")
     inner = "" if own else _inside(parts[path.count(".") + 1 :], leaf, problem)
-    where = values[path].source.where if path in values else "default"
-    shown = "" if path not in values else " = ***" if leaf.secret else f" = {dump_value(values[path].raw)}"
-    return f"{where}: {path}{shown}: {problem if own else _expected(leaf, values.get(path))}{inner}"
+    told = f"{problem if own else _expected(leaf, values.get(path))}{inner}"
+    if path not in values:  # nobody gave it: say how to
+        return f"{path} (--{table.short[path]}): {told}"
+    shown = "***" if leaf.secret else dump_value(values[path].raw)
+    return f"{values[path].source.where}: {path} = {shown}: {told}"
 
 
 def _expected(leaf: Leaf, value: Value | None) -> str:

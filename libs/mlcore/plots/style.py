@@ -151,7 +151,9 @@ def _label(name: str) -> str:
 
 def _family_with(characters: set[int]) -> str | None:
     for entry in _by_preference(font_manager.fontManager.ttflist):
-        if entry.name != _BASE_FONT and characters <= _glyphs(entry.fname):
+        # Matplotlib brings a "last resort" font, which claims every character and draws each as a box.
+        is_real = entry.name != _BASE_FONT and not entry.name.startswith("Last Resort")
+        if is_real and characters <= _glyphs(entry.fname):
             return entry.name
     return None
 

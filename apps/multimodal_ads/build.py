@@ -1,0 +1,248 @@
+"""From the typed configuration to objects; the only place of this app where the two meet."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, DataConfig
+from apps.multimodal_ads.data.augment import Augmentation
+from apps.multimodal_ads.data.batches import AdBatches, KnownFeatures, SampleSource
+from apps.multimodal_ads.data.dataset import AdDataset
+from apps.multimodal_ads.data.duplicates import check_duplicates, duplicate_groups, fingerprints
+from apps.multimodal_ads.data.generated import write_generated
+from apps.multimodal_ads.data.split import stratified_split
+from apps.multimodal_ads.data.statistics import dataset_statistics, statistics_sections
+from apps.multimodal_ads.data.table import AdRow, read_table
+from apps.multimodal_ads.frozen import picture_features, text_features
+from apps.multimodal_ads.model.assemble import Parts, describe, make_parts
+from apps.multimodal_ads.outputs import Inspector, write_outputs
+from apps.multimodal_ads.task import AdTask, Objective
+from mlcore.assemble import Data, Problem
+from mlcore.distributed import World, broadcast_object
+from mlcore.errors import UserError
+from mlcore.optim import GroupRule
+from mlcore.report import Section
+from mlcore.session import App
+
+_log = logging.getLogger(__name__)
+
+_OUTPUTS = Path("outputs") / "multimodal_ads"
+_EXPORT = Path(__file__).with_name("export.py")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """The rows of a run.
+
+    Attributes:
+        train: What is trained on.
+        validation: Held out; chooses the best checkpoint and the threshold.
+        test: Looked at once, after training; None for none.
+        notes: Warnings for the report.
+    """
+
+    train: Sequence[AdRow]
+    validation: Sequence[AdRow]
+    test: Sequence[AdRow] | None
+    notes: Sequence[str] = ()
+
+    def named(self) -> dict[str, Sequence[AdRow]]:
+        """The splits there are, by name."""
+        parts = {"train": self.train, "val": self.validation, "test": self.test}
+        return {name: rows for name, rows in parts.items() if rows is not None}
+
+
+def build(config: AdsConfig, world: World) -> Problem:
+    """Data, model and task of a run.
+
+    Raises:
+        UserError: Data or weights are missing or cannot be used, or settings do not fit together.
+    """
+    splits = broadcast_object(load_splits(config) if world.is_main else None)
+    parts = make_parts(config, device=world.device)
+    sources = _sources(config, splits, parts, world=world)
+    cached = sources["train"].knows_pictures
+    task = AdTask(
+        model=parts.classifier(with_vision=not cached),
+        objective=_objective(config.train, splits.train),
+        text_encoder=None if parts.text is None or sources["train"].knows_texts else parts.text,
+        facts=describe(config, parts),
+    )
+    collate = AdBatches(None if parts.vision is None or cached else parts.vision.processor)
+    datasets = {name: Data(dataset=source, collate=collate) for name, source in sources.items()}
+    augmentation = config.augmentation.name
+    inspector = Inspector(splits.named(), max_pixels=_max_pixels(config))
+    return Problem(
+        task=task,
+        train=datasets["train"],
+        validation=datasets["val"],
+        test=datasets["test"] if splits.test is not None else None,
+        transform=None if augmentation == "none" or parts.vision is None else Augmentation(augmentation),
+        group_rules=_learning_rates(config, task),
+        overview=partial(_overview, splits),
+        analyse=inspector,
+        finish=partial(write_outputs, inspector, config),
+        notes=splits.notes,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- the data
+
+
+def load_splits(config: AdsConfig) -> Splits:
+    """The rows that the data section names; every picture is read once, to find equal ones in different splits.
+
+    Raises:
+        UserError: A table is missing or has mistakes, or pictures are in two splits.
+    """
+    settings = config.data
+    if settings.source == "generated":
+        rows = _generated(settings)
+        return Splits(train=rows["train"], validation=rows["val"], test=rows["test"])
+    read = partial(read_table, base_dir=settings.base_dir)
+    rows = _complete({name: read(path) for name, path in _tables(settings).items()}, config)
+    notes = check_duplicates(rows, allow=settings.allow_duplicates, max_pixels=_max_pixels(config))
+    for note in notes:
+        _log.warning(note)
+    return Splits(train=rows["train"], validation=rows["val"], test=rows.get("test"), notes=notes)
+
+
+def _generated(settings: DataConfig) -> dict[str, Sequence[AdRow]]:
+    folder = settings.generated_dir or _OUTPUTS / "generated"
+    write_generated(folder, train=settings.num_train, validation=settings.num_val, test=settings.num_test, seed=0)
+    return {name: read_table(folder / f"{name}.csv", base_dir=None) for name in ("train", "val", "test")}
+
+
+def _tables(settings: DataConfig) -> dict[str, Path]:
+    """The given tables; where the training table is not given, those of the usual names in `base_dir`, too."""
+    given = {"train": settings.train_csv, "val": settings.val_csv, "test": settings.test_csv}
+    if settings.train_csv is None:
+        if settings.base_dir is None:
+            raise UserError("no data chosen: give --train_csv, or --base_dir with a train.csv, or --demo for the demo")
+        found = {name: settings.base_dir / f"{name}.csv" for name in given}
+        if not found["train"].is_file():
+            raise UserError(f"{found['train']}: no such file; give --train_csv, or a --base_dir that holds a train.csv")
+        given = {name: path or (found[name] if found[name].is_file() else None) for name, path in given.items()}
+    return {name: path for name, path in given.items() if path is not None}
+
+
+def _complete(tables: Mapping[str, Sequence[AdRow]], config: AdsConfig) -> dict[str, Sequence[AdRow]]:
+    """Hold out what has no table of its own; equal pictures stay together."""
+    rows, settings = dict(tables), config.data
+    if "val" in rows:
+        return rows
+    groups = duplicate_groups(fingerprints(rows["train"], max_pixels=_max_pixels(config)))
+    train, val, test = stratified_split(
+        rows["train"],
+        val_fraction=settings.val_fraction,
+        test_fraction=0.0 if "test" in rows else settings.test_fraction,
+        seed=config.run.seed,
+        groups=groups.tolist(),
+    )
+    parts = {"train": train, "val": val, "test": test}
+    _log.info("the training table is split: %s", ", ".join(f"{name} {len(part)}" for name, part in parts.items()))
+    return {**{name: part for name, part in parts.items() if part}, **{k: v for k, v in rows.items() if k != "train"}}
+
+
+def _max_pixels(config: AdsConfig) -> int:
+    return round(config.data.max_megapixels * 1e6)
+
+
+def _overview(splits: Splits, folder: Path) -> list[Section]:
+    parts = {name: dataset_statistics(rows) for name, rows in splits.named().items()}
+    return statistics_sections(parts, path=folder / "statistics.png")
+
+
+def _sources(config: AdsConfig, splits: Splits, parts: Parts, *, world: World) -> dict[str, SampleSource]:
+    """The splits' samples; features of frozen encoders are computed here where they are not known."""
+    named = splits.named()
+    pictures: dict[str, KnownFeatures] = {}
+    texts: dict[str, KnownFeatures] = {}
+    if config.features.cache == "auto":
+        root = config.features.cache_dir or _OUTPUTS / "features"
+        if parts.vision is not None and parts.vision_is_frozen and config.augmentation.name == "none":
+            pictures = picture_features(named, parts, config=config, root=root, world=world)
+        if parts.text is not None:
+            texts = text_features(named, parts.text, settings=config.features, root=root, world=world)
+    return {
+        name: SampleSource(
+            AdDataset(
+                rows,
+                max_pixels=_max_pixels(config),
+                with_images=parts.vision is not None and name not in pictures,
+            ),
+            pictures=pictures.get(name),
+            texts=texts.get(name),
+            with_texts=parts.text is not None,
+        )
+        for name, rows in named.items()
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- the training
+
+
+def _objective(settings: AdsTrainConfig, train: Sequence[AdRow]) -> Objective:
+    ads = sum(row.label for row in train)
+    weight = settings.pos_weight
+    if weight == "auto":
+        if not ads:
+            raise UserError("train.pos_weight=auto: there is no ad among the training rows")
+        weight = (len(train) - ads) / ads
+    return Objective(
+        loss_type=settings.loss_type,
+        focal_gamma=settings.focal_gamma,
+        focal_alpha=settings.focal_alpha,
+        pos_weight=weight,
+        label_smoothing=settings.label_smoothing,
+    )
+
+
+def _learning_rates(config: AdsConfig, task: AdTask) -> list[GroupRule]:
+    """Own rates of what trains in the backbone: its layers, or their adapters."""
+    vision, settings = task.model.vision, config.train
+    if vision is None or not any(parameter.requires_grad for parameter in vision.parameters()):
+        return []
+    if settings.lora.enabled:
+        rate = settings.lora_lr or settings.lr
+    else:
+        rate = settings.backbone_lr or settings.lr * (0.1 if config.vision_encoder.pretrained else 1.0)
+    return [] if rate == settings.lr else [GroupRule("vision.", rate)]
+
+
+def variants(config: AdsConfig) -> Mapping[str, AdsConfig]:
+    """Each modality alone and the other fusion, where asked for and where they differ from the run itself."""
+    if not config.train.ablations or config.train.modality != "multimodal" or config.text_encoder.model is None:
+        return {}
+    other = "concat" if config.fusion.name == "gated" else "gated"
+    return {
+        f"fusion_{other}": _changed(config, fusion={"name": other}),
+        "vision_only": _changed(config, train={"modality": "vision_only"}),
+        "text_only": _changed(config, train={"modality": "text_only"}),
+    }
+
+
+def _changed(config: AdsConfig, **changes: Mapping[str, Any]) -> AdsConfig:
+    sections = {name: getattr(config, name).model_copy(update=values) for name, values in changes.items()}
+    return config.model_copy(update=sections)
+
+
+def _run_name(config: AdsConfig) -> str:
+    if config.data.source == "generated":
+        return "generated"
+    table = config.data.train_csv or (config.data.base_dir or Path("data")) / "train.csv"
+    return table.stem if table.stem != "train" else f"{table.resolve().parent.name}"
+
+
+APP = App(
+    name="multimodal_ads",
+    title="Multimodal ad classifier",
+    build=build,
+    run_name=_run_name,
+    own_data='make train APP=multimodal_ads ARGS="--train_csv train.csv"  (columns local_image_path, label, text_info)',
+    root=Path("whole_finetune"),
+    variants=variants,
+)

@@ -1,0 +1,193 @@
+"""Typed configuration of the ad classifier; `apps.multimodal_ads.build` turns it into objects."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mlcore.config.section import Section, field, reject
+from mlcore.config.sections import CheckpointConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
+
+__all__ = [
+    "AdsConfig",
+    "AdsTrainConfig",
+    "AugmentationConfig",
+    "DataConfig",
+    "FeaturesConfig",
+    "FusionConfig",
+    "HeadConfig",
+    "LoraConfig",
+    "PoolingConfig",
+    "TextEncoderConfig",
+    "VisionEncoderConfig",
+]
+
+
+class DataConfig(Section):
+    """The images, their texts and labels, and the splits."""
+
+    source: Literal["csv", "generated"] = field(
+        "csv", "csv: own files, listed in tables; generated: drawn pictures with texts, for the demo"
+    )
+    base_dir: Path | None = field(
+        None,
+        "Folder that image paths are relative to and must stay in, and where train.csv, val.csv and test.csv are "
+        "looked for; null: each table's own folder",
+        env="DATA_DIR",
+    )
+    train_csv: Path | None = field(None, "Training table: columns local_image_path, label, text_info")
+    val_csv: Path | None = field(None, "Validation table; without it a part of the training table is held out")
+    test_csv: Path | None = field(None, "Test table, evaluated once after training; without both: another part")
+    val_fraction: float = field(0.15, "Part held out for validation where there is no table for it", gt=0, lt=1)
+    test_fraction: float = field(0.15, "Part held out for the test where only the training table is given", ge=0, lt=1)
+    allow_duplicates: bool = field(
+        default=False, description="Let the same picture be in more than one split, with a warning"
+    )
+    max_megapixels: float = field(100.0, "Larger images are refused before they are decoded", unit="megapixels", gt=0)
+    num_train: int = field(1200, "generated: training samples", unit="samples", ge=8)
+    num_val: int = field(400, "generated: validation samples", unit="samples", ge=8)
+    num_test: int = field(400, "generated: test samples", unit="samples", ge=8)
+    generated_dir: Path | None = field(
+        None, "generated: where they are written; null: outputs/multimodal_ads/generated"
+    )
+
+
+class FeaturesConfig(Section):
+    """Outputs of frozen encoders, computed once and kept on the disk."""
+
+    cache: Literal["auto", "off"] = field(
+        "auto",
+        "auto: texts always, pictures where the backbone is frozen and nothing augments them; off: compute them anew "
+        "at every step",
+    )
+    cache_dir: Path | None = field(None, "Where they are kept, for all runs; null: outputs/multimodal_ads/features")
+    encode_batch_size: int = field(32, "Samples that go through an encoder together when the cache is filled", ge=1)
+
+
+class VisionEncoderConfig(Section):
+    """The vision backbone."""
+
+    kind: Literal["siglip2", "siglip2_naflex", "vit", "timm"] = field(
+        "siglip2",
+        "Family: SigLIP 2, SigLIP 2 with native aspect ratio, ViT (all three of transformers), or any timm model",
+    )
+    model: str = field(
+        "google/siglip2-so400m-patch14-384",
+        "Name on the Hugging Face hub or in timm, or a folder with the weights",
+        min_length=1,
+    )
+    pretrained: bool = field(default=True, description="Load the published weights; otherwise start at random")
+    image_size: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] | None = field(
+        None, "Height and width of the input; null: the model's own", unit="pixels"
+    )
+    max_patches: int = field(256, "siglip2_naflex: most patches of a picture", unit="patches", ge=4)
+
+
+class TextEncoderConfig(Section):
+    """The text encoder, always frozen."""
+
+    model: str | None = field(
+        "sentence-transformers/LaBSE",
+        "A sentence-transformers model: name on the Hugging Face hub, a folder, or an installed package that carries "
+        "one; null: no text",
+    )
+    prefix: str = field("", "Put before every text, as some encoders were trained")
+    max_length: int | None = field(None, "Texts are cut to this; null: the model's own limit", unit="tokens", ge=8)
+
+
+class PoolingConfig(Section):
+    """From the backbone's tokens to one vector."""
+
+    name: Literal["mean", "cls", "attention"] = field(
+        "attention", "mean of all tokens; cls: the backbone's own summary; attention: learned weights"
+    )
+    num_heads: int = field(8, "attention: heads", unit="heads", ge=1)
+
+
+class FusionConfig(Section):
+    """How picture and text come together."""
+
+    name: Literal["gated", "concat"] = field(
+        "gated", "gated: gated multimodal unit (GMU); concat: both vectors at unit length, side by side"
+    )
+    hidden_dim: int = field(512, "gated: width", unit="features", ge=1)
+
+
+class HeadConfig(Section):
+    """The classifier on top."""
+
+    hidden_dims: tuple[Annotated[int, Field(ge=1)], ...] = field((256,), "Widths of the hidden layers", unit="features")
+    dropout: float = field(0.1, "Dropout before each layer", ge=0, lt=1)
+    projection_dim: int | None = field(
+        None, "vision_only, text_only: project to this width first; null: no projection", unit="features", ge=1
+    )
+
+
+class AugmentationConfig(Section):
+    """Random variation of training pictures."""
+
+    name: Literal["none", "weak", "strong"] = field("none", "How much training pictures vary")
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on the backbone's attention."""
+
+    enabled: bool = field(default=False, description="Train adapters on the query, key and value projections")
+    rank: int = field(16, "Rank of an adapter", ge=1)
+    alpha: float = field(8.0, "An adapter's output is scaled by alpha / rank", gt=0)
+    dropout: float = field(0.0, "Dropout before an adapter", ge=0, lt=1)
+    target_layers: int = field(6, "How many of the last layers get adapters", unit="layers", ge=1)
+
+
+class AdsTrainConfig(TrainConfig):
+    """The optimisation, and which parts of the model take part in it."""
+
+    modality: Literal["multimodal", "vision_only", "text_only"] = field("multimodal", "What the model sees")
+    freeze_backbone: bool = field(default=True, description="Keep the backbone as it is (adapters may still be added)")
+    finetune_layers: int = field(
+        0, "Without freeze_backbone: train this many of the last layers; -1: all of the backbone", unit="layers", ge=-1
+    )
+    backbone_lr: float | None = field(None, "Learning rate of the backbone; null: a tenth of lr", gt=0)
+    lora_lr: float | None = field(None, "Learning rate of the adapters; null: lr", gt=0)
+    lora: LoraConfig = field(LoraConfig(), "Adapters")
+    loss_type: Literal["focal", "bce"] = field("focal", "Loss")
+    focal_gamma: float = field(2.0, "focal: how strongly easy samples are discounted", ge=0)
+    focal_alpha: float | None = field(
+        None, "focal: weight of the ads, 1 - alpha that of the others; null: both 1", ge=0, le=1
+    )
+    pos_weight: Literal["auto"] | Annotated[float, Field(gt=0)] | None = field(
+        None, "bce: weight of the ads; auto: others / ads in the training data; null: 1"
+    )
+    label_smoothing: float = field(0.0, "How far targets are moved towards one half", ge=0, lt=1)
+    ablations: bool = field(
+        default=False,
+        description="Train each modality alone and the other fusion, too, with the same settings, and compare",
+    )
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        if self.freeze_backbone and self.finetune_layers != 0:
+            reject("finetune_layers", "needs train.freeze_backbone=false")
+        if not self.freeze_backbone and self.lora.enabled and self.finetune_layers != 0:
+            reject("finetune_layers", "cannot be combined with train.lora.enabled=true")
+        if self.loss_type != "bce" and self.pos_weight is not None:
+            reject("pos_weight", "is for train.loss_type=bce; focal takes focal_alpha")
+        return self
+
+
+class AdsConfig(Section):
+    """Everything the ad classifier can be told."""
+
+    data: DataConfig = field(DataConfig(), "Data")
+    features: FeaturesConfig = field(FeaturesConfig(), "Frozen features")
+    vision_encoder: VisionEncoderConfig = field(VisionEncoderConfig(), "Vision backbone")
+    text_encoder: TextEncoderConfig = field(TextEncoderConfig(), "Text encoder")
+    pooling: PoolingConfig = field(PoolingConfig(), "Pooling")
+    fusion: FusionConfig = field(FusionConfig(), "Fusion")
+    head: HeadConfig = field(HeadConfig(), "Head")
+    augmentation: AugmentationConfig = field(AugmentationConfig(), "Augmentation")
+    train: AdsTrainConfig = field(AdsTrainConfig(), "Training")
+    scheduler: SchedulerConfig = field(SchedulerConfig(), "Learning-rate schedule")
+    run: RunConfig = field(RunConfig(), "Run")
+    checkpoint: CheckpointConfig = field(CheckpointConfig(), "Checkpoints")
+    tracking: TrackingConfig = field(TrackingConfig(), "Tracking")

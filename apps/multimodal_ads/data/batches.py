@@ -1,0 +1,115 @@
+"""Samples with pixels or features, texts or embeddings, and batches as the classifier takes them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apps.multimodal_ads.data.dataset import AdDataset
+from apps.multimodal_ads.features import FeatureStore
+from apps.multimodal_ads.model.classifier import given
+from apps.multimodal_ads.vision.interface import Processor, Tokens
+
+__all__ = ["AdBatches", "KnownFeatures", "SampleSource"]
+
+KnownFeatures = tuple[FeatureStore, Sequence[str]]
+"""A store, and the digest of each sample's content."""
+
+
+class SampleSource:
+    """A data set whose samples carry their features where these are known.
+
+    Samples have the keys of `AdDataset`, and "features" (the store's row) in place of "image" where picture features
+    are known, "embedding" float [Dt] where text features are, else "text" where texts are looked at.
+
+    Args:
+        dataset: The rows.
+        pictures: Features of the pictures.
+        texts: Features of the texts.
+        with_texts: Whether texts are looked at.
+    """
+
+    def __init__(
+        self,
+        dataset: AdDataset,
+        *,
+        pictures: KnownFeatures | None = None,
+        texts: KnownFeatures | None = None,
+        with_texts: bool = True,
+    ) -> None:
+        self.dataset = dataset
+        self._pictures = pictures
+        self._texts = texts
+        self._with_texts = with_texts
+
+    @property
+    def knows_pictures(self) -> bool:
+        """Whether samples carry picture features."""
+        return self._pictures is not None
+
+    @property
+    def knows_texts(self) -> bool:
+        """Whether samples carry text features."""
+        return self._texts is not None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.dataset[index]
+        if self._pictures is not None:
+            store, digests = self._pictures
+            sample["features"] = store[digests[index]]
+        if self._texts is not None:
+            store, digests = self._texts
+            sample["embedding"] = store[digests[index]]["embedding"]
+        elif self._with_texts:
+            sample["text"] = self.dataset.rows[index].text
+        return sample
+
+
+class AdBatches:
+    """Makes a batch for `AdClassifier` of a list of samples.
+
+    Args:
+        processor: From images to the backbone's input; None where no pixels come.
+    """
+
+    def __init__(self, processor: Processor | None) -> None:
+        self._processor = processor
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Collate.
+
+        Returns:
+            "label" int64 [B], "has_text" bool [B]; and, by what the samples carry, "pixels", "pooled" [B, D] or
+            "tokens" (`Tokens`), and "text" [B, Dt] or "texts" (a list).
+        """
+        batch: dict[str, Any] = {
+            "label": torch.tensor([sample["label"] for sample in samples]),
+            "has_text": torch.tensor([sample["has_text"] for sample in samples]),
+        }
+        first = samples[0]
+        if "image" in first:
+            batch["pixels"] = given(self._processor)([sample["image"] for sample in samples])
+        if "features" in first:
+            rows = {key: _stack([sample["features"][key] for sample in samples]) for key in first["features"]}
+            batch.update(as_inputs(rows))
+        if "embedding" in first:
+            batch["text"] = _stack([sample["embedding"] for sample in samples])
+        if "text" in first:
+            batch["texts"] = [sample["text"] for sample in samples]
+        return batch
+
+
+def as_inputs(rows: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Stored picture features, "pooled" [B, D] or "values" [B, T, D] with "mask" [B, T], as the classifier's inputs."""
+    if "pooled" in rows:
+        return {"pooled": rows["pooled"]}
+    return {"tokens": Tokens(rows["values"], rows.get("mask"), None)}
+
+
+def _stack(arrays: Sequence[np.ndarray[Any, Any]]) -> Tensor:
+    return torch.from_numpy(np.stack(arrays))

@@ -1,0 +1,213 @@
+"""The table of pictures: a CSV file with the columns local_image_path, label and text_info.
+
+    local_image_path,label,text_info
+    images/001.jpg,True,"Summer sale: 50 % off"
+    images/002.jpg,False,
+
+Labels: true, yes and 1 are ads; false, no and 0 are not (any case; 1.0 and 0.0, too). Further columns are ignored.
+"""
+
+import csv
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlcore.errors import UserError
+
+__all__ = ["COLUMNS", "LABELS", "AdRow", "Places", "clean_text", "failed", "read_records", "read_table"]
+
+COLUMNS = ("local_image_path", "label", "text_info")
+LABELS: Mapping[str, int] = {"true": 1, "yes": 1, "1": 1, "1.0": 1, "false": 0, "no": 0, "0": 0, "0.0": 0}
+
+_LONGEST_FIELD = 2**31 - 1  # the csv module's own limit is 128 KiB, less than the text of a long page
+_SHOWN = 10
+_KEPT_CONTROLS = "\n\t"
+
+
+@dataclass(frozen=True)
+class AdRow:
+    """One row.
+
+    Attributes:
+        image: The image file; absolute, symbolic links resolved.
+        label: 1: ad, 0: not.
+        text: Text found in the image; "" where there is none.
+        origin: For messages: "train.csv, line 7".
+    """
+
+    image: Path
+    label: int
+    text: str
+    origin: str
+
+
+def read_table(path: Path, *, base_dir: Path | None, labelled: bool = True) -> list[AdRow]:
+    """Read a table.
+
+    Args:
+        path: The CSV file, UTF-8 with or without byte order mark.
+        base_dir: Where relative paths start. All paths, absolute ones included, must stay in it after symbolic links
+            are followed. None: relative paths start at the table's folder and stay in it, absolute ones are free.
+        labelled: Without it the label column may be missing and is not looked at; every label is 0.
+
+    Returns:
+        The rows in file order; every image is a file.
+
+    Raises:
+        UserError: The table cannot be used; all its problems are named together, with their lines.
+    """
+    if base_dir is not None and not base_dir.is_dir():
+        raise UserError(f"{base_dir}: no such folder (data.base_dir or DATA_DIR)")
+    places = Places(path.parent if base_dir is None else base_dir, only_inside=base_dir is not None)
+    problems: list[str] = []
+    rows: list[AdRow] = []
+    for line, values in read_records(path, COLUMNS if labelled else ("local_image_path", "text_info")):
+        found: list[str] = []
+        image = places.find(values["local_image_path"], line, found)
+        label = _label(values["label"], found) if labelled else 0
+        if image is not None and label is not None:
+            rows.append(AdRow(image, label, clean_text(values["text_info"]), f"{path}, line {line}"))
+        problems += [f"line {line}: {problem}" for problem in found]
+    if problems:
+        raise failed(path, problems)
+    if not rows:
+        raise UserError(f"{path}: no rows below the header")
+    return rows
+
+
+def _label(text: str, problems: list[str]) -> int | None:
+    label = LABELS.get(text.lower())
+    if label is None:
+        given = repr(_short(text)) if text else "empty"
+        problems.append(f"label is {given}; expected true, yes or 1 for an ad, false, no or 0 otherwise")
+    return label
+
+
+def clean_text(text: str) -> str:
+    """A text as the encoder gets it: composed Unicode (NFC), no control characters but line breaks and tabs, stripped.
+
+    "nan", which tables of missing values often hold, is no text.
+    """
+    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
+    if not text.isprintable():  # a line break is not printable either; most short texts stop here
+        text = "".join(c for c in text if c in _KEPT_CONTROLS or unicodedata.category(c) not in ("Cc", "Cs"))
+    text = text.strip()
+    return "" if text.lower() == "nan" else text
+
+
+class Places:
+    """Finds the images of one table, and which line an image was met in before.
+
+    Args:
+        base: Where relative paths start and must stay in.
+        only_inside: Absolute paths must stay in it, too.
+    """
+
+    def __init__(self, base: Path, *, only_inside: bool) -> None:
+        self._base = base.absolute().resolve()
+        self._only_inside = only_inside
+        self._seen: dict[Path, int] = {}
+
+    def find(self, text: str, line: int, problems: list[str]) -> Path | None:
+        """The resolved file, or None; what is wrong is added to `problems`."""
+        try:
+            image, problem = self._look_up(text)
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, a loop of links
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            image, problem = None, f"{_short(text)!r} is not a path ({_short(reason)})"
+        if image is not None and (first := self._seen.setdefault(image, line)) != line:
+            image, problem = None, f"the same image as in line {first}: {text}"
+        if image is None:
+            problems.append(problem)
+        return image
+
+    def _look_up(self, text: str) -> tuple[Path | None, str]:
+        if not text:
+            return None, "the path of the image is empty"
+        image = (self._base / text).resolve()
+        if not text.isascii() and not image.exists():  # some systems store accents and Hangul decomposed
+            others = [(self._base / unicodedata.normalize(form, text)).resolve() for form in ("NFC", "NFD")]
+            image = next((other for other in others if other.exists()), image)
+        free = not self._only_inside and Path(text).is_absolute()
+        if not free and not image.is_relative_to(self._base):
+            return None, f"{text} is outside of {self._base} (symbolic links followed), which paths must stay in"
+        if not image.is_file():
+            where = "" if Path(text).is_absolute() else f" (relative paths start at {self._base})"
+            return None, f"no such file: {text}{where}"
+        return image, ""
+
+
+def read_records(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The records of a CSV table that are not blank.
+
+    Args:
+        path: The file, UTF-8.
+        wanted: Columns that must be there.
+
+    Yields:
+        The line a record starts in, and its stripped values by column; "" for values that are missing at the end.
+
+    Raises:
+        UserError: It cannot be read, is no CSV table, or lacks a column.
+    """
+    line = 1
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file, _long_fields():
+            reader = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            _check_header(path, header, wanted)
+            line = reader.line_num + 1
+            for values in reader:
+                if len(values) > len(header):
+                    raise UserError(
+                        f"{path}, line {line}: {len(values)} values, but the header names {len(header)} columns; put "
+                        "texts and paths with commas in quotes"
+                    )
+                if any(value.strip() for value in values):
+                    padded = [*values, *[""] * (len(header) - len(values))]
+                    yield line, {k: v.strip() for k, v in zip(header, padded, strict=True)}
+                line = reader.line_num + 1
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; save it as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line}: not a CSV table ({error})") from None
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _check_header(path: Path, header: Sequence[str], wanted: Sequence[str]) -> None:
+    missing = [name for name in wanted if name not in header]
+    if missing:
+        hint = "; leave its values empty where there is no text" if missing == ["text_info"] else ""
+        raise UserError(
+            f"{path}: no column {' and no column '.join(missing)}; the header is "
+            f"{_short(','.join(header)) or 'empty'}, expected {','.join(wanted)}{hint}"
+        )
+    double = [name for name in wanted if header.count(name) > 1]
+    if double:
+        raise UserError(f"{path}: the column {double[0]} is there twice")
+
+
+def failed(path: Path, problems: Sequence[str]) -> UserError:
+    """The error that names all problems of a table, each "line 7: ...", or the first ones and their number."""
+    if len(problems) == 1:
+        return UserError(f"{path}, {problems[0]}")
+    lines = [f"  {problem}" for problem in problems[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        lines.append(f"  and {len(problems) - _SHOWN} more")
+    return UserError(f"{path}: {len(problems)} problems\n" + "\n".join(lines))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"

@@ -1,0 +1,135 @@
+"""From the configuration to the parts of a classifier: what training and prediction both begin with."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from apps.multimodal_ads.config import AdsConfig, PoolingConfig
+from apps.multimodal_ads.features import weights_digest
+from apps.multimodal_ads.model.classifier import AdClassifier, given
+from apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, Single
+from apps.multimodal_ads.model.head import make_head
+from apps.multimodal_ads.model.pooling import AttentionPooling, MeanPooling, SummaryPooling
+from apps.multimodal_ads.text.encoder import TextEncoder, load_text
+from apps.multimodal_ads.vision.encoder import load_vision
+from apps.multimodal_ads.vision.freezing import freeze
+from apps.multimodal_ads.vision.interface import VisionEncoder
+from apps.multimodal_ads.vision.lora import add_adapters
+from mlcore.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """A classifier in parts.
+
+    Attributes:
+        config: What they were made from.
+        vision: The backbone, frozen and with adapters as configured; None where pictures are not looked at.
+        base_digest: Digest of the backbone's weights before anything was trained; None without a backbone.
+        pooling: From tokens to a vector; None without a backbone.
+        text: The frozen text encoder; None where texts are not looked at.
+        text_width: Width of its embeddings; None without it.
+    """
+
+    config: AdsConfig
+    vision: VisionEncoder | None
+    base_digest: str | None
+    pooling: nn.Module | None
+    text: TextEncoder | None
+    text_width: int | None
+
+    @property
+    def vision_is_frozen(self) -> bool:
+        """Whether nothing in the backbone trains."""
+        return self.vision is None or not any(weight.requires_grad for weight in self.vision.parameters())
+
+    def classifier(self, *, with_vision: bool = True) -> AdClassifier:
+        """The classifier.
+
+        Args:
+            with_vision: Without it the backbone stays outside, because its features come with the batches.
+        """
+        config = self.config
+        fusion = self._fusion()
+        return AdClassifier(
+            vision=self.vision if with_vision else None,
+            pooling=self.pooling,
+            fusion=fusion,
+            head=make_head(fusion.width, hidden_dims=config.head.hidden_dims, dropout=config.head.dropout),
+            text_width=self.text_width,
+        )
+
+    def _fusion(self) -> GatedFusion | ConcatFusion | Single:
+        if self.vision is None or self.text_width is None:
+            width = given(self.text_width) if self.vision is None else self.vision.width
+            return Single(width, projection_dim=self.config.head.projection_dim)
+        if self.config.fusion.name == "gated":
+            return GatedFusion(self.vision.width, self.text_width, width=self.config.fusion.hidden_dim)
+        return ConcatFusion(self.vision.width, self.text_width)
+
+
+def make_parts(config: AdsConfig, *, device: torch.device) -> Parts:
+    """Load the encoders that the configuration names.
+
+    Args:
+        config: The run's.
+        device: Where the text encoder computes.
+
+    Raises:
+        UserError: Weights cannot be had, or settings do not fit together.
+    """
+    modality = config.train.modality
+    if modality == "text_only" and config.text_encoder.model is None:
+        raise UserError("train.modality=text_only needs a text encoder; text_encoder=none has none")
+    text = None
+    if modality != "vision_only" and config.text_encoder.model is not None:
+        text = load_text(config.text_encoder)
+        text.to(device)
+    vision = None if modality == "text_only" else load_vision(config.vision_encoder)
+    digest = None if vision is None else weights_digest(vision)
+    return Parts(
+        config=config,
+        vision=vision if vision is None else _prepare(vision, config),
+        base_digest=digest,
+        pooling=None if vision is None else _pooling(config.pooling, vision.width),
+        text=text,
+        text_width=None if text is None else text.width,
+    )
+
+
+def describe(config: AdsConfig, parts: Parts) -> dict[str, Any]:
+    """Plain values that a checkpoint carries, so that it is only used with the encoders that it was trained with."""
+    return {
+        "class_names": ["not_ad", "ad"],
+        "vision_weights": parts.base_digest if config.vision_encoder.pretrained else None,
+        "text_fingerprint": None if parts.text is None else parts.text.fingerprint(),
+        "text_width": parts.text_width,
+    }
+
+
+def _prepare(vision: VisionEncoder, config: AdsConfig) -> VisionEncoder:
+    """Freeze and adapt the backbone."""
+    settings = config.train
+    if config.pooling.name != "cls":
+        vision.drop_summary()
+    layers = 0 if settings.freeze_backbone or settings.lora.enabled else settings.finetune_layers
+    if not config.vision_encoder.pretrained and layers != -1:
+        raise UserError(
+            "vision_encoder.pretrained=false starts at random, so the whole backbone has to be trained: "
+            "train.freeze_backbone=false train.finetune_layers=-1"
+        )
+    freeze(vision, layers=layers)
+    if settings.lora.enabled:
+        lora = settings.lora
+        add_adapters(vision, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, target_layers=lora.target_layers)
+    if settings.gradient_checkpointing and (layers != 0 or settings.lora.enabled):
+        vision.enable_gradient_checkpointing()
+    return vision
+
+
+def _pooling(config: PoolingConfig, width: int) -> nn.Module:
+    if config.name == "attention":
+        return AttentionPooling(width, num_heads=config.num_heads)
+    return MeanPooling() if config.name == "mean" else SummaryPooling()

@@ -1,0 +1,128 @@
+"""The ad classifier: backbone, pooling, fusion and head, for one modality or both."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, Single
+from apps.multimodal_ads.vision.interface import Tokens, VisionEncoder
+
+Batch = Mapping[str, Any]
+Part = TypeVar("Part")
+
+
+class Output(NamedTuple):
+    """What the classifier says of a batch.
+
+    Attributes:
+        logits: [B]; above 0 means more likely an ad than not.
+        gate: [B, H], the share of the picture in each unit of a gated fusion; None without one.
+    """
+
+    logits: Tensor
+    gate: Tensor | None
+
+
+class AdClassifier(nn.Module):
+    """One logit for each sample.
+
+    Its state dict holds what training changes: frozen weights of the backbone are not in it, and are not asked for when
+    it is loaded. They come from the hub or a folder, and their digest is noted in checkpoints.
+
+    Args:
+        vision: The backbone; None where pictures are not looked at, or where their features come with the batch.
+        pooling: From its tokens to a vector; None where pictures are not looked at.
+        fusion: What joins (or, for one modality, prepares) the vectors.
+        head: From the fused vector to the logit.
+        text_width: Width of the text embeddings; None where texts are not looked at.
+    """
+
+    def __init__(
+        self,
+        *,
+        vision: VisionEncoder | None,
+        pooling: nn.Module | None,
+        fusion: GatedFusion | ConcatFusion | Single,
+        head: nn.Module,
+        text_width: int | None,
+    ) -> None:
+        super().__init__()
+        self.vision = vision
+        self.pooling = pooling
+        self.fusion = fusion
+        self.head = head
+        # What stands in for a text that is missing; learned, so that it need not look like any text.
+        self.no_text = None if text_width is None else nn.Parameter(torch.zeros(text_width))
+        self.register_state_dict_post_hook(_drop_frozen)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_excuse_frozen)  # type: ignore[no-untyped-call]
+
+    def forward(self, batch: Batch) -> Output:
+        """Judge a batch.
+
+        Args:
+            batch: "pixels" (the processor's tensors), or "tokens" (`Tokens`), or "pooled" [B, D]; and "text" [B, Dt]
+                with "has_text" bool [B]. What the modality does not need may be missing.
+        """
+        if isinstance(self.fusion, Single):
+            vector = self.fusion(self._picture(batch) if self.no_text is None else self._text(batch))
+            gate = None
+        else:
+            vector, gate = self.fusion(self._picture(batch), self._text(batch))
+        return Output(self.head(vector).squeeze(-1), gate)
+
+    def _picture(self, batch: Batch) -> Tensor:
+        if "pooled" in batch:
+            known: Tensor = batch["pooled"]
+            return known
+        pooled: Tensor = given(self.pooling)(batch["tokens"] if "tokens" in batch else self._see(batch["pixels"]))
+        return pooled
+
+    def _see(self, pixels: Mapping[str, Tensor]) -> Tokens:
+        vision = given(self.vision)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(vision)):
+            tokens: Tokens = vision(pixels)
+        return tokens
+
+    def _text(self, batch: Batch) -> Tensor:
+        text: Tensor = batch["text"]
+        return torch.where(batch["has_text"].unsqueeze(-1), text, given(self.no_text).to(text.dtype))
+
+
+def given(part: Part | None) -> Part:
+    """A part that this modality needs.
+
+    Raises:
+        ValueError: The classifier was made without it, or the batch lacks what would stand in for it.
+    """
+    if part is None:
+        raise ValueError("the batch asks for a part that this classifier was made without")
+    return part
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _frozen_keys(module: nn.Module) -> set[str]:
+    """Parameters that are frozen, and buffers of modules in which nothing trains, below `module.vision`."""
+    if not isinstance(module, AdClassifier) or module.vision is None:
+        return set()
+    keys: set[str] = set()
+    for name, part in module.vision.named_modules(prefix="vision"):
+        own = list(part.named_parameters(recurse=False))
+        keys |= {f"{name}.{key}" for key, parameter in own if not parameter.requires_grad}
+        if not any(parameter.requires_grad for _, parameter in own):
+            keys |= {f"{name}.{key}" for key, _ in part.named_buffers(recurse=False)}
+    return keys
+
+
+def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: dict[str, Any]) -> None:
+    for key in _frozen_keys(module):
+        state.pop(prefix + key, None)
+
+
+def _excuse_frozen(module: nn.Module, keys: Any) -> None:
+    frozen = _frozen_keys(module)
+    keys.missing_keys[:] = [key for key in keys.missing_keys if key not in frozen]

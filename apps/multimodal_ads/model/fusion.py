@@ -1,0 +1,62 @@
+"""How the vector of the picture and that of the text become one."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class GatedFusion(nn.Module):
+    """Gated multimodal unit (Arevalo et al. 2017, equation 1 of section 3.1): each unit chooses between the modalities.
+
+    Args:
+        vision_width: Of the picture's vector.
+        text_width: Of the text's vector.
+        width: Units H.
+    """
+
+    def __init__(self, vision_width: int, text_width: int, *, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.vision = nn.Linear(vision_width, width)
+        self.text = nn.Linear(text_width, width)
+        self.gate = nn.Linear(vision_width + text_width, width)
+
+    def forward(self, vision: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Fused vectors [B, H], and the gate [B, H] in 0..1: the share of the picture in each unit."""
+        gate = torch.sigmoid(self.gate(torch.cat([vision, text], dim=-1)))
+        return gate * torch.tanh(self.vision(vision)) + (1 - gate) * torch.tanh(self.text(text)), gate
+
+
+class ConcatFusion(nn.Module):
+    """Both vectors at unit length, side by side.
+
+    Args:
+        vision_width: Of the picture's vector.
+        text_width: Of the text's vector.
+    """
+
+    def __init__(self, vision_width: int, text_width: int) -> None:
+        super().__init__()
+        self.width = vision_width + text_width
+
+    def forward(self, vision: Tensor, text: Tensor) -> tuple[Tensor, None]:
+        """Fused vectors [B, Dv + Dt]; there is no gate."""
+        return torch.cat([functional.normalize(vision, dim=-1), functional.normalize(text, dim=-1)], dim=-1), None
+
+
+class Single(nn.Module):
+    """One modality alone: an optional projection, then unit length.
+
+    Args:
+        width: Of the modality's vector.
+        projection_dim: Width of the projection; None for none.
+    """
+
+    def __init__(self, width: int, *, projection_dim: int | None) -> None:
+        super().__init__()
+        self.width = width if projection_dim is None else projection_dim
+        self.projection = nn.Identity() if projection_dim is None else nn.Linear(width, projection_dim)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """[B, width] at unit length."""
+        return functional.normalize(self.projection(vector), dim=-1)

@@ -1,0 +1,116 @@
+"""What a run leaves besides the shared files: results, predictions, the wrong ones, and copies under promised names."""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from apps.multimodal_ads.config import AdsConfig
+from apps.multimodal_ads.data.images import read_image
+from apps.multimodal_ads.data.table import AdRow
+from apps.multimodal_ads.evaluation import ad_sections, probabilities_of, results, threshold_for_f1
+from apps.multimodal_ads.wrong_ones import judge, write_predictions, write_report, wrong_sections
+from mlcore.checkpoint import CheckpointStore
+from mlcore.config.dump import to_yaml
+from mlcore.files import ensure_folder, write_json, write_text
+from mlcore.report import Section
+
+__all__ = ["Inspector", "write_outputs", "write_test_files"]
+
+CHECKPOINT = "checkpoint_best.ckpt"
+RESULTS = "results.json"
+
+_HEADLINES = ("n", "positives", "auroc", "average_precision", "f1", "precision", "recall", "accuracy", "ece")
+
+
+class Inspector:
+    """Pictures and tables of an evaluation; remembers the predictions, from which the run's own files are written.
+
+    Args:
+        rows: By split: "val", and "test" where there is one.
+        max_pixels: Larger images are not decoded for thumbnails.
+    """
+
+    def __init__(self, rows: Mapping[str, Sequence[AdRow]], *, max_pixels: int) -> None:
+        self.rows = rows
+        self.read_image = partial(read_image, max_pixels=max_pixels)
+        self.predictions: dict[str, Mapping[str, Tensor]] = {}
+
+    def __call__(self, predictions: Mapping[str, Tensor], folder: Path, prefix: str) -> list[Section]:
+        """Sections of the report; `prefix` is "" for validation, which comes first, and "test_" for the test."""
+        split = prefix.removesuffix("_") or "val"
+        self.predictions[split] = predictions
+        judged = judge(predictions, self.rows[split], threshold=self.threshold)
+        return [
+            *ad_sections(predictions, threshold=self.threshold, folder=folder, prefix=prefix),
+            *wrong_sections(judged, folder=folder, prefix=prefix, read_image=self.read_image),
+        ]
+
+    @property
+    def threshold(self) -> float:
+        """The probability from which a sample counts as an ad, chosen on validation."""
+        validation = self.predictions["val"]
+        return threshold_for_f1(validation["label"].numpy(), probabilities_of(validation))
+
+
+def write_outputs(inspector: Inspector, config: AdsConfig, folder: Path, _summary: Mapping[str, Any]) -> None:
+    """Write `results.json`, `test_predictions.json`, `test_report.md`, `checkpoint_best.ckpt` and `.hydra/config.yaml`.
+
+    Without test data the predictions and the report are those of validation.
+
+    Args:
+        inspector: It has seen the best checkpoint's predictions.
+        config: The run's.
+        folder: The run's.
+    """
+    known = inspector.predictions
+    split = "test" if "test" in known else "val"
+    values = results(known["val"], known["test"] if split == "test" else None)
+    write_json(folder / RESULTS, values)
+    write_test_files(
+        folder,
+        known[split],
+        inspector.rows[split],
+        threshold=inspector.threshold,
+        figures=values[split],
+        read=inspector.read_image,
+    )
+    _link(folder / "checkpoints" / CheckpointStore.BEST, folder / CHECKPOINT)
+    write_text(ensure_folder(folder / ".hydra") / "config.yaml", to_yaml(config))
+
+
+def write_test_files(
+    folder: Path,
+    predictions: Mapping[str, Tensor],
+    rows: Sequence[AdRow],
+    *,
+    threshold: float,
+    figures: Mapping[str, Any],
+    read: Any,
+) -> None:
+    """Write `test_predictions.json` and `test_report.md`.
+
+    Args:
+        folder: Where they go.
+        predictions: Evaluation rows, see `apps.multimodal_ads.evaluation`.
+        rows: The table's rows.
+        threshold: Least probability of what is taken for an ad.
+        figures: One split of results.json.
+        read: Reads a picture.
+    """
+    judged = judge(predictions, rows, threshold=threshold)
+    write_predictions(folder / "test_predictions.json", judged)
+    headlines = {name: figures[name] for name in _HEADLINES}
+    write_report(folder / "test_report.md", judged, headlines=headlines, threshold=threshold, read_image=read)
+
+
+def _link(source: Path, name: Path) -> None:
+    """Give a file a second name; a copy where the file system has no hard links is left to the user."""
+    name.unlink(missing_ok=True)
+    try:
+        os.link(source, name)
+    except OSError:
+        name.symlink_to(source.relative_to(name.parent))

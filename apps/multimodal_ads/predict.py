@@ -1,0 +1,41 @@
+"""Score images with a trained ad classifier.
+
+    python apps/multimodal_ads/predict.py --model_path <run>/checkpoint_best.ckpt image.jpg folder/ --text "50 % off"
+    python apps/multimodal_ads/predict.py --model_path <run>/checkpoint_best.ckpt --csv table.csv
+
+writes predictions.csv (--output): image, probability of an ad, predicted class at the threshold that the run chose on
+its validation data, the picture's share in the gated fusion, and for an image that cannot be read the reason; such
+images do not stop the others, but make the exit code 1. Texts come from the table's column text_info (no labels are
+needed); prepare.py --ocr reads them off the images.
+"""
+
+import argparse
+from pathlib import Path
+
+from mlcore.cli.app import guarded
+
+
+def main() -> int:
+    """Parse the command line and score."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("inputs", nargs="*", type=Path, help="images, and folders of images")
+    add("--model_path", type=Path, required=True, help="checkpoint, such as checkpoint_best.ckpt")
+    add("--csv", type=Path, help="a table (local_image_path, text_info) instead of inputs")
+    add("--base_dir", type=Path, help="with --csv: folder that image paths are relative to (default: the table's)")
+    add("--text", default="", help="text of the inputs, the same for all (default: none)")
+    add("--output", type=Path, default=Path("predictions.csv"), help="the table (default: predictions.csv)")
+    add("--threshold", type=float, help="probability from which an image is an ad (default: chosen on validation)")
+    add("--batch_size", type=int, default=32, help="images that go through the model together (default: 32)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    given = parser.parse_args()
+
+    from apps.multimodal_ads.prediction import PredictRequest, predict  # after parsing: torch takes seconds to import
+
+    return predict(PredictRequest(**vars(given)))
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,195 @@
+"""What `test.py` and `predict.py` do: a checkpoint and a table, or images, to figures and probabilities."""
+
+import csv
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from apps.multimodal_ads.data.batches import SampleSource
+from apps.multimodal_ads.data.dataset import AdDataset
+from apps.multimodal_ads.data.images import find_images, read_image
+from apps.multimodal_ads.data.table import AdRow, clean_text, read_table
+from apps.multimodal_ads.evaluation import probabilities_of, split_results
+from apps.multimodal_ads.outputs import write_test_files
+from apps.multimodal_ads.restore import Restored, chosen_threshold, restore
+from mlcore.batch import MicroBatch
+from mlcore.console import Pace, format_duration, setup_logging
+from mlcore.data.loader import BatchLoader, worker_count
+from mlcore.data.order import EpochOrder
+from mlcore.distributed import World, pick_device
+from mlcore.engine import autocast
+from mlcore.errors import UserError
+from mlcore.evaluator import Evaluator
+from mlcore.files import ensure_folder, write_json, write_text
+from mlcore.restore import run_folder
+
+_log = logging.getLogger(__name__)
+
+_COLUMNS = ("image", "probability", "predicted", "gate", "problem")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestRequest:
+    """The command line of `test.py`; its help says what each means."""
+
+    model_path: Path
+    csv: Path
+    base_dir: Path | None
+    output_dir: Path | None
+    threshold: float | None
+    batch_size: int
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictRequest:
+    """The command line of `predict.py`; its help says what each means."""
+
+    inputs: Sequence[Path]
+    model_path: Path
+    csv: Path | None
+    base_dir: Path | None
+    text: str
+    output: Path
+    threshold: float | None
+    batch_size: int
+    device: str
+
+
+def evaluate(request: TestRequest) -> int:
+    """Judge a checkpoint on a labelled table and write results.json, test_predictions.json and test_report.md.
+
+    Raises:
+        UserError: The checkpoint or the table cannot be used.
+    """
+    setup_logging()
+    rows = read_table(request.csv, base_dir=request.base_dir)
+    restored = restore(request.model_path, device=pick_device(request.device))
+    threshold = _threshold(request.threshold, request.model_path)
+    predictions = predict_rows(restored, rows, batch_size=request.batch_size)
+    folder = ensure_folder(request.output_dir or run_folder(request.model_path) / f"test_{request.csv.stem}")
+    figures = split_results(predictions, threshold=threshold)
+    about = {"value": threshold, "chosen_on": "val" if request.threshold is None else None}
+    write_json(folder / "results.json", {"threshold": about, "test": figures})
+    write_test_files(
+        folder,
+        predictions,
+        rows,
+        threshold=threshold,
+        figures=figures,
+        read=partial(read_image, max_pixels=_limit(restored)),
+    )
+    shown = ("auroc", "average_precision", "f1", "accuracy")
+    _log.info("%d samples  %s", len(rows), "  ".join(f"{name} {_shown(figures[name])}" for name in shown))
+    for name, reason in figures["undefined"].items():
+        _log.warning("%s is undefined: %s", name, reason)
+    _log.info("written: %s", folder)
+    return 0
+
+
+def predict_rows(restored: Restored, rows: Sequence[AdRow], *, batch_size: int) -> Mapping[str, Tensor]:
+    """Evaluation rows of a table's samples, in its order."""
+    source = _source(restored, rows)
+    order = EpochOrder(len(rows), batch_size, shuffle=False)
+    workers = worker_count("auto", samples=len(rows), batch_size=batch_size, processes=1)
+    loader = BatchLoader(source, order, collate=restored.collate, num_workers=workers)
+    device = next(restored.model.parameters()).device
+    with autocast(restored.config.train.precision, device):
+        return Evaluator(restored.task, loader, world=World(device=device)).predict(restored.model)
+
+
+def predict(request: PredictRequest) -> int:
+    """Score images and write a table; exit code 1 where some could not be read (they are in the table with the reason).
+
+    Raises:
+        UserError: There is nothing to score, or the checkpoint cannot be used.
+    """
+    setup_logging()
+    rows = _wanted(request)
+    restored = restore(request.model_path, device=pick_device(request.device))
+    threshold = _threshold(request.threshold, request.model_path)
+    pace, lines = Pace(len(rows)), [list(_COLUMNS)]
+    for chunk in (rows[start : start + request.batch_size] for start in range(0, len(rows), request.batch_size)):
+        lines += _score(restored, chunk, threshold=threshold)
+        pace.update(len(lines) - 1)
+        _log.info("%d of %d images, ETA %s", len(lines) - 1, len(rows), format_duration(pace.eta_s))
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(lines)
+    write_text(request.output, buffer.getvalue())
+    bad = sum(bool(line[-1]) for line in lines[1:])
+    _log.info("written: %s (%d images, %d could not be read)", request.output, len(rows), bad)
+    return 1 if bad else 0
+
+
+def _wanted(request: PredictRequest) -> list[AdRow]:
+    if request.csv is not None:
+        if request.inputs:
+            raise UserError("give images or --csv, not both")
+        return read_table(request.csv, base_dir=request.base_dir, labelled=False)
+    paths = [path for given in request.inputs for path in (find_images(given) if given.is_dir() else [given])]
+    if not paths:
+        raise UserError("nothing to score: give images, folders of images, or --csv")
+    text = clean_text(request.text)
+    return [AdRow(image=path, label=0, text=text, origin=str(path)) for path in paths]
+
+
+@torch.inference_mode()
+def _score(restored: Restored, rows: Sequence[AdRow], *, threshold: float) -> Iterator[list[str]]:
+    """Lines of the table, one for each row."""
+    source = _source(restored, rows)
+    samples, problems = [], {}
+    for index in range(len(rows)):
+        try:
+            samples.append(source[index])
+        except UserError as error:
+            problems[index] = str(error)
+    found: dict[int, tuple[float, float | None]] = {}
+    if samples:
+        device = next(restored.model.parameters()).device
+        batch = MicroBatch(restored.collate(samples)).to(device).data
+        with autocast(restored.config.train.precision, device):
+            output = restored.task.evaluation_step(restored.model, batch)
+        gates = output["gate"].tolist() if "gate" in output else [None] * len(samples)
+        chances = probabilities_of({key: value.cpu() for key, value in output.items()}).tolist()
+        found = {s["index"]: pair for s, pair in zip(samples, zip(chances, gates, strict=True), strict=True)}
+    for index, row in enumerate(rows):
+        if index in problems:
+            yield [str(row.image), "", "", "", problems[index]]
+            continue
+        chance, gate = found[index]
+        yield [
+            str(row.image),
+            f"{chance:.6f}",
+            "ad" if chance >= threshold else "not_ad",
+            "" if gate is None else f"{gate:.4f}",
+            "",
+        ]
+
+
+def _source(restored: Restored, rows: Sequence[AdRow]) -> SampleSource:
+    dataset = AdDataset(rows, max_pixels=_limit(restored), with_images=restored.parts.vision is not None)
+    return SampleSource(dataset, with_texts=restored.parts.text is not None)
+
+
+def _limit(restored: Restored) -> int:
+    return round(restored.config.data.max_megapixels * 1e6)
+
+
+def _threshold(given: float | None, model_path: Path) -> float:
+    if given is not None:
+        return given
+    chosen = chosen_threshold(run_folder(model_path))
+    if chosen is None:
+        _log.warning("no results.json beside %s: the threshold is 0.5; give --threshold for another", model_path)
+        return 0.5
+    return chosen
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"

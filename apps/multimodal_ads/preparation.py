@@ -1,0 +1,239 @@
+"""What `prepare.py` does: a folder or any table of pictures to the tables that training reads."""
+
+import csv
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from apps.multimodal_ads.data.duplicates import duplicate_groups, fingerprints
+from apps.multimodal_ads.data.images import find_images, read_image
+from apps.multimodal_ads.data.ocr import check_tesseract, recognise
+from apps.multimodal_ads.data.pace import with_pace
+from apps.multimodal_ads.data.split import stratified_split
+from apps.multimodal_ads.data.table import COLUMNS, LABELS, AdRow, Places, clean_text, failed, read_records
+from mlcore.console import setup_logging
+from mlcore.errors import UserError
+from mlcore.files import ensure_folder, write_text
+
+__all__ = ["Preparation", "Sources", "prepare_data", "read_source", "run"]
+
+_log = logging.getLogger(__name__)
+
+_FOLDERS = {"ad": 1, "not_ad": 0}
+_SPLITS = ("train", "val", "test")
+_RECORD = "ocr.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where the pictures are: folders with subfolders ad and not_ad, or CSV tables.
+
+    Attributes:
+        train: All pictures, or those for training where others are given.
+        val: Pictures for validation, which are then not drawn from `train`.
+        test: Pictures for the test, likewise.
+    """
+
+    train: Path
+    val: Path | None = None
+    test: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """Settings of a preparation.
+
+    Attributes:
+        image_column: Column of the image paths in tables.
+        label_column: Column of the labels.
+        text_column: Column of the texts; None: there is none.
+        ad_labels: Label values that mean an ad, all others do not; None: true, yes, 1 and false, no, 0.
+        base_dir: Paths are written relative to this folder, for data.base_dir; None: they are written in full.
+        ocr: Find the texts of pictures that have none.
+        ocr_lang: Languages of these texts.
+        val_fraction: Share for validation.
+        test_fraction: Share for the test.
+        seed: Names the draw of the split.
+        max_megapixels: Larger images are refused.
+        skip_unreadable: Leave out images that cannot be read, instead of stopping.
+    """
+
+    image_column: str = "local_image_path"
+    label_column: str = "label"
+    text_column: str | None = "text_info"
+    ad_labels: tuple[str, ...] | None = None
+    base_dir: Path | None = None
+    ocr: bool = False
+    ocr_lang: str = "kor+eng"
+    val_fraction: float = 0.15
+    test_fraction: float = 0.15
+    seed: int = 0
+    max_megapixels: float = 100.0
+    skip_unreadable: bool = False
+
+    @property
+    def max_pixels(self) -> int:
+        """Most pixels of an image."""
+        return int(self.max_megapixels * 1e6)
+
+
+def prepare_data(sources: Sources, output: Path, settings: Preparation) -> dict[str, list[AdRow]]:
+    """Write train.csv, val.csv and test.csv into `output`; images stay where they are.
+
+    Every part has the same share of ads; copies of a picture go to one part. `train.csv` is written last.
+
+    Returns:
+        The rows of each split; those without rows have no table.
+
+    Raises:
+        UserError: An input cannot be used, a part would be empty, `output` has tables already, or text recognition was
+            asked for and is not there.
+    """
+    ensure_folder(output)
+    for split in _SPLITS:
+        if (output / f"{split}.csv").exists():
+            raise UserError(f"{output / split}.csv: exists already; give another output folder, or remove it first")
+    if settings.ocr:
+        check_tesseract(settings.ocr_lang)  # before minutes of work
+    given = {"train": sources.train, "val": sources.val, "test": sources.test}
+    parts = {name: read_source(path, settings) for name, path in given.items() if path is not None}
+    if settings.skip_unreadable:
+        parts = {name: _readable(rows, settings) for name, rows in parts.items()}
+    if settings.ocr:
+        parts = {name: _with_texts(rows, settings, record=output / _RECORD) for name, rows in parts.items()}
+    splits = _split(parts, settings)
+    tables = {name: _table(rows, settings.base_dir) for name, rows in splits.items() if rows}
+    for name in reversed(_SPLITS):
+        if name in tables:
+            write_text(output / f"{name}.csv", tables[name])
+    (output / _RECORD).unlink(missing_ok=True)
+    return splits
+
+
+def read_source(source: Path, settings: Preparation) -> list[AdRow]:
+    """The rows of a folder, sorted by path, or of a table, in its order.
+
+    Raises:
+        UserError: There are none, or some cannot be used; it names them.
+    """
+    return _folder_rows(source) if source.is_dir() else _table_rows(source, settings)
+
+
+def _folder_rows(folder: Path) -> list[AdRow]:
+    found = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    rows: list[AdRow] = []
+    for name, label in _FOLDERS.items():
+        images = find_images(found[name]) if name in found else []
+        if not images:
+            raise UserError(f"{folder / name}: no images; expected pictures in the folders {' and '.join(_FOLDERS)}")
+        rows += [AdRow(path.resolve(), label, "", str(path)) for path in images]
+    return rows
+
+
+def _table_rows(path: Path, settings: Preparation) -> list[AdRow]:
+    text = settings.text_column
+    columns = [settings.image_column, settings.label_column, *([] if text is None else [text])]
+    places = Places(path.parent, only_inside=False)
+    wanted = None if settings.ad_labels is None else {label.lower() for label in settings.ad_labels}
+    rows: list[AdRow] = []
+    problems: list[str] = []
+    values: set[str] = set()
+    for line, record in read_records(path, columns):
+        found: list[str] = []
+        image = places.find(record[settings.image_column], line, found)
+        value = record[settings.label_column].lower()
+        label = LABELS.get(value) if wanted is None else int(value in wanted)
+        if label is None or not value:
+            found.append(
+                f"label is '{value}'; expected {', '.join(LABELS)}, or name the labels of ads with --ad_labels"
+            )
+        elif image is not None:
+            values.add(value)
+            content = "" if text is None else clean_text(record[text])
+            rows.append(AdRow(image, label, content, f"{path}, line {line}"))
+        problems += [f"line {line}: {problem}" for problem in found]
+    if problems:
+        raise failed(path, problems)
+    if not rows:
+        raise UserError(f"{path}: no rows below the header")
+    if wanted and not wanted <= values:
+        absent, known = ", ".join(sorted(wanted - values)), ", ".join(sorted(values)[:20])
+        raise UserError(f"{path}: no row has the label {absent} (--ad_labels); labels are {known}")
+    return rows
+
+
+def _readable(rows: Sequence[AdRow], settings: Preparation) -> list[AdRow]:
+    kept = []
+    for row in with_pace(rows, total=len(rows), what="pictures read"):
+        try:
+            read_image(row.image, max_pixels=settings.max_pixels)
+        except UserError as error:
+            _log.warning("left out: %s", error)
+        else:
+            kept.append(row)
+    return kept
+
+
+def _with_texts(rows: Sequence[AdRow], settings: Preparation, *, record: Path) -> list[AdRow]:
+    """The rows, with texts found where they had none."""
+    empty = [index for index, row in enumerate(rows) if not row.text]
+    _log.info("%d of %d pictures have no text; looking for it", len(empty), len(rows))
+    chosen = [rows[index] for index in empty]
+    texts = recognise(chosen, languages=settings.ocr_lang, max_pixels=settings.max_pixels, record=record)
+    filled = list(rows)
+    for index, text in zip(empty, texts, strict=True):
+        filled[index] = replace(rows[index], text=text)
+    return filled
+
+
+def _split(parts: dict[str, list[AdRow]], settings: Preparation) -> dict[str, list[AdRow]]:
+    """What was given for a part stays; other parts are drawn from the training rows."""
+    val_fraction = 0.0 if "val" in parts else settings.val_fraction
+    test_fraction = 0.0 if "test" in parts else settings.test_fraction
+    if val_fraction == 0 and test_fraction == 0:
+        return {name: parts.get(name, []) for name in _SPLITS}
+    rows = parts["train"]
+    groups = duplicate_groups(fingerprints(rows, max_pixels=settings.max_pixels)).tolist()
+    drawn = stratified_split(
+        rows, val_fraction=val_fraction, test_fraction=test_fraction, seed=settings.seed, groups=groups
+    )
+    return {
+        name: parts[name] if name != "train" and name in parts else part
+        for name, part in zip(_SPLITS, drawn, strict=True)
+    }
+
+
+def _table(rows: Sequence[AdRow], base_dir: Path | None) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    base = None if base_dir is None else base_dir.resolve()
+    for row in rows:
+        if base is not None and not row.image.is_relative_to(base):
+            raise UserError(f"{row.origin}: {row.image} is outside of --base_dir {base}")
+        place = row.image if base is None else row.image.relative_to(base)
+        writer.writerow([str(place), bool(row.label), row.text])
+    return buffer.getvalue()
+
+
+def _report(output: Path, splits: dict[str, list[AdRow]], settings: Preparation) -> str:
+    lines = [f"{'split':<8}{'pictures':>10}{'ads':>8}{'without text':>14}"]
+    choices = [] if settings.base_dir is None else [f"data.base_dir={settings.base_dir}"]
+    for name, rows in splits.items():
+        if rows:
+            ads, without = sum(row.label for row in rows), sum(not row.text for row in rows)
+            lines.append(f"{name:<8}{len(rows):>10}{ads:>8}{without:>14}")
+            choices.append(f"data.{name}_csv={output}/{name}.csv")
+    if not settings.ocr and any(not row.text for rows in splits.values() for row in rows):
+        lines.append("texts of pictures without one can be found with --ocr")
+    lines.append(f"train with: python apps/multimodal_ads/train.py {' '.join(choices)}")
+    return "\n".join(lines)
+
+
+def run(sources: Sources, output: Path, settings: Preparation) -> int:
+    """`prepare.py`: prepare with progress on the terminal; returns exit code 0."""
+    setup_logging()
+    print(_report(output, prepare_data(sources, output, settings), settings))
+    return 0

@@ -1,0 +1,91 @@
+"""Ad or not, as the trainer sees it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from apps.multimodal_ads.evaluation import ad_metrics
+from apps.multimodal_ads.model.classifier import AdClassifier, given
+from apps.multimodal_ads.text.encoder import TextEncoder
+from mlcore import losses
+from mlcore.engine import StepOutput
+
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The training loss.
+
+    Attributes:
+        loss_type: Focal loss or binary cross entropy.
+        focal_gamma: focal: how strongly easy samples are discounted.
+        focal_alpha: focal: weight of the ads, 1 - alpha that of the others; None: both 1.
+        pos_weight: bce: weight of the ads.
+        label_smoothing: How far targets are moved towards one half.
+    """
+
+    loss_type: Literal["focal", "bce"] = "focal"
+    focal_gamma: float = 2.0
+    focal_alpha: float | None = None
+    pos_weight: float | None = None
+    label_smoothing: float = 0.0
+
+    def __call__(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Loss of each sample [B]; logits [B], label int64 [B]."""
+        if self.loss_type == "bce":
+            return losses.binary_cross_entropy(
+                logits, label, pos_weight=self.pos_weight, label_smoothing=self.label_smoothing
+            )
+        return losses.binary_focal(
+            logits, label, gamma=self.focal_gamma, alpha=self.focal_alpha, label_smoothing=self.label_smoothing
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdTask:
+    """A classifier and what it is trained for.
+
+    Attributes:
+        model: The classifier.
+        objective: The training loss.
+        text_encoder: Encodes texts that come as they are ("texts" in the batch); None where embeddings come.
+        facts: Plain values that a checkpoint carries for whoever loads the model alone.
+    """
+
+    model: AdClassifier
+    objective: Objective = field(default_factory=Objective)
+    text_encoder: TextEncoder | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
+        """Loss of a batch as `AdClassifier` takes it, with "label" int64 [B]."""
+        label = batch["label"]
+        logits = model(self._complete(batch)).logits
+        right = ((logits.detach() > 0) == (label > 0)).sum()
+        return StepOutput(self.objective(logits, label).sum(), len(label), {"accuracy": right.float()})
+
+    def evaluation_step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Rows "label" int64 [B], "logit" float32 [B], "loss" [B], and for a gated fusion its mean "gate" [B]."""
+        output = model(self._complete(batch))
+        logits = output.logits.float()
+        rows = {"label": batch["label"], "logit": logits, "loss": self.objective(logits, batch["label"])}
+        return rows if output.gate is None else {**rows, "gate": output.gate.float().mean(dim=1)}
+
+    def metrics(self, predictions: Mapping[str, Tensor]) -> dict[str, float]:
+        """AUROC, average precision, and figures at probability one half."""
+        return ad_metrics(predictions)
+
+    def metadata(self) -> dict[str, Any]:
+        """`facts`."""
+        return dict(self.facts)
+
+    def _complete(self, batch: Batch) -> Batch:
+        """The batch with embeddings in place of texts."""
+        if "texts" not in batch:
+            return batch
+        with torch.no_grad():
+            return {**batch, "text": given(self.text_encoder).encode(batch["texts"]).to(batch["label"].device)}

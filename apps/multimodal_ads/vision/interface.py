@@ -1,0 +1,119 @@
+"""What every vision backbone looks like to the rest of the app."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+__all__ = ["Processor", "Tokens", "VisionEncoder"]
+
+
+class Tokens(NamedTuple):
+    """What a backbone says about B pictures.
+
+    Attributes:
+        values: Features of the patches (or of the last feature map's cells), [B, T, D], float.
+        mask: [B, T], bool, True where there is a patch of the picture; None: all T are.
+        summary: The backbone's own vector of the whole picture, [B, D]: the class token of ViT, the attention-pooled
+            output of SigLIP; None where there is none (CNNs).
+    """
+
+    values: Tensor
+    mask: Tensor | None
+    summary: Tensor | None
+
+
+class Processor(Protocol):
+    """From pictures to a backbone's input; can be pickled, and runs in the loader's workers."""
+
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> dict[str, Tensor]:
+        """Prepare pictures.
+
+        Args:
+            images: Each [H, W, 3], uint8, RGB; heights and widths may differ.
+
+        Returns:
+            "pixel_values", float32: [B, 3, H, W], or for NaFlex [B, P, patch area * 3] with "pixel_attention_mask"
+            (bool, [B, P]) and "spatial_shapes" (int64, [B, 2]: rows and columns of patches).
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """Text that differs whenever a setting differs that changes pixels."""
+        ...
+
+
+class VisionEncoder(nn.Module):
+    """A vision backbone without a classifier.
+
+    Args:
+        backbone: The library's module.
+        run: Calls it: `run(backbone, pixels) -> Tokens`.
+        width: D, features of a token.
+        blocks: Its layers (CNNs: stages), bottom first.
+        tail: What comes after the last layer and trains with it, e.g. the final norm.
+        projections: For each of `blocks`, the names of its query, key and value projections below `backbone`; all empty
+            where there are none that LoRA could adapt.
+        processor: Makes `pixels`.
+        use_checkpointing: Makes the backbone recompute activations in the backward pass.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        run: Callable[[nn.Module, Mapping[str, Tensor]], Tokens],
+        width: int,
+        blocks: Sequence[nn.Module],
+        tail: Sequence[nn.Module],
+        projections: Sequence[Sequence[str]],
+        processor: Processor,
+        use_checkpointing: Callable[[nn.Module], None],
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.width = width
+        self.processor = processor
+        # Plain lists: registered once, below `backbone`.
+        self.blocks = list(blocks)
+        self.tail = list(tail)
+        self.projections = [list(names) for names in projections]
+        self._run = run
+        self._use_checkpointing = use_checkpointing
+
+    def forward(self, pixels: Mapping[str, Tensor]) -> Tokens:
+        """Features of pictures that `processor` has prepared."""
+        return self._run(self.backbone, pixels)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass: less memory, about a third more time.
+
+        Raises:
+            UserError: This backbone cannot.
+        """
+        self._use_checkpointing(self.backbone)
+
+    def drop_summary(self) -> None:
+        """Remove SigLIP's pooling head where nobody asks for the summary: its weights would never get a gradient."""
+        backbone: Any = self.backbone
+        if getattr(backbone, "use_head", False):
+            self.tail = [module for module in self.tail if module is not backbone.head]
+            backbone.use_head = False
+            del backbone.head
+
+    def train(self, mode: bool = True) -> "VisionEncoder":
+        """Set the training mode; parts without a trainable weight stay in evaluation mode.
+
+        A frozen part must be a fixed function: no dropout, and batch norms that keep their published statistics.
+        """
+        _set_mode(self, mode=mode)
+        return self
+
+
+def _set_mode(module: nn.Module, *, mode: bool) -> None:
+    weights = list(module.parameters())
+    module.training = mode and (not weights or any(weight.requires_grad for weight in weights))
+    for child in module.children():
+        _set_mode(child, mode=module.training)

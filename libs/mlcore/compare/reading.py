@@ -1,0 +1,190 @@
+"""Run folders of any app, read for a comparison.
+
+A run folder holds run.json (status, configuration), summary.json (metrics of the best checkpoint), metrics.jsonl
+(memory) and, of some apps, results.json (confidence intervals); a sweep folder holds sweep.json (its jobs).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mlcore.config.text import dump_value, read_document
+from mlcore.env import mask_secrets
+from mlcore.errors import UserError
+from mlcore.metrics.ranking import Interval
+from mlcore.runs import is_locked
+from mlcore.trackers.table import read_history
+
+__all__ = ["SPLITS", "Run", "find_runs"]
+
+SPLITS = ("val", "test")
+
+_RUN_FILES = ("run.json", "summary.json")
+_NO_RUNS_IN = {"checkpoints", "tensorboard", "thumbnails", "wandb"}
+# These say where things go, not what is computed or what it costs.
+_LEFT_OUT = {"run.output_dir", "run.resume", "run.name"}
+_SECTIONS_LEFT_OUT = {"tracking", "checkpoint"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run, as far as its folder tells.
+
+    Attributes:
+        folder: The run folder; of a sweep's job that never started the one it would have.
+        status: As run.json has it, or "missing", "broken", "pending", "killed".
+        trouble: Why there are no figures; empty for a run that is done.
+        settings: The resolved configuration, flat ("train.lr"), as YAML text; secrets masked.
+        metrics: Of the best checkpoint, as "val/auroc"; undefined ones are NaN.
+        intervals: Confidence intervals of some of them.
+        monitored: The metric that chose the best checkpoint, such as "val/auroc"; empty if unknown.
+        mode: Whether a larger or a smaller value of it is better.
+        cost: "seconds" of training, "steps" and, where known, "peak_memory_gib".
+    """
+
+    folder: Path
+    status: str
+    trouble: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    monitored: str = ""
+    mode: Literal["min", "max"] = "max"
+    cost: Mapping[str, float] = field(default_factory=dict)
+
+
+def find_runs(paths: Sequence[Path]) -> list[Run]:
+    """Every run at and below `paths`, each once, sorted by folder, with a sweep's jobs that never started.
+
+    Raises:
+        UserError: a path does not exist, or there is no run at all.
+    """
+    found: dict[Path, Run] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"{path}: no such folder; give run folders, sweep folders, or folders of such")
+        for top, folders, files in os.walk(path.resolve()):
+            folders[:] = sorted(name for name in folders if name not in _NO_RUNS_IN and not name.startswith("."))
+            folder = Path(top)
+            if any(name in files for name in _RUN_FILES):
+                found[folder] = _read_run(folder)
+            if "sweep.json" in files:
+                for run in _unstarted(folder):
+                    found.setdefault(run.folder, run)
+    if not found:
+        raise UserError(f"{', '.join(map(str, paths))}: no run in there (no folder with a run.json)")
+    return [found[folder] for folder in sorted(found)]
+
+
+def _read_run(folder: Path) -> Run:
+    try:
+        record = read_document(folder / "run.json").values
+        status, config = record["status"], record["config"]
+        settings = dict(_flat(mask_secrets(config)))
+    except (UserError, KeyError, AttributeError, TypeError) as error:
+        missing = not (folder / "run.json").exists()
+        return Run(
+            folder=folder,
+            status="missing" if missing else "broken",
+            trouble="there is a summary.json, but no run.json" if missing else f"run.json: {_reason(error)}",
+        )
+    trouble = {
+        "interrupted": "interrupted; the same command continues it",
+        "failed": "failed; the reason is in train.log or on the terminal",
+    }.get(status, "")
+    if status == "running":
+        status = "running" if is_locked(folder) else "killed"
+        trouble = "still running" if status == "running" else "killed: nobody works on it; its command continues it"
+    if not trouble and not (folder / "summary.json").exists():
+        trouble = "no summary.json (a search for a learning rate leaves none)"
+    if trouble:
+        return Run(folder=folder, status=status, trouble=trouble, settings=settings)
+    try:
+        return _with_results(folder, status, settings)
+    except (UserError, KeyError, AttributeError, TypeError, ValueError) as error:
+        return Run(folder=folder, status="broken", trouble=f"summary.json: {_reason(error)}", settings=settings)
+
+
+def _with_results(folder: Path, status: str, settings: Mapping[str, str]) -> Run:
+    summary = read_document(folder / "summary.json").values
+    progress, monitor = summary["progress"], summary["monitor"]
+    metrics = {
+        f"{split}/{name}": math.nan if value is None else float(value)
+        for split, values in summary["results_of_best_checkpoint"].items()
+        for name, value in values.items()
+    }
+    cost = {"seconds": float(progress["seconds"]), "steps": float(progress["step"])}
+    return Run(
+        folder=folder,
+        status=status,
+        settings=settings,
+        metrics=metrics,
+        intervals=_intervals(folder / "results.json"),
+        monitored=f"val/{monitor['metric']}",
+        mode="min" if monitor["mode"] == "min" else "max",
+        cost=cost | _memory(folder),
+    )
+
+
+def _intervals(path: Path) -> dict[str, Interval]:
+    """From `"test": {"auroc_interval": {"low": 0.9, "high": 0.95}}`; none where the file is missing or another one."""
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            f"{split}/{name.removesuffix('_interval')}": Interval(float(value["low"]), float(value["high"]))
+            for split in SPLITS
+            if split in splits
+            for name, value in splits[split].items()
+            if name.endswith("_interval") and value is not None
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _memory(folder: Path) -> dict[str, float]:
+    try:
+        peaks = [row["perf/memory_gib"] for _, row in read_history(folder) if "perf/memory_gib" in row]
+    except (UserError, OSError):  # the record of the steps is damaged; the results are not
+        return {}
+    return {"peak_memory_gib": max(peaks)} if peaks else {}
+
+
+def _unstarted(sweep: Path) -> Iterator[Run]:
+    """Jobs of a sweep that have no run: they failed before it began, or their turn has not come."""
+    try:
+        jobs = [
+            (
+                sweep / job["folder"],
+                job["status"],
+                job["exit_code"],
+                dict(pair.split("=", 1) for pair in job["overrides"]),
+            )
+            for job in read_document(sweep / "sweep.json").values["jobs"]
+        ]
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        yield Run(folder=sweep, status="broken", trouble=f"sweep.json: {_reason(error)}")
+        return
+    for folder, status, code, overrides in jobs:
+        if any((folder / name).exists() for name in _RUN_FILES):
+            continue
+        trouble = f"failed before the run began, exit code {code}" if status == "failed" else "not started yet"
+        yield Run(folder=folder, status=status, trouble=trouble, settings=overrides)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}.")
+        elif name not in _LEFT_OUT and name.split(".")[0] not in _SECTIONS_LEFT_OUT:
+            yield name, dump_value(value)
+
+
+def _reason(error: Exception) -> str:
+    return f"no entry {error}" if isinstance(error, KeyError) else str(error)

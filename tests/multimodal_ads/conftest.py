@@ -1,0 +1,98 @@
+"""Folders of tiny models, written by the libraries' own classes, so that they are as the hub has them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import (
+    PreTrainedModel,
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2Model,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+_TEXT = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "pad_token_id": 1,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "patch_size": 8,
+}
+_TIMM_NAME = "resnet10t"
+
+WriteFolder = Callable[..., Path]
+
+
+def fill(model: nn.Module, *, seed: int = 0) -> None:
+    """Random values in every parameter; fresh models have zeros in biases, which hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * 0.2
+            parameter.copy_(1 + noise if name.endswith("weight") and parameter.ndim == 1 else noise)
+
+
+def _transformers_model(kind: str) -> tuple[PreTrainedModel, Any]:
+    square = {"height": 32, "width": 32}
+    if kind == "siglip2":
+        config = SiglipConfig(text_config=_TEXT, vision_config={**_VISION, "image_size": 32})
+        return SiglipModel(config), SiglipImageProcessor(size=square, resample=2)
+    if kind == "siglip2_naflex":
+        naflex = Siglip2Config(text_config=_TEXT, vision_config={**_VISION, "num_patches": 16})
+        return Siglip2Model(naflex), Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+    vit = ViTConfig(**_VISION, image_size=32, num_labels=5)
+    return ViTForImageClassification(vit), ViTImageProcessor(size=square)
+
+
+def _write(folder: Path, kind: str, *, seed: int = 0) -> Path:
+    if kind == "timm":
+        model = timm.create_model(_TIMM_NAME, num_classes=5)
+        fill(model, seed=seed)
+        timm.models.save_for_hf(model, folder, model_config={"num_classes": 5}, safe_serialization=True)
+        return folder
+    whole, processor = _transformers_model(kind)
+    fill(whole, seed=seed)
+    whole.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def hub_folder(tmp_path: Path) -> WriteFolder:
+    """`hub_folder(kind, seed=0)`: the folder of a tiny whole model of that kind, with text tower or classifier."""
+
+    def write(kind: str, *, seed: int = 0) -> Path:
+        return _write(tmp_path / f"{kind}-{seed}", kind, seed=seed)
+
+    return write
+
+
+@pytest.fixture
+def pictures() -> list[NDArray[np.uint8]]:
+    """Three pictures of different shapes."""
+    rng = np.random.default_rng(3)
+    return [
+        rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in ((40, 60), (90, 20), (33, 33))
+    ]

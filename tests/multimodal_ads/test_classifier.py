@@ -1,0 +1,161 @@
+"""Pooling, fusion and the classifier: identities, and what its state dict holds."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from apps.multimodal_ads.model.classifier import AdClassifier
+from apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, Single
+from apps.multimodal_ads.model.head import make_head
+from apps.multimodal_ads.model.pooling import AttentionPooling, MeanPooling, SummaryPooling
+from apps.multimodal_ads.vision.interface import Tokens
+from mlcore.checkpoint import CheckpointError, load_model_weights
+from mlcore.errors import UserError
+
+
+def tokens(batch: int = 3, length: int = 5, width: int = 8) -> Tokens:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.arange(length) < torch.tensor([[5], [3], [1]])[:batch]
+    return Tokens(torch.randn(batch, length, width, generator=generator), mask, None)
+
+
+@pytest.mark.parametrize("pooling", [MeanPooling(), AttentionPooling(8, num_heads=2)])
+def test_masked_tokens_have_no_say(pooling: nn.Module) -> None:
+    given = tokens()
+    assert given.mask is not None
+    noisy = given._replace(values=torch.where(given.mask.unsqueeze(-1), given.values, 1e3))
+    torch.testing.assert_close(pooling(noisy), pooling(given))
+    longer = Tokens(functional.pad(given.values, (0, 0, 0, 4), value=7.0), functional.pad(given.mask, (0, 4)), None)
+    torch.testing.assert_close(pooling(longer), pooling(given))
+    alone = Tokens(given.values[1:2, :3], None, None)  # the second sample has three tokens
+    torch.testing.assert_close(pooling(alone), pooling(given)[1:2])
+
+
+def test_attention_pooling_is_attention_with_one_query_for_each_head() -> None:
+    torch.manual_seed(0)
+    pooling = AttentionPooling(8, num_heads=2).double()
+    given = tokens()
+    assert given.mask is not None
+    values = pooling.norm(given.values.double())
+    heads = functional.scaled_dot_product_attention(
+        pooling.queries.view(1, 2, 1, 8).expand(3, -1, -1, -1),
+        values.unsqueeze(1).expand(-1, 2, -1, -1),
+        torch.einsum("btd,hde->bhte", values, pooling.value),  # values projected before the mean, not after
+        attn_mask=given.mask[:, None, None],
+        scale=1.0,
+    )
+    expected = pooling.output(heads.squeeze(2).flatten(1))
+    torch.testing.assert_close(pooling(given._replace(values=given.values.double())), expected)
+
+
+def test_pooling_that_cannot_be_says_what_can() -> None:
+    with pytest.raises(UserError, match="pooling=mean"):
+        SummaryPooling()(tokens())
+    with pytest.raises(UserError, match="num_heads=3"):
+        AttentionPooling(8, num_heads=3)
+
+
+def test_gmu_is_the_papers_equation() -> None:
+    torch.manual_seed(1)
+    fusion = GatedFusion(4, 6, width=5)
+    vision, text = torch.randn(2, 4), torch.randn(2, 6)
+    h_v = torch.tanh(vision @ fusion.vision.weight.T + fusion.vision.bias)
+    h_t = torch.tanh(text @ fusion.text.weight.T + fusion.text.bias)
+    z = torch.sigmoid(torch.cat([vision, text], 1) @ fusion.gate.weight.T + fusion.gate.bias)
+    fused, gate = fusion(vision, text)
+    torch.testing.assert_close(fused, z * h_v + (1 - z) * h_t)
+    torch.testing.assert_close(gate, z)
+
+
+def test_concat_and_single_are_of_unit_length() -> None:
+    fused, gate = ConcatFusion(4, 6)(torch.randn(2, 4) * 9, torch.randn(2, 6))
+    assert gate is None
+    torch.testing.assert_close(fused.norm(dim=1), torch.full((2,), 2.0**0.5))
+    for projection in (None, 3):
+        single = Single(4, projection_dim=projection)
+        vector = single(torch.randn(2, 4) * 9)
+        assert vector.shape[1] == single.width == (projection or 4)
+        torch.testing.assert_close(vector.norm(dim=1), torch.ones(2))
+
+
+class Backbone(nn.Module):
+    """A stand-in with a frozen and a trained layer and a frozen batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bottom = nn.Linear(3, 8).requires_grad_(requires_grad=False)
+        self.norm = nn.BatchNorm1d(8).requires_grad_(requires_grad=False)
+        self.top = nn.Linear(8, 8)
+
+    def forward(self, pixels: Mapping[str, Tensor]) -> Tokens:
+        return Tokens(self.top(self.norm(self.bottom(pixels["pixel_values"]))).unsqueeze(1), None, None)
+
+
+def classifier() -> AdClassifier:
+    return AdClassifier(
+        vision=Backbone(),  # type: ignore[arg-type]
+        pooling=MeanPooling(),
+        fusion=GatedFusion(8, 6, width=5),
+        head=make_head(5, hidden_dims=(4,), dropout=0.0),
+        text_width=6,
+    ).eval()
+
+
+def batch(has_text: bool = True) -> dict[str, object]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "pixels": {"pixel_values": torch.randn(2, 3, generator=generator)},
+        "text": torch.randn(2, 6, generator=generator),
+        "has_text": torch.full((2,), has_text),
+    }
+
+
+def test_the_state_dict_holds_what_trains_and_loads_without_the_rest() -> None:
+    torch.manual_seed(0)
+    one = classifier()
+    keys = set(one.state_dict())
+    assert {"vision.top.weight", "vision.top.bias", "no_text", "head.1.weight"} <= keys
+    assert not any(key.startswith(("vision.bottom", "vision.norm")) for key in keys)
+    other = classifier()
+    assert other.vision is not None
+    other.vision.load_state_dict({**other.vision.state_dict(), **_frozen(one)})
+    load_model_weights(other, one.state_dict(), source="test")
+    assert torch.equal(other(batch()).logits, one(batch()).logits)
+
+
+def _frozen(model: AdClassifier) -> dict[str, Tensor]:
+    assert model.vision is not None
+    return {k: v for k, v in model.vision.state_dict().items() if not k.startswith("top")}
+
+
+def test_a_missing_trained_weight_is_never_silently_random() -> None:
+    weights = dict(classifier().state_dict())
+    del weights["vision.top.weight"]
+    with pytest.raises(CheckpointError, match=r"vision\.top\.weight"):
+        load_model_weights(classifier(), weights, source="test")
+    with pytest.raises(RuntimeError, match=r"head\.1\.bias"):
+        classifier().load_state_dict({k: v for k, v in classifier().state_dict().items() if k != "head.1.bias"})
+
+
+def test_features_in_place_of_pixels_give_the_same_logits() -> None:
+    model = classifier()
+    assert model.vision is not None
+    given = batch()
+    seen = model.vision(given["pixels"])
+    for known in ({"tokens": seen}, {"pooled": seen.values.mean(1)}):
+        rest = {key: value for key, value in given.items() if key != "pixels"}
+        assert torch.equal(model({**rest, **known}).logits, model(given).logits)
+
+
+def test_the_model_is_told_that_the_text_is_missing() -> None:
+    model = classifier()
+    with torch.no_grad():
+        assert model.no_text is not None
+        model.no_text.fill_(2.0)
+        without, other = batch(has_text=False), batch(has_text=False)
+        other["text"] = torch.randn(2, 6)
+        assert torch.equal(model(without).logits, model(other).logits)
+        assert not torch.equal(model(without).logits, model(batch()).logits)

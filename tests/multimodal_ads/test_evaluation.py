@@ -1,0 +1,163 @@
+"""Figures of the ad classifier: what is undefined is said, thresholds come from validation, figures are right."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import f1_score
+from torch import Tensor
+
+from apps.multimodal_ads.evaluation import (
+    ad_metrics,
+    ad_sections,
+    probabilities_of,
+    results,
+    split_results,
+    threshold_for_f1,
+    undefined_figures,
+)
+from mlcore.errors import UserError
+from mlcore.files import write_json
+from mlcore.plots.binary import plot_operating_point, plot_values_by_class
+from mlcore.plots.contact_sheet import plot_contact_sheet
+from mlcore.report import Picture, Text
+
+
+def predictions(labels: list[int], logits: list[float]) -> dict[str, Tensor]:
+    """Evaluation rows."""
+    return {"label": torch.tensor(labels), "logit": torch.tensor(logits), "loss": torch.ones(len(labels))}
+
+
+def noisy(seed: int, samples: int = 60) -> dict[str, Tensor]:
+    """Rows of a model that is right most of the time; logits on a coarse grid, so that many are equal."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, samples)
+    return predictions(labels.tolist(), np.round(2 * labels - 1 + rng.normal(0, 1.5, samples), 1).tolist())
+
+
+def best_by_trying(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
+    """The largest F1 over all thresholds that decide differently."""
+    return max(f1_score(labels, probabilities >= t, zero_division=0) for t in [*np.unique(probabilities), 2.0])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_threshold_has_the_largest_f1_of_all_and_is_a_probability(seed: int) -> None:
+    rows = noisy(seed)
+    labels, chances = rows["label"].numpy(), probabilities_of(rows)
+    threshold = threshold_for_f1(labels, chances)
+    assert threshold in chances
+    assert f1_score(labels, chances >= threshold) == best_by_trying(labels, chances)
+    assert ad_metrics(rows, threshold)["f1"] == best_by_trying(labels, chances)
+
+
+def test_of_thresholds_with_the_same_f1_the_highest_is_taken() -> None:
+    # 0.9 finds one of two (F1 2/3); 0.5 finds both with two false alarms (F1 2/3).
+    assert threshold_for_f1([1, 0, 0, 1], [0.9, 0.7, 0.6, 0.5]) == 0.9
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_with_one_class_the_threshold_is_one_half(label: int) -> None:
+    assert threshold_for_f1([label] * 3, [0.1, 0.2, 0.9]) == 0.5
+
+
+def test_equal_probabilities_stay_on_one_side() -> None:
+    labels, chances = np.array([1, 0, 1, 0]), np.array([0.8, 0.8, 0.3, 0.3])
+    assert threshold_for_f1(labels, chances) == 0.3
+
+
+def test_figures_of_a_perfect_model() -> None:
+    values = ad_metrics(predictions([0, 0, 1, 1], [-40.0, -30.0, 30.0, 40.0]))
+    assert values == pytest.approx(
+        {
+            "loss": 1.0,
+            "auroc": 1.0,
+            "average_precision": 1.0,
+            "accuracy": 1.0,
+            "precision": 1.0,
+            "recall": 1.0,
+            "f1": 1.0,
+            "ece": 0.0,
+            "brier": 0.0,
+            "positives": 0.5,
+        }
+    )
+
+
+@pytest.mark.parametrize(("label", "logit", "missing"), [(0, -1.0, 5), (0, 1.0, 2), (1, -1.0, 2), (1, 1.0, 2)])
+def test_one_class_only_is_told_and_never_crashes(label: int, logit: float, missing: int, tmp_path: Path) -> None:
+    rows = predictions([label] * 4, [logit] * 4)
+    values = ad_metrics(rows)
+    undefined = {name for name, value in values.items() if math.isnan(value)}
+    assert {"auroc", "average_precision"} <= undefined
+    assert undefined_figures(rows).keys() == undefined
+    assert len(undefined) == missing
+
+    written = split_results(rows, threshold=0.5)
+    assert {name for name, value in written.items() if value is None} == undefined | {"auroc_interval"}
+    assert f"labelled as '{['not an ad', 'ad'][label]}'" in written["undefined"]["auroc"]
+
+    sections = ad_sections(rows, threshold=0.5, folder=tmp_path)
+    assert isinstance(sections[-1], Text)
+    assert not (tmp_path / "operating_point.png").exists()
+    assert "nothing to choose by" in results(rows)["threshold"]["note"]
+
+
+def test_results_use_the_threshold_of_validation_on_the_test() -> None:
+    validation, test = noisy(0), noisy(1)
+    values = results(validation, test)
+    chosen = threshold_for_f1(validation["label"], torch.as_tensor(probabilities_of(validation)))
+    assert values["threshold"]["value"] == values["val"]["threshold"] == values["test"]["threshold"] == chosen
+    decided = probabilities_of(test) >= chosen
+    assert values["test"]["f1"] == f1_score(test["label"].numpy(), decided)
+    (kept, alarms), (missed, found) = values["test"]["confusion_matrix"]["counts"]
+    assert kept + alarms + missed + found == values["test"]["n"] == 60
+    assert missed + found == values["test"]["positives"]
+    assert alarms + found == decided.sum()
+    interval = values["test"]["auroc_interval"]
+    assert interval["low"] <= values["test"]["auroc"] <= interval["high"]
+    assert sum(row["count"] for row in values["test"]["reliability_bins"]) == 60
+    assert "test" not in results(validation)
+
+
+def test_results_are_strict_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "results.json", results(noisy(0), predictions([0, 0], [-1.0, -2.0])))
+    text = (tmp_path / "results.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["test"]["auroc"] is None
+    assert "null" in text
+
+
+def test_the_threshold_moves_decisions_but_no_ranking() -> None:
+    rows = noisy(2)
+    low, high = ad_metrics(rows, 0.1), ad_metrics(rows, 0.9)
+    assert low["recall"] > high["recall"]
+    assert {name for name in low if low[name] == high[name]} >= {"loss", "auroc", "average_precision", "ece", "brier"}
+
+
+def test_a_diverged_model_is_named() -> None:
+    with pytest.raises(UserError, match="not finite"):
+        ad_metrics(predictions([0, 1], [math.nan, 1.0]))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+def test_pictures_are_drawn(threshold: float, tmp_path: Path) -> None:
+    sections = ad_sections(noisy(3), threshold=threshold, folder=tmp_path, prefix="test_")
+    drawn = {section.path.name for section in sections if isinstance(section, Picture)}
+    assert drawn == {path.name for path in tmp_path.iterdir()}
+    assert "test_operating_point.png" in drawn
+    assert all(section.title.startswith("Test: ") for section in sections)
+
+
+def test_pictures_refuse_what_they_cannot_show(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="every sample is of class 1"):
+        plot_operating_point([1, 1], probabilities=[0.1, 0.2], threshold=0.5, path=tmp_path / "x.png")
+    with pytest.raises(UserError, match="between 0 and 1"):
+        plot_values_by_class([2.0], labels=[0], class_names=["a", "b"], path=tmp_path / "x.png", title="", x_label="")
+    with pytest.raises(UserError, match="at least one picture"):
+        plot_contact_sheet([], path=tmp_path / "x.png", title="")
+    assert list(tmp_path.iterdir()) == []

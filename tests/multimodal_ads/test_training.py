@@ -1,0 +1,240 @@
+"""Runs of the app from its command line: what they leave, what is trained and saved, and what the cache may change."""
+
+import contextlib
+import csv
+import io
+import json
+import runpy
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from apps.multimodal_ads.data.generated import write_generated
+from mlcore.checkpoint import load_checkpoint
+
+APP = Path(__file__).resolve().parents[2] / "apps" / "multimodal_ads"
+SMALL = shlex.split("""
+text_encoder=minilm text_encoder.max_length=16 fusion.hidden_dim=8 head.hidden_dims=[8] --epochs 2 --batch_size 16
+--num_workers 0 --num_threads 1 --device cpu --no_tensorboard --log_every 1 --warmup_steps 1 --patience null
+""")
+WriteFolder = Callable[..., Path]
+
+
+def run(name: str, *arguments: str | Path) -> tuple[int, str]:
+    """Run a script of the app in this process; its exit code and what it said."""
+    said = io.StringIO()
+    before = sys.argv
+    sys.argv = [str(APP / f"{name}.py"), *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as ended:
+        return int(ended.code or 0), said.getvalue()
+    finally:
+        sys.argv = before
+    raise AssertionError(f"{name}.py did not exit")
+
+
+def train(folder: Path, *arguments: str | Path) -> Path:
+    code, said = run("train", *SMALL, "--output_dir", folder, *arguments)
+    assert code == 0, said
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated set of 64 + 24 + 24 samples."""
+    folder = tmp_path_factory.mktemp("ads") / "set"
+    write_generated(folder, train=64, validation=24, test=24, seed=1)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def backbone(hub_folder: WriteFolder) -> list[str]:
+    """Settings of a tiny pre-trained SigLIP 2."""
+    return ["vision_encoder.kind=siglip2", f"vision_encoder.model={hub_folder('siglip2')}", "pooling=mean"]
+
+
+def figures(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.startswith("perf/")} for row in rows]
+
+
+def assert_close(one: Path, other: Path) -> None:
+    pairs = list(zip(figures(one), figures(other), strict=True))
+    assert pairs
+    for a, b in pairs:
+        assert a.keys() == b.keys()
+        assert [a[key] for key in a] == pytest.approx([b[key] for key in a], abs=1e-6, nan_ok=True)
+
+
+def test_a_run_leaves_what_was_promised(ads: Path, backbone: list[str], tmp_path: Path) -> None:
+    folder = train(tmp_path / "run", *backbone, "--base_dir", ads)
+    for name in (
+        "results.json",
+        "test_predictions.json",
+        "test_report.md",
+        "checkpoint_best.ckpt",
+        ".hydra/config.yaml",
+    ):
+        assert (folder / name).is_file(), name
+    results = json.loads((folder / "results.json").read_text())
+    predictions = json.loads((folder / "test_predictions.json").read_text())
+    assert results["test"]["n"] == len(predictions) == 24
+    threshold = results["threshold"]["value"]
+    matrix = np.zeros((2, 2), int)
+    for row in predictions:
+        assert row["predicted"] == int(row["probability"] >= threshold)
+        matrix[row["label"], row["predicted"]] += 1
+    assert results["test"]["confusion_matrix"]["counts"] == matrix.tolist()
+    interval = results["test"]["auroc_interval"]
+    assert interval["low"] <= results["test"]["auroc"] <= interval["high"]
+
+
+def test_evaluation_of_the_checkpoint_gives_the_runs_own_figures(
+    ads: Path, backbone: list[str], tmp_path: Path
+) -> None:
+    folder = train(tmp_path / "run", *backbone, "--base_dir", ads)
+    code, said = run("test", "--model_path", folder / "checkpoint_best.ckpt", "--csv", ads / "test.csv")
+    assert code == 0, said
+    own, again = (json.loads((f / "results.json").read_text())["test"] for f in (folder, folder / "test_test"))
+    for key in ("auroc", "average_precision", "f1", "ece"):
+        assert again[key] == pytest.approx(own[key], abs=1e-6)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"")
+    code, said = run(
+        "predict", "--model_path", folder / "checkpoint_best.ckpt", "--csv", ads / "test.csv", "--output", "scores.csv"
+    )
+    assert code == 0, said
+    with Path("scores.csv").open(encoding="utf-8", newline="") as file:
+        scores = [float(row["probability"]) for row in csv.DictReader(file)]
+    own_scores = [row["probability"] for row in json.loads((folder / "test_predictions.json").read_text())]
+    assert scores == pytest.approx(own_scores, abs=1e-5)
+    code, said = run("predict", "--model_path", folder / "checkpoint_best.ckpt", broken, ads / "images")
+    assert code == 1
+    with Path("predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["problem"]) for row in rows] == [True] + [False] * (len(rows) - 1)
+    assert str(broken) in rows[0]["problem"]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_the_cache_changes_nothing_but_time(ads: Path, backbone: list[str], tmp_path: Path, pooling: str) -> None:
+    settings = [*backbone, f"pooling={pooling}", "--base_dir", ads]
+    cached = train(tmp_path / "cached", *settings)
+    assert_close(cached, train(tmp_path / "again", *settings))
+    assert_close(cached, train(tmp_path / "off", *settings, "--cache", "off"))
+
+
+def computed(said: str) -> dict[str, int]:
+    """How many samples each encoder computed."""
+    lines = [line for line in said.splitlines() if ": computing features of" in line]
+    return {line.split()[1].rstrip(":"): int(line.split("features of ")[1].split()[0]) for line in lines}
+
+
+def test_a_stale_feature_is_never_used(ads: Path, hub_folder: WriteFolder, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(ads, mine)
+    number = iter(range(100))
+
+    def features_of(*settings: str, seed: int = 0) -> dict[str, int]:
+        model = ["vision_encoder.kind=siglip2", f"vision_encoder.model={hub_folder('siglip2', seed=seed)}"]
+        given = [*SMALL, *model, "pooling=mean", "--base_dir", mine, "--epochs", "1", *settings]
+        code, said = run("train", *given, "--output_dir", tmp_path / f"run{next(number)}")
+        assert code == 0, said
+        return computed(said)
+
+    assert features_of()["pictures"] == 112
+    assert features_of() == {}
+    picture = mine / "images" / next((mine / "images").iterdir()).name
+    pixels = np.asarray(Image.open(picture)).copy()
+    pixels[0, 0] ^= 128
+    Image.fromarray(pixels).save(picture, quality=100)
+    assert features_of() == {"pictures": 1}
+    assert features_of("vision_encoder.image_size=[40,40]") == {"pictures": 112}
+    assert features_of(seed=1) == {"pictures": 112}  # other weights
+    assert set(features_of("text_encoder.prefix=query: ")) == {"texts"}
+    assert features_of() == {}  # and the first is still there
+
+
+def test_lora_trains_and_saves_adapters_and_head_alone(ads: Path, backbone: list[str], tmp_path: Path) -> None:
+    settings = [
+        *backbone,
+        "--base_dir",
+        ads,
+        "train.lora.enabled=true",
+        "train.lora.rank=2",
+        "train.lora.target_layers=2",
+    ]
+    folder = train(tmp_path / "run", *settings)
+    state = load_checkpoint(folder / "checkpoint_best.ckpt")
+    inside = {key for key in state["model"] if key.startswith("vision.")}
+    assert len(inside) == 2 * 3 * 2  # layers, projections, A and B
+    assert all("lora_" in key for key in inside)
+    assert {key.split(".")[0] for key in state["model"]} == {"vision", "fusion", "head", "no_text"}
+    part = train(tmp_path / "part", *settings, "--max_steps", "3", "scheduler.max_steps=8")
+    whole = train(tmp_path / "whole", *settings, "scheduler.max_steps=8")
+    train(part, *settings, "scheduler.max_steps=8")
+    one, other = (load_checkpoint(f / "checkpoints" / "latest_model.pth")["model"] for f in (part, whole))
+    assert all(torch.equal(one[key], other[key]) for key in other)
+    code, said = run("export", "--model_path", folder / "checkpoint_best.ckpt")
+    assert code == 0, said
+    assert {path.name for path in (folder / "export").iterdir()} == {"model.safetensors", "model.json", "model.pt2"}
+
+
+def test_a_checkpoint_is_refused_with_another_backbone(
+    ads: Path, hub_folder: WriteFolder, backbone: list[str], tmp_path: Path
+) -> None:
+    folder = train(tmp_path / "run", *backbone, "--base_dir", ads)
+    other = hub_folder("siglip2", seed=1)
+    shutil.copy(other / "model.safetensors", hub_folder("siglip2") / "model.safetensors.new")
+    weights = tmp_path / "siglip2-0" / "model.safetensors"
+    weights.write_bytes((other / "model.safetensors").read_bytes())
+    code, said = run("test", "--model_path", folder / "checkpoint_best.ckpt", "--csv", ads / "test.csv")
+    assert code == 2
+    assert "another vision backbone" in said
+
+
+def test_one_class_in_validation_is_said_and_does_not_crash(ads: Path, backbone: list[str], tmp_path: Path) -> None:
+    with (ads / "val.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with (ads / "ones.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(row for row in rows if row["label"].lower() in ("true", "1"))
+    folder = train(tmp_path / "run", *backbone, "--train_csv", ads / "train.csv", "--val_csv", ads / "ones.csv")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["val"]["auroc"] is None
+    assert "auroc" in results["val"]["undefined"]
+
+
+def test_a_random_backbone_has_to_be_trained(ads: Path, tmp_path: Path) -> None:
+    random = ["vision_encoder.kind=timm", "vision_encoder.model=test_vit", "vision_encoder.pretrained=false"]
+    code, said = run("train", *SMALL, *random, "--base_dir", ads, "--output_dir", tmp_path / "run")
+    assert code == 2
+    assert "train.finetune_layers=-1" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_ablations_are_trained_and_compared(ads: Path, backbone: list[str], tmp_path: Path) -> None:
+    folder = train(tmp_path / "run", *backbone, "--base_dir", ads, "--ablations", "--epochs", "1")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary["variants"]) == {"fusion_concat", "vision_only", "text_only"}
+    for name, results in summary["variants"].items():
+        own = json.loads((folder / "variants" / name / "summary.json").read_text())
+        assert own["results_of_best_checkpoint"] == results
+        assert name in (folder / "report.html").read_text()
+    state = load_checkpoint(folder / "variants" / "text_only" / "checkpoint_best.ckpt")
+    assert {key.split(".")[0] for key in state["model"]} == {"head", "no_text"}
