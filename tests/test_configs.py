@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from apps.multimodal_ads.config import AdsConfig
 from apps.perceiver.config import PerceiverConfig
 from apps.sam_med3d_ich.config import SamMed3DConfig
 from mlcore.config.compose import EXPERIMENT, Composed, Request, compose, group_choices
@@ -13,7 +14,11 @@ from mlcore.config.section import Section
 from mlcore.config.text import dump_value, read_document
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-APPS: dict[str, type[Section]] = {"perceiver": PerceiverConfig, "sam_med3d_ich": SamMed3DConfig}
+APPS: dict[str, type[Section]] = {
+    "multimodal_ads": AdsConfig,
+    "perceiver": PerceiverConfig,
+    "sam_med3d_ich": SamMed3DConfig,
+}
 CHOICES = [
     (app, group, choice)
     for app in APPS

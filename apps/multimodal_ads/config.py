@@ -61,7 +61,9 @@ class FeaturesConfig(Section):
         "at every step",
     )
     cache_dir: Path | None = field(None, "Where they are kept, for all runs; null: outputs/multimodal_ads/features")
-    encode_batch_size: int = field(32, "Samples that go through an encoder together when the cache is filled", ge=1)
+    encode_batch_size: int = field(
+        32, "Samples that go through an encoder together when the cache is filled", unit="samples", ge=1
+    )
 
 
 class VisionEncoderConfig(Section):
@@ -150,7 +152,7 @@ class AdsTrainConfig(TrainConfig):
     backbone_lr: float | None = field(None, "Learning rate of the backbone; null: a tenth of lr", gt=0)
     lora_lr: float | None = field(None, "Learning rate of the adapters; null: lr", gt=0)
     lora: LoraConfig = field(LoraConfig(), "Adapters")
-    loss_type: Literal["focal", "bce"] = field("focal", "Loss")
+    loss_type: Literal["focal", "bce"] = field("focal", "focal: focal loss; bce: binary cross entropy")
     focal_gamma: float = field(2.0, "focal: how strongly easy samples are discounted", ge=0)
     focal_alpha: float | None = field(
         None, "focal: weight of the ads, 1 - alpha that of the others; null: both 1", ge=0, le=1

@@ -139,7 +139,7 @@ def summarise(rows: Sequence[CaseMetrics], *, ich_scores: Array, ich_labels: Arr
         "dice_lesion": _mean(column["dice"][lesion]),
         "iou": _mean(column["iou"]),
         "hd95": _mean(column["hd95_mm"][defined]),
-        "hd95_undefined": float(np.count_nonzero(~defined)),
+        "hd95_undefined": int(np.count_nonzero(~defined)),  # a count: shown without decimals
         "volume_error_ml": _mean(column["volume_error_ml"]),
         "volume_abs_error_ml": _mean(np.abs(column["volume_error_ml"])),
         "lesion_sensitivity": float(column["found"].sum()) / lesions if lesions else math.nan,

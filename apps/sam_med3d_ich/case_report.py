@@ -15,6 +15,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from apps.sam_med3d_ich.case_metrics import FIELDS, CaseMetrics
+from apps.sam_med3d_ich.data.words import counted
+from apps.sam_med3d_ich.legends import legend_below
 from mlcore.errors import UserError
 from mlcore.files import write_text
 from mlcore.metrics.ranking import auroc, auroc_interval
@@ -122,7 +124,7 @@ def plot_volumes(rows: Sequence[CaseRow], *, path: Path) -> Path:
         _scatter(left, true, predicted, lesion)
         left.set(xlim=(low, top), ylim=(low, top), aspect="equal", xlabel="true volume, mL", ylabel="predicted, mL")
         left.set_title("Predicted and true volume")
-        left.legend(loc="upper left", handletextpad=0.3)
+        legend_below(left)
         _bland_altman(right, true, predicted, lesion)
     return path
 
@@ -209,7 +211,7 @@ def _worst(rows: Sequence[CaseRow], prefix: str) -> Table:
         for row in worst
     ]
     words = (
-        f"all {len(rows)} cases: {prefix}cases.csv; of equal Dice the larger volume error comes first; "
+        f"{counted(len(rows), 'case')} in {prefix}cases.csv; of equal Dice the larger volume error comes first; "
         "both masks empty: Dice 1, HD95 0; one empty: Dice 0, HD95 undefined"
     )
     return Table("Worst cases", _WORST, cells, note=words)
@@ -232,21 +234,22 @@ def _scatter(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], lesion:
 def _bland_altman(
     axes: Axes, true: NDArray[np.float64], predicted: NDArray[np.float64], lesion: NDArray[np.bool_]
 ) -> None:
-    """Difference over mean; the bias and the limits that hold 95 % of differences are those of cases with a bleed."""
+    """Difference over mean of all cases; where some have a bleed, mean and 95 % limits are those of them alone."""
     difference, mean = predicted - true, (predicted + true) / 2
-    counted = difference[lesion] if lesion.any() else difference  # heads rightly left alone would narrow the limits
-    bias, spread = float(counted.mean()), 1.96 * float(counted.std(ddof=1)) if len(counted) > 1 else 0.0
+    judged = difference[lesion] if lesion.any() else difference  # heads rightly left alone would narrow the limits
+    whose = "bleed: " if lesion.any() else ""
+    bias, spread = float(judged.mean()), 1.96 * float(judged.std(ddof=1)) if len(judged) > 1 else 0.0
     axes.axhline(0, color=MUTED, linewidth=0.8)
-    axes.axhline(bias, color=INK, linewidth=1.2, label=f"mean {_signed(bias)} mL")
+    axes.axhline(bias, color=INK, linewidth=1.2, label=f"{whose}mean {_signed(bias)} mL")
     if spread > 0:
-        label = f"95 % limits {_signed(bias - spread)} to {_signed(bias + spread)} mL"
+        label = f"{whose}95 % limits {_signed(bias - spread)} to {_signed(bias + spread)} mL"
         for place, words in ((bias - spread, label), (bias + spread, None)):
             axes.axhline(place, color=INK, linewidth=1.0, linestyle=_DASHED, label=words)
-    axes.legend(loc="upper left", ncols=2)
+    legend_below(axes)
     _scatter(axes, mean, difference, lesion)
-    reach = 1.5 * (max(abs(bias) + spread, float(np.abs(difference).max())) or 1.0)  # room for the legend
+    reach = 1.1 * (max(abs(bias) + spread, float(np.abs(difference).max())) or 1.0)
     axes.set(ylim=(-reach, reach), xlabel="mean of both volumes, mL", ylabel="predicted − true, mL")
-    axes.set_title("Agreement (Bland–Altman), cases with a bleed" if lesion.any() else "Agreement (Bland–Altman)")
+    axes.set_title("Agreement (Bland–Altman)")
 
 
 def _signed(value: float) -> str:

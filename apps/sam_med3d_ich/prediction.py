@@ -9,13 +9,24 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from apps.sam_med3d_ich.case_metrics import case_metrics, summarise
 from apps.sam_med3d_ich.case_report import CaseRow, case_sections
 from apps.sam_med3d_ich.data.geometry import Spacing
 from apps.sam_med3d_ich.data.table import Case, read_cases
-from apps.sam_med3d_ich.data.volume import SUFFIXES, Volume, load_case, read_volume, volume_name, write_nifti
+from apps.sam_med3d_ich.data.volume import (
+    SUFFIXES,
+    Volume,
+    check_case_header,
+    check_header,
+    load_case,
+    read_volume,
+    volume_name,
+    write_nifti,
+)
+from apps.sam_med3d_ich.data.words import counted, together
 from apps.sam_med3d_ich.inspection import draw_case
 from apps.sam_med3d_ich.restore import Restored, restore
 from apps.sam_med3d_ich.segmentation import Click, Segmentation, clicks_from_mask
@@ -28,6 +39,8 @@ from mlcore.files import ensure_folder, write_text
 _log = logging.getLogger(__name__)
 
 _COLUMNS = ("input", "mask", "volume_ml", "ich_score")
+_TABLE = "predictions.csv"
+_SKIP = "--on_bad_input skip leaves such inputs out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +105,8 @@ def predict(request: Request) -> int:
         Exit code 0.
 
     Raises:
-        UserError: The checkpoint, an input or the output folder cannot be used.
+        UserError: The checkpoint, an input or the output folder cannot be used. Volumes that were finished before keep
+            their masks and their rows in predictions.csv.
     """
     setup_logging()
     clicks = [_click(text) for text in request.clicks]
@@ -105,30 +119,65 @@ def predict(request: Request) -> int:
         raise UserError(f"{request.model_path} was trained with clicks: give --clicks X,Y,Z (voxel indices)")
     if clicks and not restored.prompted:
         _log.warning("%s was trained without clicks; how well it follows them is unknown", request.model_path)
+    if clicks and not any(click.inside for click in clicks):
+        _log.warning(
+            "all --clicks are outside (,0), so nothing says where the bleed is and the mask may be empty or anywhere; "
+            "give at least one inside"
+        )
     ensure_folder(request.output_dir)
-    done: list[Done] = []
+    request = replace(request, array_spacing=request.array_spacing or restored.config.data.array_spacing)
+    readable = _with_good_headers(items, request)
+    done = _segment_all(readable, restored, request=request, clicks=clicks, device=device)
+    if not done:
+        raise UserError("none of the inputs can be used; the warnings above say why")
+    _write_comparison(done, request.output_dir)
+    left_out = counted(len(items) - len(done), "input")
+    _log.info("%s in %s, %s left out", counted(len(done), "mask"), request.output_dir, left_out)
+    return 0
+
+
+def _with_good_headers(items: Sequence[Item], request: Request) -> list[Item]:
+    """The items less those that are refused already without their voxels: minutes of work come only after it."""
+    good: list[Item] = []
     problems: list[str] = []
+    for item in items:
+        try:
+            if item.case is not None:
+                check_case_header(item.case, array_spacing=request.array_spacing)
+            else:
+                check_header(item.path, array_spacing=request.array_spacing)
+            good.append(item)
+        except UserError as error:
+            problems.append(str(error))
+    if problems and request.on_bad_input == "error":
+        raise UserError(f"{together('inputs', problems)}\n{_SKIP}")
+    for problem in problems:
+        _log.warning("left out: %s", problem)
+    return good
+
+
+def _segment_all(
+    items: Sequence[Item], restored: Restored, *, request: Request, clicks: Sequence[Click], device: torch.device
+) -> list[Done]:
+    done: list[Done] = []
     pace = Pace(len(items))
     for number, item in enumerate(items, 1):
         try:
-            volume, mask = _read(item, request, restored.config.data.array_spacing)
+            volume, mask = _read(item, request.array_spacing)
         except UserError as error:
             if request.on_bad_input == "error":
-                raise UserError(f"{error}\n--on_bad_input skip leaves such inputs out") from None
+                finished = f"{counted(len(done), 'volume')} finished before it, see {request.output_dir / _TABLE}"
+                raise UserError(f"{error}\n{f'{finished}; ' if done else ''}{_SKIP}") from None
             _log.warning("left out: %s", error)
-            problems.append(str(error))
             continue
         prompts = clicks or (clicks_from_mask(mask, volume.affine) if restored.prompted and mask is not None else None)
         with autocast(restored.config.train.precision, device):
             found = restored.segmenter(volume, clicks=prompts)
         done.append(_write(item, volume, mask, found, request=request, window=restored.segmenter.preprocessing.window))
+        _write_predictions(done, request.output_dir)  # each time: whatever happens to the next one, these are done
         pace.update(number)
         _log.info("%d of %d  %s  %s left", number, len(items), done[-1], format_duration(pace.eta_s))
-    if not done:
-        raise UserError(f"none of the inputs can be used; the first: {problems[0]}")
-    _write_tables(done, request.output_dir)
-    _log.info("%d masks in %s, %d inputs left out", len(done), request.output_dir, len(problems))
-    return 0
+    return done
 
 
 def _with_threshold(restored: Restored, threshold: float | None) -> Restored:
@@ -197,8 +246,7 @@ def _files(given: Path) -> Iterator[Path]:
     yield from found
 
 
-def _read(item: Item, request: Request, known: Spacing | None) -> tuple[Volume, NDArray[np.uint8] | None]:
-    spacing = known if request.array_spacing is None else request.array_spacing
+def _read(item: Item, spacing: Spacing | None) -> tuple[Volume, NDArray[np.uint8] | None]:
     if item.case is not None:
         return load_case(item.case, array_spacing=spacing)
     return read_volume(item.path, array_spacing=spacing), None
@@ -231,12 +279,15 @@ def _write(
     return Done(str(item.path), path.name, float(found.mask.sum()) * volume.voxel_ml, found.ich_score, compared)
 
 
-def _write_tables(done: Sequence[Done], folder: Path) -> None:
-    """predictions.csv, and the validation table where masks are known."""
+def _write_predictions(done: Sequence[Done], folder: Path) -> None:
     buffer = io.StringIO()
     rows = [[one.path, one.mask, f"{one.millilitres:.3f}", f"{one.ich_score:.6f}"] for one in done]
     csv.writer(buffer, lineterminator="\n").writerows([_COLUMNS, *rows])
-    write_text(folder / "predictions.csv", buffer.getvalue())
+    write_text(folder / _TABLE, buffer.getvalue())
+
+
+def _write_comparison(done: Sequence[Done], folder: Path) -> None:
+    """The validation table, where masks are known."""
     compared = [one.compared for one in done if one.compared is not None]
     if not compared:
         return
@@ -247,4 +298,4 @@ def _write_tables(done: Sequence[Done], folder: Path) -> None:
         ich_labels=[row.ich for row in compared],
     )
     for name, value in means.items():
-        _log.info("  %-20s %.4f", name, value)
+        _log.info("  %-20s %s", name, value if isinstance(value, int) else f"{value:.4f}")

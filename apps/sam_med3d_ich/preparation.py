@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apps.sam_med3d_ich.data.dicom import Series, find_series, read_series, series_in
 from apps.sam_med3d_ich.data.folders import new_folder, refuse_existing
-from apps.sam_med3d_ich.data.split import SplitSizes, Subject, split_by_patient, summary_counts
+from apps.sam_med3d_ich.data.split import SplitSizes, Subject, split_by_patient, summary_counts, wanted_counts
 from apps.sam_med3d_ich.data.table import COLUMNS, mask_key
 from apps.sam_med3d_ich.data.volume import (
     MASK_SUFFIXES,
@@ -24,6 +25,7 @@ from apps.sam_med3d_ich.data.volume import (
     volume_name,
     write_nifti,
 )
+from apps.sam_med3d_ich.data.words import counted, listed, together
 from mlcore.console import Pace, format_duration, setup_logging
 from mlcore.errors import UserError
 from mlcore.files import write_text
@@ -35,6 +37,8 @@ _log = logging.getLogger(__name__)
 _CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net numbers the channels of a case
 _SHOWN = 5
 _REPORT_EVERY_S = 5.0
+
+Mask = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,21 +88,29 @@ def prepare_data(source: Path, output: Path, settings: Preparation) -> dict[str,
         The case names of each split.
 
     Raises:
-        UserError: An input cannot be used, a case has no label file, the split is impossible, or `output` is not empty.
+        UserError: Inputs cannot be used or cases have no label file (all are named together), the split is impossible,
+            or `output` is not empty.
     """
     refuse_existing(output)  # before minutes of work
-    scans = find_scans(source, settings)
-    patients = _patients(scans, settings.patient_regex)
-    _log.info("%s: %d cases of %d patients", source, len(scans), len(set(patients.values())))
-    subjects: dict[str, Subject] = {}
-    rows: dict[str, list[object]] = {}
+    problems: list[str] = []
+    scans = find_scans(source, settings, problems=problems)
+    patients = _patients(scans, settings.patient_regex, problems=problems)
+    wanted_counts(settings.sizes, total=len(scans))
+    whose = counted(len(set(patients.values())), "patient")
+    _log.info("%s: %s of %s", source, counted(len(scans), "case"), whose)
+    subjects, rows = dict[str, Subject](), dict[str, list[object]]()
     with new_folder(output) as folder:
         (folder / "images").mkdir()
         (folder / "masks").mkdir()
-        for scan in _with_pace(scans):
-            path, positive = _convert(scan, folder, settings)
+        for scan, volume, mask in _readable(scans, settings, problems=problems):
+            if problems:  # nothing will come of it; the others are only read, to tell of all at once
+                continue
+            path = _write(scan, volume, mask, folder=folder, link=settings.link)
+            positive = mask is not None and bool(mask.any())
             subjects[scan.name] = Subject(scan.name, patients[scan.name], positive)
             rows[scan.name] = [path, int(positive), patients[scan.name]]
+        if problems:
+            raise together(source, problems)
         splits = split_by_patient(list(subjects.values()), settings.sizes, seed=settings.seed)
         for split, names in splits.items():
             if names:
@@ -112,14 +124,19 @@ def prepare_data(source: Path, output: Path, settings: Preparation) -> dict[str,
 # ------------------------------------------------------------------------------------------------------ finding cases
 
 
-def find_scans(source: Path, settings: Preparation) -> list[Scan]:
+def find_scans(source: Path, settings: Preparation, *, problems: list[str]) -> list[Scan]:
     """The cases in `source`, sorted by name, with their label maps.
 
     Images are the NIfTI files in imagesTr, images or `source` itself; where there are none, each folder there (or the
     folder itself) is a case of DICOM files.
 
+    Args:
+        source: The folder.
+        settings: How names are read.
+        problems: What is wrong with single cases is added to it: ambiguous names, missing label files.
+
     Raises:
-        UserError: There are none, names are ambiguous, or label files are missing.
+        UserError: There are none, or the settings do not fit the folder.
     """
     if not source.is_dir():
         raise UserError(f"{source}: no such folder")
@@ -133,14 +150,17 @@ def find_scans(source: Path, settings: Preparation) -> list[Scan]:
         raise UserError(f"{label_dir}: no such folder of label maps")
     if label_dir == image_dir and not settings.label_suffix:
         raise UserError(f"{label_dir}: images and label maps in one folder; tell them apart with --label_suffix")
-    images: dict[str, Path | Series] = {**_nifti_images(image_dir, settings)}
-    images = images or {**_dicom_images(image_dir, settings, label_dir=label_dir)}
+    images: dict[str, Path | Series] = {**_nifti_images(image_dir, settings, problems=problems)}
+    if not images:
+        images = {**_dicom_images(image_dir, settings, label_dir=label_dir, problems=problems)}
+        if images and settings.link:
+            raise UserError(f"{image_dir}: --link needs NIfTI images; DICOM series have to be converted")
     if not images:
         raise UserError(f"{image_dir}: no NIfTI files (.nii, .nii.gz) and no DICOM series in it")
-    labels = _labels(label_dir, settings.label_suffix)
-    _check_complete(images, labels, label_dir=label_dir, allow=settings.unlabelled_are_negative)
+    labels = _labels(label_dir, settings.label_suffix, problems=problems)
+    _check_complete(images, labels, label_dir=label_dir, allow=settings.unlabelled_are_negative, problems=problems)
     scans = [Scan(name, images[name], labels.get(name)) for name in sorted(images)]
-    _check_names(scans)
+    _check_names(scans, problems=problems)
     return scans
 
 
@@ -148,7 +168,7 @@ def _nifti_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.name.lower().endswith(MASK_SUFFIXES) and not p.name.startswith("."))
 
 
-def _nifti_images(folder: Path, settings: Preparation) -> dict[str, Path]:
+def _nifti_images(folder: Path, settings: Preparation, *, problems: list[str]) -> dict[str, Path]:
     files = _nifti_files(folder)
     if settings.label_suffix:
         files = [path for path in files if not volume_name(path).endswith(settings.label_suffix)]
@@ -159,18 +179,19 @@ def _nifti_images(folder: Path, settings: Preparation) -> dict[str, Path]:
         others = [path.name for path in files if not volume_name(path).endswith("_0000")]
         if any(_CHANNEL.search(volume_name(path)) for path in files) and others:
             raise UserError(
-                f"{folder}: several channels a case ({', '.join(others[:_SHOWN])}); a CT has one. Choose it with "
+                f"{folder}: several channels a case ({listed(others, shown=_SHOWN)}); a CT has one. Choose it with "
                 "--image_suffix _0000"
             )
     for path in files:
         name = volume_name(path).removesuffix("_0000" if settings.image_suffix is None else settings.image_suffix)
-        if name in found:
-            raise UserError(f"{path}: {found[name].name} would be the same case '{name}'; rename one")
-        found[name] = path
+        if found.setdefault(name, path) != path:
+            problems.append(f"{path}: {found[name].name} would be the same case '{name}'; rename one")
     return found
 
 
-def _dicom_images(folder: Path, settings: Preparation, *, label_dir: Path | None) -> dict[str, Series]:
+def _dicom_images(
+    folder: Path, settings: Preparation, *, label_dir: Path | None, problems: list[str]
+) -> dict[str, Series]:
     folders = [folder]
     if not series_in(folder):
         folders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -183,11 +204,12 @@ def _dicom_images(folder: Path, settings: Preparation, *, label_dir: Path | None
         elif settings.series == "largest":
             series = sorted(series, key=lambda one: -len(one.files))[:1]
         if len(series) > 1 and settings.series != "each":
-            listed = "\n".join(f"  {one}" for one in series)
-            raise UserError(
+            choices = "\n".join(f"  {one}" for one in series)
+            problems.append(
                 f"{case}: {len(series)} DICOM series; choose with --series largest, --series each (all become cases) "
-                f"or --series UID:\n{listed}"
+                f"or --series UID:\n{choices}"
             )
+            series = series[:1]
         for number, one in enumerate(series, 1):
             found[case.absolute().name + (f"_{number}" if len(series) > 1 else "")] = one
         if not series:
@@ -195,49 +217,55 @@ def _dicom_images(folder: Path, settings: Preparation, *, label_dir: Path | None
     return found
 
 
-def _labels(folder: Path | None, suffix: str) -> dict[str, Path]:
+def _labels(folder: Path | None, suffix: str, *, problems: list[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in _nifti_files(folder) if folder is not None else []:
         name = volume_name(path)
         if not name.endswith(suffix):
             continue
         name = name.removesuffix(suffix) if suffix else name.removesuffix("_0000")
-        if name in found:
-            raise UserError(f"{path}: {found[name].name} would be the label map of the same case '{name}'; remove one")
-        found[name] = path
+        if found.setdefault(name, path) != path:
+            problems.append(f"{path}: {found[name].name} would be the label map of the same case '{name}'; remove one")
     return found
 
 
 def _check_complete(
-    images: dict[str, Path | Series], labels: dict[str, Path], *, label_dir: Path | None, allow: bool
+    images: dict[str, Path | Series],
+    labels: dict[str, Path],
+    *,
+    label_dir: Path | None,
+    allow: bool,
+    problems: list[str],
 ) -> None:
     missing = sorted(images.keys() - labels.keys())
-    if missing and not allow:
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        where = label_dir or "no label folder (labels or labelsTr) in the input"
-        raise UserError(
-            f"{where}: no label map for {', '.join(missing[:_SHOWN])}{more}; "
-            "give --label_dir, or --unlabelled_are_negative if these cases have no bleed"
-        )
-    if missing and len(missing) == len(images) and labels:
+    if labels and len(missing) == len(images):
         raise UserError(
             f"{label_dir}: not one label map is named like an image (images: {missing[0]}, ...; labels: "
             f"{min(labels)}, ...); --image_suffix and --label_suffix say what their names end in"
         )
+    if missing and not allow:
+        where = label_dir or "no label folder (labels or labelsTr) in the input"
+        problem = (
+            f"{where}: no label map for {listed(missing, shown=_SHOWN)}; "
+            "give --label_dir, or --unlabelled_are_negative if these cases have no bleed"
+        )
+        if not labels:  # a matter of where they are, not of single cases
+            raise UserError(problem)
+        problems.append(problem)
     unused = sorted(labels.keys() - images.keys())
     if unused:
-        _log.warning("%s: %d label maps have no image, for example %s", label_dir, len(unused), unused[0])
+        _log.warning("%s: label maps without an image: %s", label_dir, listed(unused, shown=_SHOWN))
 
 
-def _check_names(scans: Sequence[Scan]) -> None:
+def _check_names(scans: Sequence[Scan], *, problems: list[str]) -> None:
     seen: dict[str, str] = {}
     for scan in scans:
         first = seen.setdefault(mask_key(scan.name), scan.name)
         if first != scan.name:
-            raise UserError(f"cases '{first}' and '{scan.name}' are the same number; rename one")
+            problems.append(f"cases '{first}' and '{scan.name}' are the same number; rename one")
 
 
-def _patients(scans: Sequence[Scan], regex: str | None) -> dict[str, str]:
+def _patients(scans: Sequence[Scan], regex: str | None, *, problems: list[str]) -> dict[str, str]:
     if regex is None:
         return {scan.name: scan.name for scan in scans}
     try:
@@ -246,40 +274,49 @@ def _patients(scans: Sequence[Scan], regex: str | None) -> dict[str, str]:
         raise UserError(f"--patient_regex {regex}: not a regular expression ({error})") from None
     if pattern.groups != 1:
         raise UserError(f"--patient_regex {regex}: {pattern.groups} groups; expected one, such as '(.+)_[0-9]+'")
-    patients: dict[str, str] = {}
-    for scan in scans:
-        match = pattern.search(scan.name)
-        if match is None or not match[1]:
-            raise UserError(f"--patient_regex {regex}: finds no patient in the name '{scan.name}'")
-        patients[scan.name] = match[1]
+    found = {scan.name: pattern.search(scan.name) for scan in scans}
+    patients = {name: match[1] for name, match in found.items() if match is not None and match[1]}
+    strange = [name for name in found if name not in patients]
+    if strange:
+        problem = f"--patient_regex {regex}: finds no patient in the name of {listed(strange, shown=_SHOWN)}"
+        if not patients:  # a matter of the expression, not of single cases
+            raise UserError(problem)
+        problems.append(problem)
     return patients
 
 
 # --------------------------------------------------------------------------------------------------- converting cases
 
 
-def _convert(scan: Scan, folder: Path, settings: Preparation) -> tuple[str, bool]:
-    """Write a case's image and mask; returns the table's path and whether there is a target."""
-    if isinstance(scan.source, Path):
-        volume = read_volume(scan.source)
-        name = scan.name
-        if settings.link:
-            name, path = volume_name(scan.source), str(scan.source.absolute())
+def _readable(
+    scans: Sequence[Scan], settings: Preparation, *, problems: list[str]
+) -> Iterator[tuple[Scan, Volume, Mask | None]]:
+    """The cases with image and mask (if there is a label map); those that cannot be read are added to `problems`."""
+    for scan in _with_pace(scans):
+        try:
+            volume = read_volume(scan.source) if isinstance(scan.source, Path) else read_series(scan.source)
+            mask = None if scan.label is None else read_labels(scan.label, like=volume, labels=settings.labels)
+        except UserError as error:
+            problems.append(str(error))
         else:
-            suffix = ".nii.gz" if scan.source.name.lower().endswith(".gz") else ".nii"
-            path = f"images/{name}{suffix}"
-            shutil.copyfile(scan.source, folder / path)
-    else:
-        if settings.link:
-            raise UserError(f"{scan.source.folder}: --link needs NIfTI images; DICOM series have to be converted")
-        volume, name = read_series(scan.source), scan.name
+            yield scan, volume, mask
+
+
+def _write(scan: Scan, volume: Volume, mask: Mask | None, *, folder: Path, link: bool) -> str:
+    """Write a case's image and mask; returns the table's path of the image."""
+    name = scan.name
+    if not isinstance(scan.source, Path):
         path = f"images/{name}.nii.gz"
         _write_converted(folder / path, volume)
-    if scan.label is None:
-        return path, False
-    mask = read_labels(scan.label, like=volume, labels=settings.labels)
-    write_nifti(folder / "masks" / f"{name}.nii.gz", mask, like_affine=volume.affine)
-    return path, bool(mask.any())
+    elif link:
+        name, path = volume_name(scan.source), str(scan.source.absolute())
+    else:
+        suffix = ".nii.gz" if scan.source.name.lower().endswith(".gz") else ".nii"
+        path = f"images/{name}{suffix}"
+        shutil.copyfile(scan.source, folder / path)
+    if mask is not None:
+        write_nifti(folder / "masks" / f"{name}.nii.gz", mask, like_affine=volume.affine)
+    return path
 
 
 def _write_converted(path: Path, volume: Volume) -> None:
@@ -314,7 +351,7 @@ def _report(output: Path, subjects: dict[str, Subject], splits: dict[str, list[s
             lines.append(f"{split:<8}{cases:>8}{patients:>10}{positive:>10}")
     unused = len(subjects) - sum(map(len, splits.values()))
     if unused:
-        lines.append(f"{unused} cases are in no split")
+        lines.append(f"in no split: {counted(unused, 'case')}")
     lines.append(f"train with: --train_csv {output}/train.csv --val_csv {output}/val.csv --mask_dir {output}/masks")
     return "\n".join(lines)
 

@@ -66,12 +66,13 @@ def load_checkpoint(path: Path, *, map_location: str | torch.device = "cpu", all
             warnings.simplefilter("ignore")  # torch remarks on pickle protocols; what it cannot read, it refuses anyway
             state = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        reasons = [line.strip() for line in str(error).splitlines() if "nsupported" in line]
-        if not reasons:
+        if "nsupported" not in str(error):
             raise CheckpointError(f"{path}: damaged or not a torch checkpoint") from None
+        asked = re.search(r"GLOBAL (\S+)", str(error))  # torch's advice around the name is to trust the file
         raise CheckpointError(
-            f"{path}: refused, because it holds more than tensors and plain values and loading it could "
-            f"run code ({reasons[0]}) Take the file from its author again as a plain state dict."
+            f"{path}: refused, because it holds more than tensors and plain values"
+            f"{f' (it asks for {asked[1]})' if asked else ''} and loading it could run code. Take the file from its "
+            "author again as a plain state dict."
         ) from None
     except Exception as error:  # noqa: BLE001 - garbage makes the reader fail in any way it likes
         raise CheckpointError(f"{path}: damaged or not a torch checkpoint ({type(error).__name__}: {error})") from None

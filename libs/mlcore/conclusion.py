@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from mlcore.distributed import barrier
 from mlcore.evaluator import Evaluator
 from mlcore.files import write_json
 from mlcore.plots.curves import plot_panels
+from mlcore.plots.runs import Bar, plot_runs
 from mlcore.progress import Monitor, Outcome
 from mlcore.report import Headline, Picture, RunReport, Section, Table, describe_environment, write_report
 from mlcore.trackers.table import read_history
@@ -116,7 +118,7 @@ def write_conclusion(end: Conclusion, problem: Problem, *, folder: Path, device:
         warnings=[*_demo_warning(end), *problem.notes, *_skip_warning(end.outcome)],
         sections=[
             *_curves(folder, monitor.metric),
-            *_comparison(end),
+            *_comparison(end, folder),
             _result_table(results),
             *end.verdict.sections,
             *(() if problem.overview is None else problem.overview(folder)),
@@ -164,7 +166,7 @@ def _curves(folder: Path, metric: str) -> list[Section]:
     return [Picture("Training", plot_panels(panels, path=folder / "curves.png"), wide=True)]
 
 
-def _comparison(end: Conclusion) -> list[Section]:
+def _comparison(end: Conclusion, folder: Path) -> list[Section]:
     """The run beside its variants, by the metric that chose the best checkpoints."""
     if not end.variants:
         return []
@@ -172,7 +174,18 @@ def _comparison(end: Conclusion) -> list[Section]:
     runs = {"this run": end.verdict.results, **end.variants}
     rows = [[name, *(results[split].get(metric) for split in splits)] for name, results in runs.items()]
     columns = ["variant", *(f"{split} {metric}" for split in splits)]
-    return [Table("Compared with its variants", columns, rows, note="trained with the same settings otherwise")]
+    sections: list[Section] = [Table("Compared with its variants", columns, rows, note="the same settings otherwise")]
+    judged = splits[-1]  # the test, where there is one
+    bars = [
+        Bar(label=(name,), value=value, name=name)
+        for name, results in runs.items()
+        if (value := results[judged].get(metric)) is not None and math.isfinite(value)
+    ]
+    if bars:
+        bars.sort(key=lambda bar: bar.value, reverse=end.monitor.mode == "max")
+        path = plot_runs(bars, metric=f"{judged} {metric}", path=folder / "variants.png")
+        sections.append(Picture("Compared with its variants", path, wide=True))
+    return sections
 
 
 def _headlines(results: Results, metric: str) -> list[Headline]:

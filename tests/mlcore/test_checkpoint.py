@@ -77,6 +77,15 @@ def test_a_malicious_file_is_refused_and_runs_nothing(protocol: int, tmp_path: P
     assert not canary.exists()
 
 
+@pytest.mark.parametrize(("protocol", "asked"), [(2, r" \(it asks for \S*getcwd\)"), (4, "")])
+def test_a_refusal_is_plain_words(protocol: int, asked: str, tmp_path: Path) -> None:
+    path = tmp_path / "evil.pth"
+    path.write_bytes(pickle.dumps({"model": os.getcwd}, protocol=protocol))
+    message = rf"more than tensors and plain values{asked} and loading it could run code\. Take the file from its"
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(path)
+
+
 def test_missing_file_and_wrong_content(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "nothing.pth")

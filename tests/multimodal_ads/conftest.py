@@ -79,6 +79,12 @@ def _write(folder: Path, kind: str, *, seed: int = 0) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def write_hub_folder() -> WriteFolder:
+    """`write_hub_folder(folder, kind, seed=0)`: the folder of a tiny whole model of that kind."""
+    return _write
+
+
 @pytest.fixture
 def hub_folder(tmp_path: Path) -> WriteFolder:
     """`hub_folder(kind, seed=0)`: the folder of a tiny whole model of that kind, with text tower or classifier."""

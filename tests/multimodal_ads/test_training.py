@@ -16,14 +16,20 @@ import pytest
 import torch
 from PIL import Image
 
+from apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, PoolingConfig, VisionEncoderConfig
 from apps.multimodal_ads.data.generated import write_generated
+from apps.multimodal_ads.data.table import read_table
+from apps.multimodal_ads.frozen import picture_features
+from apps.multimodal_ads.model.assemble import make_parts
 from mlcore.checkpoint import load_checkpoint
+from mlcore.distributed import World
 
 APP = Path(__file__).resolve().parents[2] / "apps" / "multimodal_ads"
 SMALL = shlex.split("""
 text_encoder=minilm text_encoder.max_length=16 fusion.hidden_dim=8 head.hidden_dims=[8] --epochs 2 --batch_size 16
 --num_workers 0 --num_threads 1 --device cpu --no_tensorboard --log_every 1 --warmup_steps 1 --patience null
 """)
+CACHE = "--cache_dir={}/features"
 WriteFolder = Callable[..., Path]
 
 
@@ -61,10 +67,22 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def backbone(hub_folder: WriteFolder) -> list[str]:
-    """Settings of a tiny pre-trained SigLIP 2."""
-    return ["vision_encoder.kind=siglip2", f"vision_encoder.model={hub_folder('siglip2')}", "pooling=mean"]
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory, write_hub_folder: WriteFolder) -> list[str]:
+    """Settings of a tiny pre-trained SigLIP 2; features are kept between the runs of this file."""
+    folder = write_hub_folder(tmp_path_factory.mktemp("hub") / "siglip2", "siglip2")
+    return [
+        "vision_encoder.kind=siglip2",
+        f"vision_encoder.model={folder}",
+        "pooling=mean",
+        CACHE.format(folder.parent),
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, ads: Path, backbone: list[str]) -> Path:
+    """A finished run."""
+    return train(tmp_path_factory.mktemp("finished") / "run", *backbone, "--base_dir", ads)
 
 
 def figures(folder: Path) -> list[dict[str, float]]:
@@ -80,8 +98,8 @@ def assert_close(one: Path, other: Path) -> None:
         assert [a[key] for key in a] == pytest.approx([b[key] for key in a], abs=1e-6, nan_ok=True)
 
 
-def test_a_run_leaves_what_was_promised(ads: Path, backbone: list[str], tmp_path: Path) -> None:
-    folder = train(tmp_path / "run", *backbone, "--base_dir", ads)
+def test_a_run_leaves_what_was_promised(finished: Path) -> None:
+    folder = finished
     for name in (
         "results.json",
         "test_predictions.json",
@@ -103,26 +121,22 @@ def test_a_run_leaves_what_was_promised(ads: Path, backbone: list[str], tmp_path
     assert interval["low"] <= results["test"]["auroc"] <= interval["high"]
 
 
-def test_evaluation_of_the_checkpoint_gives_the_runs_own_figures(
-    ads: Path, backbone: list[str], tmp_path: Path
-) -> None:
-    folder = train(tmp_path / "run", *backbone, "--base_dir", ads)
-    code, said = run("test", "--model_path", folder / "checkpoint_best.ckpt", "--csv", ads / "test.csv")
+def test_evaluation_of_the_checkpoint_gives_the_runs_own_figures(ads: Path, finished: Path, tmp_path: Path) -> None:
+    checkpoint, folder = finished / "checkpoint_best.ckpt", finished
+    code, said = run("test", "--model_path", checkpoint, "--csv", ads / "test.csv")
     assert code == 0, said
     own, again = (json.loads((f / "results.json").read_text())["test"] for f in (folder, folder / "test_test"))
     for key in ("auroc", "average_precision", "f1", "ece"):
         assert again[key] == pytest.approx(own[key], abs=1e-6)
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"")
-    code, said = run(
-        "predict", "--model_path", folder / "checkpoint_best.ckpt", "--csv", ads / "test.csv", "--output", "scores.csv"
-    )
+    code, said = run("predict", "--model_path", checkpoint, "--csv", ads / "test.csv", "--output", "scores.csv")
     assert code == 0, said
     with Path("scores.csv").open(encoding="utf-8", newline="") as file:
         scores = [float(row["probability"]) for row in csv.DictReader(file)]
     own_scores = [row["probability"] for row in json.loads((folder / "test_predictions.json").read_text())]
     assert scores == pytest.approx(own_scores, abs=1e-5)
-    code, said = run("predict", "--model_path", folder / "checkpoint_best.ckpt", broken, ads / "images")
+    code, said = run("predict", "--model_path", checkpoint, broken, ads / "images")
     assert code == 1
     with Path("predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -134,39 +148,39 @@ def test_evaluation_of_the_checkpoint_gives_the_runs_own_figures(
 def test_the_cache_changes_nothing_but_time(ads: Path, backbone: list[str], tmp_path: Path, pooling: str) -> None:
     settings = [*backbone, f"pooling={pooling}", "--base_dir", ads]
     cached = train(tmp_path / "cached", *settings)
-    assert_close(cached, train(tmp_path / "again", *settings))
     assert_close(cached, train(tmp_path / "off", *settings, "--cache", "off"))
 
 
-def computed(said: str) -> dict[str, int]:
-    """How many samples each encoder computed."""
-    lines = [line for line in said.splitlines() if ": computing features of" in line]
-    return {line.split()[1].rstrip(":"): int(line.split("features of ")[1].split()[0]) for line in lines}
-
-
-def test_a_stale_feature_is_never_used(ads: Path, hub_folder: WriteFolder, tmp_path: Path) -> None:
+def test_a_stale_feature_is_never_used(
+    ads: Path, write_hub_folder: WriteFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     mine = tmp_path / "mine"
     shutil.copytree(ads, mine)
-    number = iter(range(100))
+    folders = [write_hub_folder(tmp_path / str(seed), "siglip2", seed=seed) for seed in range(2)]
 
-    def features_of(*settings: str, seed: int = 0) -> dict[str, int]:
-        model = ["vision_encoder.kind=siglip2", f"vision_encoder.model={hub_folder('siglip2', seed=seed)}"]
-        given = [*SMALL, *model, "pooling=mean", "--base_dir", mine, "--epochs", "1", *settings]
-        code, said = run("train", *given, "--output_dir", tmp_path / f"run{next(number)}")
-        assert code == 0, said
-        return computed(said)
+    def computed(folder: Path = folders[0], **settings: object) -> int:
+        """How many pictures' features were computed."""
+        vision = VisionEncoderConfig(kind="siglip2", model=str(folder), **settings)  # type: ignore[arg-type]
+        train_config = AdsTrainConfig(modality="vision_only")
+        config = AdsConfig(vision_encoder=vision, pooling=PoolingConfig(name="mean"), train=train_config)
+        rows = {name: read_table(mine / f"{name}.csv", base_dir=None) for name in ("train", "val")}
+        parts = make_parts(config, device=torch.device("cpu"))
+        caplog.clear()
+        with caplog.at_level("INFO", logger="apps"):
+            picture_features(rows, parts, config=config, root=tmp_path / "features", world=World())
+        said = [message for message in caplog.messages if "computing features of" in message]
+        return int(said[0].split("features of ")[1].split()[0]) if said else 0
 
-    assert features_of()["pictures"] == 112
-    assert features_of() == {}
-    picture = mine / "images" / next((mine / "images").iterdir()).name
+    assert computed() == 88
+    assert computed() == 0
+    picture = read_table(mine / "train.csv", base_dir=None)[0].image
     pixels = np.asarray(Image.open(picture)).copy()
     pixels[0, 0] ^= 128
     Image.fromarray(pixels).save(picture, quality=100)
-    assert features_of() == {"pictures": 1}
-    assert features_of("vision_encoder.image_size=[40,40]") == {"pictures": 112}
-    assert features_of(seed=1) == {"pictures": 112}  # other weights
-    assert set(features_of("text_encoder.prefix=query: ")) == {"texts"}
-    assert features_of() == {}  # and the first is still there
+    assert computed() == 1
+    assert computed(image_size=(40, 40)) == 88
+    assert computed(folders[1]) == 88  # other weights under the same settings
+    assert computed() == 0  # and the first ones are still there
 
 
 def test_lora_trains_and_saves_adapters_and_head_alone(ads: Path, backbone: list[str], tmp_path: Path) -> None:
@@ -178,31 +192,33 @@ def test_lora_trains_and_saves_adapters_and_head_alone(ads: Path, backbone: list
         "train.lora.rank=2",
         "train.lora.target_layers=2",
     ]
-    folder = train(tmp_path / "run", *settings)
-    state = load_checkpoint(folder / "checkpoint_best.ckpt")
-    inside = {key for key in state["model"] if key.startswith("vision.")}
-    assert len(inside) == 2 * 3 * 2  # layers, projections, A and B
-    assert all("lora_" in key for key in inside)
-    assert {key.split(".")[0] for key in state["model"]} == {"vision", "fusion", "head", "no_text"}
     part = train(tmp_path / "part", *settings, "--max_steps", "3", "scheduler.max_steps=8")
     whole = train(tmp_path / "whole", *settings, "scheduler.max_steps=8")
     train(part, *settings, "scheduler.max_steps=8")
     one, other = (load_checkpoint(f / "checkpoints" / "latest_model.pth")["model"] for f in (part, whole))
     assert all(torch.equal(one[key], other[key]) for key in other)
-    code, said = run("export", "--model_path", folder / "checkpoint_best.ckpt")
+    state = load_checkpoint(whole / "checkpoint_best.ckpt")
+    inside = {key for key in state["model"] if key.startswith("vision.")}
+    assert len(inside) == 2 * 3 * 2  # layers, projections, A and B
+    assert all("lora_" in key for key in inside)
+    assert {key.split(".")[0] for key in state["model"]} == {"vision", "fusion", "head", "no_text"}
+    code, said = run("export", "--model_path", whole / "checkpoint_best.ckpt")
     assert code == 0, said
-    assert {path.name for path in (folder / "export").iterdir()} == {"model.safetensors", "model.json", "model.pt2"}
+    assert {path.name for path in (whole / "export").iterdir()} == {"model.safetensors", "model.json", "model.pt2"}
 
 
 def test_a_checkpoint_is_refused_with_another_backbone(
-    ads: Path, hub_folder: WriteFolder, backbone: list[str], tmp_path: Path
+    ads: Path, write_hub_folder: WriteFolder, backbone: list[str], finished: Path, tmp_path: Path
 ) -> None:
-    folder = train(tmp_path / "run", *backbone, "--base_dir", ads)
-    other = hub_folder("siglip2", seed=1)
-    shutil.copy(other / "model.safetensors", hub_folder("siglip2") / "model.safetensors.new")
-    weights = tmp_path / "siglip2-0" / "model.safetensors"
-    weights.write_bytes((other / "model.safetensors").read_bytes())
-    code, said = run("test", "--model_path", folder / "checkpoint_best.ckpt", "--csv", ads / "test.csv")
+    model = Path(backbone[1].partition("=")[2])
+    weights = model / "model.safetensors"
+    own = weights.read_bytes()
+    other = write_hub_folder(tmp_path / "other", "siglip2", seed=1)
+    try:
+        weights.write_bytes((other / "model.safetensors").read_bytes())
+        code, said = run("test", "--model_path", finished / "checkpoint_best.ckpt", "--csv", ads / "test.csv")
+    finally:
+        weights.write_bytes(own)
     assert code == 2
     assert "another vision backbone" in said
 

@@ -208,6 +208,7 @@ def test_summary_of_a_data_set() -> None:
     ]
     result = summarise(rows, ich_scores=[0.9, 0.2, 0.1, 0.4], ich_labels=[1, 1, 0, 0])
     assert set(result) == KEYS
+    assert repr(result["hd95_undefined"]) == "2"  # a count
     assert result == pytest.approx(
         {
             "dice": 1.9 / 4,

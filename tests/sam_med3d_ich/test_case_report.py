@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
+from apps.sam_med3d_ich import case_report
 from apps.sam_med3d_ich.case_metrics import FIELDS, CaseMetrics
 from apps.sam_med3d_ich.case_report import COLUMNS, CaseRow, case_sections, plot_dice, plot_roc, write_cases
 from mlcore.errors import UserError
+from mlcore.plots.style import picture
 from mlcore.report import Picture, RunReport, Table, write_report
 
 
@@ -79,6 +84,35 @@ def test_the_worst_cases_are_listed_first_and_perfect_ones_never(tmp_path: Path)
 def test_only_what_is_defined_is_drawn(rows: list[CaseRow], drawn: set[str], tmp_path: Path) -> None:
     case_sections(rows, folder=tmp_path)
     assert _names(tmp_path) == drawn
+
+
+def test_the_agreement_says_whose_it_is_and_no_legend_covers_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+
+    @contextmanager
+    def kept(path: Path, **size: float) -> Iterator[Figure]:
+        with picture(path, **size) as figure:
+            drawn.append(figure)
+            yield figure
+
+    monkeypatch.setattr(case_report, "picture", kept)
+    case_report.plot_volumes(_rows(), path=tmp_path / "volumes.png")
+    for axes in drawn[0].axes:
+        legend = axes.get_legend()
+        assert legend is not None
+        below = legend.get_window_extent()
+        assert below.y1 < min(label.get_window_extent().y0 for label in [axes.xaxis.label, *axes.get_xticklabels()])
+    agreement = drawn[0].axes[1]
+    assert len(agreement.collections) == 2  # cases with and without a bleed
+    assert agreement.get_title(loc="left") == "Agreement (Bland–Altman)"
+    legend = agreement.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "bleed: mean −1.75 mL",
+        "bleed: 95 % limits −5.21 to +1.71 mL",
+    ]
 
 
 def test_the_same_rows_give_the_same_files(tmp_path: Path) -> None:

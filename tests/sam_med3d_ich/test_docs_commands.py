@@ -306,6 +306,12 @@ def test_a_run_leaves_what_the_page_lists(there: Path) -> None:
     assert {name for name in more if not name.startswith("checkpoints/step_")} == {"run.lock", "clicks"}
 
 
+def test_a_run_needs_nothing_outside_its_folder(there: Path) -> None:
+    links = re.findall(r"\]\(<(.+?)>\)", (there / "outputs/summary.md").read_text(encoding="utf-8"))
+    assert "statistics.png" in links
+    assert all(Path(link).name == link and (there / "outputs" / link).is_file() for link in links)
+
+
 def test_links_inside_the_page_lead_somewhere() -> None:
     text = PAGE.read_text(encoding="utf-8")
     anchors = {

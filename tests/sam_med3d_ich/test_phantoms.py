@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from apps.sam_med3d_ich.data.phantoms import PhantomFiles, make_head, write_phantoms
 from apps.sam_med3d_ich.data.table import Case, check_patients, read_cases
-from apps.sam_med3d_ich.data.volume import load_case
+from apps.sam_med3d_ich.data.volume import load_case, read_volume
 from mlcore.errors import UserError
 
 SMALL = {"shape": (32, 32, 16), "spacing": (6.0, 6.0, 10.0)}
@@ -50,10 +50,15 @@ def test_every_case_is_valid_data(splits: tuple[list[Case], list[Case]]) -> None
 
 def test_all_formats_and_orientations(splits: tuple[list[Case], list[Case]]) -> None:
     cases = splits[0] + splits[1]
-    assert {"".join(case.image.suffixes) for case in cases} == {".pkl", ".nii.gz", ".npy", ".npz"}
+    assert {"".join(case.image.suffixes) for case in cases} == {".pkl", ".nii.gz", ".npz"}
     assert {"".join(case.mask.suffixes) for case in cases if case.mask} == {".nii", ".nii.gz"}
-    assert all(case.ich for case in cases if case.image.suffix == ".npy")
     assert len({nibabel.aff2axcodes(load_case(case)[0].affine) for case in cases}) >= 3
+
+
+def test_every_image_says_how_large_its_voxels_are(splits: tuple[list[Case], list[Case]]) -> None:
+    """So that predict.py takes them as they lie, without masks and without --array_spacing."""
+    for case in splits[0] + splits[1]:
+        assert sorted(read_volume(case.image).spacing) == [6, 6, 10]
 
 
 @pytest.mark.parametrize("split", [0, 1])

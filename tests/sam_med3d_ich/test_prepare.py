@@ -132,6 +132,48 @@ def test_errors_leave_nothing_behind(nifti: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+def test_all_problems_of_a_folder_are_told_together(nifti: Path, tmp_path: Path) -> None:
+    (nifti / "labels/case 1.nii.gz").unlink()
+    write(nifti / "images/case 2.nii", scan(2))
+    (nifti / "images/case 4.nii.gz").write_bytes(b"no")
+    write_nifti(nifti / "labels/case 7.nii.gz", labels(7), like_affine=np.eye(4))
+    with pytest.raises(UserError) as caught:
+        prepare_data(nifti, tmp_path / "out", Preparation(patient_regex="(case [0-8])"))
+    heading, *told = str(caught.value).splitlines()
+    assert heading == f"{nifti}: 5 problems"
+    for line, message in zip(
+        told,
+        (
+            "would be the same case 'case 2'; rename one",
+            "no label map for case 1;",
+            "finds no patient in the name of case 9",
+            "case 4.nii.gz: damaged",
+            "case 7.nii.gz: mask and image differ in place",
+        ),
+        strict=True,
+    ):
+        assert message in line
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_of_many_problems_ten_are_shown_and_the_others_counted(tmp_path: Path) -> None:
+    for n in range(13):
+        write(tmp_path / f"in/images/{n}.nii.gz", scan(n))
+        write(tmp_path / f"in/labels/{n}.nii.gz", labels(n)[:4])
+    with pytest.raises(UserError) as caught:
+        prepare_data(tmp_path / "in", tmp_path / "out", Preparation())
+    heading, *told, rest = str(caught.value).splitlines()
+    assert heading.endswith(": 13 problems")
+    assert (len(told), rest) == (10, "  and 3 more")
+    assert all("the mask is 4 x 7 x 6 voxels, its image 8 x 7 x 6" in line for line in told)
+
+
+def test_sizes_that_cannot_be_are_told_before_any_image_is_read(nifti: Path, tmp_path: Path) -> None:
+    (nifti / "images/case 4.nii.gz").write_bytes(b"no")
+    with pytest.raises(UserError, match="10 cases cannot be split"):
+        prepare_data(nifti, tmp_path / "out", Preparation(sizes=SplitSizes(val_cases=11)))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -140,7 +182,7 @@ def test_errors_leave_nothing_behind(nifti: Path, tmp_path: Path) -> None:
         (Preparation(sizes=SplitSizes(val_cases=10)), "no case is left for the train split"),
         (Preparation(patient_regex="("), "not a regular expression"),
         (Preparation(patient_regex="case"), "0 groups; expected one"),
-        (Preparation(patient_regex="(x)"), "finds no patient in the name 'case 0'"),
+        (Preparation(patient_regex="(x)"), "finds no patient in the name of case 0, case 1, .* and 5 more"),
         (Preparation(label_dir=Path("nowhere")), "no such folder of label maps"),
         (Preparation(image_suffix="_ct"), "no NIfTI files"),
         (Preparation(label_suffix="_m", unlabelled_are_negative=False), "no label map for case 0"),
@@ -297,7 +339,9 @@ def test_several_series(tmp_path: Path) -> None:
         write_series(tmp_path / f"in/p{n}/a", scan(n), uid=f"1.2.{n + 1}.1")
         write_series(tmp_path / f"in/p{n}/b", scan(n + 5)[:, :, :3], uid=f"1.2.{n + 1}.2")
     negative = Preparation(unlabelled_are_negative=True)
-    with pytest.raises(UserError, match=r"p0: 2 DICOM series; choose.*\n  1\.2\.1\.1 'head 1\.2\.1\.1', 6 files"):
+    with pytest.raises(
+        UserError, match=r"(?s)p0: 2 DICOM series; choose.*\n    1\.2\.1\.1 'head 1\.2\.1\.1', 6 files.*p1: 2 D"
+    ):
         prepare_data(tmp_path / "in", tmp_path / "out", negative)
     for choice, count in (("each", 4), ("largest", 2)):
         output = tmp_path / choice
@@ -319,7 +363,7 @@ def test_command_line(nifti: Path, tmp_path: Path, repository: Path) -> None:
     command += ["--output", str(tmp_path / "out"), "--val_cases", "4", "--train_cases", "5", "--labels", "1", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "1 cases are in no split" in done.stdout
+    assert "in no split: 1 case\n" in done.stdout
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 2
     assert again.stderr.startswith(f"error: {tmp_path / 'out'}: exists and is not empty")

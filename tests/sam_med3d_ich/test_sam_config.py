@@ -120,7 +120,7 @@ def test_without_data_the_demo_runs() -> None:
 def test_a_missing_table_or_folder_is_named(missing: str) -> None:
     given = {"train_csv": "train.csv", "val_csv": "val.csv", "mask_dir": "masks"}
     line = " ".join(f"--{key} {value}" for key, value in given.items() if key != missing)
-    with pytest.raises(ConfigError, match=rf"data\.{missing}.*needed together with train_csv"):
+    with pytest.raises(ConfigError, match=rf"^data\.{missing} \(--{missing}\): needed together with train_csv$"):
         config(line)
 
 

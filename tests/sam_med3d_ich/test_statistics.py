@@ -97,7 +97,7 @@ def test_a_second_look_reads_no_image(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_table_and_the_picture_go_into_a_report(tmp_path: Path, parts: dict[str, DatasetStatistics]) -> None:
-    table, shown = statistics_sections(parts, path=tmp_path / "data.png")
+    table, shown = statistics_sections(parts, tmp_path)
     assert isinstance(table, Table)
     assert isinstance(shown, Picture)
     assert list(table.columns) == ["", "train", "val"]
@@ -106,8 +106,9 @@ def test_the_table_and_the_picture_go_into_a_report(tmp_path: Path, parts: dict[
         assert len(np.unique(np.asarray(image))) > 20
     write_report(tmp_path, report=RunReport(title="Bleeds", sections=[table, shown]))
     assert "3 (75%), without 1" in (tmp_path / "report.html").read_text()
+    assert "](<statistics.png>)" in (tmp_path / "summary.md").read_text()  # a run's folder needs nothing outside it
 
 
 def test_a_set_without_lesions_can_be_drawn(tmp_path: Path, parts: dict[str, DatasetStatistics]) -> None:
-    statistics_sections({"val": parts["val"]}, path=tmp_path / "data.png")
-    assert (tmp_path / "data.png").stat().st_size > 10_000
+    statistics_sections({"val": parts["val"]}, tmp_path)
+    assert (tmp_path / "statistics.png").stat().st_size > 10_000

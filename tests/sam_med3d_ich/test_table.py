@@ -124,6 +124,9 @@ def test_all_problems_together(data: Path) -> None:
         ("image,label", "the columns path, ich, patient_id are missing"),
         ("", "header is empty"),
         ("path,ich,patient_id,path", "the column path is there twice"),
+        ("path;ich;patient_id", "its separator seems to be ';'; expected commas: path,ich,patient_id"),
+        ('"path";"ich";"patient_id"', "its separator seems to be ';'"),
+        ("\ufeffnote\tich\tpath", "its separator seems to be a tab"),
     ],
 )
 def test_bad_headers(data: Path, header: str, message: str) -> None:
@@ -132,7 +135,7 @@ def test_bad_headers(data: Path, header: str, message: str) -> None:
 
 def test_bad_files(data: Path) -> None:
     (data / "train.csv").write_bytes("path,ich,patient_id\n뇌.pkl,0,p\n".encode("cp949"))
-    with pytest.raises(UserError, match=r"train\.csv: not UTF-8"):
+    with pytest.raises(UserError, match=r"train\.csv: not UTF-8.*in Excel.*'CSV UTF-8"):
         read_cases(data / "train.csv", mask_dir=data / "masks")
     (data / "train.csv").write_text('path,ich,patient_id\n"1.pkl,0,p\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"train\.csv, line 2: not a CSV table"):
@@ -159,5 +162,5 @@ def test_patients_in_both_splits() -> None:
 
 
 def test_images_in_both_splits() -> None:
-    with pytest.raises(UserError, match=r"1 images in both splits: /train/0\.pkl"):
+    with pytest.raises(UserError, match=r"1 image in both splits: /train/0\.pkl"):
         check_patients(cases("train", "a"), cases("train", "other"), allow=False)

@@ -14,6 +14,7 @@ import pytest
 from apps.sam_med3d_ich.data.table import Case
 from apps.sam_med3d_ich.data.volume import (
     Volume,
+    check_header,
     load_case,
     mask_affine,
     read_labels,
@@ -152,8 +153,8 @@ BAD_ARRAYS: dict[str, tuple[Callable[[], np.ndarray], str]] = {
     "one slice": (lambda: image((5, 6, 1)), "not one slice"),
     "all zero": (lambda: np.zeros(SHAPE, np.float32), "all voxels are 0"),
     "constant": (lambda: np.full(SHAPE, -1024, np.int16), "all voxels are -1024"),
-    "NaN": (lambda: np.where(image() == 0, np.nan, image()).astype(np.float32), "1 voxels are NaN"),
-    "infinity": (lambda: np.where(image() == 0, -np.inf, image()).astype(np.float32), "1 voxels are NaN or infinite"),
+    "NaN": (lambda: np.where(image() == 0, np.nan, image()).astype(np.float32), "NaN or infinite in 1 voxel;"),
+    "infinity": (lambda: np.where(image() == 0, -np.inf, image()).astype(np.float32), "NaN or infinite in 1 voxel;"),
     "overflow": (lambda: image().astype(np.float64) * 1e300, "NaN or infinite"),
     "complex": (lambda: image().astype(np.complex64), "expected (one )?number"),
 }
@@ -285,7 +286,7 @@ def test_masks_that_do_not_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [(2, "mask values 2 in 1 voxels"), (255, "255"), (-1, "-1"), (0.5, "0.5"), (np.nan, "nan")]
+    ("value", "message"), [(2, "mask values 2 in 1 voxel;"), (255, "255"), (-1, "-1"), (0.5, "0.5"), (np.nan, "nan")]
 )
 def test_mask_values(tmp_path: Path, value: float, message: str) -> None:
     mask = np.zeros(SHAPE, np.float32)
@@ -320,7 +321,7 @@ def test_load_case(tmp_path: Path) -> None:
     assert not load_case(case(empty, 0))[1].any()
     for wrong, message in (
         (case(empty, 1), r"ich is 1, but this mask is empty.*\(train\.csv, line 7\)"),
-        (case(full, 0), r"ich is 0, but this mask marks 1 voxels.*line 7"),
+        (case(full, 0), r"ich is 0, but this mask marks 1 voxel.*line 7"),
         (case(None, 0), r"a\.npy: .*--array_spacing.*\(train\.csv, line 7\)"),
     ):
         with pytest.raises(UserError, match=message):
@@ -335,3 +336,44 @@ def test_nothing_half_written(tmp_path: Path, folder: str) -> None:
     with pytest.raises(UserError, match=r"\.nii or \.nii\.gz"):
         write_nifti(tmp_path / "a.img", image(), like_affine=AFFINE)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# ------------------------------------------------------------------------------------------------------------ headers
+
+
+def test_headers_tell_the_place_of_what_can_be_read(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii.gz", image(), like_affine=AFFINE)
+    np.save(tmp_path / "b.npy", image())
+    for path in (tmp_path / "a.nii.gz", tmp_path / "b.npy"):
+        geometry = check_header(path, array_spacing=(1, 2, 3))
+        volume = read_volume(path, array_spacing=(1, 2, 3))
+        assert geometry is not None
+        assert geometry.shape == volume.array.shape
+        np.testing.assert_array_equal(geometry.affine, volume.affine)
+    np.savez(tmp_path / "c.npz", array=image(), affine=AFFINE)
+    assert check_header(tmp_path / "c.npz") is None
+
+
+def test_headers_are_refused_in_the_words_of_the_reader(tmp_path: Path) -> None:
+    np.save(tmp_path / "objects.npy", np.array([[[object()]]]), allow_pickle=True)
+    np.save(tmp_path / "flat.npy", np.zeros((4, 4)))
+    np.save(tmp_path / "text.npy", np.full(SHAPE, "a"))
+    np.save(tmp_path / "bare.npy", image())
+    np.savez(tmp_path / "bare.npz", array=image())
+    np.savez(tmp_path / "two.npz", array=image(), image=image(), spacing=(1, 1, 1))
+    np.savez(tmp_path / "far.npz", array=image(), spacing=(1, 1, -1))
+    (tmp_path / "no.nii").write_bytes(b"no")
+    (tmp_path / "no.npz").write_bytes(b"no")
+    paths = [*sorted(tmp_path.iterdir()), tmp_path / "absent.pkl", tmp_path / "a.dcm"]
+    for path in paths:
+        told = []
+        for read in (check_header, read_volume):
+            with pytest.raises(UserError) as caught:
+                read(path)
+            told.append(str(caught.value))
+        assert told[0] == told[1]
+
+
+def test_headers_know_nothing_of_values(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii.gz", np.full(SHAPE, np.nan, np.float32), like_affine=AFFINE)
+    assert check_header(tmp_path / "a.nii.gz") is not None

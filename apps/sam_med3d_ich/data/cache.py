@@ -23,6 +23,7 @@ from apps.sam_med3d_ich.data.facts import CaseFacts, case_facts
 from apps.sam_med3d_ich.data.preprocess import Grid, Preprocessing, prepare, prepare_mask
 from apps.sam_med3d_ich.data.table import Case
 from apps.sam_med3d_ich.data.volume import load_case
+from apps.sam_med3d_ich.data.words import counted
 from mlcore.console import Pace, format_duration
 from mlcore.errors import UserError
 from mlcore.files import atomic_write, ensure_folder, write_json
@@ -160,7 +161,7 @@ class Cache:
                 logged = pace.elapsed_s
                 _log.info("prepared %d of %d cases, %s left", done, len(cases), format_duration(pace.eta_s))
         if built:
-            _log.info("prepared %d cases in %s: %s", built, format_duration(pace.elapsed_s), self.folder)
+            _log.info("prepared %s in %s: %s", counted(built, "case"), format_duration(pace.elapsed_s), self.folder)
         return built, problems
 
     def _read(self, case: Case) -> tuple[CachedCase, bool]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from apps.sam_med3d_ich.data.geometry import checked_affine, three_axes
 from apps.sam_med3d_ich.data.volume import Volume
+from apps.sam_med3d_ich.data.words import counted
 from mlcore.errors import UserError
 
 __all__ = ["Series", "find_series", "read_series", "series_in"]
@@ -38,7 +39,7 @@ class Series:
 
     def __str__(self) -> str:
         text = f" '{self.description}'" if self.description else ""
-        return f"{self.uid}{text}, {len(self.files)} files, in {self.folder}"
+        return f"{self.uid}{text}, {counted(len(self.files), 'file')}, in {self.folder}"
 
 
 def find_series(folder: Path) -> list[Series]:

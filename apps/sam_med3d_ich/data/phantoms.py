@@ -28,10 +28,10 @@ __all__ = ["PhantomFiles", "make_head", "write_phantoms"]
 
 Array = NDArray[np.float32]
 
-_FORMAT = 2  # goes up whenever the same arguments give other files
+_FORMAT = 3  # goes up whenever the same arguments give other files
 _RECORD = "phantoms.json"
 _FIELD_MM = 192.0  # field of view that the sizes below are for; smaller ones get a smaller head
-_STORED_AS = (".pkl spacing", ".nii.gz", ".npy", ".npz", ".pkl affine")
+_STORED_AS = (".pkl spacing", ".nii.gz", ".npz", ".pkl affine")  # each says how large its voxels are
 _AXES = ("RAS", "LPS", "LAS", "PIR", "SLA")
 
 
@@ -78,8 +78,8 @@ def write_phantoms(
     """Write images, masks and tables, unless `folder` holds those of the same arguments already.
 
     About a quarter of the cases have no bleed (and no mask file), every fifth patient has two scans. Images alternate
-    between pickles with spacing, NIfTI, bare `.npy` (which takes its geometry from its mask), `.npz`, and pickles with
-    affine; those with an affine are stored along various axes.
+    between pickles with spacing, NIfTI, `.npz` with affine, and pickles with affine: each can be read by itself. NIfTI
+    and the latter are stored along various axes.
 
     Args:
         folder: Created, or replaced if it holds other phantoms.
@@ -276,8 +276,6 @@ def _write_split(
         bleeds = 0 if place in healthy else int(rng.choice([1, 2, 3], p=[0.65, 0.25, 0.1]))
         head = make_head(rng, bleeds=bleeds, shape=shape, spacing=spacing)
         stored_as = _STORED_AS[number % len(_STORED_AS)]
-        if not bleeds and stored_as == ".npy":  # it would have no mask to take its geometry from
-            stored_as = ".nii.gz"
         oriented = stored_as in (".nii.gz", ".pkl affine")
         axes = _AXES[int(rng.integers(len(_AXES)))] if oriented else "RAS"
         image, affine = _oriented(head.image, spacing=spacing, axes=axes)
@@ -310,9 +308,7 @@ def _write_image(path: Path, array: NDArray[np.int16], *, affine: NDArray[np.flo
         write_nifti(path, array, like_affine=affine)
         return
     content = io.BytesIO()
-    if path.suffix == ".npy":
-        np.save(content, array, allow_pickle=False)
-    elif path.suffix == ".npz":
+    if path.suffix == ".npz":
         np.savez_compressed(content, array=array, affine=affine)
     else:
         geometry = {"affine": affine} if spacing is None else {"spacing": list(spacing)}

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from apps.sam_med3d_ich.data.words import counted
 from mlcore.errors import UserError
 
-__all__ = ["SplitSizes", "Subject", "split_by_patient", "summary_counts"]
+__all__ = ["SplitSizes", "Subject", "split_by_patient", "summary_counts", "wanted_counts"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def split_by_patient(subjects: Sequence[Subject], sizes: SplitSizes, *, seed: in
     Raises:
         UserError: The sizes are out of range or add up to more than there are, or a wanted split stays empty.
     """
-    wanted = _wanted(sizes, total=len(subjects))
+    wanted = wanted_counts(sizes, total=len(subjects))
     patients: dict[str, list[Subject]] = {}
     for subject in subjects:
         patients.setdefault(subject.patient_id, []).append(subject)
@@ -66,13 +67,19 @@ def split_by_patient(subjects: Sequence[Subject], sizes: SplitSizes, *, seed: in
         splits[split] = [subject.name for subject in subjects if subject.name in names]
         if not names and (count > 0 or split == "train"):
             raise UserError(
-                f"no case is left for the {split} split: {len(subjects)} cases of {len(patients)} patients, wanted "
+                f"no case is left for the {split} split: {counted(len(subjects), 'case')} of "
+                f"{counted(len(patients), 'patient')}, wanted "
                 + ", ".join(f"{key} {value}" for key, value in wanted.items())
             )
     return splits
 
 
-def _wanted(sizes: SplitSizes, *, total: int) -> dict[str, int]:
+def wanted_counts(sizes: SplitSizes, *, total: int) -> dict[str, int]:
+    """Cases that "val", "test" and "train" are to get of `total`.
+
+    Raises:
+        UserError: The sizes are out of range or add up to more than there are.
+    """
     wanted = {}
     for split, fraction, count in (
         ("val", sizes.val_fraction, sizes.val_cases),
@@ -85,7 +92,7 @@ def _wanted(sizes: SplitSizes, *, total: int) -> dict[str, int]:
     wanted["train"] = left if sizes.train_cases is None else sizes.train_cases
     if min(wanted.values()) < 0 or sum(wanted.values()) > total:
         asked = ", ".join(f"{key} {value}" for key, value in wanted.items())
-        raise UserError(f"{total} cases cannot be split into {asked}; ask for less")
+        raise UserError(f"{counted(total, 'case')} cannot be split into {asked}; ask for less")
     return wanted
 
 

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from apps.sam_med3d_ich.data.cache import Cache
 from apps.sam_med3d_ich.data.facts import HU_EDGES, CaseFacts
 from apps.sam_med3d_ich.data.table import Case
+from apps.sam_med3d_ich.data.words import counted
+from apps.sam_med3d_ich.legends import legend_below
 from mlcore.files import format_bytes
 from mlcore.plots.style import BAD, MUTED, PALETTE, picture
 from mlcore.report import Picture, Section, Table
@@ -77,7 +79,7 @@ class DatasetStatistics:
         ranges = np.array([facts.hu_range for facts in self.facts])
         small = int((self.lesions_ml < _SMALL_ML).sum())
         return [
-            ("cases", f"{cases} of {self.patients} patients"),
+            ("cases", f"{cases} of {counted(self.patients, 'patient')}"),
             ("with a bleed", f"{positive} ({positive / cases:.0%}), without {cases - positive}"),
             ("voxels", " x ".join(_range(column, "d") for column in shapes.T)),
             ("spacing", " x ".join(_range(column, ".4g") for column in self.spacing.T) + " mm"),
@@ -109,8 +111,9 @@ def dataset_statistics(cases: Sequence[Case], *, cache: Cache) -> DatasetStatist
     )
 
 
-def statistics_sections(parts: Mapping[str, DatasetStatistics], *, path: Path) -> list[Section]:
-    """A table with a column for each part ("train", "val"), and a picture of all parts, drawn to `path` (PNG)."""
+def statistics_sections(parts: Mapping[str, DatasetStatistics], folder: Path) -> list[Section]:
+    """A table with a column for each part ("train", "val"), and `statistics.png` of all parts, drawn into `folder`."""
+    path = folder / "statistics.png"
     tables = {name: dict(part.rows()) for name, part in parts.items()}
     rows = [[label, *(table[label] for table in tables.values())] for label in next(iter(tables.values()))]
     draw_statistics(parts, path=path)
@@ -139,7 +142,7 @@ def _draw_hu(axes: Axes, parts: Sequence[DatasetStatistics]) -> None:
         if shown.sum():
             axes.stairs(shown / shown.sum() / np.diff(edges), edges, label=label, color=colour, fill=True, alpha=0.45)
     axes.set(title="Values around brain and blood", xlabel="HU", ylabel="density", xlim=(-100, 200))
-    _legend(axes)
+    legend_below(axes)
 
 
 def _draw_lesions(axes: Axes, parts: Mapping[str, DatasetStatistics]) -> None:
@@ -155,7 +158,7 @@ def _draw_lesions(axes: Axes, parts: Mapping[str, DatasetStatistics]) -> None:
     axes.set_xscale("log")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.axvline(_SMALL_ML, color=MUTED, linewidth=1, linestyle="--", label=f"{_SMALL_ML:g} mL")
-    _legend(axes)
+    legend_below(axes)
 
 
 def _draw_spacing(axes: Axes, parts: Mapping[str, DatasetStatistics]) -> None:
@@ -166,7 +169,7 @@ def _draw_spacing(axes: Axes, parts: Mapping[str, DatasetStatistics]) -> None:
     axes.set(title="Voxel size", xlabel="finest side, mm", ylabel="coarsest side, mm")
     axes.set_xlim(0, 1.15 * axes.get_xlim()[1])
     axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
-    _legend(axes)
+    legend_below(axes)
 
 
 def _draw_balance(axes: Axes, parts: Mapping[str, DatasetStatistics]) -> None:
@@ -180,12 +183,7 @@ def _draw_balance(axes: Axes, parts: Mapping[str, DatasetStatistics]) -> None:
     axes.set(title="Class balance", xlabel="cases", ylim=(len(names) - 0.4, -0.6))
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(axes)
-
-
-def _legend(axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="best")
+    legend_below(axes)
 
 
 def _colours(parts: Mapping[str, Any], names: Sequence[str] | Mapping[str, Any]) -> list[str]:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apps.sam_med3d_ich.data.volume import MASK_SUFFIXES, SUFFIXES, volume_name
+from apps.sam_med3d_ich.data.words import counted, listed, together
 from mlcore.errors import UserError
 
 __all__ = ["COLUMNS", "Case", "check_patients", "mask_key", "read_cases"]
 
 COLUMNS = ("path", "ich", "patient_id")
-_SHOWN = 10
 _ICH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}  # a table with gaps makes pandas write whole numbers as 1.0
 
 
@@ -69,7 +69,7 @@ def read_cases(csv_path: Path, *, mask_dir: Path) -> list[Case]:
             cases.append(case)
         problems += [f"line {line}: {problem}" for problem in found]
     if problems:
-        raise _together(csv_path, problems)
+        raise together(csv_path, problems if len(problems) > 1 else [f"{csv_path}, {problems[0]}"])
     if not cases:
         raise UserError(f"{csv_path}: no rows below the header {','.join(COLUMNS)}")
     return cases
@@ -89,10 +89,9 @@ def check_patients(train: Sequence[Case], validation: Sequence[Case], *, allow: 
     if not shared and not twice:
         return None
     parts = []
-    for names, what in ((shared, "patients"), (twice, "images")):
+    for names, what in ((shared, "patient"), (twice, "image")):
         if names:
-            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            parts.append(f"{len(names)} {what} in both splits: {', '.join(names[:_SHOWN])}{more}")
+            parts.append(f"{counted(len(names), what)} in both splits: {listed(names)}")
     message = f"{_table(train)} and {_table(validation)}: {'; '.join(parts)}"
     if not allow:
         raise UserError(
@@ -128,6 +127,8 @@ class _Seen:
 def _rows(csv_path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         with csv_path.open(encoding="utf-8-sig", newline="") as file:
+            _check_separator(csv_path, file.readline())
+            file.seek(0)
             reader = csv.reader(file, strict=True)
             header = [name.strip() for name in next(reader, [])]
             _check_header(csv_path, header)
@@ -143,9 +144,18 @@ def _rows(csv_path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     except OSError as error:
         raise UserError(f"{csv_path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{csv_path}: not UTF-8 text; save it as CSV in UTF-8") from None
+        raise UserError(
+            f"{csv_path}: not UTF-8 text; save it as CSV in UTF-8 (in Excel: Save As, 'CSV UTF-8 (Comma delimited)')"
+        ) from None
     except csv.Error as error:
         raise UserError(f"{csv_path}, line {reader.line_num}: not a CSV table ({error})") from None
+
+
+def _check_separator(csv_path: Path, header: str) -> None:
+    for separator, name in ((";", "';'"), ("\t", "a tab")):
+        cells = {cell.strip(' "\r\n') for cell in header.split(separator)}
+        if len(cells & set(COLUMNS)) > 1:
+            raise UserError(f"{csv_path}: its separator seems to be {name}; expected commas: {','.join(COLUMNS)}")
 
 
 def _check_header(csv_path: Path, header: Sequence[str]) -> None:
@@ -217,15 +227,6 @@ def _masks_by_key(mask_dir: Path) -> dict[str, list[Path]]:
         if path.name.lower().endswith(MASK_SUFFIXES) and not path.name.startswith("."):
             masks.setdefault(mask_key(volume_name(path)), []).append(path)
     return masks
-
-
-def _together(csv_path: Path, problems: Sequence[str]) -> UserError:
-    if len(problems) == 1:
-        return UserError(f"{csv_path}, {problems[0]}")
-    lines = [f"  {problem}" for problem in problems[:_SHOWN]]
-    if len(problems) > _SHOWN:
-        lines.append(f"  and {len(problems) - _SHOWN} more")
-    return UserError(f"{csv_path}: {len(problems)} problems\n" + "\n".join(lines))
 
 
 def _table(cases: Sequence[Case]) -> str:

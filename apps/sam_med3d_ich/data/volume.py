@@ -3,9 +3,10 @@
 World coordinates are those of NIfTI, "RAS+": millimetres towards the right, the front and the top of the patient.
 """
 
+import contextlib
 import gzip
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.sam_med3d_ich.data.arrays import array_shape, as_float, load_arrays, reason, stored_geometry, the_array
 from apps.sam_med3d_ich.data.geometry import (
     Spacing,
     affine_distance,
@@ -30,22 +32,23 @@ from apps.sam_med3d_ich.data.geometry import (
     spacings_agree,
     three_axes,
 )
+from apps.sam_med3d_ich.data.words import counted
 from mlcore.errors import UserError
 from mlcore.files import atomic_write
-from mlcore.safe_pickle import load_pickle
 
 if TYPE_CHECKING:
     from apps.sam_med3d_ich.data.table import Case
 
 __all__ = [
     "AFFINE_TOLERANCE_MM",
-    "ARRAY_KEYS",
     "MASK_SUFFIXES",
     "SUFFIXES",
     "Geometry",
     "Spacing",
     "Volume",
+    "check_case_header",
     "check_fit",
+    "check_header",
     "load_case",
     "mask_affine",
     "read_geometry",
@@ -58,7 +61,6 @@ __all__ = [
 
 MASK_SUFFIXES = (".nii", ".nii.gz")
 SUFFIXES = (*MASK_SUFFIXES, ".npy", ".npz", ".pkl")
-ARRAY_KEYS = ("array", "image", "data", "volume")
 AFFINE_TOLERANCE_MM = 1e-3
 
 
@@ -79,6 +81,11 @@ class Volume:
         """Millimetres between voxels along each array axis: the affine's column norms."""
         return affine_spacing(self.affine)
 
+    @property
+    def geometry(self) -> "Geometry":
+        """Shape and affine."""
+        return Geometry(self.array.shape, self.affine)
+
     @cached_property
     def voxel_ml(self) -> float:
         """Millilitres of one voxel."""
@@ -87,7 +94,7 @@ class Volume:
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """A NIfTI file's shape and affine, without its voxels."""
+    """An image's shape and affine, without its voxels."""
 
     shape: tuple[int, ...]
     affine: NDArray[np.float64]
@@ -115,20 +122,41 @@ def read_volume(path: Path, *, array_spacing: Spacing | None = None, reference: 
         UserError: Missing, damaged or unsafe file, not three-dimensional, NaN, infinities, all voxels equal, or no
             geometry; the message begins with the path.
     """
-    suffix = file_suffix(path)
-    if suffix not in SUFFIXES:
-        raise UserError(f"{path}: not a volume that can be read; expected {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if suffix in MASK_SUFFIXES:
+    if _volume_suffix(path) in MASK_SUFFIXES:
         array, affine = _read_nifti(path)
         return Volume(_checked_image(path, array), affine)
-    content = load_pickle(path, encoding="latin1") if suffix == ".pkl" else _load_numpy(path)
-    raw, known_spacing, known_affine = _unpack(path, content, only_array=suffix == ".npz")
-    array = _checked_image(path, _as_float(path, raw))
+    content = load_arrays(path)
+    raw, (known_spacing, known_affine) = the_array(path, content), stored_geometry(path, content)
+    array = _checked_image(path, as_float(path, raw))
     if known_affine is None:
         known_affine = _array_affine(path, array.shape, known_spacing, array_spacing=array_spacing, reference=reference)
     return Volume(array, known_affine)
+
+
+def check_header(path: Path, *, array_spacing: Spacing | None = None, reference: Path | None = None) -> Geometry | None:
+    """Refuse what `read_volume` would refuse, as far as it can be told without reading voxels.
+
+    Of `.nii`, `.nii.gz` and `.npy` that is all but the values, of `.npz` names and geometry, of `.pkl` next to nothing.
+
+    Returns:
+        Shape and affine where they are known without reading voxels.
+
+    Raises:
+        UserError: As `read_volume`.
+    """
+    suffix = _volume_suffix(path)
+    if suffix in MASK_SUFFIXES:
+        geometry = read_geometry(path)
+        three_axes(path, geometry.shape)
+        return geometry
+    if suffix == ".pkl":
+        return None
+    content = load_arrays(path, header_only=True)
+    raw, (spacing, affine) = the_array(path, content), stored_geometry(path, content)
+    shape = None if raw is None else array_shape(path, raw)
+    if affine is None and (shape is not None or reference is None):
+        affine = _array_affine(path, shape or (), spacing, array_spacing=array_spacing, reference=reference)
+    return None if shape is None or affine is None else Geometry(shape, affine)
 
 
 def read_mask(path: Path, *, like: Volume) -> NDArray[np.uint8]:
@@ -147,8 +175,8 @@ def read_mask(path: Path, *, like: Volume) -> NDArray[np.uint8]:
         values = np.unique(array[strange])
         shown = ", ".join(f"{value:g}" for value in values[:6]) + (", ..." if len(values) > 6 else "")
         raise UserError(
-            f"{path}: mask values {shown} in {int(strange.sum())} voxels; expected 0 (background) and 1 (bleed) only. "
-            "prepare.py --labels turns label maps into masks"
+            f"{path}: mask values {shown} in {counted(int(strange.sum()), 'voxel')}; expected 0 (background) and 1 "
+            "(bleed) only. prepare.py --labels turns label maps into masks"
         )
     return target.astype(np.uint8)
 
@@ -189,27 +217,42 @@ def load_case(case: "Case", *, array_spacing: Spacing | None = None) -> tuple[Vo
     Raises:
         UserError: A file cannot be used, or the mask contradicts the `ich` column; it names the file and the row.
     """
-    try:
+    with _told_with_row(case):
         volume = read_volume(case.image, array_spacing=array_spacing, reference=case.mask)
         if case.mask is None:
             return volume, np.zeros(volume.array.shape, dtype=np.uint8)
         mask = read_mask(case.mask, like=volume)
         if mask.any() != bool(case.ich):
-            found = "is empty" if case.ich else f"marks {int(mask.sum())} voxels"
+            found = "is empty" if case.ich else f"marks {counted(int(mask.sum()), 'voxel')}"
             raise UserError(f"{case.mask}: ich is {case.ich}, but this mask {found}; correct the row or the mask")
-    except UserError as error:
-        raise UserError(f"{error} ({case.origin})") from error
     return volume, mask
 
 
-def check_fit(path: Path, geometry: Geometry, *, like: Volume) -> None:
+def check_case_header(case: "Case", *, array_spacing: Spacing | None = None) -> None:
+    """Refuse what `load_case` would refuse, as far as `check_header` and the mask's header tell."""
+    with _told_with_row(case):
+        geometry = check_header(case.image, array_spacing=array_spacing, reference=case.mask)
+        mask = None if case.mask is None else read_geometry(case.mask)
+        if case.mask is not None and mask is not None and geometry is not None:
+            check_fit(case.mask, mask, like=geometry)
+
+
+@contextlib.contextmanager
+def _told_with_row(case: "Case") -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error} ({case.origin})") from error
+
+
+def check_fit(path: Path, geometry: Geometry, *, like: Geometry) -> None:
     """Refuse a mask file that does not lie on the voxels of `like`.
 
     Raises:
         UserError: Shape or affine differ (by more than `AFFINE_TOLERANCE_MM` at a corner voxel).
     """
-    if geometry.shape != like.array.shape:
-        raise UserError(f"{path}: the mask is {by(geometry.shape)} voxels, its image {by(like.array.shape)}")
+    if geometry.shape != like.shape:
+        raise UserError(f"{path}: the mask is {by(geometry.shape)} voxels, its image {by(like.shape)}")
     distance = affine_distance(geometry.affine, like.affine, shape=geometry.shape)
     if distance > AFFINE_TOLERANCE_MM:
         raise UserError(
@@ -246,6 +289,15 @@ def write_nifti(path: Path, array: NDArray[Any], *, like_affine: NDArray[np.floa
                 packed.write(content)
 
 
+def _volume_suffix(path: Path) -> str:
+    suffix = file_suffix(path)
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: not a volume that can be read; expected {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    return suffix
+
+
 # ------------------------------------------------------------------------------------------------------------- NIfTI
 
 
@@ -258,7 +310,7 @@ def _open_nifti(path: Path) -> Any:
         image: Any = nibabel.load(path, mmap=False)
         kind = image.header.get_data_dtype().kind
     except Exception as error:  # noqa: BLE001 - garbage makes the reader fail in any way it likes
-        raise UserError(f"{path}: damaged or not a NIfTI file ({_reason(error)})") from None
+        raise UserError(f"{path}: damaged or not a NIfTI file ({reason(error)})") from None
     if kind not in "biuf":
         raise UserError(f"{path}: voxels of type {image.header.get_data_dtype()}; expected one number a voxel")
     return image
@@ -272,52 +324,16 @@ def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found as an infinity
             array = np.asarray(image.dataobj, dtype=np.float32)
     except Exception as error:  # noqa: BLE001 - truncated and corrupt streams fail in many ways
-        raise UserError(f"{path}: damaged or incomplete NIfTI file ({_reason(error)})") from None
+        raise UserError(f"{path}: damaged or incomplete NIfTI file ({reason(error)})") from None
     return array.reshape(shape, order="F" if array.flags.f_contiguous else "C"), affine
 
 
 def _read_fitting(path: Path, like: Volume) -> NDArray[np.float32]:
-    check_fit(path, read_geometry(path), like=like)  # before the voxels: a wrong file is told at once
+    check_fit(path, read_geometry(path), like=like.geometry)  # before the voxels: a wrong file is told at once
     return _read_nifti(path)[0]
 
 
 # ------------------------------------------------------------------------------------------------------------ arrays
-
-
-def _load_numpy(path: Path) -> Any:
-    try:
-        with path.open("rb") as stream, np.errstate(all="ignore"):
-            content = np.load(stream, allow_pickle=False)
-            if isinstance(content, np.lib.npyio.NpzFile):
-                return {name: content[name] for name in content.files}
-            return content
-    except Exception as error:  # noqa: BLE001 - garbage makes the reader fail in any way it likes
-        if "allow_pickle" in str(error):
-            raise UserError(
-                f"{path}: refused and not run: it holds Python objects or is no numpy file; expected plain numbers"
-            ) from None
-        raise UserError(f"{path}: damaged or not a numpy file ({_reason(error)})") from None
-
-
-def _unpack(
-    path: Path, content: object, *, only_array: bool
-) -> tuple[object, Spacing | None, NDArray[np.float64] | None]:
-    """The array, and spacing and affine where the file gives them."""
-    if not isinstance(content, Mapping):
-        return content, None, None
-    found = [key for key in ARRAY_KEYS if key in content]
-    if only_array and not found:
-        found = [key for key in content if key not in ("spacing", "affine")]
-    if len(found) != 1:
-        keys = ", ".join(map(repr, list(content)[:8])) or "none"
-        raise UserError(f"{path}: expected exactly one of {', '.join(ARRAY_KEYS)}; the keys are {keys}")
-    spacing = checked_spacing(path, content["spacing"]) if content.get("spacing") is not None else None
-    affine = checked_affine(path, content["affine"]) if content.get("affine") is not None else None
-    if spacing is not None and affine is not None and not spacings_agree(spacing, affine_spacing(affine)):
-        raise UserError(
-            f"{path}: spacing {mm(spacing)} contradicts its affine, whose spacing is {mm(affine_spacing(affine))}"
-        )
-    return content[found[0]], spacing, affine
 
 
 def _array_affine(
@@ -346,29 +362,14 @@ def _array_affine(
     return np.diag([*checked_spacing(path, chosen), 1.0])
 
 
-def _as_float(path: Path, raw: object) -> NDArray[np.float32]:
-    if not isinstance(raw, np.ndarray):
-        raise UserError(f"{path}: holds a {type(raw).__name__}; expected an array of numbers [X, Y, Z]")
-    if raw.dtype.kind not in "biuf":
-        raise UserError(f"{path}: an array of {raw.dtype}; expected numbers")
-    with np.errstate(over="ignore", invalid="ignore"):
-        array = np.asarray(raw, dtype=np.float32)
-    return array.reshape(three_axes(path, array.shape))
-
-
 # ------------------------------------------------------------------------------------------------------------ checks
 
 
 def _checked_image(path: Path, array: NDArray[np.float32]) -> NDArray[np.float32]:
     lowest, highest = float(array.min()), float(array.max())  # both are NaN where any voxel is
     if not (math.isfinite(lowest) and math.isfinite(highest)):
-        count = int(array.size - np.isfinite(array).sum())
-        raise UserError(f"{path}: {count} voxels are NaN or infinite; replace them (for CT with -1024, air)")
+        count = counted(int(array.size - np.isfinite(array).sum()), "voxel")
+        raise UserError(f"{path}: NaN or infinite in {count}; replace them (for CT with -1024, air)")
     if lowest == highest:
         raise UserError(f"{path}: all voxels are {lowest:g}; there is no image in this file")
     return array
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -131,7 +131,7 @@ def resize_tables(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
             changed.append(key)
     if changed:
         _log.warning(
-            "%d position tables were interpolated to another image size: the model is no longer the released one "
+            "position tables (%d) were interpolated to another image size: the model is no longer the released one "
             "until it is fine-tuned (%s ...)",
             len(changed),
             changed[0],

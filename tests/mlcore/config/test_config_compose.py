@@ -354,7 +354,7 @@ def test_mistakes_in_files(folder: Path, text: str, message: str) -> None:
             ["scheduler=step", "T_max=3"],
             r"command line: scheduler\.T_max = 3: schedule 'step' does not take it; it takes step_size",
         ),
-        (["scheduler_type=exponential"], r"scheduler\.gamma: schedule 'exponential' needs it"),
+        (["scheduler_type=exponential"], r"^scheduler\.gamma \(--gamma\): schedule 'exponential' needs it$"),
     ],
 )
 def test_mistakes_on_the_command_line(folder: Path, overrides: list[str], message: str) -> None:

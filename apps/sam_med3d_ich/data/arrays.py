@@ -1,0 +1,111 @@
+"""Files of arrays: `.npy`, `.npz` and pickles, and what they say of their geometry; nothing in them is executed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.sam_med3d_ich.data.geometry import (
+    Spacing,
+    affine_spacing,
+    checked_affine,
+    checked_spacing,
+    mm,
+    spacings_agree,
+    three_axes,
+)
+from mlcore.errors import UserError
+from mlcore.safe_pickle import load_pickle
+
+__all__ = ["ARRAY_KEYS", "array_shape", "as_float", "load_arrays", "reason", "stored_geometry", "the_array"]
+
+ARRAY_KEYS = ("array", "image", "data", "volume")
+_GEOMETRY = ("spacing", "affine")
+
+
+def load_arrays(path: Path, *, header_only: bool = False) -> Any:
+    """What a `.npy`, `.npz` or `.pkl` file holds: an array, or a mapping of names.
+
+    Args:
+        path: The file.
+        header_only: Read no voxels where the format allows it: a `.npy` comes as a memory map, an `.npz` with its
+            geometry, and None in place of other arrays. Pickles are read whole.
+
+    Raises:
+        UserError: Missing, damaged, or asking for more than arrays and plain values.
+    """
+    if path.suffix.lower() == ".pkl":
+        return load_pickle(path, encoding="latin1")
+    try:
+        with path.open("rb") as stream, np.errstate(all="ignore"):
+            if header_only and stream.read(6) == np.lib.format.MAGIC_PREFIX:
+                return np.lib.format.open_memmap(path, mode="r")
+            stream.seek(0)
+            content = np.load(stream, allow_pickle=False)
+            if not isinstance(content, np.lib.npyio.NpzFile):
+                return content
+            return {name: None if header_only and name not in _GEOMETRY else content[name] for name in content.files}
+    except Exception as error:  # noqa: BLE001 - garbage makes the reader fail in any way it likes
+        if "allow_pickle" in str(error) or "Python objects" in str(error):
+            raise UserError(
+                f"{path}: refused and not run: it holds Python objects or is no numpy file; expected plain numbers"
+            ) from None
+        raise UserError(f"{path}: damaged or not a numpy file ({reason(error)})") from None
+
+
+def the_array(path: Path, content: object) -> object:
+    """The one that is the volume.
+
+    Raises:
+        UserError: There is none, or more than one.
+    """
+    if not isinstance(content, Mapping):
+        return content
+    found = [key for key in ARRAY_KEYS if key in content]
+    if not found and path.suffix.lower() == ".npz":  # then any name will do
+        found = [key for key in content if key not in _GEOMETRY]
+    if len(found) != 1:
+        keys = ", ".join(map(repr, list(content)[:8])) or "none"
+        raise UserError(f"{path}: expected exactly one of {', '.join(ARRAY_KEYS)}; the keys are {keys}")
+    return content[found[0]]
+
+
+def stored_geometry(path: Path, content: object) -> tuple[Spacing | None, NDArray[np.float64] | None]:
+    """Spacing (mm) and affine, where the file gives them.
+
+    Raises:
+        UserError: They are none, or contradict each other.
+    """
+    if not isinstance(content, Mapping):
+        return None, None
+    spacing = checked_spacing(path, content["spacing"]) if content.get("spacing") is not None else None
+    affine = checked_affine(path, content["affine"]) if content.get("affine") is not None else None
+    if spacing is not None and affine is not None and not spacings_agree(spacing, affine_spacing(affine)):
+        raise UserError(
+            f"{path}: spacing {mm(spacing)} contradicts its affine, whose spacing is {mm(affine_spacing(affine))}"
+        )
+    return spacing, affine
+
+
+def as_float(path: Path, raw: object) -> NDArray[np.float32]:
+    """The volume as float32 [X, Y, Z]; a UserError unless it is an array of numbers with three axes."""
+    shape = array_shape(path, raw)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(raw, dtype=np.float32).reshape(shape)
+
+
+def array_shape(path: Path, raw: object) -> tuple[int, ...]:
+    """X, Y, Z of a volume, whose values are not looked at; errors as in `as_float`."""
+    if not isinstance(raw, np.ndarray):
+        raise UserError(f"{path}: holds a {type(raw).__name__}; expected an array of numbers [X, Y, Z]")
+    if raw.dtype.kind not in "biuf":
+        raise UserError(f"{path}: an array of {raw.dtype}; expected numbers")
+    return three_axes(path, raw.shape)
+
+
+def reason(error: Exception) -> str:
+    """What a library says went wrong, on one line of bearable length."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
