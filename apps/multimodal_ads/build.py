@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, DataConfig
-from apps.multimodal_ads.data.augment import Augmentation
+from apps.multimodal_ads.data.augment import Augmentation, InTurn, TextDropout
 from apps.multimodal_ads.data.batches import AdBatches, KnownFeatures, SampleSource
 from apps.multimodal_ads.data.dataset import AdDataset
 from apps.multimodal_ads.data.duplicates import check_duplicates, duplicate_groups, fingerprints
@@ -21,6 +21,7 @@ from apps.multimodal_ads.model.assemble import Parts, describe, make_parts
 from apps.multimodal_ads.outputs import Inspector, write_outputs
 from apps.multimodal_ads.task import AdTask, Objective
 from mlcore.assemble import Data, Problem
+from mlcore.data.loader import Transform
 from mlcore.distributed import World, broadcast_object
 from mlcore.errors import UserError
 from mlcore.optim import GroupRule
@@ -73,14 +74,13 @@ def build(config: AdsConfig, world: World) -> Problem:
     )
     collate = AdBatches(None if parts.vision is None or cached else parts.vision.processor)
     datasets = {name: Data(dataset=source, collate=collate) for name, source in sources.items()}
-    augmentation = config.augmentation.name
     inspector = Inspector(splits.named(), max_pixels=_max_pixels(config))
     return Problem(
         task=task,
         train=datasets["train"],
         validation=datasets["val"],
         test=datasets["test"] if splits.test is not None else None,
-        transform=None if augmentation == "none" or parts.vision is None else Augmentation(augmentation),
+        transform=_transform(config, parts),
         group_rules=_learning_rates(config, task),
         overview=partial(_overview, splits),
         analyse=inspector,
@@ -180,6 +180,16 @@ def _sources(config: AdsConfig, splits: Splits, parts: Parts, *, world: World) -
         )
         for name, rows in named.items()
     }
+
+
+def _transform(config: AdsConfig, parts: Parts) -> Transform | None:
+    """How training samples vary."""
+    steps: list[Transform] = []
+    if config.augmentation.name != "none" and parts.vision is not None:
+        steps.append(Augmentation(config.augmentation.name))
+    if config.train.text_dropout and parts.vision is not None and parts.text is not None:
+        steps.append(TextDropout(config.train.text_dropout))
+    return InTurn(steps) if steps else None
 
 
 # -------------------------------------------------------------------------------------------------------- the training

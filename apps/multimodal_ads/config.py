@@ -161,6 +161,9 @@ class AdsTrainConfig(TrainConfig):
         None, "bce: weight of the ads; auto: others / ads in the training data; null: 1"
     )
     label_smoothing: float = field(0.0, "How far targets are moved towards one half", ge=0, lt=1)
+    text_dropout: float = field(
+        0.0, "Probability of hiding a training sample's text, so that the picture has to do without it", ge=0, lt=1
+    )
     ablations: bool = field(
         default=False,
         description="Train each modality alone and the other fusion, too, with the same settings, and compare",

@@ -14,7 +14,7 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mlcore.console import Pace, format_duration
+from mlcore.console import format_duration, with_progress
 from mlcore.errors import UserError
 from mlcore.files import ensure_folder, format_bytes, free_bytes, write_json
 
@@ -33,7 +33,6 @@ Row = dict[str, NDArray[Any]]
 
 _KEYS = "keys.npy"
 _PART_BYTES = 128 * 2**20
-_REPORT_EVERY_S = 10.0
 _ABANDONED_S = 3600.0
 
 
@@ -129,23 +128,18 @@ class FeatureStore:
         positions = self.missing(digests)[rank::world_size]
         if not positions:
             return
-        pace, begun, said = Pace(len(positions), done=0), time.monotonic(), time.monotonic()
+        begun = time.monotonic()
         _log.info("%s: computing features of %d samples, once", label, len(positions))
+        batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
         pending: list[tuple[list[str], Mapping[str, Tensor]]] = []
-        done = 0
-        for batch in _chunks(positions, batch_size):
+        for batch in with_progress(batches, total=len(batches), what=f"batches of {label}"):
             pending.append(([digests[i] for i in batch], {k: v.detach().cpu() for k, v in compute(batch).items()}))
-            done += len(batch)
-            pace.update(done)
             if sum(v.nbytes for _, rows in pending for v in rows.values()) >= _PART_BYTES:
                 self._write(pending)
                 pending = []
-            if time.monotonic() - said >= _REPORT_EVERY_S:
-                said, eta = time.monotonic(), pace.eta_s
-                _log.info("%s: %d of %d, ETA %s", label, done, len(positions), format_duration(eta or 0.0))
         if pending:
             self._write(pending)
-        _log.info("%s: features of %d samples in %s", label, done, format_duration(time.monotonic() - begun))
+        _log.info("%s: features computed in %s", label, format_duration(time.monotonic() - begun))
         self.refresh()
 
     def check_room(self, count: int, row_bytes: int) -> None:
@@ -181,8 +175,3 @@ class FeatureStore:
 def _numpy(tensor: Tensor) -> NDArray[Any]:
     """NumPy has no bfloat16; float32 holds its values exactly."""
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def _chunks(items: Sequence[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])

@@ -19,7 +19,7 @@ from apps.multimodal_ads.evaluation import probabilities_of, split_results
 from apps.multimodal_ads.outputs import write_test_files
 from apps.multimodal_ads.restore import Restored, chosen_threshold, restore
 from mlcore.batch import MicroBatch
-from mlcore.console import Pace, format_duration, setup_logging
+from mlcore.console import setup_logging, with_progress
 from mlcore.data.loader import BatchLoader, worker_count
 from mlcore.data.order import EpochOrder
 from mlcore.distributed import World, pick_device
@@ -114,11 +114,10 @@ def predict(request: PredictRequest) -> int:
     rows = _wanted(request)
     restored = restore(request.model_path, device=pick_device(request.device))
     threshold = _threshold(request.threshold, request.model_path)
-    pace, lines = Pace(len(rows)), [list(_COLUMNS)]
-    for chunk in (rows[start : start + request.batch_size] for start in range(0, len(rows), request.batch_size)):
+    chunks = [rows[start : start + request.batch_size] for start in range(0, len(rows), request.batch_size)]
+    lines = [list(_COLUMNS)]
+    for chunk in with_progress(chunks, total=len(chunks), what="batches"):
         lines += _score(restored, chunk, threshold=threshold)
-        pace.update(len(lines) - 1)
-        _log.info("%d of %d images, ETA %s", len(lines) - 1, len(rows), format_duration(pace.eta_s))
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(lines)
     write_text(request.output, buffer.getvalue())

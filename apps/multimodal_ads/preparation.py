@@ -10,10 +10,9 @@ from pathlib import Path
 from apps.multimodal_ads.data.duplicates import duplicate_groups, fingerprints
 from apps.multimodal_ads.data.images import find_images, read_image
 from apps.multimodal_ads.data.ocr import check_tesseract, recognise
-from apps.multimodal_ads.data.pace import with_pace
 from apps.multimodal_ads.data.split import stratified_split
 from apps.multimodal_ads.data.table import COLUMNS, LABELS, AdRow, Places, clean_text, failed, read_records
-from mlcore.console import setup_logging
+from mlcore.console import setup_logging, with_progress
 from mlcore.errors import UserError
 from mlcore.files import ensure_folder, write_text
 
@@ -166,7 +165,7 @@ def _table_rows(path: Path, settings: Preparation) -> list[AdRow]:
 
 def _readable(rows: Sequence[AdRow], settings: Preparation) -> list[AdRow]:
     kept = []
-    for row in with_pace(rows, total=len(rows), what="pictures read"):
+    for row in with_progress(rows, total=len(rows), what="pictures read"):
         try:
             read_image(row.image, max_pixels=settings.max_pixels)
         except UserError as error:

@@ -5,7 +5,6 @@ import io
 import logging
 import re
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from apps.sam_med3d_ich.data.volume import (
     write_nifti,
 )
 from apps.sam_med3d_ich.data.words import counted, listed, together
-from mlcore.console import Pace, format_duration, setup_logging
+from mlcore.console import setup_logging, with_progress
 from mlcore.errors import UserError
 from mlcore.files import write_text
 
@@ -36,7 +35,6 @@ _log = logging.getLogger(__name__)
 
 _CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net numbers the channels of a case
 _SHOWN = 5
-_REPORT_EVERY_S = 5.0
 
 Mask = NDArray[np.uint8]
 
@@ -292,7 +290,7 @@ def _readable(
     scans: Sequence[Scan], settings: Preparation, *, problems: list[str]
 ) -> Iterator[tuple[Scan, Volume, Mask | None]]:
     """The cases with image and mask (if there is a label map); those that cannot be read are added to `problems`."""
-    for scan in _with_pace(scans):
+    for scan in with_progress(scans, total=len(scans), what="cases"):
         try:
             volume = read_volume(scan.source) if isinstance(scan.source, Path) else read_series(scan.source)
             mask = None if scan.label is None else read_labels(scan.label, like=volume, labels=settings.labels)
@@ -324,17 +322,6 @@ def _write_converted(path: Path, volume: Volume) -> None:
     whole = np.rint(volume.array)
     fits = np.array_equal(whole, volume.array) and np.abs(whole).max() < 2**15
     write_nifti(path, whole.astype(np.int16) if fits else volume.array, like_affine=volume.affine)
-
-
-def _with_pace(scans: Sequence[Scan]) -> Iterator[Scan]:
-    """The scans, with a line of progress every few seconds."""
-    pace, reported = Pace(len(scans)), time.monotonic()
-    for done, scan in enumerate(scans, 1):
-        yield scan
-        pace.update(done)
-        if time.monotonic() - reported > _REPORT_EVERY_S:
-            reported = time.monotonic()
-            _log.info("%d of %d cases, %s left", done, len(scans), format_duration(pace.eta_s))
 
 
 def _table(rows: Sequence[Sequence[object]]) -> str:

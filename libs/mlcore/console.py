@@ -3,12 +3,19 @@
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from mlcore.env import mask_text
 
 LOGGER = "mlcore"
+
+_PROGRESS_EVERY_S = 5.0
+
+_log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 
 def setup_logging(*, log_file: Path | None = None, is_main: bool = True, verbose: bool = False) -> None:
@@ -85,3 +92,14 @@ def format_duration(seconds: float | None) -> str:
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02d}:{second:02d}"
+
+
+def with_progress(items: Iterable[Item], *, total: int, what: str) -> Iterator[Item]:
+    """The items as they come, and every few seconds "120 of 2000 `what`, 0:01:10 left" in the log."""
+    pace, said = Pace(total), time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        pace.update(done)
+        if time.monotonic() - said > _PROGRESS_EVERY_S:
+            said = time.monotonic()
+            _log.info("%d of %d %s, %s left", done, total, what, format_duration(pace.eta_s))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from apps.multimodal_ads.data.augment import Augmentation
+from apps.multimodal_ads.data.augment import Augmentation, TextDropout
 
 IMAGE = np.kron(np.random.default_rng(0).integers(0, 256, (15, 20, 3)), np.ones((8, 8, 1))).astype(np.uint8)
 
@@ -62,3 +62,15 @@ def test_small_and_odd_sizes() -> None:
         image: NDArray[np.uint8] = np.full(shape, 128, dtype=np.uint8)
         for seed in range(10):
             assert change("strong", seed, image).shape == shape
+
+
+def test_text_dropout_hides_the_stated_share_and_nothing_else() -> None:
+    dropout = TextDropout(0.3)
+    samples = [{"index": i, "has_text": i % 5 > 0, "embedding": i} for i in range(2000)]
+    seen = [dropout(sample, np.random.default_rng(sample["index"])) for sample in samples]
+    with_text = [after for before, after in zip(samples, seen, strict=True) if before["has_text"]]
+    assert np.mean([not sample["has_text"] for sample in with_text]) == pytest.approx(0.3, abs=0.04)
+    assert not any(after["has_text"] for before, after in zip(samples, seen, strict=True) if not before["has_text"])
+    assert [sample["embedding"] for sample in seen] == list(range(2000))
+    again = [dropout(sample, np.random.default_rng(sample["index"])) for sample in samples]
+    assert again == seen

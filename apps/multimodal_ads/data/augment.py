@@ -1,4 +1,4 @@
-"""Random changes of training pictures, through albumentations.
+"""Random changes of training samples; those of pictures through albumentations.
 
 Nothing is mirrored: ads are full of letters. Every number comes from the given generator, so that a sample's pixels in
 an epoch are the same whichever worker makes them.
@@ -6,14 +6,17 @@ an epoch are the same whichever worker makes them.
 
 import os
 import random
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mlcore.data.loader import Transform
+
 if TYPE_CHECKING:
     from albumentations import Compose
 
-__all__ = ["Augmentation"]
+__all__ = ["Augmentation", "InTurn", "TextDropout"]
 
 _SMALLEST = 8  # pixels; OpenCV drops axes of length 1, and there is nothing to vary
 
@@ -45,6 +48,41 @@ class Augmentation:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"name": self.name, "_changes": None}  # made anew in each worker
+
+
+class TextDropout:
+    """`dropout(sample, rng)` hides the sample's text now and then: the model is told that it is missing.
+
+    Without it the texts of a small training set are learned by heart before the picture has been looked at (modality
+    dropout, Neverova et al. 2016).
+
+    Args:
+        probability: How often, 0..1.
+    """
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """A function of its arguments only."""
+        return {**sample, "has_text": sample["has_text"] and bool(rng.random() >= self.probability)}
+
+
+class InTurn:
+    """Several changes, one after the other.
+
+    Args:
+        changes: Each `(sample, rng) -> sample`.
+    """
+
+    def __init__(self, changes: Sequence[Transform]) -> None:
+        self.changes = tuple(changes)
+
+    def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """A function of its arguments only."""
+        for change in self.changes:
+            sample = change(sample, rng)
+        return sample
 
 
 def _changes(name: Literal["weak", "strong"]) -> "Compose":

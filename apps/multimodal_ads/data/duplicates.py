@@ -20,8 +20,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from apps.multimodal_ads.data.images import content_digest, read_image
-from apps.multimodal_ads.data.pace import with_pace
 from apps.multimodal_ads.data.table import AdRow
+from mlcore.console import with_progress
 from mlcore.errors import UserError
 
 __all__ = ["Fingerprints", "check_duplicates", "duplicate_groups", "fingerprints"]
@@ -59,7 +59,7 @@ def fingerprints(rows: Sequence[AdRow], *, max_pixels: int) -> Fingerprints:
     problems: list[str] = []
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(partial(_fingerprint, max_pixels=max_pixels), rows)
-        for result in with_pace(results, total=len(rows), what="pictures compared"):
+        for result in with_progress(results, total=len(rows), what="pictures compared"):
             if isinstance(result, str):
                 problems.append(result)
             else:

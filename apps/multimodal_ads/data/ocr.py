@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from apps.multimodal_ads.data.images import content_digest, read_image
-from apps.multimodal_ads.data.pace import with_pace
 from apps.multimodal_ads.data.table import AdRow, clean_text
+from mlcore.console import with_progress
 from mlcore.errors import UserError
 
 __all__ = ["check_tesseract", "recognise"]
@@ -78,7 +78,7 @@ def recognise(rows: Sequence[AdRow], *, languages: str, max_pixels: int, record:
     pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1)
     try:
         with record.open("a", encoding="utf-8") as file:
-            for digest, text in with_pace(pool.map(find, rows), total=len(rows), what="pictures searched for text"):
+            for digest, text in with_progress(pool.map(find, rows), total=len(rows), what="pictures searched for text"):
                 texts.append(text)
                 if known.get(digest) != text:
                     file.write(json.dumps({"image": digest, "languages": languages, "text": text}) + "\n")
