@@ -9,6 +9,7 @@ set -euo pipefail
 app=${1:?Usage: docker/smoke.sh APP [arguments of the app]}
 shift
 if [ $# -eq 0 ]; then set -- --demo; fi
+set -- "$@" --output_dir outputs/smoke
 
 has_image() {
   case $1 in
@@ -62,7 +63,7 @@ inside "${entrypoint[@]}" "$@"
 echo "== run folder"
 inside python -c '
 import json, pathlib
-(run,) = [path.parent for path in pathlib.Path("outputs").rglob("run.json")]
+run = pathlib.Path("outputs/smoke")
 status = json.loads((run / "run.json").read_text())["status"]
 assert status == "finished", f"{run}: {status}"
 expected = "config.yaml metrics.csv metrics.jsonl summary.json summary.md report.html train.log"

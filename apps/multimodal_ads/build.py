@@ -122,6 +122,10 @@ def _tables(settings: DataConfig) -> dict[str, Path]:
     if settings.train_csv is None:
         if settings.base_dir is None:
             raise UserError("no data chosen: give --train_csv, or --base_dir with a train.csv, or --demo for the demo")
+        if not settings.base_dir.is_dir():
+            raise UserError(
+                f"{settings.base_dir}: no such folder (data.base_dir, or the environment variable DATA_DIR)"
+            )
         found = {name: settings.base_dir / f"{name}.csv" for name in given}
         if not found["train"].is_file():
             raise UserError(f"{found['train']}: no such file; give --train_csv, or a --base_dir that holds a train.csv")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from apps.multimodal_ads.config import AdsConfig
+from apps.multimodal_ads.hub import find_model
 from apps.multimodal_ads.model.assemble import make_parts
 from apps.multimodal_ads.model.classifier import AdClassifier
 from apps.multimodal_ads.restore import Restored, restore
@@ -134,7 +135,10 @@ def _rebuilt(config: AdsConfig, folder: Path) -> AdClassifier:
             "lora": config.train.lora.model_copy(update={"enabled": False}),
         }
     )
-    vision = config.vision_encoder.model_copy(update={"pretrained": False})
+    vision = config.vision_encoder
+    if vision.pretrained and vision.kind != "timm":  # the architecture as the weights' own folder describes it
+        vision = vision.model_copy(update={"model": str(find_model(vision.model, setting="vision_encoder.model"))})
+    vision = vision.model_copy(update={"pretrained": False})
     parts = make_parts(config.model_copy(update={"train": train, "vision_encoder": vision}), device=torch.device("cpu"))
     model = parts.classifier().requires_grad_().eval()
     load_model_weights(model, load_file(folder / "model.safetensors"), source=folder / "model.safetensors")

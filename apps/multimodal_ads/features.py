@@ -142,13 +142,13 @@ class FeatureStore:
         _log.info("%s: features computed in %s", label, format_duration(time.monotonic() - begun))
         self.refresh()
 
-    def check_room(self, count: int, row_bytes: int) -> None:
+    def check_room(self, count: int, row: Mapping[str, Tensor]) -> None:
         """Refuse before the work begins.
 
         Raises:
-            UserError: `count` rows of `row_bytes` do not fit on the disk.
+            UserError: `count` rows such as `row` (tensors [1, ...]) do not fit on the disk.
         """
-        needed, free = count * row_bytes, free_bytes(self.folder)
+        needed, free = count * sum(_numpy(value).nbytes for value in row.values()), free_bytes(self.folder)
         if needed > 0.9 * free:
             raise UserError(
                 f"{self.folder}: the features of {count} samples need {format_bytes(needed)}, {format_bytes(free)} are "

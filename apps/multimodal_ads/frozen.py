@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,7 +85,7 @@ def picture_features(
     everything = [digest for split in digests.values() for digest in split]
     missing = store.missing(everything)
     if missing:
-        store.check_room(len(missing), _row_bytes(compute([missing[0]])))
+        store.check_room(len(missing), compute([missing[0]]))
     _fill(store, digests, compute, label="pictures", batch_size=config.features.encode_batch_size, world=world)
     return {name: (store, digests[name]) for name in named}
 
@@ -110,7 +109,3 @@ def _fill(
 def _rows(tokens: Tokens) -> dict[str, Tensor]:
     rows = {"values": tokens.values}
     return rows if tokens.mask is None else {**rows, "mask": tokens.mask}
-
-
-def _row_bytes(rows: Mapping[str, Tensor]) -> int:
-    return sum(int(np.prod(value.shape[1:])) * max(value.element_size(), 1) for value in rows.values())

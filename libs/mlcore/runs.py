@@ -158,7 +158,7 @@ class RunRecord:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._is_new = not folder.exists()
+        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
         self.folder = ensure_folder(folder)
         self._lock = (folder / "run.lock").open("w")
         try:
@@ -193,8 +193,11 @@ class RunRecord:
             self._record.update(status=status, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
             with contextlib.suppress(UserError):  # a full disk must not hide why the run ended
                 write_json(self.folder / "run.json", self._record)
-        elif self._is_new:
+        elif self._made:
             shutil.rmtree(self.folder, ignore_errors=True)  # nothing of worth is in it
+            with contextlib.suppress(OSError):  # nor in the folders above it, unless another run came meanwhile
+                for path in self._made[1:]:
+                    path.rmdir()
         self._lock.close()
 
 

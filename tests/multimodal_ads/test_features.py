@@ -101,9 +101,9 @@ def test_a_damaged_part_is_computed_again(tmp_path: Path) -> None:
 def test_a_full_disk_is_noticed_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("apps.multimodal_ads.features.free_bytes", lambda _path: 10_000)
     store = FeatureStore(tmp_path, {})
-    store.check_room(10, 100)
+    store.check_room(10, {"values": torch.zeros(1, 50, dtype=torch.bfloat16)})  # stored as 200 bytes
     with pytest.raises(UserError, match=r"need .* are\s*free; give --cache_dir"):
-        store.check_room(1000, 1000)
+        store.check_room(100, {"values": torch.zeros(1, 50, dtype=torch.bfloat16)})
 
 
 def test_bfloat16_keeps_its_values(tmp_path: Path) -> None:

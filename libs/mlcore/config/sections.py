@@ -22,7 +22,9 @@ class RunConfig(Section):
         pattern=r"^\w[\w.+ -]*$",
     )
     output_dir: Path | None = field(
-        None, "Folder of this run; by default outputs/<app>/<name>/<date-time>", aliases=("output_dir",)
+        None,
+        "Folder of this run; by default <name>/<date-time> in the app's folder of runs",
+        aliases=("output_dir",),
     )
     resume: str = field(
         "auto",
