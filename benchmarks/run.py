@@ -1,6 +1,6 @@
 """Run benchmarks and put their tables into docs/BENCHMARKS.md.
 
-    make bench                                     all of them, about an hour on two cores
+    make bench                                     all of them, about an hour and a half on two cores
     make bench ARGS="padding_waste startup"        some
     python benchmarks/run.py --quick               all, with few repetitions, to see that they work; changes no document
 
@@ -31,6 +31,9 @@ NAMES = (
     "checkpoint_stall",
     "resume",
     "sam_encoder",
+    "ads_finetune",
+    "ads_images",
+    "ads_frozen",
     "cifar10_vs_transformers",
     "hippocampus_vs_unet",
 )
