@@ -255,7 +255,10 @@ def _fit_lightning(problem: Problem, config: AdsConfig, run: _Run) -> None:
             return torch.optim.AdamW(groups, fused=True)
 
     def loader(data: Any, *, shuffle: bool) -> Any:
-        return DataLoader(data.dataset, config.train.batch_size, shuffle=shuffle, collate_fn=data.collate)
+        def batch(samples: list[Any]) -> Any:
+            return data.collate([sample if data.prepare is None else data.prepare(sample) for sample in samples])
+
+        return DataLoader(data.dataset, config.train.batch_size, shuffle=shuffle, collate_fn=batch)
 
     trainer = library.Trainer(
         accelerator="cpu",

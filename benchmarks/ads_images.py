@@ -20,7 +20,7 @@ from torchvision.io import decode_image  # type: ignore[import-untyped]
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from apps.multimodal_ads.data.augment import Augmentation
-from apps.multimodal_ads.data.batches import AdBatches
+from apps.multimodal_ads.data.batches import Pixels, collate
 from apps.multimodal_ads.data.dataset import AdDataset
 from apps.multimodal_ads.data.table import AdRow
 from apps.multimodal_ads.vision.processors import HubProcessor
@@ -136,7 +136,8 @@ def _ours(case: _Case, folder: Path) -> Callable[[], None]:
         AdDataset(rows, max_pixels=10**8),
         EpochOrder(size=len(rows), batch_size=_BATCH),
         transform=None if case.strength == "none" else Augmentation(case.strength),
-        collate=AdBatches(HubProcessor("siglip2", PUBLISHED[_NETWORK].processor)),
+        prepare=Pixels(HubProcessor("siglip2", PUBLISHED[_NETWORK].processor)),
+        collate=collate,
         num_workers=case.workers,
     )
     epochs = count()

@@ -9,7 +9,7 @@ from typing import Any
 
 from apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, DataConfig
 from apps.multimodal_ads.data.augment import Augmentation, InTurn, TextDropout
-from apps.multimodal_ads.data.batches import AdBatches, KnownFeatures, SampleSource
+from apps.multimodal_ads.data.batches import KnownFeatures, Pixels, SampleSource, collate
 from apps.multimodal_ads.data.dataset import AdDataset
 from apps.multimodal_ads.data.duplicates import check_duplicates, duplicate_groups, fingerprints
 from apps.multimodal_ads.data.generated import write_generated
@@ -72,8 +72,8 @@ def build(config: AdsConfig, world: World) -> Problem:
         text_encoder=None if parts.text is None or sources["train"].knows_texts else parts.text,
         facts=describe(config, parts),
     )
-    collate = AdBatches(None if parts.vision is None or cached else parts.vision.processor)
-    datasets = {name: Data(dataset=source, collate=collate) for name, source in sources.items()}
+    prepare = None if parts.vision is None or cached else Pixels(parts.vision.processor)
+    datasets = {name: Data(dataset=source, prepare=prepare, collate=collate) for name, source in sources.items()}
     inspector = Inspector(splits.named(), max_pixels=_max_pixels(config))
     return Problem(
         task=task,

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from apps.multimodal_ads.data.batches import SampleSource
+from apps.multimodal_ads.data.batches import SampleSource, collate
 from apps.multimodal_ads.data.dataset import AdDataset
 from apps.multimodal_ads.data.images import find_images, read_image
 from apps.multimodal_ads.data.table import AdRow, clean_text, read_table
@@ -98,7 +98,7 @@ def predict_rows(restored: Restored, rows: Sequence[AdRow], *, batch_size: int) 
     source = _source(restored, rows)
     order = EpochOrder(len(rows), batch_size, shuffle=False)
     workers = worker_count("auto", samples=len(rows), batch_size=batch_size, processes=1)
-    loader = BatchLoader(source, order, collate=restored.collate, num_workers=workers)
+    loader = BatchLoader(source, order, prepare=restored.prepare, collate=collate, num_workers=workers)
     device = next(restored.model.parameters()).device
     with autocast(restored.config.train.precision, device):
         return Evaluator(restored.task, loader, world=World(device=device)).predict(restored.model)
@@ -145,13 +145,14 @@ def _score(restored: Restored, rows: Sequence[AdRow], *, threshold: float) -> It
     samples, problems = [], {}
     for index in range(len(rows)):
         try:
-            samples.append(source[index])
+            sample = source[index]
+            samples.append(sample if restored.prepare is None else restored.prepare(sample))
         except UserError as error:
             problems[index] = str(error)
     found: dict[int, tuple[float, float | None]] = {}
     if samples:
         device = next(restored.model.parameters()).device
-        batch = MicroBatch(restored.collate(samples)).to(device).data
+        batch = MicroBatch(collate(samples)).to(device).data
         with autocast(restored.config.train.precision, device):
             output = restored.task.evaluation_step(restored.model, batch)
         gates = output["gate"].tolist() if "gate" in output else [None] * len(samples)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from apps.multimodal_ads.config import AdsConfig
-from apps.multimodal_ads.data.batches import AdBatches
+from apps.multimodal_ads.data.batches import Pixels
 from apps.multimodal_ads.model.assemble import Parts, describe, make_parts
 from apps.multimodal_ads.model.classifier import AdClassifier
 from apps.multimodal_ads.outputs import RESULTS
@@ -42,9 +42,9 @@ class Restored:
         return AdTask(model=self.model, objective=Objective(loss_type="bce"), text_encoder=self.parts.text)
 
     @property
-    def collate(self) -> AdBatches:
-        """Makes batches of samples with pixels and texts."""
-        return AdBatches(None if self.parts.vision is None else self.parts.vision.processor)
+    def prepare(self) -> Pixels | None:
+        """Makes the backbone's input of a sample's image; None where pictures are not looked at."""
+        return None if self.parts.vision is None else Pixels(self.parts.vision.processor)
 
 
 def restore(path: Path, *, device: torch.device) -> Restored:

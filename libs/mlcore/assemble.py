@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mlcore.checkpoint import CheckpointStore
 from mlcore.config.sections import CheckpointConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
-from mlcore.data.loader import BatchLoader, Collate, SizedDataset, Transform, worker_count
+from mlcore.data.loader import BatchLoader, Collate, Prepare, SizedDataset, Transform, worker_count
 from mlcore.data.order import EpochOrder
 from mlcore.distributed import World
 from mlcore.engine import Engine
@@ -50,11 +50,13 @@ class Data:
 
     Attributes:
         dataset: Map-style.
+        prepare: Last change of each sample, after random augmentation.
         collate: Makes a batch of a list of samples; torch's default if None.
         lengths: Length of each sample; batches then hold samples of similar length. None for no grouping.
     """
 
     dataset: SizedDataset
+    prepare: Prepare | None = None
     collate: Collate | None = None
     lengths: Sequence[int] | None = None
 
@@ -182,6 +184,7 @@ def _loader(
         data.dataset,
         order,
         transform=transform,
+        prepare=data.prepare,
         collate=data.collate,
         num_workers=workers,
         pin_memory=world.device.type == "cuda",

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from apps.multimodal_ads.data.dataset import AdDataset
 from apps.multimodal_ads.features import FeatureStore
-from apps.multimodal_ads.model.classifier import given
 from apps.multimodal_ads.vision.interface import Processor, Tokens
 
-__all__ = ["AdBatches", "KnownFeatures", "SampleSource"]
+__all__ = ["KnownFeatures", "Pixels", "SampleSource", "collate"]
 
 KnownFeatures = tuple[FeatureStore, Sequence[str]]
 """A store, and the digest of each sample's content."""
@@ -70,38 +69,44 @@ class SampleSource:
         return sample
 
 
-class AdBatches:
-    """Makes a batch for `AdClassifier` of a list of samples.
+class Pixels:
+    """Puts the backbone's input in place of a sample's image.
 
     Args:
-        processor: From images to the backbone's input; None where no pixels come.
+        processor: From images to that input.
     """
 
-    def __init__(self, processor: Processor | None) -> None:
+    def __init__(self, processor: Processor) -> None:
         self._processor = processor
 
-    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collate.
+    def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """The sample with "pixels", the processor's tensors without their batch dimension."""
+        rest = {key: value for key, value in sample.items() if key != "image"}
+        return {**rest, "pixels": {key: value[0] for key, value in self._processor([sample["image"]]).items()}}
 
-        Returns:
-            "label" int64 [B], "has_text" bool [B]; and, by what the samples carry, "pixels", "pooled" [B, D] or
-            "tokens" (`Tokens`), and "text" [B, Dt] or "texts" (a list).
-        """
-        batch: dict[str, Any] = {
-            "label": torch.tensor([sample["label"] for sample in samples]),
-            "has_text": torch.tensor([sample["has_text"] for sample in samples]),
-        }
-        first = samples[0]
-        if "image" in first:
-            batch["pixels"] = given(self._processor)([sample["image"] for sample in samples])
-        if "features" in first:
-            rows = {key: _stack([sample["features"][key] for sample in samples]) for key in first["features"]}
-            batch.update(as_inputs(rows))
-        if "embedding" in first:
-            batch["text"] = _stack([sample["embedding"] for sample in samples])
-        if "text" in first:
-            batch["texts"] = [sample["text"] for sample in samples]
-        return batch
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Make a batch for `AdClassifier` of a list of samples.
+
+    Returns:
+        "label" int64 [B], "has_text" bool [B]; and, by what the samples carry, "pixels", "pooled" [B, D] or "tokens"
+        (`Tokens`), and "text" [B, Dt] or "texts" (a list).
+    """
+    batch: dict[str, Any] = {
+        "label": torch.tensor([sample["label"] for sample in samples]),
+        "has_text": torch.tensor([sample["has_text"] for sample in samples]),
+    }
+    first = samples[0]
+    if "pixels" in first:
+        batch["pixels"] = {key: torch.stack([sample["pixels"][key] for sample in samples]) for key in first["pixels"]}
+    if "features" in first:
+        rows = {key: _stack([sample["features"][key] for sample in samples]) for key in first["features"]}
+        batch.update(as_inputs(rows))
+    if "embedding" in first:
+        batch["text"] = _stack([sample["embedding"] for sample in samples])
+    if "text" in first:
+        batch["texts"] = [sample["text"] for sample in samples]
+    return batch
 
 
 def as_inputs(rows: Mapping[str, Tensor]) -> dict[str, Any]:

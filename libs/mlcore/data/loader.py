@@ -22,6 +22,7 @@ _WORKER_STREAM = 3
 
 Collate = Callable[[list[Any]], Any]
 Transform = Callable[[Any, np.random.Generator], Any]
+Prepare = Callable[[Any], Any]
 
 
 class SizedDataset(Protocol):
@@ -39,6 +40,8 @@ class BatchLoader:
         dataset: Map-style; its samples must be functions of the index.
         order: Which samples at which step.
         transform: Random augmentation `(sample, rng) -> sample`; `rng` is keyed by seed, epoch and sample.
+        prepare: Last change of each sample, before the next one is read: what makes it smaller belongs here, so that a
+            batch of large images is never in memory as a whole.
         collate: Makes a batch of a list of samples; torch's default collate if not given.
         num_workers: Worker processes; 0 reads in this process.
         pin_memory: Put batches in page-locked memory, so that copies to a GPU overlap with computation.
@@ -54,6 +57,7 @@ class BatchLoader:
         order: EpochOrder,
         *,
         transform: Transform | None = None,
+        prepare: Prepare | None = None,
         collate: Collate | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
@@ -66,7 +70,7 @@ class BatchLoader:
         self.num_workers = num_workers
         self._sampler = _BatchSampler(order)
         self._loader: DataLoader[Any] = DataLoader(
-            _KeyedDataset(dataset, transform, order.seed),  # type: ignore[arg-type]
+            _KeyedDataset(dataset, transform, prepare, order.seed),  # type: ignore[arg-type]
             batch_sampler=self._sampler,  # type: ignore[arg-type]
             collate_fn=_KeyedCollate(collate or default_collate),  # type: ignore[arg-type]
             num_workers=num_workers,
@@ -102,22 +106,23 @@ class _BatchSampler(Sampler[BatchKey]):
 class _KeyedDataset:
     """Reads the samples of a `BatchKey`; the loader's fetcher calls `__getitems__` with whatever the sampler yields."""
 
-    def __init__(self, dataset: SizedDataset, transform: Transform | None, seed: int) -> None:
+    def __init__(self, dataset: SizedDataset, transform: Transform | None, prepare: Prepare | None, seed: int) -> None:
         self._dataset = dataset
         self._transform = transform
+        self._prepare = prepare
         self._seed = seed
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitems__(self, key: BatchKey) -> tuple[list[Any], bool]:
-        samples = [self._dataset[index] for index in key.indices]
+        return [self._read(index, key.epoch) for index in key.indices], key.real
+
+    def _read(self, index: int, epoch: int) -> Any:
+        sample = self._dataset[index]
         if self._transform is not None:
-            samples = [
-                self._transform(sample, numpy_rng(_AUGMENTATION_STREAM, self._seed, key.epoch, index))
-                for sample, index in zip(samples, key.indices, strict=True)
-            ]
-        return samples, key.real
+            sample = self._transform(sample, numpy_rng(_AUGMENTATION_STREAM, self._seed, epoch, index))
+        return sample if self._prepare is None else self._prepare(sample)
 
 
 class _KeyedCollate:

@@ -98,3 +98,28 @@ def test_worker_count_adapts() -> None:
     assert worker_count(3, samples=10, batch_size=4) == 3
     assert worker_count("auto", samples=10, batch_size=32) == 0, "a small data set is read in the process itself"
     assert worker_count("auto", samples=10**6, batch_size=8, processes=10**4) == 0, "no cores left over"
+
+
+def test_each_sample_is_prepared_before_the_next_is_read() -> None:
+    done: list[str] = []
+
+    class Large:
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> int:
+            done.append(f"read {index}")
+            return index
+
+    def transform(sample: int, _rng: np.random.Generator) -> int:
+        done.append(f"transform {sample}")
+        return sample + 10
+
+    def prepare(sample: int) -> int:
+        done.append(f"prepare {sample}")
+        return -sample
+
+    order = EpochOrder(4, 2, shuffle=False)
+    batches = [batch.data for batch in BatchLoader(Large(), order, transform=transform, prepare=prepare).epoch(0)]
+    assert [batch.tolist() for batch in batches] == [[-10, -11], [-12, -13]]
+    assert done == [text for i in range(4) for text in (f"read {i}", f"transform {i}", f"prepare {10 + i}")]
