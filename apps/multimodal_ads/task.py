@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from apps.multimodal_ads.evaluation import ad_metrics
-from apps.multimodal_ads.model.classifier import AdClassifier, given
+from apps.multimodal_ads.model.classifier import AdClassifier, full_precision, given
 from apps.multimodal_ads.text.encoder import TextEncoder
 from mlcore import losses
 from mlcore.engine import StepOutput
@@ -87,5 +87,6 @@ class AdTask:
         """The batch with embeddings in place of texts."""
         if "texts" not in batch:
             return batch
-        with torch.no_grad():
-            return {**batch, "text": given(self.text_encoder).encode(batch["texts"]).to(batch["label"].device)}
+        device = batch["label"].device
+        with torch.no_grad(), full_precision(device):  # as the stored embeddings are computed
+            return {**batch, "text": given(self.text_encoder).encode(batch["texts"]).to(device)}

@@ -112,6 +112,13 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
+def broadcast(values: Tensor) -> Tensor:
+    """Rank 0's `values`, on every rank; the same tensor."""
+    if is_distributed() and values.numel():
+        dist.broadcast(values, src=0)
+    return values
+
+
 def barrier() -> None:
     """Wait for every rank."""
     if is_distributed():

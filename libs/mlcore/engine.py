@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mlcore.batch import MicroBatch
-from mlcore.distributed import World, all_reduce_sum
-from mlcore.optim import trainable_parameters
+from mlcore.distributed import World, all_reduce_sum, broadcast
+from mlcore.optim import Buffers, trainable_parameters
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 
@@ -124,6 +124,8 @@ class Engine:
         self._can_cancel = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
         self._parameters = trainable_parameters(optimizer)
         self._ema = [p.detach().clone() for p in self._parameters] if ema_decay is not None else []
+        self._buffers = Buffers(getattr(model, "module", model))
+        self._ema_buffers = self._buffers.read()
         self._lr_table = torch.as_tensor(
             learning_rates, dtype=torch.float32, device=self.device
         )  # [updates + 1, groups]
@@ -144,10 +146,12 @@ class Engine:
             window: At least one micro-batch; every rank passes the same number of them.
         """
         self._set_learning_rates()
+        buffers = self._buffers.read()
         sums = all_reduce_sum(self._backward(forward, window))
         grad_norm = self._mean_and_clip(sums)
         finite = (grad_norm - grad_norm).eq(0)  # inf - inf and nan - nan are nan
         self._update(finite)
+        self._update_buffers(finite, buffers)
         for parameter in self._parameters:
             parameter.grad = None
         self._windows += 1
@@ -203,6 +207,14 @@ class Engine:
             torch._foreach_add_(self._ema, change)
         self._updates += finite
 
+    @torch.no_grad()
+    def _update_buffers(self, finite: Tensor, before: Tensor) -> None:
+        """Buffers keep what the window's forward passes made of them only where `finite`; their average follows."""
+        if self._buffers.names:
+            now = torch.where(finite, self._buffers.read(), before)
+            self._buffers.write(now)
+            self._ema_buffers += (now - self._ema_buffers) * (finite * (1.0 - (self.ema_decay or 0.0)))
+
     def _gradient_sync(self, *, last: bool) -> AbstractContextManager[None]:
         """Ranks exchange gradients once a window, during the last micro-batch's backward."""
         if self.world.size == 1 or last or not hasattr(self.model, "no_sync"):
@@ -251,6 +263,8 @@ class Engine:
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """Inside the block the model holds the EMA weights (where there are any), after it the trained ones again."""
+        self._buffers.write(broadcast(self._buffers.read()))  # ranks judge what rank 0 saves; their own differ
+        broadcast(self._ema_buffers)
         self._swap_ema()
         try:
             yield
@@ -263,6 +277,10 @@ class Engine:
             kept = parameter.detach().clone()
             parameter.copy_(average)
             average.copy_(kept)
+        if self.ema_decay is not None:
+            kept = self._buffers.read()
+            self._buffers.write(self._ema_buffers)
+            self._ema_buffers = kept
 
     # --------------------------------------------------------------------------------------------------------- state
 
@@ -272,12 +290,18 @@ class Engine:
         by_id = {id(parameter): name for name, parameter in bare.named_parameters()}
         return [by_id[id(parameter)] for parameter in self._parameters]
 
+    def _averages(self) -> Iterator[tuple[str, Tensor]]:
+        """Averaged parameters and buffers by name, none without an average."""
+        if self.ema_decay is not None:
+            yield from zip(self._names(), self._ema, strict=True)
+            yield from zip(self._buffers.names, self._buffers.split(self._ema_buffers), strict=True)
+
     def state_dict(self) -> dict[str, Any]:
         """Optimiser, scaler, EMA, counters and unread sums: tensors and primitives only."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "ema": dict(zip(self._names(), self._ema, strict=False)),
+            "ema": dict(self._averages()),
             "updates": self._updates,
             "windows": self._windows,
             "lr_scale": self._lr_scale,
@@ -290,7 +314,7 @@ class Engine:
         self.optimizer.load_state_dict(state["optimizer"])
         self._adopt_learning_rates()
         self.scaler.load_state_dict(state["scaler"])
-        for name, average in zip(self._names(), self._ema, strict=False):
+        for name, average in self._averages():
             average.copy_(state["ema"][name])
         self._updates.copy_(state["updates"])
         self._windows, self._lr_scale = state["windows"], state["lr_scale"]

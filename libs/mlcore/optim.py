@@ -1,4 +1,4 @@
-"""Parameter groups and optimisers whose update can be cancelled on the device.
+"""Parameter groups, and optimisers and buffers whose change can be cancelled on the device.
 
 The fused Adam, AdamW and SGD of torch read a `found_inf` tensor and leave parameters and moments alone where it is 1.
 That lets the engine skip a non-finite step without waiting for the device.
@@ -119,3 +119,36 @@ def build_optimizer(
 def trainable_parameters(optimizer: Optimizer) -> list[Tensor]:
     """Every parameter the optimiser updates, in order."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+class Buffers:
+    """A model's floating-point buffers (running statistics of batch norms) as one vector.
+
+    Forward passes change them, so a step that is taken back and an average of the weights have to include them.
+
+    Args:
+        model: The bare model; buffers that are not in its state dict are left out.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        saved = model.state_dict().keys()
+        named = {name: b for name, b in model.named_buffers() if b.is_floating_point() and name in saved}
+        self.names = list(named)
+        self._buffers = list(named.values())
+
+    def read(self) -> Tensor:
+        """Their values now, float32 [N]; N is 0 for a model without any."""
+        if not self._buffers:
+            return torch.empty(0)
+        return torch.cat([buffer.flatten().float() for buffer in self._buffers])
+
+    @torch.no_grad()
+    def write(self, values: Tensor) -> None:
+        """Give them the values [N]."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self.split(values))
+
+    def split(self, values: Tensor) -> list[Tensor]:
+        """Views of `values` [N], one for each buffer, in its shape."""
+        parts = torch.split(values, [buffer.numel() for buffer in self._buffers]) if self._buffers else ()
+        return [part.view_as(buffer) for part, buffer in zip(parts, self._buffers, strict=True)]

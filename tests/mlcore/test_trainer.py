@@ -51,8 +51,10 @@ def jitter(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
 class Regression:
     """A small network with dropout, so that the global generator matters."""
 
-    def __init__(self, *, score: list[float] | None = None, width: int = 8) -> None:
-        self.model: nn.Module = nn.Sequential(nn.Linear(5, width), nn.Dropout(0.2), nn.ReLU(), nn.Linear(width, 1))
+    def __init__(self, *, score: list[float] | None = None, width: int = 8, batch_norm: bool = False) -> None:
+        norm = nn.BatchNorm1d(width) if batch_norm else nn.Identity()
+        layers = [nn.Linear(5, width), nn.Dropout(0.2), norm, nn.ReLU(), nn.Linear(width, 1)]
+        self.model: nn.Module = nn.Sequential(*layers)
         self._score = score
 
     def training_step(self, model: nn.Module, batch: dict[str, Tensor]) -> StepOutput:
@@ -102,10 +104,11 @@ def make(
     width: int = 8,
     max_seconds: float | None = None,
     workers: int = 0,
+    batch_norm: bool = False,
 ) -> Trainer:
     seed_everything(3)
     data = data or Points()
-    task = Regression(score=score, width=width)
+    task = Regression(score=score, width=width, batch_norm=batch_norm)
     groups = parameter_groups(task.model, lr=0.05, weight_decay=0.01)
     loader = BatchLoader(data, EpochOrder(len(data), 4, seed=3), transform=jitter, num_workers=workers)
     steps = -(-len(loader) // 3)
@@ -155,12 +158,13 @@ def assert_same_state(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
         assert same, f"{a} != {b}"
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("step", range(1, 20, 3))
-def test_resuming_from_any_step_ends_bit_identical(step: int, tmp_path: Path) -> None:
-    whole = make(tmp_path, save_every=1)
+def test_resuming_from_any_step_ends_bit_identical(step: int, batch_norm: bool, tmp_path: Path) -> None:
+    whole = make(tmp_path, save_every=1, batch_norm=batch_norm)
     whole.fit()
     checkpoint = tmp_path / "checkpoints" / f"step_{step:08d}.pth"
-    resumed = make()
+    resumed = make(batch_norm=batch_norm)
     state = load_checkpoint(checkpoint)
     resumed.load_state_dict(state, source=checkpoint)
     resumed.fit()
@@ -244,13 +248,35 @@ def test_a_signal_saves_at_the_step_boundary(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_bad_sample_skips_its_step_and_moves_nothing(tmp_path: Path) -> None:
-    outcome = make(tmp_path, epochs=2, data=Points(bad={11})).fit()
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_bad_sample_skips_its_step_and_moves_nothing(batch_norm: bool, tmp_path: Path) -> None:
+    outcome = make(tmp_path, epochs=2, data=Points(bad={11}), batch_norm=batch_norm).fit()
     assert outcome.skipped == 2, "once an epoch"
     state = load_checkpoint(tmp_path / "checkpoints" / "latest_model.pth")
     assert int(state["engine"]["updates"]) == outcome.progress.step - 2
     assert all(torch.isfinite(value).all() for value in state["model"].values())
     assert all(torch.isfinite(value).all() for value in state["engine"]["ema"].values())
+
+
+def test_running_statistics_are_averaged_like_the_weights() -> None:
+    trainer = make(epochs=1, batch_norm=True)
+    norm = trainer.task.model[2]  # type: ignore[index]
+    expected, live = norm.running_mean.clone(), []
+    advance = trainer._advance
+
+    def note(window: Any) -> bool:
+        live.append(norm.running_mean.clone())
+        return advance(window)
+
+    trainer._advance = note  # type: ignore[method-assign]
+    trainer.fit()
+    for value in live:
+        expected += 0.1 * (value - expected)
+    averaged = trainer.engine.state_dict()["ema"]["2.running_mean"]
+    torch.testing.assert_close(averaged, expected)
+    with trainer.engine.averaged_weights():
+        assert torch.equal(norm.running_mean, averaged)
+    assert torch.equal(norm.running_mean, live[-1])
 
 
 def test_too_many_bad_steps_stop_with_samples_and_the_first_bad_module(tmp_path: Path) -> None:

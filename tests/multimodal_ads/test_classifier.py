@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from apps.multimodal_ads.model.classifier import AdClassifier
+from apps.multimodal_ads.model.classifier import AdClassifier, given
 from apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, Single
 from apps.multimodal_ads.model.head import make_head
 from apps.multimodal_ads.model.pooling import AttentionPooling, MeanPooling, SummaryPooling
@@ -159,3 +159,35 @@ def test_the_model_is_told_that_the_text_is_missing() -> None:
         other["text"] = torch.randn(2, 6)
         assert torch.equal(model(without).logits, model(other).logits)
         assert not torch.equal(model(without).logits, model(batch()).logits)
+
+
+def test_logits_are_in_full_precision_whatever_the_backbone_computes_in() -> None:
+    model = classifier()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert given(model.vision)(batch()["pixels"]).values.dtype == torch.bfloat16
+        logits = model(batch()).logits
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, model.head(model.fusion(*vectors(model))[0]).squeeze(-1))
+
+
+def vectors(model: AdClassifier) -> tuple[Tensor, Tensor]:
+    """What the fusion gets of `batch()` from a backbone in bfloat16."""
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = given(model.vision)(batch()["pixels"]).values.mean(1)
+    text = batch()["text"]
+    assert isinstance(text, Tensor)
+    return pooled.float(), text
+
+
+def test_buffers_of_modules_without_parameters_follow_the_module_that_holds_them() -> None:
+    model = classifier()
+    model.vision = nn.Sequential(
+        nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8, affine=False)),
+        nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8, affine=False)),
+    )
+    model.vision[0].requires_grad_(requires_grad=False)
+    kept = {key for key in model.state_dict() if key.startswith("vision.")}
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    assert kept == {"vision.1.0.weight", "vision.1.0.bias", *(f"vision.1.1.{name}" for name in statistics)}
+    model.vision.requires_grad_(requires_grad=True)
+    assert "vision.0.1.running_mean" in model.state_dict()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from apps.multimodal_ads.config import AdsConfig, PoolingConfig
-from apps.multimodal_ads.features import weights_digest
+from apps.multimodal_ads.features import text_digest, weights_digest
 from apps.multimodal_ads.model.classifier import AdClassifier, given
 from apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, Single
 from apps.multimodal_ads.model.head import make_head
@@ -27,7 +27,8 @@ class Parts:
     Attributes:
         config: What they were made from.
         vision: The backbone, frozen and with adapters as configured; None where pictures are not looked at.
-        base_digest: Digest of the backbone's weights before anything was trained; None without a backbone.
+        base_digest: Digest of the backbone's architecture and published weights; None without a backbone, and where it
+            starts at random.
         pooling: From tokens to a vector; None without a backbone.
         text: The frozen text encoder; None where texts are not looked at.
         text_width: Width of its embeddings; None without it.
@@ -88,7 +89,9 @@ def make_parts(config: AdsConfig, *, device: torch.device) -> Parts:
         text = load_text(config.text_encoder)
         text.to(device)
     vision = None if modality == "text_only" else load_vision(config.vision_encoder)
-    digest = None if vision is None else weights_digest(vision)
+    digest = None
+    if vision is not None and config.vision_encoder.pretrained:
+        digest = text_digest(f"{vision.architecture} {weights_digest(vision)}")
     return Parts(
         config=config,
         vision=vision if vision is None else _prepare(vision, config),

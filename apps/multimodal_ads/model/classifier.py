@@ -1,6 +1,7 @@
 """The ad classifier: backbone, pooling, fusion and head, for one modality or both."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -65,12 +66,15 @@ class AdClassifier(nn.Module):
             batch: "pixels" (the processor's tensors), or "tokens" (`Tokens`), or "pooled" [B, D]; and "text" [B, Dt]
                 with "has_text" bool [B]. What the modality does not need may be missing.
         """
-        if isinstance(self.fusion, Single):
-            vector = self.fusion(self._picture(batch) if self.no_text is None else self._text(batch))
-            gate = None
-        else:
-            vector, gate = self.fusion(self._picture(batch), self._text(batch))
-        return Output(self.head(vector).squeeze(-1), gate)
+        picture = None if self.pooling is None else self._picture(batch).float()
+        text = None if self.no_text is None else self._text(batch).float()
+        # Fusion and head cost next to nothing, and logits of few digits would tie.
+        with full_precision(given(text if picture is None else picture).device):
+            if isinstance(self.fusion, Single):
+                vector, gate = self.fusion(given(text if picture is None else picture)), None
+            else:
+                vector, gate = self.fusion(given(picture), given(text))
+            return Output(self.head(vector).squeeze(-1), gate)
 
     def _picture(self, batch: Batch) -> Tensor:
         if "pooled" in batch:
@@ -101,21 +105,34 @@ def given(part: Part | None) -> Part:
     return part
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Switches autocast off inside, where it is on."""
+    active = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if active else nullcontext()
+
+
 def _trains(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _frozen_keys(module: nn.Module) -> set[str]:
-    """Parameters that are frozen, and buffers of modules in which nothing trains, below `module.vision`."""
+    """Parameters that are frozen, and buffers of modules that do not train, below `module.vision`.
+
+    A module without parameters trains if the one that holds it does.
+    """
     if not isinstance(module, AdClassifier) or module.vision is None:
         return set()
-    keys: set[str] = set()
-    for name, part in module.vision.named_modules(prefix="vision"):
-        own = list(part.named_parameters(recurse=False))
-        keys |= {f"{name}.{key}" for key, parameter in own if not parameter.requires_grad}
-        if not any(parameter.requires_grad for _, parameter in own):
-            keys |= {f"{name}.{key}" for key, _ in part.named_buffers(recurse=False)}
-    return keys
+    return set(_frozen_below(module.vision, "vision", trains=_trains(module.vision)))
+
+
+def _frozen_below(module: nn.Module, path: str, *, trains: bool) -> Iterator[str]:
+    trains = _trains(module) if any(True for _ in module.parameters()) else trains
+    own = module.named_parameters(recurse=False)
+    yield from (f"{path}.{name}" for name, parameter in own if not parameter.requires_grad)
+    if not trains:
+        yield from (f"{path}.{name}" for name, _ in module.named_buffers(recurse=False))
+    for name, child in module.named_children():
+        yield from _frozen_below(child, f"{path}.{name}", trains=trains)
 
 
 def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: dict[str, Any]) -> None:
