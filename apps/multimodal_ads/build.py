@@ -1,6 +1,7 @@
 """From the typed configuration to objects; the only place of this app where the two meet."""
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from apps.multimodal_ads.data.table import AdRow, read_table
 from apps.multimodal_ads.frozen import picture_features, text_features
 from apps.multimodal_ads.model.assemble import Parts, describe, make_parts
 from apps.multimodal_ads.outputs import Inspector, write_outputs
+from apps.multimodal_ads.spec import SPEC
 from apps.multimodal_ads.task import AdTask, Objective
 from mlcore.assemble import Data, Problem
 from mlcore.data.loader import Transform
@@ -31,7 +33,6 @@ from mlcore.session import App
 _log = logging.getLogger(__name__)
 
 _OUTPUTS = Path("outputs") / "multimodal_ads"
-_EXPORT = Path(__file__).with_name("export.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +85,15 @@ def build(config: AdsConfig, world: World) -> Problem:
         group_rules=_learning_rates(config, task),
         overview=partial(_overview, splits),
         analyse=inspector,
+        export_command=_export_command,
         finish=partial(write_outputs, inspector, config),
         notes=splits.notes,
     )
+
+
+def _export_command(checkpoint: Path, folder: Path) -> list[str]:
+    script = Path(__file__).with_name("export.py")
+    return [sys.executable, str(script), "--model_path", str(checkpoint), "--output_dir", str(folder)]
 
 
 # ----------------------------------------------------------------------------------------------------------- the data
@@ -228,7 +235,7 @@ def _learning_rates(config: AdsConfig, task: AdTask) -> list[GroupRule]:
 
 
 def variants(config: AdsConfig) -> Mapping[str, AdsConfig]:
-    """Each modality alone and the other fusion, where asked for and where they differ from the run itself."""
+    """Each modality alone and the other fusion, where asked for; none for a demo that has one modality only."""
     if not config.train.ablations or config.train.modality != "multimodal" or config.text_encoder.model is None:
         return {}
     other = "concat" if config.fusion.name == "gated" else "gated"
@@ -237,6 +244,11 @@ def variants(config: AdsConfig) -> Mapping[str, AdsConfig]:
         "vision_only": _changed(config, train={"modality": "vision_only"}),
         "text_only": _changed(config, train={"modality": "text_only"}),
     }
+
+
+def rehearsal(config: AdsConfig) -> AdsConfig:
+    """The configuration of a trial, which computes what it needs and keeps nothing."""
+    return _changed(config, features={"cache": "off"})
 
 
 def _changed(config: AdsConfig, **changes: Mapping[str, Any]) -> AdsConfig:
@@ -257,6 +269,7 @@ APP = App(
     build=build,
     run_name=_run_name,
     own_data='make train APP=multimodal_ads ARGS="--train_csv train.csv"  (columns local_image_path, label, text_info)',
-    root=Path("whole_finetune"),
+    root=SPEC.root,
+    rehearse=rehearsal,
     variants=variants,
 )

@@ -149,7 +149,9 @@ class AdsTrainConfig(TrainConfig):
     finetune_layers: int = field(
         0, "Without freeze_backbone: train this many of the last layers; -1: all of the backbone", unit="layers", ge=-1
     )
-    backbone_lr: float | None = field(None, "Learning rate of the backbone; null: a tenth of lr", gt=0)
+    backbone_lr: float | None = field(
+        None, "Learning rate of the backbone; null: a tenth of lr, or lr where it starts at random", gt=0
+    )
     lora_lr: float | None = field(None, "Learning rate of the adapters; null: lr", gt=0)
     lora: LoraConfig = field(LoraConfig(), "Adapters")
     loss_type: Literal["focal", "bce"] = field("focal", "focal: focal loss; bce: binary cross entropy")
@@ -175,6 +177,12 @@ class AdsTrainConfig(TrainConfig):
             reject("finetune_layers", "needs train.freeze_backbone=false")
         if not self.freeze_backbone and self.lora.enabled and self.finetune_layers != 0:
             reject("finetune_layers", "cannot be combined with train.lora.enabled=true")
+        if not self.freeze_backbone and not self.lora.enabled and self.finetune_layers == 0:
+            reject("freeze_backbone", "false needs train.finetune_layers (-1: all layers) or train.lora.enabled=true")
+        if self.backbone_lr is not None and self.finetune_layers == 0:
+            reject("backbone_lr", "needs train.finetune_layers; train.lora_lr is the rate of adapters")
+        if self.lora_lr is not None and not self.lora.enabled:
+            reject("lora_lr", "needs train.lora.enabled=true")
         if self.loss_type != "bce" and self.pos_weight is not None:
             reject("pos_weight", "is for train.loss_type=bce; focal takes focal_alpha")
         return self
@@ -196,3 +204,10 @@ class AdsConfig(Section):
     run: RunConfig = field(RunConfig(), "Run")
     checkpoint: CheckpointConfig = field(CheckpointConfig(), "Checkpoints")
     tracking: TrackingConfig = field(TrackingConfig(), "Tracking")
+
+    @model_validator(mode="after")
+    def _check_ablations(self) -> Self:
+        asked = self.train.ablations and self.data.source != "generated"  # the demo's preset asks by itself
+        if asked and (self.train.modality != "multimodal" or self.text_encoder.model is None):
+            reject("train.ablations", "needs both modalities: train.modality=multimodal and a text encoder")
+        return self

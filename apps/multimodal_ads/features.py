@@ -8,13 +8,17 @@ A store is a folder of parts, each a folder of `.npy` files that is renamed into
 fill goes on where it stopped, several processes may fill at once, and readers map the files instead of loading them.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
+import os
+import resource
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,31 +63,43 @@ class FeatureStore:
     """
 
     def __init__(self, root: Path, recipe: Mapping[str, Any]) -> None:
+        _allow_many_files()
         text = json.dumps(recipe, sort_keys=True, default=str)
         self.folder = ensure_folder(root / hashlib.sha256(text.encode()).hexdigest()[:24])
         if not (self.folder / "recipe.json").is_file():
             write_json(self.folder / "recipe.json", recipe)
         for leftover in self.folder.glob(".part-*.tmp"):  # of a killed process, unless it is young
-            if time.time() - leftover.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(leftover, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # another process has renamed or deleted it meanwhile
+                if time.time() - leftover.stat().st_mtime > _ABANDONED_S:
+                    shutil.rmtree(leftover, ignore_errors=True)
         self._places: dict[str, tuple[int, int]] = {}  # digest -> part, row
         self._parts: list[Mapping[str, NDArray[Any]]] = []
         self._known: set[str] = set()
         self.refresh()
 
     def refresh(self) -> None:
-        """Take notice of parts that were written meanwhile, by other processes too."""
-        for path in sorted(self.folder.glob(f"part-*/{_KEYS}")):
-            if path.parent.name in self._known:
+        """Take notice of parts that were written meanwhile, by other processes too; delete damaged ones.
+
+        Raises:
+            UserError: A part cannot be read, for a reason that is not in its files.
+        """
+        for part in sorted(self.folder.glob("part-*")):
+            if part.name in self._known:
                 continue
-            self._known.add(path.parent.name)
             try:
-                arrays = {file.stem: np.load(file, mmap_mode="r") for file in path.parent.glob("*.npy")}
-                keys = arrays.pop("keys")
-            except (OSError, ValueError) as error:  # the machine went down before the data reached the disk
-                _log.warning("%s: damaged (%s); its features are computed again", path.parent, error)
-                shutil.rmtree(path.parent, ignore_errors=True)
+                keys, arrays = _open_part(part)
+            except FileNotFoundError:  # another process found it damaged
                 continue
+            except OSError as error:
+                raise UserError(
+                    f"{part}: features cannot be read ({error.strerror or error}); check its owner and permissions, "
+                    "the disk, and the limit of open files (ulimit -n), or give another --cache_dir, or --cache off"
+                ) from None
+            except (ValueError, EOFError) as error:  # what numpy raises on cut or overwritten files
+                _log.warning("%s: damaged (%s); its features are computed again", part, error)
+                _discard(part)
+                continue
+            self._known.add(part.name)
             for row, key in enumerate(keys):
                 self._places[bytes(key).hex()] = (len(self._parts), row)
             self._parts.append(arrays)
@@ -105,36 +121,35 @@ class FeatureStore:
     def fill(
         self,
         digests: Sequence[str],
-        compute: Callable[[list[int]], Mapping[str, Tensor]],
+        positions: Sequence[int],
+        compute: Callable[[Sequence[int]], Iterable[Mapping[str, Tensor]]],
         *,
         label: str,
         batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
     ) -> None:
-        """Compute this rank's share of the rows that are missing.
+        """Compute rows and keep them.
 
         Args:
             digests: Of every sample.
-            compute: From positions in `digests` to tensors whose first dimension counts them; the same names each time.
+            positions: In `digests`, of those to compute.
+            compute: From positions to their rows in this order, `batch_size` (the last time: what is left) at a time:
+                tensors whose first dimension counts them, under the same names each time.
             label: What is computed, for the progress line.
-            batch_size: How many positions `compute` gets at a time.
-            rank: This process.
-            world_size: Number of processes; all of them must `refresh` afterwards, behind a barrier.
+            batch_size: See `compute`.
 
         Raises:
             UserError: The disk has no room.
         """
-        positions = self.missing(digests)[rank::world_size]
         if not positions:
             return
         begun = time.monotonic()
         _log.info("%s: computing features of %d samples, once", label, len(positions))
         batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
-        pending: list[tuple[list[str], Mapping[str, Tensor]]] = []
-        for batch in with_progress(batches, total=len(batches), what=f"batches of {label}"):
-            pending.append(([digests[i] for i in batch], {k: v.detach().cpu() for k, v in compute(batch).items()}))
-            if sum(v.nbytes for _, rows in pending for v in rows.values()) >= _PART_BYTES:
+        rows_of = zip(batches, compute(positions), strict=True)
+        pending: list[tuple[list[str], Row]] = []
+        for batch, rows in with_progress(rows_of, total=len(batches), what=f"batches of {label}"):
+            pending.append(([digests[i] for i in batch], {name: _numpy(value) for name, value in rows.items()}))
+            if sum(value.nbytes for _, part in pending for value in part.values()) >= _PART_BYTES:
                 self._write(pending)
                 pending = []
         if pending:
@@ -156,22 +171,71 @@ class FeatureStore:
                 "--cache off"
             )
 
-    def _write(self, pending: Sequence[tuple[list[str], Mapping[str, Tensor]]]) -> None:
-        """Write one part; complete or not at all."""
+    def _write(self, pending: Sequence[tuple[list[str], Row]]) -> None:
+        """Write one part; complete and on the disk, or not at all."""
         name = f"part-{uuid.uuid4().hex[:16]}"
         temporary = self.folder / f".{name}.tmp"
         try:
             temporary.mkdir()
             for key in pending[0][1]:
-                np.save(temporary / f"{key}.npy", _numpy(torch.cat([rows[key] for _, rows in pending])))
+                np.save(temporary / f"{key}.npy", np.concatenate([rows[key] for _, rows in pending]))
             keys = [np.frombuffer(bytes.fromhex(digest), np.uint8) for digests, _ in pending for digest in digests]
             np.save(temporary / _KEYS, np.stack(keys))
+            for path in (*temporary.iterdir(), temporary):
+                _sync(path)
             temporary.rename(self.folder / name)
+            _sync(self.folder)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise UserError(f"{self.folder}: features could not be written ({error.strerror or error})") from None
 
 
+def _open_part(part: Path) -> tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]:
+    """Digests and mapped columns of a part.
+
+    Raises:
+        FileNotFoundError: It is not there any more.
+        OSError: It cannot be opened.
+        ValueError, EOFError: It is damaged.
+    """
+    keys: NDArray[np.uint8] = np.load(part / _KEYS)
+    columns = {file.stem: np.load(file, mmap_mode="r") for file in part.glob("*.npy") if file.name != _KEYS}
+    if not part.exists():  # deleted meanwhile: some of its files may have been gone when they were listed
+        raise FileNotFoundError(part)
+    if not columns or any(len(values) != len(keys) for values in columns.values()):
+        raise ValueError("its files do not belong together")
+    return keys, columns
+
+
+def _discard(part: Path) -> None:
+    """Delete a part at once for all readers."""
+    hidden = part.with_name(f".{part.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with contextlib.suppress(OSError):  # another process was first
+        part.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _allow_many_files() -> None:
+    """Lift this process's limit of open files as far as it may: every mapped file counts, and 1024 are soon used up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):  # macOS does not grant all that it promises
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _sync(path: Path) -> None:
+    """Make a file's data, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network and FUSE file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def _numpy(tensor: Tensor) -> NDArray[Any]:
-    """NumPy has no bfloat16; float32 holds its values exactly."""
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    """The values in host memory; NumPy has no bfloat16, but float32 holds its values exactly."""
+    values = tensor.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()

@@ -1,8 +1,11 @@
 """Which features of frozen encoders a run needs, and how they are computed."""
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import PIL
 import torch
 from torch import Tensor
 
@@ -10,16 +13,23 @@ from apps.multimodal_ads.config import AdsConfig, FeaturesConfig
 from apps.multimodal_ads.data.batches import KnownFeatures
 from apps.multimodal_ads.data.images import content_digest, read_image
 from apps.multimodal_ads.data.table import AdRow
-from apps.multimodal_ads.features import FeatureStore, text_digest, weights_digest
+from apps.multimodal_ads.features import FeatureStore, text_digest
 from apps.multimodal_ads.model.assemble import Parts
 from apps.multimodal_ads.model.classifier import given
 from apps.multimodal_ads.model.pooling import AttentionPooling
 from apps.multimodal_ads.text.encoder import TextEncoder
-from apps.multimodal_ads.vision.interface import Tokens
-from mlcore.distributed import World, barrier
+from apps.multimodal_ads.vision.interface import Processor, Tokens
+from mlcore.data.loader import BatchLoader, worker_count
+from mlcore.data.order import EpochOrder
+from mlcore.distributed import World, any_rank, barrier, broadcast_object
 from mlcore.engine import autocast, autocast_dtype
+from mlcore.errors import UserError
 
 Named = Mapping[str, Sequence[AdRow]]
+Rows = Mapping[str, Tensor]
+
+_READING = "1"  # raise when `read_image` makes other pixels of a file
+_PATIENCE = 60  # seconds until a part that one process wrote must be there for all; network file systems take some
 
 
 def text_features(
@@ -34,14 +44,18 @@ def text_features(
         root: Folder of all stores.
         world: Ranks; each computes a share.
     """
-    store = FeatureStore(root / "text", {"encoder": encoder.fingerprint(), "width": encoder.width})
+    recipe = {"encoder": encoder.fingerprint(), "width": encoder.width, "arithmetic": _arithmetic(world.device)}
+    store = FeatureStore(root / "text", recipe)
     digests = {name: [text_digest(row.text) for row in rows] for name, rows in named.items()}
     texts = [row.text for rows in named.values() for row in rows]
 
-    def compute(positions: list[int]) -> dict[str, Tensor]:
-        return {"embedding": encoder.encode([texts[i] for i in positions])}
+    batch_size = settings.encode_batch_size * 8
 
-    _fill(store, digests, compute, label="texts", batch_size=settings.encode_batch_size * 8, world=world)
+    def compute(positions: Sequence[int]) -> Iterator[Rows]:
+        for start in range(0, len(positions), batch_size):
+            yield {"embedding": encoder.encode([texts[i] for i in positions[start : start + batch_size]])}
+
+    _fill(store, digests, compute, label="texts", batch_size=batch_size, world=world)
     return {name: (store, digests[name]) for name in named}
 
 
@@ -60,52 +74,118 @@ def picture_features(
     Raises:
         UserError: An image cannot be read, or the features do not fit on the disk.
     """
-    vision, pooling = given(parts.vision), given(parts.pooling)
-    learned = isinstance(pooling, AttentionPooling)
-    recipe = {
-        "weights": weights_digest(vision),
-        "preprocessing": vision.processor.fingerprint(),
-        "kind": "tokens" if learned else config.pooling.name,
-        "arithmetic": str(autocast_dtype(config.train.precision, world.device)),
-    }
-    store = FeatureStore(root / "pictures", recipe)
+    store = FeatureStore(root / "pictures", _picture_recipe(parts, config, world.device))
     digests = {name: [content_digest(row.image) for row in rows] for name, rows in named.items()}
-    paths = [row.image for rows in named.values() for row in rows]
-    limit = round(config.data.max_megapixels * 1e6)
-
+    vision = given(parts.vision)
     vision.to(world.device).eval()
+    paths = [row.image for rows in named.values() for row in rows]
+    limit, batch_size = round(config.data.max_megapixels * 1e6), config.features.encode_batch_size
 
-    @torch.inference_mode()
-    def compute(positions: list[int]) -> dict[str, Tensor]:
-        pixels = vision.processor([read_image(paths[i], max_pixels=limit) for i in positions])
-        with autocast(config.train.precision, world.device):
-            tokens = vision({key: value.to(world.device) for key, value in pixels.items()})
-            return _rows(tokens) if learned else {"pooled": pooling(tokens)}
+    def compute(positions: Sequence[int]) -> Iterator[Rows]:
+        inputs = _Inputs([paths[i] for i in positions], vision.processor, max_pixels=limit)
+        workers = worker_count(config.run.num_workers, samples=len(inputs), batch_size=batch_size, processes=world.size)
+        for pixels in inputs.batches(batch_size, num_workers=min(workers, len(inputs) - 1)):
+            yield _encode(parts, pixels, config=config, device=world.device)
 
-    everything = [digest for split in digests.values() for digest in split]
-    missing = store.missing(everything)
+    missing = store.missing([digest for split in digests.values() for digest in split])
     if missing:
-        store.check_room(len(missing), compute([missing[0]]))
-    _fill(store, digests, compute, label="pictures", batch_size=config.features.encode_batch_size, world=world)
+        store.check_room(len(missing), next(iter(compute(missing[:1]))))
+    _fill(store, digests, compute, label="pictures", batch_size=batch_size, world=world)
     return {name: (store, digests[name]) for name in named}
+
+
+def _picture_recipe(parts: Parts, config: AdsConfig, device: torch.device) -> dict[str, Any]:
+    return {
+        "backbone": given(parts.base_digest),
+        "reading": f"{_READING} Pillow {PIL.__version__}",
+        "preprocessing": given(parts.vision).processor.fingerprint(),
+        "kind": "tokens" if isinstance(parts.pooling, AttentionPooling) else config.pooling.name,
+        "arithmetic": f"{autocast_dtype(config.train.precision, device)} {_arithmetic(device)}",
+    }
+
+
+def _arithmetic(device: torch.device) -> str:
+    """What float32 means there: a GPU may multiply matrices in TF32."""
+    return f"{device.type} {torch.get_float32_matmul_precision()}"
+
+
+@torch.inference_mode()
+def _encode(parts: Parts, pixels: Mapping[str, Tensor], *, config: AdsConfig, device: torch.device) -> Rows:
+    """What is stored of prepared pictures."""
+    pooling = given(parts.pooling)
+    with autocast(config.train.precision, device):
+        tokens: Tokens = given(parts.vision)({key: value.to(device) for key, value in pixels.items()})
+        if not isinstance(pooling, AttentionPooling):
+            return {"pooled": pooling(tokens)}
+    return {"values": tokens.values} if tokens.mask is None else {"values": tokens.values, "mask": tokens.mask}
+
+
+class _Inputs:
+    """Pictures as the backbone takes them, read and prepared by the loader's workers.
+
+    A mistake comes as a sample and is raised here: raised in a worker, torch would wrap that worker's traceback around
+    its message.
+    """
+
+    def __init__(self, paths: Sequence[Path], processor: Processor, *, max_pixels: int) -> None:
+        self._paths = paths
+        self._processor = processor
+        self._max_pixels = max_pixels
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor] | UserError:
+        try:
+            image = read_image(self._paths[index], max_pixels=self._max_pixels)
+        except UserError as error:
+            return error
+        return {key: value[0] for key, value in self._processor([image]).items()}
+
+    def batches(self, batch_size: int, *, num_workers: int) -> Iterator[dict[str, Tensor]]:
+        """All pictures in their order."""
+        order = EpochOrder(size=len(self), batch_size=batch_size, shuffle=False)
+        for batch in BatchLoader(self, order, collate=_together, num_workers=num_workers).epoch(0):
+            if isinstance(batch.data, UserError):
+                raise batch.data
+            yield batch.data
+
+
+def _together(samples: Sequence[dict[str, Tensor] | UserError]) -> dict[str, Tensor] | UserError:
+    good: list[dict[str, Tensor]] = []
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+        good.append(sample)
+    return {key: torch.stack([sample[key] for sample in good]) for key in good[0]}
 
 
 def _fill(
     store: FeatureStore,
     digests: Mapping[str, Sequence[str]],
-    compute: Callable[[list[int]], dict[str, Tensor]],
+    compute: Callable[[Sequence[int]], Iterable[Rows]],
     *,
     label: str,
     batch_size: int,
     world: World,
 ) -> None:
+    """Compute what is missing; afterwards every rank knows every row.
+
+    Raises:
+        UserError: The ranks do not see each other's files.
+    """
     everything = [digest for split in digests.values() for digest in split]
-    barrier()  # all ranks have seen the same rows missing
-    store.fill(everything, compute, label=label, batch_size=batch_size, rank=world.rank, world_size=world.size)
-    barrier()
-    store.refresh()
-
-
-def _rows(tokens: Tokens) -> dict[str, Tensor]:
-    rows = {"values": tokens.values}
-    return rows if tokens.mask is None else {**rows, "mask": tokens.mask}
+    for _ in range(_PATIENCE):
+        store.refresh()
+        if not any_rank(bool(store.missing(everything))):
+            return
+        # One list for all: another job may be filling the same store, so that ranks find different rows missing.
+        missing = broadcast_object(store.missing(everything))
+        store.fill(everything, missing[world.rank :: world.size], compute, label=label, batch_size=batch_size)
+        if not missing:  # rank 0 has them all, another rank does not see them yet
+            time.sleep(1)
+        barrier()
+    raise UserError(
+        f"{store.folder}: what one process writes there another does not see; give a --cache_dir on a disk that all "
+        "of them share, or --cache off"
+    )

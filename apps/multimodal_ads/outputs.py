@@ -1,6 +1,8 @@
 """What a run leaves besides the shared files: results, predictions, the wrong ones, and copies under promised names."""
 
+import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,9 +16,12 @@ from apps.multimodal_ads.data.table import AdRow
 from apps.multimodal_ads.evaluation import ad_sections, probabilities_of, results, threshold_for_f1
 from apps.multimodal_ads.wrong_ones import judge, write_predictions, write_report, wrong_sections
 from mlcore.checkpoint import CheckpointStore
+from mlcore.conclusion import best_checkpoint
 from mlcore.config.dump import to_yaml
-from mlcore.files import ensure_folder, write_json, write_text
+from mlcore.files import atomic_write, ensure_folder, write_json, write_text
 from mlcore.report import Section
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["Inspector", "write_outputs", "write_test_files"]
 
@@ -78,7 +83,11 @@ def write_outputs(inspector: Inspector, config: AdsConfig, folder: Path, _summar
         figures=values[split],
         read=inspector.read_image,
     )
-    _link(folder / "checkpoints" / CheckpointStore.BEST, folder / CHECKPOINT)
+    best = best_checkpoint(folder / "checkpoints")
+    if best is not None:
+        if best.name != CheckpointStore.BEST:
+            _log.warning("%s is the newest checkpoint: the metric that chooses the best was never defined", CHECKPOINT)
+        _link(best, folder / CHECKPOINT)
     write_text(ensure_folder(folder / ".hydra") / "config.yaml", to_yaml(config))
 
 
@@ -108,9 +117,10 @@ def write_test_files(
 
 
 def _link(source: Path, name: Path) -> None:
-    """Give a file a second name; a copy where the file system has no hard links is left to the user."""
+    """Give a file a second name; a copy where the file system has no hard links."""
     name.unlink(missing_ok=True)
     try:
         os.link(source, name)
     except OSError:
-        name.symlink_to(source.relative_to(name.parent))
+        with source.open("rb") as whole, atomic_write(name, size=source.stat().st_size) as copy:
+            shutil.copyfileobj(whole, copy)

@@ -71,11 +71,11 @@ def evaluate(request: TestRequest) -> int:
     setup_logging()
     rows = read_table(request.csv, base_dir=request.base_dir)
     restored = restore(request.model_path, device=pick_device(request.device))
-    threshold = _threshold(request.threshold, request.model_path)
+    threshold, chosen_on = _threshold(request.threshold, request.model_path)
     predictions = predict_rows(restored, rows, batch_size=request.batch_size)
     folder = ensure_folder(request.output_dir or run_folder(request.model_path) / f"test_{request.csv.stem}")
     figures = split_results(predictions, threshold=threshold)
-    about = {"value": threshold, "chosen_on": "val" if request.threshold is None else None}
+    about = {"value": threshold, "chosen_on": chosen_on}
     write_json(folder / "results.json", {"threshold": about, "test": figures})
     write_test_files(
         folder,
@@ -113,7 +113,7 @@ def predict(request: PredictRequest) -> int:
     setup_logging()
     rows = _wanted(request)
     restored = restore(request.model_path, device=pick_device(request.device))
-    threshold = _threshold(request.threshold, request.model_path)
+    threshold, _ = _threshold(request.threshold, request.model_path)
     chunks = [rows[start : start + request.batch_size] for start in range(0, len(rows), request.batch_size)]
     lines = [list(_COLUMNS)]
     for chunk in with_progress(chunks, total=len(chunks), what="batches"):
@@ -181,13 +181,14 @@ def _limit(restored: Restored) -> int:
     return round(restored.config.data.max_megapixels * 1e6)
 
 
-def _threshold(given: float | None, model_path: Path) -> float:
+def _threshold(given: float | None, model_path: Path) -> tuple[float, str | None]:
+    """The threshold, and the split that it was chosen on; None where it is the user's or nobody's choice."""
     if given is not None:
-        return given
+        return given, None
     chosen = chosen_threshold(run_folder(model_path))
     if chosen is None:
         _log.warning("no results.json beside %s: the threshold is 0.5; give --threshold for another", model_path)
-        return 0.5
+        return 0.5, None
     return chosen
 
 

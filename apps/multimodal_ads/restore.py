@@ -80,9 +80,13 @@ def _compare(noted: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> 
             )
 
 
-def chosen_threshold(folder: Path) -> float | None:
-    """The threshold that a run chose on its validation data; None where its folder has no results."""
+def chosen_threshold(folder: Path) -> tuple[float, str | None] | None:
+    """A run's threshold, and the split it was chosen on (None: there was nothing to choose by).
+
+    None where the folder has no results.
+    """
     try:
-        return float(json.loads((folder / RESULTS).read_text(encoding="utf-8"))["threshold"]["value"])
+        about = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["threshold"]
+        return float(about["value"]), about["chosen_on"]
     except (OSError, ValueError, KeyError, TypeError):
         return None

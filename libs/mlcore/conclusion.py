@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mlcore.assemble import CoreConfig, Problem, evaluation_loader
-from mlcore.checkpoint import inference_weights, load_checkpoint, load_model_weights
+from mlcore.checkpoint import CheckpointStore, inference_weights, load_checkpoint, load_model_weights
 from mlcore.console import format_duration
 from mlcore.diagnose import peak_memory_bytes
 from mlcore.distributed import barrier
@@ -21,6 +21,7 @@ from mlcore.plots.curves import plot_panels
 from mlcore.plots.runs import Bar, plot_runs
 from mlcore.progress import Monitor, Outcome
 from mlcore.report import Headline, Picture, RunReport, Section, Table, describe_environment, write_report
+from mlcore.task import check_facts
 from mlcore.trackers.table import read_history
 from mlcore.trainer import Trainer
 
@@ -68,7 +69,7 @@ class Conclusion:
     demo: bool
 
 
-def judge(trainer: Trainer, problem: Problem, *, config: CoreConfig, folder: Path, best: Path) -> Verdict:
+def judge(trainer: Trainer, problem: Problem, *, config: CoreConfig, folder: Path, checkpoints: Path) -> Verdict:
     """Load the best checkpoint into the task's model and evaluate it; every rank must call it.
 
     Args:
@@ -76,12 +77,17 @@ def judge(trainer: Trainer, problem: Problem, *, config: CoreConfig, folder: Pat
         problem: Its problem.
         config: The shared sections.
         folder: Where the app's pictures go.
-        best: The best checkpoint; where there is none, the model is judged as it is.
+        checkpoints: Where the best checkpoint is, or, where no evaluation was better than another, the newest one.
+
+    Raises:
+        CheckpointError: It belongs to other encoders or data facts.
     """
     world = trainer.engine.world
     barrier()
-    if best.is_file():
+    best = best_checkpoint(checkpoints)
+    if best is not None:
         state = load_checkpoint(best)
+        check_facts(problem.task, state, source=best)
         load_model_weights(problem.task.model, inference_weights(state, source=best), source=best)
     results: dict[str, dict[str, float]] = {}
     sections: list[Section] = []
@@ -93,6 +99,12 @@ def judge(trainer: Trainer, problem: Problem, *, config: CoreConfig, folder: Pat
         if problem.analyse is not None and world.is_main:
             sections += problem.analyse(predictions, folder, f"{name}_" if name != "val" else "")
     return Verdict(results, sections)
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that a run is judged by: the best, or the newest where the monitored metric was never defined."""
+    names = (CheckpointStore.BEST, CheckpointStore.LATEST)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def write_conclusion(end: Conclusion, problem: Problem, *, folder: Path, device: torch.device) -> None:

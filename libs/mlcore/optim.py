@@ -137,10 +137,10 @@ class Buffers:
         self._buffers = list(named.values())
 
     def read(self) -> Tensor:
-        """Their values now, float32 [N]; N is 0 for a model without any."""
+        """Their values now, [N]; N is 0 for a model without any."""
         if not self._buffers:
             return torch.empty(0)
-        return torch.cat([buffer.flatten().float() for buffer in self._buffers])
+        return torch.cat([buffer.flatten() for buffer in self._buffers])
 
     @torch.no_grad()
     def write(self, values: Tensor) -> None:

@@ -3,6 +3,7 @@
 The apps differ in the `Problem` they build; everything around it is here, once.
 """
 
+import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,10 +26,11 @@ from mlcore.evaluator import Predictions
 from mlcore.files import write_text
 from mlcore.lr_finder import find_learning_rate
 from mlcore.plots.curves import plot_lr_finder
-from mlcore.progress import Outcome, Status
+from mlcore.progress import Outcome
 from mlcore.report import Picture
 from mlcore.runs import RunFolder, RunRecord, choose_run_folder, code_version, config_differences
 from mlcore.seeding import seed_everything
+from mlcore.task import check_facts
 from mlcore.trackers.base import Tracker, Trackers
 from mlcore.trackers.console import ConsoleTracker
 from mlcore.trackers.table import TableTracker, read_history
@@ -61,6 +63,8 @@ class App(Generic[ConfigT]):
         own_data: The command for own data, shown with the demo.
         checks: The app's own system checks for `--test`.
         root: Where runs go; None for `outputs/<name>`.
+        rehearse: The configuration with which trials (`--dry_run`, `--lr_find`) build, so that they do no lasting work,
+            such as filling a cache; None for the run's own.
         variants: Configurations, by name, that are trained besides for comparison, each in `variants/<name>` of the run
             folder; the report then holds the comparison.
     """
@@ -72,6 +76,7 @@ class App(Generic[ConfigT]):
     own_data: str
     checks: Sequence[CheckFunction] = ()
     root: Path | None = None
+    rehearse: Callable[[ConfigT], ConfigT] | None = None
     variants: Callable[[ConfigT], Mapping[str, ConfigT]] | None = None
 
 
@@ -94,7 +99,7 @@ def run(app: App[Any], invocation: Invocation[Any]) -> int:
         seed_everything(config.run.seed, rank=world.rank, deterministic=config.run.deterministic)
         if invocation.action == "dry_run":
             setup_logging(is_main=world.is_main)
-            return dry_run(config, app.build(config, world), world=world, extra=_identity(app, config))
+            return dry_run(config, _trial(app, config, world), world=world, extra=_identity(app, config))
         setup_logging(is_main=world.is_main)  # what is said about the choice of the folder is shown, too
         folder = broadcast_object(_choose_folder(app, invocation) if world.is_main else None)
         record = RunRecord(folder.path) if world.is_main else None
@@ -140,13 +145,18 @@ def _identity(app: App[Any], config: Any) -> dict[str, Any]:
     return {"app": app.name, "config": to_values(config), "code_version": code_version()}
 
 
+def _trial(app: App[Any], config: Any, world: World) -> Problem:
+    """The problem of a run that nobody goes on with."""
+    return app.build(config if app.rehearse is None else app.rehearse(config), world)
+
+
 def _say_demo(app: App[Any], invocation: Invocation[Any]) -> None:
     why = "as asked" if invocation.demo_requested else "because no data set was given"
     _log.info("running the %s demo on generated data, %s. Your own data: %s", app.title, why, app.own_data)
 
 
 def _find_rate(app: App[Any], config: Any, *, world: World, folder: Path) -> str:
-    trainer = build_trainer(config, app.build(config, world), world=world)
+    trainer = build_trainer(config, _trial(app, config, world), world=world)
     curve = find_learning_rate(trainer)
     picture = plot_lr_finder(
         curve.rates[: len(curve.losses)],
@@ -191,23 +201,26 @@ class _Session:
             extra=_identity(self._app, self._config),
         )
         resumed = self._resumed_state()
-        self._take_over(trainer, resumed)  # what does not fit is refused before any file of the run is touched
+        self._take_over(trainer, problem, resumed)  # what does not fit is refused before any file of the run is touched
         tracker = self._tracker(None if resumed is None else resumed[1])
         trainer.tracker = tracker
         trainer.on_evaluation = self._picture_logger(trainer, problem, tracker)
-        status = "failed"
+        store, status = trainer.store, "failed"
         try:
             if self._record is not None:
                 self._record.start(to_values(self._config))
                 write_text(self._folder / "config.yaml", to_yaml(self._config, self._invocation.composed.sources))
             self._announce(trainer)
             outcome = trainer.fit()
-            status = outcome.status
-            if status != "interrupted":
-                status = self._conclude(trainer, problem, outcome)
+            if outcome.status == "interrupted":
+                status = outcome.status
+            else:
+                end = self._conclude(trainer, problem, outcome)
+                del trainer  # variants need its memory
+                status = self._compare(end, problem)
         finally:
-            if trainer.store is not None:
-                trainer.store.close()
+            if store is not None:
+                store.close()
             tracker.close(status="finished" if status in ("finished", "stopped early") else status)
         return status
 
@@ -229,10 +242,11 @@ class _Session:
             raise CheckpointError(f"{path}: a checkpoint of the app '{state.get('app')}'")
         return path, state
 
-    def _take_over(self, trainer: Trainer, resumed: tuple[Path, State] | None) -> None:
+    def _take_over(self, trainer: Trainer, problem: Problem, resumed: tuple[Path, State] | None) -> None:
         if resumed is None:
             return
         path, state = resumed
+        check_facts(problem.task, state, source=path)
         trainer.load_state_dict(state, source=path)
         changed = config_differences(state["config"], to_values(self._config))
         if changed and trainer.is_complete and path.parent == self._place.checkpoints:
@@ -267,6 +281,7 @@ class _Session:
             starters["W&B"] = lambda: WandbTracker(
                 folder,
                 project=settings.wandb_project or self._app.name,
+                entity=settings.wandb_entity,
                 name=f"{folder.parent.name}/{folder.name}",
                 config=to_values(self._config),
                 mode=settings.wandb_mode,
@@ -307,37 +322,41 @@ class _Session:
 
     # --------------------------------------------------------------------------------------------------- conclusion
 
-    def _conclude(self, trainer: Trainer, problem: Problem, outcome: Outcome) -> Status:
-        """Judge the best checkpoint, train the variants, write summary and report; returns the status."""
-        verdict = judge(trainer, problem, config=self._config, folder=self._folder, best=self._best)
-        variants = self._train_variants()
+    def _conclude(self, trainer: Trainer, problem: Problem, outcome: Outcome) -> Conclusion:
+        """Judge the best checkpoint and write summary and report, before variants can fail."""
+        verdict = judge(trainer, problem, config=self._config, folder=self._folder, checkpoints=self._place.checkpoints)
+        end = Conclusion(
+            title=f"{self._app.title}: {self._name}",
+            outcome=outcome,
+            verdict=verdict,
+            variants={},
+            monitor=trainer.monitor,
+            config=to_values(self._config),
+            demo=self._invocation.composed.demo,
+        )
+        self._write(end, problem)
+        return end
+
+    def _write(self, end: Conclusion, problem: Problem) -> None:
+        if self._world.is_main:
+            write_conclusion(end, problem, folder=self._folder, device=self._world.device)
+        barrier()
+
+    def _compare(self, end: Conclusion, problem: Problem) -> str:
+        """Train the app's variants, if it has any, and add the comparison; returns the status."""
+        configs = {} if self._app.variants is None else self._app.variants(self._config)
+        if not configs:
+            return end.outcome.status
+        problem.task.model.cpu()  # nothing is computed with it any more
+        gc.collect()  # a trainer's callbacks refer to it
+        variants = self._train_variants(configs)
         if variants is None:
             return "interrupted"
-        if self._world.is_main:
-            write_conclusion(
-                Conclusion(
-                    title=f"{self._app.title}: {self._name}",
-                    outcome=outcome,
-                    verdict=verdict,
-                    variants=variants,
-                    monitor=trainer.monitor,
-                    config=to_values(self._config),
-                    demo=self._invocation.composed.demo,
-                ),
-                problem,
-                folder=self._folder,
-                device=self._world.device,
-            )
-        barrier()
-        return outcome.status
+        self._write(replace(end, variants=variants), problem)
+        return end.outcome.status
 
-    @property
-    def _best(self) -> Path:
-        return self._place.checkpoints / CheckpointStore.BEST
-
-    def _train_variants(self) -> dict[str, Results] | None:
-        """What the app's variants reached, by name; None when a signal came in between."""
-        variants = {} if self._app.variants is None else self._app.variants(self._config)
+    def _train_variants(self, variants: Mapping[str, Any]) -> dict[str, Results] | None:
+        """What the variants reached, by name; None when a signal came in between."""
         results: dict[str, Results] = {}
         for number, (name, config) in enumerate(variants.items(), 1):
             _log.info("variant %d of %d: %s", number, len(variants), name)

@@ -1,11 +1,14 @@
 """What the trainer needs to know of a problem: how to compute a loss, how to predict, how to judge."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from mlcore.checkpoint import CheckpointError
 from mlcore.engine import StepOutput
+from mlcore.runs import config_differences
 
 
 class Task(Protocol):
@@ -44,3 +47,22 @@ class Task(Protocol):
     def metadata(self) -> dict[str, Any]:
         """Plain values and tensors a checkpoint carries for whoever loads the model alone (class names, statistics)."""
         ...
+
+
+def check_facts(task: Task, state: Mapping[str, Any], *, source: Path) -> None:
+    """Refuse a training checkpoint whose weights fit, but belong to other frozen encoders, classes or preprocessing.
+
+    Args:
+        task: What goes on with it.
+        state: The checkpoint's contents.
+        source: Its file, for the message.
+
+    Raises:
+        CheckpointError: Its metadata are not those of `task`.
+    """
+    differing = config_differences(state["task"], task.metadata())
+    if differing:
+        raise CheckpointError(
+            f"{source}: was trained with other encoders or data facts than those found now ({'; '.join(differing)}); "
+            "put back what the run was trained with, or start another run in a folder of its own"
+        )

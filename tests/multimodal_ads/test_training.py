@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, PoolingConfig, VisionEncoderConfig
 from apps.multimodal_ads.data.generated import write_generated
@@ -23,6 +24,8 @@ from apps.multimodal_ads.frozen import picture_features
 from apps.multimodal_ads.model.assemble import make_parts
 from mlcore.checkpoint import load_checkpoint
 from mlcore.distributed import World
+from mlcore.errors import UserError
+from mlcore.session import _Session
 
 APP = Path(__file__).resolve().parents[2] / "apps" / "multimodal_ads"
 SMALL = shlex.split("""
@@ -125,7 +128,9 @@ def test_evaluation_of_the_checkpoint_gives_the_runs_own_figures(ads: Path, fini
     checkpoint, folder = finished / "checkpoint_best.ckpt", finished
     code, said = run("test", "--model_path", checkpoint, "--csv", ads / "test.csv")
     assert code == 0, said
-    own, again = (json.loads((f / "results.json").read_text())["test"] for f in (folder, folder / "test_test"))
+    whole = [json.loads((f / "results.json").read_text()) for f in (folder, folder / "test_test")]
+    own, again = (results["test"] for results in whole)
+    assert [results["threshold"]["chosen_on"] for results in whole] == ["val", "val"]
     for key in ("auroc", "average_precision", "f1", "ece"):
         assert again[key] == pytest.approx(own[key], abs=1e-6)
     broken = tmp_path / "broken.png"
@@ -181,6 +186,10 @@ def test_a_stale_feature_is_never_used(
     assert computed(image_size=(40, 40)) == 88
     assert computed(folders[1]) == 88  # other weights under the same settings
     assert computed() == 0  # and the first ones are still there
+    settings = json.loads((folders[0] / "config.json").read_text(encoding="utf-8"))
+    settings["vision_config"]["num_attention_heads"] = 2
+    (folders[0] / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    assert computed() == 88  # the same weights in another architecture
 
 
 def test_lora_trains_and_saves_adapters_and_head_alone(ads: Path, backbone: list[str], tmp_path: Path) -> None:
@@ -223,6 +232,60 @@ def test_a_checkpoint_is_refused_with_another_backbone(
     assert "another vision backbone" in said
 
 
+@pytest.mark.parametrize("lora", ["true", "false"])
+def test_a_run_does_not_go_on_with_another_backbone(
+    ads: Path, write_hub_folder: WriteFolder, tmp_path: Path, lora: str
+) -> None:
+    model, other = (write_hub_folder(tmp_path / f"siglip2-{seed}", "siglip2", seed=seed) for seed in range(2))
+    settings = [
+        "vision_encoder.kind=siglip2",
+        f"vision_encoder.model={model}",
+        "pooling=mean",
+        CACHE.format(tmp_path),
+        f"train.lora.enabled={lora}",
+        "train.lora.target_layers=2",
+        "--base_dir",
+        ads,
+    ]
+    folder = train(tmp_path / "run", *settings, "--max_steps", "2")
+    before = (folder / "metrics.csv").read_bytes()
+    train(folder, *settings, "--max_steps", "3")
+    shutil.copy(other / "model.safetensors", model / "model.safetensors")
+    code, said = run("train", *SMALL, "--output_dir", folder, *settings)
+    assert code == 2
+    assert "was trained with other encoders or data facts" in said
+    assert "vision_weights" in said
+    assert (folder / "metrics.csv").read_bytes().startswith(before)
+
+
+def test_a_trial_keeps_no_features(ads: Path, backbone: list[str], tmp_path: Path) -> None:
+    settings = [*SMALL, *backbone, "--base_dir", ads, CACHE.format(tmp_path)]
+    code, said = run("train", *settings, "--dry_run")
+    assert code == 0, said
+    assert "exported and verified" in said
+    assert list(tmp_path.iterdir()) == []
+    code, said = run("train", *settings, "--lr_find", "--output_dir", tmp_path / "lr_find")
+    assert code == 0, said
+    assert [path.name for path in tmp_path.iterdir()] == ["lr_find"]
+
+
+@pytest.mark.parametrize(
+    ("key", "settings"),
+    [
+        ("freeze_backbone", {"freeze_backbone": False}),
+        ("backbone_lr", {"backbone_lr": 1e-5}),
+        ("backbone_lr", {"backbone_lr": 1e-5, "lora": {"enabled": True}}),
+        ("lora_lr", {"lora_lr": 1e-5}),
+        ("train.ablations", {"ablations": True, "modality": "text_only"}),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(key: str, settings: dict[str, object]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        AdsConfig.model_validate({"train": settings})
+    (error,) = refused.value.errors()
+    assert error["ctx"]["key"] == key
+
+
 def test_one_class_in_validation_is_said_and_does_not_crash(ads: Path, backbone: list[str], tmp_path: Path) -> None:
     with (ads / "val.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -234,6 +297,12 @@ def test_one_class_in_validation_is_said_and_does_not_crash(ads: Path, backbone:
     results = json.loads((folder / "results.json").read_text())
     assert results["val"]["auroc"] is None
     assert "auroc" in results["val"]["undefined"]
+    best = folder / "checkpoint_best.ckpt"
+    assert not best.is_symlink()
+    assert load_checkpoint(best)["progress"] == load_checkpoint(folder / "checkpoints/latest_model.pth")["progress"]
+    code, said = run("test", "--model_path", best, "--csv", ads / "test.csv")
+    assert code == 0, said
+    assert json.loads((folder / "test_test" / "results.json").read_text())["threshold"]["chosen_on"] is None
 
 
 def test_a_random_backbone_has_to_be_trained(ads: Path, tmp_path: Path) -> None:
@@ -254,3 +323,24 @@ def test_ablations_are_trained_and_compared(ads: Path, backbone: list[str], tmp_
         assert name in (folder / "report.html").read_text()
     state = load_checkpoint(folder / "variants" / "text_only" / "checkpoint_best.ckpt")
     assert {key.split(".")[0] for key in state["model"]} == {"head", "no_text"}
+
+
+def test_a_failing_ablation_leaves_the_runs_own_results(
+    ads: Path, backbone: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [*SMALL, *backbone, "--base_dir", ads, "--epochs", "1", "--ablations", "--output_dir", tmp_path / "run"]
+
+    def fail(*_: object) -> str:
+        raise UserError("no such variant")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(_Session, "_train_variant", fail)
+        code, said = run("train", *settings)
+    assert code == 2
+    assert "no such variant" in said
+    for name in ("results.json", "summary.json", "checkpoint_best.ckpt", "report.html"):
+        assert (tmp_path / "run" / name).is_file(), name
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    code, said = run("train", *settings)  # mended, the same command trains what is missing
+    assert code == 0, said
+    assert len(json.loads((tmp_path / "run" / "summary.json").read_text())["variants"]) == 3

@@ -166,6 +166,20 @@ def test_processors_survive_workers_and_tell_settings_apart(
         assert torch.equal(copy(pictures)[key], value)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_weights_may_be_of_another_architecture(kind: str, hub_folder: Any) -> None:
+    folder = hub_folder(kind)
+    before = tiny(folder, kind).architecture
+    assert tiny(folder, kind).architecture == before
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if kind == "timm":
+        settings["model_args"] = {"act_layer": "silu"}
+    else:
+        settings.get("vision_config", settings)["hidden_act"] = "relu"
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    assert tiny(folder, kind).architecture != before
+
+
 def test_normalisation_is_the_processor_s_own(hub_folder: Any) -> None:
     white = np.full((20, 30, 3), 255, np.uint8)
     for kind in ("siglip2", "vit"):

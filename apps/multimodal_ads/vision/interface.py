@@ -51,11 +51,12 @@ class VisionEncoder(nn.Module):
     Args:
         backbone: The library's module.
         run: Calls it: `run(backbone, pixels) -> Tokens`.
+        architecture: Text that differs whenever a setting differs that the library built `backbone` from: equal
+            weights in another architecture are another function.
         width: D, features of a token.
-        blocks: Its layers (CNNs: stages), bottom first.
+        blocks: Its layers (CNNs: stages), bottom first; each with the names of its query, key and value projections
+            below `backbone`, none where there are none that LoRA could adapt.
         tail: What comes after the last layer and trains with it, e.g. the final norm.
-        projections: For each of `blocks`, the names of its query, key and value projections below `backbone`; all empty
-            where there are none that LoRA could adapt.
         processor: Makes `pixels`.
         use_checkpointing: Makes the backbone recompute activations in the backward pass.
     """
@@ -65,21 +66,22 @@ class VisionEncoder(nn.Module):
         backbone: nn.Module,
         *,
         run: Callable[[nn.Module, Mapping[str, Tensor]], Tokens],
+        architecture: str,
         width: int,
-        blocks: Sequence[nn.Module],
+        blocks: Sequence[tuple[nn.Module, Sequence[str]]],
         tail: Sequence[nn.Module],
-        projections: Sequence[Sequence[str]],
         processor: Processor,
         use_checkpointing: Callable[[nn.Module], None],
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.architecture = architecture
         self.width = width
         self.processor = processor
         # Plain lists: registered once, below `backbone`.
-        self.blocks = list(blocks)
+        self.blocks = [block for block, _ in blocks]
+        self.projections = [list(names) for _, names in blocks]
         self.tail = list(tail)
-        self.projections = [list(names) for names in projections]
         self._run = run
         self._use_checkpointing = use_checkpointing
 

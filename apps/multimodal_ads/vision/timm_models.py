@@ -1,6 +1,7 @@
 """Any backbone of timm: ResNet, VGG, EfficientNet and the rest, without the classifier."""
 
 import difflib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -166,14 +167,13 @@ def _encoder(
     model: nn.Module, facts: Mapping[str, Any], *, size: tuple[int, int], arguments: Mapping[str, Any]
 ) -> VisionEncoder:
     layout, width = _drop_head(model, facts["architecture"], size=size, arguments=arguments)
-    blocks = _blocks(model)
     return VisionEncoder(
         model,
         run=_RUN[layout],
+        architecture=json.dumps({"timm": facts["architecture"], **arguments}, sort_keys=True),
         width=width,
-        blocks=blocks,
+        blocks=[(block, ()) for block in _blocks(model)],
         tail=[],  # timm groups what follows the last layer with it
-        projections=[[] for _ in blocks],
         processor=TimmProcessor(size, mean=facts["mean"], std=facts["std"], interpolation=facts["interpolation"]),
         use_checkpointing=_use_checkpointing,
     )

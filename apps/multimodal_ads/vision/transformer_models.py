@@ -4,6 +4,7 @@ The fixed-resolution SigLIP 2 models are of transformers' `Siglip` classes, the 
 Files of a whole SigLIP model and of its vision tower alone are both read; of a whole one, only the tower's tensors.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -117,13 +118,22 @@ def _of_folder(folder: Path, kind: str) -> Published:
     tower = settings.get("vision_config", settings)
     if not isinstance(tower, dict):
         raise UserError(f"{path}: vision_config must be an object")
-    own = {field.name for field in fields(family.config)} - {field.name for field in fields(PreTrainedConfig)}
-    architecture = {key: value for key, value in tower.items() if key in own}
+    architecture = {key: value for key, value in tower.items() if key in _own_settings(family)}
     try:
         family.config(**architecture)
     except Exception as error:  # noqa: BLE001 - the library's validation raises errors of its own
         raise UserError(f"{path}: not a configuration of {family.config.__name__}: {error}") from None
     return Published(kind, architecture, processor_settings(folder))
+
+
+def _own_settings(family: _Family) -> set[str]:
+    """Names of the settings that describe this family, without those that all of the library's models have."""
+    return {field.name for field in fields(family.config)} - {field.name for field in fields(PreTrainedConfig)}
+
+
+def _described(family: _Family, architecture: PreTrainedConfig) -> str:
+    settings = {name: getattr(architecture, name) for name in _own_settings(family)}
+    return json.dumps({"model": family.model.__name__, **settings}, sort_keys=True)
 
 
 def _load_weights(family: _Family, architecture: PreTrainedConfig, folder: Path) -> PreTrainedModel:
@@ -179,13 +189,13 @@ def _encoder(model: PreTrainedModel, kind: str, processor: HubProcessor) -> Visi
     return VisionEncoder(
         model,
         run=family.run,
+        architecture=_described(family, model.config),
         width=int(model.config.hidden_size),
-        blocks=list(layers.children()),
-        tail=tail,
-        projections=[
-            [f"{family.layers}.{name}.{family.attention}.{projection}" for projection in _PROJECTIONS]
-            for name, _ in layers.named_children()
+        blocks=[
+            (layer, [f"{family.layers}.{name}.{family.attention}.{projection}" for projection in _PROJECTIONS])
+            for name, layer in layers.named_children()
         ],
+        tail=tail,
         processor=processor,
         use_checkpointing=_use_checkpointing,
     )

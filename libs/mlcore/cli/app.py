@@ -42,7 +42,7 @@ def run_app(
         if invocation.action == "multirun":
             from mlcore.cli.multirun import own_command, run_sweep  # not needed by `--help`, which is to be quick
 
-            return run_sweep(invocation, app=spec.name, command=own_command(arguments))
+            return run_sweep(invocation, app=spec.name, command=own_command(arguments), root=spec.root)
         return act(invocation)
 
     guarded(main)

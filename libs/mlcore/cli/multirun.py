@@ -58,14 +58,14 @@ def own_command(arguments: Sequence[str]) -> list[str]:
     return [sys.executable, *started[1:]]
 
 
-def run_sweep(invocation: Invocation[Any], *, app: str, command: Sequence[str], root: Path = Path("outputs")) -> int:
+def run_sweep(invocation: Invocation[Any], *, app: str, command: Sequence[str], root: Path | None = None) -> int:
     """Run (or go on with) a sweep.
 
     Args:
         invocation: A parsed command line with jobs.
         app: Name of the application.
         command: Start of each job's command line, see `own_command`.
-        root: Parent of the folders of all apps.
+        root: Where the app's runs go; None for `outputs/<app>`.
 
     Returns:
         0 when all jobs are finished, 1 when some failed, 128 + signal when stopped by a signal.
@@ -78,7 +78,8 @@ def run_sweep(invocation: Invocation[Any], *, app: str, command: Sequence[str], 
     given_folder = dict(invocation.overrides).get(_OUTPUT_DIR)
     overrides = [[pair for pair in job if pair[0] != _OUTPUT_DIR] for job in invocation.jobs]
     digest = _digest(app, overrides, invocation.passed_on)
-    folder = ensure_folder(Path(given_folder) if given_folder else root / app / "multirun" / digest)
+    own_folder = (root or Path("outputs") / app) / "multirun" / digest
+    folder = ensure_folder(Path(given_folder) if given_folder else own_folder)
     start = [*command, *invocation.passed_on]
     with _locked(folder) as lock, _forwarded_signals(lock) as stopper:
         jobs = _load(folder, digest) or _plan(overrides)

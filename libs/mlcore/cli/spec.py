@@ -18,10 +18,11 @@ class AppSpec(Generic[ConfigT]):
     """The face of one application.
 
     Attributes:
-        name: Name of the app's folder, e.g. "perceiver"; runs go below outputs/<name>.
+        name: Name of the app's folder, e.g. "perceiver".
         config_cls: Its typed configuration.
         config_dir: Folder with default.yaml, demo.yaml, experiment/ and one folder for each group.
         description: What the script does, the first lines of `--help`.
+        root: Where runs and sweeps go; None for outputs/<name>.
         demo_unless: Dotted paths of the settings that say what to train on; while none has a value, the demo preset is
             applied.
     """
@@ -30,6 +31,7 @@ class AppSpec(Generic[ConfigT]):
     config_cls: type[ConfigT]
     config_dir: Path
     description: str
+    root: Path | None = None
     demo_unless: tuple[str, ...] = ()
 
 

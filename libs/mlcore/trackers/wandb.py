@@ -32,6 +32,7 @@ class WandbTracker:
     Args:
         folder: The run's folder; W&B writes to `folder/wandb`.
         project: The project's name on the server.
+        entity: The team or user it belongs to; None for the key's own default.
         name: The run's display name.
         config: The resolved configuration; secrets are masked here.
         mode: "online" needs a key (WANDB_API_KEY or `wandb login`); without one the run is logged offline, which is
@@ -48,6 +49,7 @@ class WandbTracker:
         folder: Path,
         *,
         project: str,
+        entity: str | None = None,
         name: str,
         config: Mapping[str, object],
         mode: Literal["online", "offline"] = "online",
@@ -65,11 +67,13 @@ class WandbTracker:
         self._run: Any = wandb.init(
             dir=str(ensure_folder(Path(folder))),
             project=project,
+            entity=entity,
             name=name,
             config=mask_secrets(config),
             mode=mode,
             id=run_id,
             resume="allow",
+            reinit="create_new",  # another run of this process may be open, see `mlcore.session` on variants
             settings=wandb.Settings(
                 silent=True,
                 console="off",

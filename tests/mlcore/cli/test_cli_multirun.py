@@ -153,3 +153,12 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> str:
             continue
         raise AssertionError(process.communicate())
     return path.read_text()
+
+
+def test_a_sweep_goes_where_the_app_has_its_runs(workplace: Path) -> None:
+    script = workplace / "script.py"
+    script.write_text(script.read_text().replace('description="toy"', 'description="toy", root=Path("runs")'))
+    code, _, err = sweep(workplace, "lr=1.0,2.0")
+    assert code == 0, err
+    assert len(list(workplace.glob("runs/multirun/*/*/starts"))) == 2
+    assert not (workplace / "outputs").exists()

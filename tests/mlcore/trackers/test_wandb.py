@@ -90,6 +90,37 @@ def test_killed_and_resumed_sessions_merge_to_the_table_without_duplicates(tmp_p
     assert read_wandb_history(tmp_path, RUN) == dict(read_csv(tmp_path / "metrics.csv"))
 
 
+TWO = """
+import pathlib, sys
+from mlcore.trackers.wandb import WandbTracker
+
+folder = pathlib.Path(sys.argv[1])
+outer = WandbTracker(folder / "outer", project="p", entity="team", name="outer", mode="offline", config={})
+inner = WandbTracker(folder / "inner", project="p", entity="team", name="inner", mode="offline", config={})
+assert outer.state() != inner.state()
+assert outer._run.settings.entity == "team"
+for tracker, value in ((inner, 1.0), (outer, 2.0)):
+    tracker.log(0, {"train/loss": value})
+    tracker.close(status="finished")
+    print(tracker.state()["wandb_run_id"])
+"""
+
+
+def test_a_run_inside_another_is_a_run_of_its_own(tmp_path: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    done = subprocess.run(
+        [sys.executable, "-c", TWO, str(tmp_path)],
+        env={**clean, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    for name, run, value in zip(("inner", "outer"), done.stdout.split(), (1.0, 2.0), strict=True):
+        assert read_wandb_history(tmp_path / name, run) == {0: {"train/loss": value}}
+
+
 @pytest.mark.slow
 def test_rows_that_no_session_delivered_are_filled_in(tmp_path: Path) -> None:
     session(tmp_path, 0, 5)
