@@ -88,6 +88,7 @@ def build(config: AdsConfig, world: World) -> Problem:
         export_command=_export_command,
         finish=partial(write_outputs, inspector, config),
         notes=splits.notes,
+        identity=("class_names", "vision_weights", "text_fingerprint"),
     )
 
 

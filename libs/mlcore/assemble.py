@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,6 +79,7 @@ class Problem:
         finish: Writes the app's own files into the run folder, given the summary; the task's model then has the best
             checkpoint's weights.
         notes: Warnings for the report.
+        identity: Names of the task's metadata that a checkpoint must share to be taken up.
     """
 
     task: Task
@@ -91,7 +92,8 @@ class Problem:
     analyse: Callable[[Predictions, Path, str], Sequence[Section]] | None = None
     export_command: Callable[[Path, Path], list[str]] | None = None
     finish: Callable[[Path, Mapping[str, Any]], None] | None = None
-    notes: Sequence[str] = field(default=())
+    notes: Sequence[str] = ()
+    identity: Sequence[str] = ("class_names",)
 
 
 def build_trainer(

@@ -87,7 +87,7 @@ def judge(trainer: Trainer, problem: Problem, *, config: CoreConfig, folder: Pat
     best = best_checkpoint(checkpoints)
     if best is not None:
         state = load_checkpoint(best)
-        check_facts(problem.task, state, source=best)
+        check_facts(problem.task, state, keys=problem.identity, source=best)
         load_model_weights(problem.task.model, inference_weights(state, source=best), source=best)
     results: dict[str, dict[str, float]] = {}
     sections: list[Section] = []

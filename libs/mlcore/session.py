@@ -246,7 +246,7 @@ class _Session:
         if resumed is None:
             return
         path, state = resumed
-        check_facts(problem.task, state, source=path)
+        check_facts(problem.task, state, keys=problem.identity, source=path)
         trainer.load_state_dict(state, source=path)
         changed = config_differences(state["config"], to_values(self._config))
         if changed and trainer.is_complete and path.parent == self._place.checkpoints:

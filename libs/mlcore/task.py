@@ -1,6 +1,6 @@
 """What the trainer needs to know of a problem: how to compute a loss, how to predict, how to judge."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,20 +49,22 @@ class Task(Protocol):
         ...
 
 
-def check_facts(task: Task, state: Mapping[str, Any], *, source: Path) -> None:
-    """Refuse a training checkpoint whose weights fit, but belong to other frozen encoders, classes or preprocessing.
+def check_facts(task: Task, state: Mapping[str, Any], *, keys: Sequence[str], source: Path) -> None:
+    """Refuse a training checkpoint whose weights fit, but belong to other classes or other frozen weights.
 
     Args:
         task: What goes on with it.
         state: The checkpoint's contents.
+        keys: The metadata that must be the same.
         source: Its file, for the message.
 
     Raises:
         CheckpointError: Its metadata are not those of `task`.
     """
-    differing = config_differences(state["task"], task.metadata())
+    noted, found = ({key: facts[key] for key in keys if key in facts} for facts in (state["task"], task.metadata()))
+    differing = config_differences(noted, found)
     if differing:
         raise CheckpointError(
-            f"{source}: was trained with other encoders or data facts than those found now ({'; '.join(differing)}); "
+            f"{source}: was trained with other classes or encoders than those found now ({'; '.join(differing)}); "
             "put back what the run was trained with, or start another run in a folder of its own"
         )
