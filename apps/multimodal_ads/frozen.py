@@ -48,7 +48,6 @@ def text_features(
     store = FeatureStore(root / "text", recipe)
     digests = {name: [text_digest(row.text) for row in rows] for name, rows in named.items()}
     texts = [row.text for rows in named.values() for row in rows]
-
     batch_size = settings.encode_batch_size * 8
 
     def compute(positions: Sequence[int]) -> Iterator[Rows]:
@@ -121,11 +120,7 @@ def _encode(parts: Parts, pixels: Mapping[str, Tensor], *, config: AdsConfig, de
 
 
 class _Inputs:
-    """Pictures as the backbone takes them, read and prepared by the loader's workers.
-
-    A mistake comes as a sample and is raised here: raised in a worker, torch would wrap that worker's traceback around
-    its message.
-    """
+    """Pictures as the backbone takes them, read and prepared by the loader's workers."""
 
     def __init__(self, paths: Sequence[Path], processor: Processor, *, max_pixels: int) -> None:
         self._paths = paths
@@ -135,29 +130,15 @@ class _Inputs:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor] | UserError:
-        try:
-            image = read_image(self._paths[index], max_pixels=self._max_pixels)
-        except UserError as error:
-            return error
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        image = read_image(self._paths[index], max_pixels=self._max_pixels)
         return {key: value[0] for key, value in self._processor([image]).items()}
 
     def batches(self, batch_size: int, *, num_workers: int) -> Iterator[dict[str, Tensor]]:
         """All pictures in their order."""
         order = EpochOrder(size=len(self), batch_size=batch_size, shuffle=False)
-        for batch in BatchLoader(self, order, collate=_together, num_workers=num_workers).epoch(0):
-            if isinstance(batch.data, UserError):
-                raise batch.data
+        for batch in BatchLoader(self, order, num_workers=num_workers).epoch(0):
             yield batch.data
-
-
-def _together(samples: Sequence[dict[str, Tensor] | UserError]) -> dict[str, Tensor] | UserError:
-    good: list[dict[str, Tensor]] = []
-    for sample in samples:
-        if isinstance(sample, UserError):
-            return sample
-        good.append(sample)
-    return {key: torch.stack([sample[key] for sample in good]) for key in good[0]}
 
 
 def _fill(

@@ -20,7 +20,7 @@ from apps.multimodal_ads.features import FeatureStore, text_digest, weights_dige
 from apps.multimodal_ads.frozen import _fill, picture_features, text_features
 from apps.multimodal_ads.model.assemble import make_parts
 from mlcore.config.sections import RunConfig
-from mlcore.distributed import World, start_world
+from mlcore.distributed import World, barrier, start_world
 from mlcore.errors import UserError
 
 TEXTS = ["sale", "news", "sale", "세일", ""]
@@ -89,22 +89,21 @@ class Ahead(FeatureStore):
         return super().missing(digests)
 
 
-def _rank(rank: int, port: str, folder: Path, kind: type[FeatureStore]) -> None:
+def _rank(rank: int, port: str, folder: Path) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
     with start_world("cpu") as world:
-        store = (kind if rank else FeatureStore)(folder, {})
-        compute = Counting()
-        _fill(store, {"train": DIGESTS}, compute, label="texts", batch_size=2, world=world)
-        assert [len(store[digest]["values"]) for digest in DIGESTS] == [3] * len(DIGESTS)
-        (folder / f"asked-{rank}").write_text(" ".join(map(str, compute.asked)))
+        for name, kind in (("alone", FeatureStore), ("not-alone", Ahead if rank else FeatureStore)):
+            store, compute = kind(folder / name, {}), Counting()
+            barrier()
+            _fill(store, {"train": DIGESTS}, compute, label="texts", batch_size=2, world=world)
+            assert [len(store[digest]["values"]) for digest in DIGESTS] == [3] * len(DIGESTS)
+            (folder / f"{name}-{rank}").write_text(" ".join(map(str, compute.asked)))
 
 
-@pytest.mark.parametrize("kind", [FeatureStore, Ahead])
-def test_ranks_share_the_work_and_see_all_of_it(kind: type[FeatureStore], tmp_path: Path, free_port: int) -> None:
-    mp.spawn(_rank, args=(str(free_port), tmp_path, kind), nprocs=2)  # type: ignore[no-untyped-call]
-    asked = [(tmp_path / f"asked-{rank}").read_text() for rank in range(2)]
-    assert kind is Ahead or asked == ["0 3", "1 4"]
+def test_ranks_share_the_work_and_see_all_of_it(tmp_path: Path, free_port: int) -> None:
+    mp.spawn(_rank, args=(str(free_port), tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
+    assert [(tmp_path / f"alone-{rank}").read_text() for rank in range(2)] == ["0 3", "1 4"]
 
 
 def test_ranks_without_a_common_folder_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,3 +277,23 @@ def test_a_bad_picture_is_told_plainly(
         pooled(pictured, hub_folder("siglip2"), tmp_path / "features", num_workers=num_workers)
     assert str(told.value).startswith(f"{bad}: ")
     assert "Traceback" not in str(told.value)
+
+
+def test_weights_are_digested_once_and_random_ones_never(
+    pictured: list[AdRow], hub_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digested: list[nn.Module] = []
+
+    def digest(module: nn.Module) -> str:
+        digested.append(module)
+        return "digest"
+
+    monkeypatch.setattr("apps.multimodal_ads.model.assemble.weights_digest", digest)
+    pooled(pictured, hub_folder("siglip2"), tmp_path, num_workers=0)
+    assert len(digested) == 1
+    config = AdsConfig(
+        vision_encoder=VisionEncoderConfig(kind="timm", model="resnet10t", pretrained=False, image_size=(32, 32)),
+        train=AdsTrainConfig(modality="vision_only", freeze_backbone=False, finetune_layers=-1),
+    )
+    assert make_parts(config, device=torch.device("cpu")).base_digest is None
+    assert len(digested) == 1

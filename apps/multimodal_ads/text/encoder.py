@@ -46,6 +46,7 @@ class TextEncoder:
         self._max_length = max_length
         self._device = torch.device("cpu")
         self._model: SentenceTransformer | None = None
+        self._fingerprint: str | None = None
 
     def to(self, device: torch.device | str) -> "TextEncoder":
         """Compute on `device` from now on."""
@@ -88,13 +89,21 @@ class TextEncoder:
 
     def fingerprint(self) -> str:
         """Text that differs whenever a file of the model or a setting differs that changes features."""
-        digest = hashlib.sha256()
-        for path in sorted(self._folder.rglob("*")):
-            if path.is_file() and path.suffix not in _IGNORED and not path.name.startswith("."):
-                digest.update(f"{path.relative_to(self._folder).as_posix()}\0".encode())
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-        return f"text {_PROCESSING} {digest.hexdigest()} prefix={self._prefix!r} max_length={self._max_length}"
+        if self._fingerprint is None:  # the files are gigabytes
+            settings = f"prefix={self._prefix!r} max_length={self._max_length}"
+            self._fingerprint = f"text {_PROCESSING} {_digest(self._folder)} {settings}"
+        return self._fingerprint
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of a model's files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix not in _IGNORED and not path.name.startswith("."):
+            digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def load_text(config: TextEncoderConfig) -> TextEncoder:

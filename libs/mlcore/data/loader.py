@@ -90,7 +90,10 @@ class BatchLoader:
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[MicroBatch]:
         """Micro-batches of `epoch` after its first `start` samples, which are not read."""
         self._sampler.epoch, self._sampler.start = epoch, start
-        return iter(self._loader)
+        for fetched in self._loader:
+            if isinstance(fetched, UserError):
+                raise fetched
+            yield fetched
 
 
 class _BatchSampler(Sampler[BatchKey]):
@@ -115,8 +118,11 @@ class _KeyedDataset:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitems__(self, key: BatchKey) -> tuple[list[Any], bool]:
-        return [self._read(index, key.epoch) for index in key.indices], key.real
+    def __getitems__(self, key: BatchKey) -> tuple[list[Any], bool] | UserError:
+        try:
+            return [self._read(index, key.epoch) for index in key.indices], key.real
+        except UserError as error:  # raised in a worker it would reach the user wrapped into the worker's traceback
+            return error
 
     def _read(self, index: int, epoch: int) -> Any:
         sample = self._dataset[index]
@@ -129,7 +135,9 @@ class _KeyedCollate:
     def __init__(self, collate: Collate) -> None:
         self._collate = collate
 
-    def __call__(self, fetched: tuple[list[Any], bool]) -> MicroBatch:
+    def __call__(self, fetched: tuple[list[Any], bool] | UserError) -> MicroBatch | UserError:
+        if isinstance(fetched, UserError):
+            return fetched
         samples, real = fetched
         return MicroBatch(self._collate(samples), real)
 

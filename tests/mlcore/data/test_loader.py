@@ -123,3 +123,17 @@ def test_each_sample_is_prepared_before_the_next_is_read() -> None:
     batches = [batch.data for batch in BatchLoader(Large(), order, transform=transform, prepare=prepare).epoch(0)]
     assert [batch.tolist() for batch in batches] == [[-10, -11], [-12, -13]]
     assert done == [text for i in range(4) for text in (f"read {i}", f"transform {i}", f"prepare {10 + i}")]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_sample_is_named_without_a_traceback_of_the_worker(workers: int) -> None:
+    class Broken(Pictures):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            if index == 3:
+                raise UserError("3.png: damaged")
+            return super().__getitem__(index)
+
+    loader = BatchLoader(Broken(), EpochOrder(len(Broken()), 2, shuffle=False), num_workers=workers)
+    with pytest.raises(UserError) as caught:
+        list(loader.epoch(0))
+    assert str(caught.value) == "3.png: damaged"
