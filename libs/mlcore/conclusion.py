@@ -80,7 +80,7 @@ def judge(trainer: Trainer, problem: Problem, *, config: CoreConfig, folder: Pat
         checkpoints: Where the best checkpoint is, or, where no evaluation was better than another, the newest one.
 
     Raises:
-        CheckpointError: It belongs to other encoders or data facts.
+        CheckpointError: It belongs to other classes or encoders.
     """
     world = trainer.engine.world
     barrier()

@@ -149,7 +149,7 @@ def test_evaluation_of_the_checkpoint_gives_the_runs_own_figures(ads: Path, fini
     assert str(broken) in rows[0]["problem"]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "attention"])
+@pytest.mark.parametrize("pooling", ["mean", pytest.param("attention", marks=pytest.mark.slow)])
 def test_the_cache_changes_nothing_but_time(ads: Path, backbone: list[str], tmp_path: Path, pooling: str) -> None:
     settings = [*backbone, f"pooling={pooling}", "--base_dir", ads]
     cached = train(tmp_path / "cached", *settings)
@@ -232,6 +232,7 @@ def test_a_checkpoint_is_refused_with_another_backbone(
     assert "another vision backbone" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", ["true", "false"])
 def test_a_run_does_not_go_on_with_another_backbone(
     ads: Path, write_hub_folder: WriteFolder, tmp_path: Path, lora: str
@@ -253,7 +254,7 @@ def test_a_run_does_not_go_on_with_another_backbone(
     shutil.copy(other / "model.safetensors", model / "model.safetensors")
     code, said = run("train", *SMALL, "--output_dir", folder, *settings)
     assert code == 2
-    assert "was trained with other encoders or data facts" in said
+    assert "was trained with other classes or encoders" in said
     assert "vision_weights" in said
     assert (folder / "metrics.csv").read_bytes().startswith(before)
 
@@ -325,6 +326,7 @@ def test_ablations_are_trained_and_compared(ads: Path, backbone: list[str], tmp_
     assert {key.split(".")[0] for key in state["model"]} == {"head", "no_text"}
 
 
+@pytest.mark.slow
 def test_a_failing_ablation_leaves_the_runs_own_results(
     ads: Path, backbone: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
