@@ -189,7 +189,7 @@ def _comparison(end: Conclusion, folder: Path) -> list[Section]:
     sections: list[Section] = [Table("Compared with its variants", columns, rows, note="the same settings otherwise")]
     judged = splits[-1]  # the test, where there is one
     bars = [
-        Bar(label=(name,), value=value, name=name)
+        Bar(label=(), value=value, name=name)
         for name, results in runs.items()
         if (value := results[judged].get(metric)) is not None and math.isfinite(value)
     ]
