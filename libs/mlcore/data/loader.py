@@ -3,8 +3,10 @@
 Augmentation is a function of (seed, epoch, sample), so the pixels do not depend on workers, batch size or ranks.
 """
 
+import atexit
 import os
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
 
@@ -23,6 +25,8 @@ _WORKER_STREAM = 3
 Collate = Callable[[list[Any]], Any]
 Transform = Callable[[Any, np.random.Generator], Any]
 Prepare = Callable[[Any], Any]
+
+_workers: "weakref.WeakSet[Any]" = weakref.WeakSet()  # processes
 
 
 class SizedDataset(Protocol):
@@ -90,10 +94,21 @@ class BatchLoader:
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[MicroBatch]:
         """Micro-batches of `epoch` after its first `start` samples, which are not read."""
         self._sampler.epoch, self._sampler.start = epoch, start
-        for fetched in self._loader:
+        iterator = iter(self._loader)
+        if self.num_workers:
+            _workers.update(iterator._workers)  # type: ignore[attr-defined]
+        for fetched in iterator:
             if isinstance(fetched, UserError):
                 raise fetched
             yield fetched
+
+
+@atexit.register
+def _dismiss_workers() -> None:
+    """End workers that still live: they ignore SIGTERM, by which Python would try, and then wait for ever."""
+    for worker in list(_workers):
+        if worker.is_alive():
+            worker.kill()
 
 
 class _BatchSampler(Sampler[BatchKey]):

@@ -1,6 +1,8 @@
 """The same samples get the same pixels with any number of workers, any batch size and any number of ranks."""
 
 import hashlib
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -137,3 +139,21 @@ def test_a_bad_sample_is_named_without_a_traceback_of_the_worker(workers: int) -
     with pytest.raises(UserError) as caught:
         list(loader.epoch(0))
     assert str(caught.value) == "3.png: damaged"
+
+
+KEPT = """
+from mlcore.data.loader import BatchLoader
+from mlcore.data.order import EpochOrder
+
+loader = BatchLoader(list(range(64)), EpochOrder(64, 2), num_workers=2)
+batches = loader.epoch(0)
+next(batches)
+kept = [loader, batches]
+kept.append(kept)  # a cycle, as a traceback makes one
+raise SystemExit(3)
+"""
+
+
+def test_a_process_that_ends_in_the_middle_does_not_wait_for_its_workers() -> None:
+    ended = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 3, ended.stderr
