@@ -21,7 +21,7 @@ import pytest
 # docs/ARCHITECTURE.md.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "files", "config", "env", "seeding", "distributed", "console", "signals", "safe_pickle"),
-    ("batch", "losses", "metrics", "schedules", "optim", "plots", "runs"),
+    ("batch", "ledger", "losses", "metrics", "schedules", "optim", "plots", "runs"),
     ("engine", "checkpoint", "data", "trackers", "storage", "uploader", "doctor"),
     ("task", "evaluator", "diagnose", "progress", "trainer", "lr_finder"),
     ("cli", "report", "analysis", "assemble", "conclusion", "dry_run", "restore", "session", "compare"),

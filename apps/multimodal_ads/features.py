@@ -9,11 +9,9 @@ fill goes on where it stopped, several processes may fill at once, and readers m
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
-import os
 import resource
 import shutil
 import time
@@ -29,7 +27,7 @@ from torch import Tensor, nn
 
 from mlcore.console import format_duration, with_progress
 from mlcore.errors import UserError
-from mlcore.files import ensure_folder, format_bytes, free_bytes, write_json
+from mlcore.files import ensure_folder, format_bytes, free_bytes, sync, write_json
 
 _log = logging.getLogger(__name__)
 
@@ -182,9 +180,9 @@ class FeatureStore:
             keys = [np.frombuffer(bytes.fromhex(digest), np.uint8) for digests, _ in pending for digest in digests]
             np.save(temporary / _KEYS, np.stack(keys))
             for path in (*temporary.iterdir(), temporary):
-                _sync(path)
+                sync(path)
             temporary.rename(self.folder / name)
-            _sync(self.folder)
+            sync(self.folder)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise UserError(f"{self.folder}: features could not be written ({error.strerror or error})") from None
@@ -221,18 +219,6 @@ def _allow_many_files() -> None:
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):  # macOS does not grant all that it promises
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _sync(path: Path) -> None:
-    """Make a file's data, or the names in a folder, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network and FUSE file systems cannot sync a folder
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:

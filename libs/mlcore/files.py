@@ -81,7 +81,7 @@ def atomic_write(path: Path, *, size: int | None = None) -> Iterator[BinaryIO]:
                 buffer.close()
         with _explained(path, size):
             temporary.replace(path)
-            _sync_folder(path.parent)
+            sync(path.parent)
     except BaseException as error:
         # Measure before the half-written file gives its space back.
         told = None if disk is None or disk.failure is None else _explain(disk.failure, path, size)
@@ -191,9 +191,9 @@ def _explain(error: OSError, path: Path, size: int | None) -> UserError:
     return UserError(f"{path}: writing failed ({error.strerror or error}); {format_bytes(free_bytes(path))} free.")
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's data, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:

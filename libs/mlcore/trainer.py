@@ -24,10 +24,11 @@ from mlcore.console import Pace
 from mlcore.data.loader import BatchLoader
 from mlcore.diagnose import first_bad_module, out_of_memory_advice, peak_memory_bytes
 from mlcore.distributed import any_rank, barrier, gather_objects
-from mlcore.engine import Engine, Totals
+from mlcore.engine import Engine
 from mlcore.errors import UserError
 from mlcore.evaluator import Evaluator, Predictions
 from mlcore.files import write_json
+from mlcore.ledger import Totals
 from mlcore.progress import Cadence, Limits, Monitor, Outcome, Progress, Status
 from mlcore.schedules import Plateau
 from mlcore.seeding import RngState, rng_state, set_rng_state, untouched_generators
