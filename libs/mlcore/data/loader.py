@@ -26,7 +26,9 @@ Collate = Callable[[list[Any]], Any]
 Transform = Callable[[Any, np.random.Generator], Any]
 Prepare = Callable[[Any], Any]
 
-_workers: "weakref.WeakSet[Any]" = weakref.WeakSet()  # processes
+# Torch's iterators that have workers. The reference is a strong one: if the cycle collector takes an iterator, it closes
+# the queues first, through which the workers would be told to end.
+_at_work: set[Any] = set()
 
 
 class SizedDataset(Protocol):
@@ -95,20 +97,28 @@ class BatchLoader:
         """Micro-batches of `epoch` after its first `start` samples, which are not read."""
         self._sampler.epoch, self._sampler.start = epoch, start
         iterator = iter(self._loader)
-        if self.num_workers:
-            _workers.update(iterator._workers)  # type: ignore[attr-defined]
+        if self.num_workers and iterator not in _at_work:
+            _at_work.add(iterator)
+            weakref.finalize(self, _dismiss, iterator).atexit = False
         for fetched in iterator:
             if isinstance(fetched, UserError):
                 raise fetched
             yield fetched
 
 
-@atexit.register
-def _dismiss_workers() -> None:
-    """End workers that still live: they ignore SIGTERM, by which Python would try, and then wait for ever."""
-    for worker in list(_workers):
+def _dismiss(iterator: Any) -> None:
+    """End an iterator's workers. Python would send SIGTERM, which they ignore, and wait for ever."""
+    _at_work.discard(iterator)
+    iterator._shutdown_workers()
+    for worker in iterator._workers:
         if worker.is_alive():
             worker.kill()
+
+
+@atexit.register  # after torch's own callback, so it runs before that, when workers can still be told to end
+def _dismiss_all() -> None:
+    for iterator in list(_at_work):
+        _dismiss(iterator)
 
 
 class _BatchSampler(Sampler[BatchKey]):

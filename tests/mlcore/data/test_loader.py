@@ -1,6 +1,8 @@
 """The same samples get the same pixels with any number of workers, any batch size and any number of ranks."""
 
+import gc
 import hashlib
+import multiprocessing
 import subprocess
 import sys
 from typing import Any
@@ -157,3 +159,16 @@ raise SystemExit(3)
 def test_a_process_that_ends_in_the_middle_does_not_wait_for_its_workers() -> None:
     ended = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 3, ended.stderr
+
+
+def test_the_workers_of_a_lost_loader_end_at_once() -> None:
+    loader = BatchLoader(Pictures(), EpochOrder(len(Pictures()), 2), num_workers=2)
+    batches = loader.epoch(0)
+    next(batches)
+    before = set(multiprocessing.active_children())
+    assert len(before) >= 2
+    lost: list[Any] = [loader, batches]
+    lost.append(lost)  # a cycle, as a traceback makes one: only the collector finds it
+    del loader, batches, lost
+    gc.collect()
+    assert len(before - set(multiprocessing.active_children())) >= 2
