@@ -16,7 +16,8 @@ APPS := $(patsubst apps/%/__init__.py,%,$(sort $(wildcard apps/*/__init__.py)))
 APP_STAMPS := $(addprefix $(STAMPS)/,$(APPS))
 SCRIPT := train.py
 # Tests and benchmarks must not depend on how many cores there are; training decides for itself.
-PINNED := OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false
+THREADS = OMP_NUM_THREADS=$(1) MKL_NUM_THREADS=$(1) TOKENIZERS_PARALLELISM=false
+PYTEST := $(call THREADS,1) $(VENV_PYTHON) -m pytest --numprocesses 2 --dist loadfile
 
 ##@ Training
 .PHONY: train doctor
@@ -29,10 +30,10 @@ doctor: $(APP_STAMPS) ## Check this machine for every app: Python, torch, device
 ##@ Checking
 .PHONY: test test-all lint format bench
 test: $(APP_STAMPS) $(STAMPS)/dev ## Run the tests (under ten minutes): [ARGS="-k name"]
-	@$(PINNED) $(VENV_PYTHON) -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 test-all: $(APP_STAMPS) $(STAMPS)/dev ## Run all tests, the slow ones too: [ARGS="-k name"]
-	@$(PINNED) $(VENV_PYTHON) -m pytest -m "" $(ARGS)
+	@$(PYTEST) -m "" $(ARGS)
 
 lint: $(APP_STAMPS) $(STAMPS)/dev ## Check style (ruff) and types (mypy)
 	@$(VENV_PYTHON) -m ruff check .
@@ -44,7 +45,7 @@ format: $(STAMPS)/dev ## Rewrite the code in the project's style
 	@$(VENV_PYTHON) -m ruff format .
 
 bench: $(APP_STAMPS) $(STAMPS)/benchmarks ## Measure against the peers, side by side: [ARGS="name ..."]
-	@$(PINNED) $(VENV_PYTHON) benchmarks/run.py $(ARGS)
+	@$(call THREADS,2) $(VENV_PYTHON) benchmarks/run.py $(ARGS)
 
 ##@ Shipping and upkeep
 .PHONY: docker lock clean help

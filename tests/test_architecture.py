@@ -279,7 +279,7 @@ def test_a_tree_that_keeps_the_rules_passes(tree: Path) -> None:
 )
 def test_a_planted_violation_is_found_where_it_stands(tree: Path, file: str, line: str, reason: str) -> None:
     path = tree / (file.replace("__", "/") + ".py")
-    path.write_text((path.read_text() if path.exists() else "") + line + "\n")
+    path.write_text((path.read_text("utf-8") if path.exists() else "") + line + "\n")
     found = violations(tree)
     assert found
     assert all(entry.startswith(f"{path.relative_to(tree)}:") for entry in found)
@@ -291,7 +291,7 @@ def test_a_planted_violation_is_found_where_it_stands(tree: Path, file: str, lin
 )
 def test_a_heavy_import_is_found_through_the_chain(tree: Path, line: str) -> None:
     path = tree / "apps/perceiver/config.py"
-    path.write_text(path.read_text() + line + "\n")
+    path.write_text(path.read_text("utf-8") + line + "\n")
     assert any(chain.startswith("apps.perceiver.config -> ") for chain in heavy_imports(tree))
 
 
@@ -300,6 +300,8 @@ def test_a_violation_planted_in_a_copy_of_the_product_is_found(repository: Path,
         shutil.copytree(repository / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     before = violations(tmp_path)
     errors = tmp_path / "libs/mlcore/errors.py"
-    errors.write_text(errors.read_text() + "\n\ndef late() -> None:\n    from mlcore.losses import x  # noqa: F401\n")
+    errors.write_text(
+        errors.read_text("utf-8") + "\n\ndef late() -> None:\n    from mlcore.losses import x  # noqa: F401\n"
+    )
     (new,) = set(violations(tmp_path)) - set(before)
     assert "mlcore.losses of layer 1, itself being of layer 0" in new

@@ -81,7 +81,7 @@ def make(copy: Path, *arguments: str, **extra: str) -> subprocess.CompletedProce
 def installs(copy: Path) -> list[str]:
     """The requirements files that pip was asked for so far, in order."""
     log = copy.parent / "pip.log"
-    return re.findall(r"--requirement requirements/(\S+)\.txt", log.read_text()) if log.exists() else []
+    return re.findall(r"--requirement requirements/(\S+)\.txt", log.read_text("utf-8")) if log.exists() else []
 
 
 def touch_later(path: Path, than: Path) -> None:
@@ -95,7 +95,7 @@ def test_make_installs_what_a_target_needs_once(copy: Path) -> None:
     assert first.returncode == 0, first.stderr
     assert "trained ['--name', 'a b']" in first.stdout
     assert installs(copy) == ["demo"]
-    assert "--constraint requirements/constraints.txt" in (copy.parent / "pip.log").read_text()
+    assert "--constraint requirements/constraints.txt" in (copy.parent / "pip.log").read_text("utf-8")
 
     assert make(copy, "train", "APP=demo").stdout == "trained []\n"
     assert installs(copy) == ["demo"]
@@ -271,7 +271,7 @@ def test_a_slurm_job_starts_torchrun_on_every_machine_and_keeps_its_code(cluster
     assert "--nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-endpoint=host1:20007" in output
     assert "apps/perceiver/train.py --demo" in output
     assert job.returncode == 5
-    assert "requeue" not in (cluster / "log").read_text()
+    assert "requeue" not in (cluster / "log").read_text("utf-8")
 
 
 def test_a_slurm_job_at_its_time_limit_saves_and_queues_again(cluster: Path, repository: Path) -> None:
@@ -281,7 +281,7 @@ def test_a_slurm_job_at_its_time_limit_saves_and_queues_again(cluster: Path, rep
         job.send_signal(signal.SIGUSR1)
         job.communicate(timeout=60)
     assert job.returncode == 0
-    assert (cluster / "log").read_text().splitlines()[-2:] == ["scancel --signal=TERM 20007", "requeue 20007"]
+    assert (cluster / "log").read_text("utf-8").splitlines()[-2:] == ["scancel --signal=TERM 20007", "requeue 20007"]
 
 
 def requirement_lines(path: Path) -> list[str]:

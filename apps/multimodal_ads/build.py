@@ -220,6 +220,7 @@ def _objective(settings: AdsTrainConfig, train: Sequence[AdRow]) -> Objective:
         focal_alpha=settings.focal_alpha,
         pos_weight=weight,
         label_smoothing=settings.label_smoothing,
+        align_weight=settings.align_weight,
     )
 
 
@@ -242,8 +243,8 @@ def variants(config: AdsConfig) -> Mapping[str, AdsConfig]:
     other = "concat" if config.fusion.name == "gated" else "gated"
     return {
         f"fusion_{other}": _changed(config, fusion={"name": other}),
-        "vision_only": _changed(config, train={"modality": "vision_only"}),
-        "text_only": _changed(config, train={"modality": "text_only"}),
+        "vision_only": _changed(config, train={"modality": "vision_only", "align_weight": 0.0}),
+        "text_only": _changed(config, train={"modality": "text_only", "align_weight": 0.0}),
     }
 
 

@@ -166,6 +166,12 @@ class AdsTrainConfig(TrainConfig):
     text_dropout: float = field(
         0.0, "Probability of hiding a training sample's text, so that the picture has to do without it", ge=0, lt=1
     )
+    align_weight: float = field(
+        0.0,
+        "Weight of a second loss, 1 - cosine between the text's embedding and one that is predicted from the picture; "
+        "teaches a backbone much that a label alone does not, where pictures are few",
+        ge=0,
+    )
     ablations: bool = field(
         default=False,
         description="Train each modality alone and the other fusion, too, with the same settings, and compare",
@@ -183,6 +189,8 @@ class AdsTrainConfig(TrainConfig):
             reject("backbone_lr", "needs train.finetune_layers; train.lora_lr is the rate of adapters")
         if self.lora_lr is not None and not self.lora.enabled:
             reject("lora_lr", "needs train.lora.enabled=true")
+        if self.align_weight and (self.modality != "multimodal" or (self.freeze_backbone and not self.lora.enabled)):
+            reject("align_weight", "needs train.modality=multimodal and a backbone that is trained")
         if self.loss_type != "bce" and self.pos_weight is not None:
             reject("pos_weight", "is for train.loss_type=bce; focal takes focal_alpha")
         return self

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from apps.multimodal_ads.evaluation import ad_metrics
 from apps.multimodal_ads.model.classifier import AdClassifier, full_precision, given
@@ -26,6 +27,8 @@ class Objective:
         focal_alpha: focal: weight of the ads, 1 - alpha that of the others; None: both 1.
         pos_weight: bce: weight of the ads.
         label_smoothing: How far targets are moved towards one half.
+        align_weight: Weight of 1 - cosine between a text's embedding and the one predicted from its picture (visual-
+            semantic embedding: Frome et al. 2013, with a cosine in place of the ranking loss).
     """
 
     loss_type: Literal["focal", "bce"] = "focal"
@@ -33,6 +36,7 @@ class Objective:
     focal_alpha: float | None = None
     pos_weight: float | None = None
     label_smoothing: float = 0.0
+    align_weight: float = 0.0
 
     def __call__(self, logits: Tensor, label: Tensor) -> Tensor:
         """Loss of each sample [B]; logits [B], label int64 [B]."""
@@ -43,6 +47,10 @@ class Objective:
         return losses.binary_focal(
             logits, label, gamma=self.focal_gamma, alpha=self.focal_alpha, label_smoothing=self.label_smoothing
         )
+
+    def align(self, imagined: Tensor, text: Tensor, real: Tensor) -> Tensor:
+        """Loss of each sample [B] for predicted and true embeddings [B, D]; 0 where there is no `real` text (bool)."""
+        return self.align_weight * (1 - functional.cosine_similarity(imagined, text, dim=-1)) * real
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +71,13 @@ class AdTask:
 
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Loss of a batch as `AdClassifier` takes it, with "label" int64 [B]."""
-        label = batch["label"]
-        logits = model(self._complete(batch)).logits
+        label, batch = batch["label"], self._complete(batch)
+        logits, _, imagined = model(batch)
+        loss = self.objective(logits, label)
+        if imagined is not None:
+            loss = loss + self.objective.align(imagined, batch["text"], batch["real_text"])
         right = ((logits.detach() > 0) == (label > 0)).sum()
-        return StepOutput(self.objective(logits, label).sum(), len(label), {"accuracy": right.float()})
+        return StepOutput(loss.sum(), len(label), {"accuracy": right.float()})
 
     def evaluation_step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Rows "label" int64 [B], "logit" float32 [B], "loss" [B], and for a gated fusion its mean "gate" [B]."""

@@ -47,7 +47,7 @@ def test_a_document_without_markers_is_an_error():
 
 
 def test_every_benchmark_module_is_listed():
-    own = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "run_alone(measure)" in path.read_text()}
+    own = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "run_alone(measure)" in path.read_text("utf-8")}
     assert own == set(NAMES)
 
 

@@ -145,36 +145,38 @@ def test_accumulation_gives_the_gradient_of_the_mean_loss(name: str) -> None:
     torch.testing.assert_close(window_gradients(STEPS[name], cut(data(), [5, 5, 2])), direct, rtol=0, atol=1e-10)
 
 
-def _rank(rank: int, name: str, sizes: dict[int, list[int]], rendezvous: str, out: str) -> None:
+CUTS = {"even": [[6], [6]], "uneven-two-micro-batches": [[5, 2], [3, 2]], "one-rank-has-none": [[12], []]}
+"""Sizes of the micro-batches of either rank."""
+
+
+def _rank(rank: int, rendezvous: str, out: str) -> None:
     import os
 
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
     os.environ["MASTER_PORT"] = rendezvous
     torch.set_num_threads(1)
     with start_world("cpu") as world:
-        start = sum(sizes[0]) if rank else 0
-        mine = {key: value[start : start + max(1, sum(sizes[rank]))] for key, value in data().items()}
-        if sum(sizes[rank]):
-            window = cut(mine, sizes[rank])
-        else:  # a rank without samples runs a stand-in
-            window = [MicroBatch({k: v[:1] for k, v in data().items()}, real=False)]
-        for each in STEPS if name == "all" else [name]:
-            gradients = window_gradients(STEPS[each], window, world=world)
-            torch.save(gradients, f"{out}/{each}-{rank}.pt")
+        for cuts, sizes in CUTS.items():
+            start = sum(sizes[0]) if rank else 0
+            mine = {key: value[start : start + max(1, sum(sizes[rank]))] for key, value in data().items()}
+            if sum(sizes[rank]):
+                window = cut(mine, sizes[rank])
+            else:  # a rank without samples runs a stand-in
+                window = [MicroBatch({k: v[:1] for k, v in data().items()}, real=False)]
+            gradients = {name: window_gradients(step, window, world=world) for name, step in STEPS.items()}
+            torch.save(gradients, f"{out}/{cuts}-{rank}.pt")
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [{0: [6], 1: [6]}, {0: [5, 2], 1: [3, 2]}, {0: [12], 1: []}],
-    ids=["even", "uneven-two-micro-batches", "one-rank-has-none"],
-)
-def test_accumulation_over_two_gloo_ranks(sizes: dict[int, list[int]], tmp_path: Path, free_port: int) -> None:
-    mp.spawn(_rank, args=("all", sizes, str(free_port), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+def test_accumulation_over_two_gloo_ranks(tmp_path: Path, free_port: int) -> None:
+    mp.spawn(_rank, args=(str(free_port), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
     for name, step in STEPS.items():
         whole = window_gradients(step, cut(data(), [SAMPLES]))
-        for rank in (0, 1):
-            gradients = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
-            torch.testing.assert_close(gradients, whole, rtol=0, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+        for cuts in CUTS:
+            for rank in (0, 1):
+                gradients = torch.load(tmp_path / f"{cuts}-{rank}.pt", weights_only=True)
+                torch.testing.assert_close(
+                    gradients[name], whole, rtol=0, atol=1e-10, msg=lambda m, n=name, c=cuts: f"{n}, {c}: {m}"
+                )
 
 
 def test_clipping_matches_torch() -> None:

@@ -101,7 +101,7 @@ def test_secrets_stay_out(sweep: Path) -> None:
     make_run(sweep / "d", val={"auroc": 0.7}, config={**CONFIG, "data": {"api_key": "hunter2"}})
     make_run(sweep / "e", val={"auroc": 0.7}, config={**CONFIG, "data": {"api_key": "hunter3"}})
     write_comparison(compare_runs([sweep]), sweep)
-    assert not any("hunter" in path.read_text() for path in sweep.glob("comparison.[cm]*"))
+    assert not any("hunter" in path.read_text("utf-8") for path in sweep.glob("comparison.[cm]*"))
 
 
 def test_ties_and_undefined_metrics(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_files(sweep: Path, tmp_path: Path) -> None:
     printed = write_comparison(compare_runs([sweep]), out)
     assert {path.name for path in out.iterdir()} == {"comparison.md", "comparison.csv", "comparison.png"}
     assert "0.9000 (0.8700, 0.9300)" in printed
-    assert printed in (out / "comparison.md").read_text()
+    assert printed in (out / "comparison.md").read_text("utf-8")
     assert "0:01:01" in printed
     with (out / "comparison.csv").open(newline="") as file:
         table = list(csv.DictReader(file))

@@ -36,4 +36,4 @@ def test_logs_hold_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         logging.getLogger("mlcore.x").info("using key %s", "0123456789abcdef0123")
     finally:
         setup_logging(is_main=False)
-    assert (tmp_path / "train.log").read_text().strip().endswith("using key ***")
+    assert (tmp_path / "train.log").read_text("utf-8").strip().endswith("using key ***")

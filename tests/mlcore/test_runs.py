@@ -92,7 +92,7 @@ def test_an_older_checkpoint_starts_a_branch_and_leaves_its_run_alone(tmp_path: 
 
 def test_record_says_how_a_run_ended(tmp_path: Path) -> None:
     folder = run(tmp_path / "mine", status="interrupted")
-    record = json.loads((folder / "run.json").read_text())
+    record = json.loads((folder / "run.json").read_text("utf-8"))
     assert record["status"] == "interrupted"
     assert record["config"] == CONFIG
 

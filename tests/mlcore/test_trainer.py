@@ -285,7 +285,7 @@ def test_too_many_bad_steps_stop_with_samples_and_the_first_bad_module(tmp_path:
     hidden.register_forward_hook(lambda *_: torch.full((1, 8), float("inf")))
     with pytest.raises(UserError, match=r"not finite.*module '1'"):
         trainer.fit()
-    report = json.loads((tmp_path / "bad_steps_rank0.json").read_text())
+    report = json.loads((tmp_path / "bad_steps_rank0.json").read_text("utf-8"))
     keys = list(trainer.loader.order.batches(0))
     assert report["sample_indices_by_window"][0] == [i for key in keys[:3] for i in key.indices]
     assert "its input is finite" in report["first_bad_place"]

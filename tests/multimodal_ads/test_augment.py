@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from apps.multimodal_ads.data.augment import Augmentation, TextDropout
+from apps.multimodal_ads.data.batches import collate
 
 IMAGE = np.kron(np.random.default_rng(0).integers(0, 256, (15, 20, 3)), np.ones((8, 8, 1))).astype(np.uint8)
 
@@ -66,11 +67,14 @@ def test_small_and_odd_sizes() -> None:
 
 def test_text_dropout_hides_the_stated_share_and_nothing_else() -> None:
     dropout = TextDropout(0.3)
-    samples = [{"index": i, "has_text": i % 5 > 0, "embedding": i} for i in range(2000)]
+    samples = [{"index": i, "has_text": i % 5 > 0, "embedding": np.full(2, i)} for i in range(2000)]
     seen = [dropout(sample, np.random.default_rng(sample["index"])) for sample in samples]
-    with_text = [after for before, after in zip(samples, seen, strict=True) if before["has_text"]]
-    assert np.mean([not sample["has_text"] for sample in with_text]) == pytest.approx(0.3, abs=0.04)
-    assert not any(after["has_text"] for before, after in zip(samples, seen, strict=True) if not before["has_text"])
-    assert [sample["embedding"] for sample in seen] == list(range(2000))
+    assert np.mean([sample["hide_text"] for sample in seen]) == pytest.approx(0.3, abs=0.04)
+    for before, after in zip(samples, seen, strict=True):
+        assert {key: after[key] is value for key, value in before.items()} == dict.fromkeys(before, True)
+    made = collate([{**sample, "label": 0} for sample in seen])
+    told = [sample["has_text"] and not sample["hide_text"] for sample in seen]
+    assert made["has_text"].tolist() == told
+    assert made["real_text"].tolist() == [sample["has_text"] for sample in samples]
     again = [dropout(sample, np.random.default_rng(sample["index"])) for sample in samples]
-    assert again == seen
+    assert [sample["hide_text"] for sample in again] == [sample["hide_text"] for sample in seen]

@@ -11,6 +11,7 @@ from apps.multimodal_ads.model.classifier import AdClassifier, given
 from apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, Single
 from apps.multimodal_ads.model.head import make_head
 from apps.multimodal_ads.model.pooling import AttentionPooling, MeanPooling, SummaryPooling
+from apps.multimodal_ads.task import AdTask, Objective
 from apps.multimodal_ads.vision.interface import Tokens
 from mlcore.checkpoint import CheckpointError, load_model_weights
 from mlcore.errors import UserError
@@ -94,14 +95,32 @@ class Backbone(nn.Module):
         return Tokens(self.top(self.norm(self.bottom(pixels["pixel_values"]))).unsqueeze(1), None, None)
 
 
-def classifier() -> AdClassifier:
+def classifier(imagine: nn.Module | None = None) -> AdClassifier:
     return AdClassifier(
         vision=Backbone(),  # type: ignore[arg-type]
         pooling=MeanPooling(),
         fusion=GatedFusion(8, 6, width=5),
         head=make_head(5, hidden_dims=(4,), dropout=0.0),
         text_width=6,
+        imagine=imagine,
     ).eval()
+
+
+def test_the_second_loss_teaches_the_picture_what_its_text_means() -> None:
+    model = classifier(imagine=nn.Linear(8, 6)).train()
+    made = {**batch(), "label": torch.tensor([0, 1]), "real_text": torch.tensor([True, False])}
+    plain, aligned = AdTask(model=model), AdTask(model=model, objective=Objective(align_weight=2.0))
+    text = made["text"]
+    assert isinstance(text, Tensor)
+    vector = given(model.vision)(batch()["pixels"]).values.mean(1)
+    cosine = functional.cosine_similarity(given(model.imagine)(vector), text, dim=-1)
+    extra = aligned.training_step(model, made).loss_sum - plain.training_step(model, made).loss_sum
+    torch.testing.assert_close(extra, 2 * (1 - cosine[0]))
+    extra.backward()
+    top = given(model.vision).get_parameter("top.weight")
+    assert top.grad is not None
+    assert top.grad.any()
+    assert model.eval()(made).imagined is None
 
 
 def batch(has_text: bool = True) -> dict[str, object]:

@@ -127,7 +127,7 @@ def test_results_use_the_threshold_of_validation_on_the_test() -> None:
 
 def test_results_are_strict_json(tmp_path: Path) -> None:
     write_json(tmp_path / "results.json", results(noisy(0), predictions([0, 0], [-1.0, -2.0])))
-    text = (tmp_path / "results.json").read_text()
+    text = (tmp_path / "results.json").read_text("utf-8")
     assert json.loads(text, parse_constant=pytest.fail)["test"]["auroc"] is None
     assert "null" in text
 

@@ -103,7 +103,7 @@ def _rank(rank: int, port: str, folder: Path) -> None:
 
 def test_ranks_share_the_work_and_see_all_of_it(tmp_path: Path, free_port: int) -> None:
     mp.spawn(_rank, args=(str(free_port), tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
-    assert [(tmp_path / f"alone-{rank}").read_text() for rank in range(2)] == ["0 3", "1 4"]
+    assert [(tmp_path / f"alone-{rank}").read_text("utf-8") for rank in range(2)] == ["0 3", "1 4"]
 
 
 def test_ranks_without_a_common_folder_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_a_damaged_part_is_computed_again(tmp_path: Path, name: str, damage: Cal
 def test_a_part_that_cannot_be_opened_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(tmp_path, {}, Counting())
     with monkeypatch.context() as patch:
-        patch.setattr(np, "load", lambda *_, **__: open(os.devnull + "/no"))  # noqa: PTH123, SIM115 - NotADirectoryError
+        patch.setattr(np, "load", lambda *_, **__: open(os.devnull + "/no", encoding="utf-8"))  # noqa: PTH123, SIM115 - NotADirectoryError
         with pytest.raises(UserError, match=r"part-.*cannot be read .*ulimit -n"):
             FeatureStore(tmp_path, {})
     assert not FeatureStore(tmp_path, {}).missing(DIGESTS)

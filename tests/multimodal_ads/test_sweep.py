@@ -21,7 +21,7 @@ text_encoder=minilm text_encoder.max_length=16 fusion.hidden_dim=8 head.hidden_d
 
 def statuses(sweep: Path) -> list[str]:
     try:
-        return [job["status"] for job in json.loads((sweep / "sweep.json").read_text())["jobs"]]
+        return [job["status"] for job in json.loads((sweep / "sweep.json").read_text("utf-8"))["jobs"]]
     except (OSError, ValueError):
         return []
 

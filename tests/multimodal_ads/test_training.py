@@ -89,7 +89,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, ads: Path, backbone: list
 
 
 def figures(folder: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     return [{key: value for key, value in row.items() if not key.startswith("perf/")} for row in rows]
 
 
@@ -111,8 +111,8 @@ def test_a_run_leaves_what_was_promised(finished: Path) -> None:
         ".hydra/config.yaml",
     ):
         assert (folder / name).is_file(), name
-    results = json.loads((folder / "results.json").read_text())
-    predictions = json.loads((folder / "test_predictions.json").read_text())
+    results = json.loads((folder / "results.json").read_text("utf-8"))
+    predictions = json.loads((folder / "test_predictions.json").read_text("utf-8"))
     assert results["test"]["n"] == len(predictions) == 24
     threshold = results["threshold"]["value"]
     matrix = np.zeros((2, 2), int)
@@ -128,7 +128,7 @@ def test_evaluation_of_the_checkpoint_gives_the_runs_own_figures(ads: Path, fini
     checkpoint, folder = finished / "checkpoint_best.ckpt", finished
     code, said = run("test", "--model_path", checkpoint, "--csv", ads / "test.csv")
     assert code == 0, said
-    whole = [json.loads((f / "results.json").read_text()) for f in (folder, folder / "test_test")]
+    whole = [json.loads((f / "results.json").read_text("utf-8")) for f in (folder, folder / "test_test")]
     own, again = (results["test"] for results in whole)
     assert [results["threshold"]["chosen_on"] for results in whole] == ["val", "val"]
     for key in ("auroc", "average_precision", "f1", "ece"):
@@ -139,7 +139,7 @@ def test_evaluation_of_the_checkpoint_gives_the_runs_own_figures(ads: Path, fini
     assert code == 0, said
     with Path("scores.csv").open(encoding="utf-8", newline="") as file:
         scores = [float(row["probability"]) for row in csv.DictReader(file)]
-    own_scores = [row["probability"] for row in json.loads((folder / "test_predictions.json").read_text())]
+    own_scores = [row["probability"] for row in json.loads((folder / "test_predictions.json").read_text("utf-8"))]
     assert scores == pytest.approx(own_scores, abs=1e-5)
     code, said = run("predict", "--model_path", checkpoint, broken, ads / "images")
     assert code == 1
@@ -277,6 +277,8 @@ def test_a_trial_keeps_no_features(ads: Path, backbone: list[str], tmp_path: Pat
         ("backbone_lr", {"backbone_lr": 1e-5}),
         ("backbone_lr", {"backbone_lr": 1e-5, "lora": {"enabled": True}}),
         ("lora_lr", {"lora_lr": 1e-5}),
+        ("align_weight", {"align_weight": 1.0}),
+        ("align_weight", {"align_weight": 1.0, "lora": {"enabled": True}, "modality": "vision_only"}),
         ("train.ablations", {"ablations": True, "modality": "text_only"}),
     ],
 )
@@ -295,7 +297,7 @@ def test_one_class_in_validation_is_said_and_does_not_crash(ads: Path, backbone:
         writer.writeheader()
         writer.writerows(row for row in rows if row["label"].lower() in ("true", "1"))
     folder = train(tmp_path / "run", *backbone, "--train_csv", ads / "train.csv", "--val_csv", ads / "ones.csv")
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text("utf-8"))
     assert results["val"]["auroc"] is None
     assert "auroc" in results["val"]["undefined"]
     best = folder / "checkpoint_best.ckpt"
@@ -303,7 +305,7 @@ def test_one_class_in_validation_is_said_and_does_not_crash(ads: Path, backbone:
     assert load_checkpoint(best)["progress"] == load_checkpoint(folder / "checkpoints/latest_model.pth")["progress"]
     code, said = run("test", "--model_path", best, "--csv", ads / "test.csv")
     assert code == 0, said
-    assert json.loads((folder / "test_test" / "results.json").read_text())["threshold"]["chosen_on"] is None
+    assert json.loads((folder / "test_test" / "results.json").read_text("utf-8"))["threshold"]["chosen_on"] is None
 
 
 def test_a_random_backbone_has_to_be_trained(ads: Path, tmp_path: Path) -> None:
@@ -316,12 +318,12 @@ def test_a_random_backbone_has_to_be_trained(ads: Path, tmp_path: Path) -> None:
 
 def test_ablations_are_trained_and_compared(ads: Path, backbone: list[str], tmp_path: Path) -> None:
     folder = train(tmp_path / "run", *backbone, "--base_dir", ads, "--ablations", "--epochs", "1")
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
     assert set(summary["variants"]) == {"fusion_concat", "vision_only", "text_only"}
     for name, results in summary["variants"].items():
-        own = json.loads((folder / "variants" / name / "summary.json").read_text())
+        own = json.loads((folder / "variants" / name / "summary.json").read_text("utf-8"))
         assert own["results_of_best_checkpoint"] == results
-        assert name in (folder / "report.html").read_text()
+        assert name in (folder / "report.html").read_text("utf-8")
     state = load_checkpoint(folder / "variants" / "text_only" / "checkpoint_best.ckpt")
     assert {key.split(".")[0] for key in state["model"]} == {"head", "no_text"}
 
@@ -342,7 +344,7 @@ def test_a_failing_ablation_leaves_the_runs_own_results(
     assert "no such variant" in said
     for name in ("results.json", "summary.json", "checkpoint_best.ckpt", "report.html"):
         assert (tmp_path / "run" / name).is_file(), name
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    assert json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["status"] == "failed"
     code, said = run("train", *settings)  # mended, the same command trains what is missing
     assert code == 0, said
-    assert len(json.loads((tmp_path / "run" / "summary.json").read_text())["variants"]) == 3
+    assert len(json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))["variants"]) == 3

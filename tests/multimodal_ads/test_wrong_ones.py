@@ -100,9 +100,9 @@ def test_predictions_are_in_the_order_of_the_data(rows: list[Row], tmp_path: Pat
 def test_without_a_gated_fusion_the_gate_is_null(rows: list[Row], tmp_path: Path) -> None:
     samples = judged(rows, [1.0] * 6, gated=False)
     write_predictions(tmp_path / "p.json", samples)
-    assert {row["gate"] for row in json.loads((tmp_path / "p.json").read_text())} == {None}
+    assert {row["gate"] for row in json.loads((tmp_path / "p.json").read_text("utf-8"))} == {None}
     write_report(tmp_path / "r.md", samples, headlines={}, threshold=0.5, read_image=READ)
-    assert "gate" not in (tmp_path / "r.md").read_text()
+    assert "gate" not in (tmp_path / "r.md").read_text("utf-8")
     sections = wrong_sections(samples, folder=tmp_path, read_image=READ)
     assert [section.title for section in sections] == ["Validation: wrong ones"]
 
@@ -111,7 +111,7 @@ def test_a_file_name_that_is_no_utf8_can_be_written(tmp_path: Path) -> None:
     samples = judged([Row(Path("bad\udcff.jpg"), 1, "t")], [-1.0])
     write_predictions(tmp_path / "p.json", samples)
     write_report(tmp_path / "r.md", samples, headlines={}, threshold=0.5, read_image=READ)
-    assert json.loads((tmp_path / "p.json").read_text())[0]["image"] == "bad\\udcff.jpg"
+    assert json.loads((tmp_path / "p.json").read_text("utf-8"))[0]["image"] == "bad\\udcff.jpg"
 
 
 def test_the_report_shows_thumbnails_and_names_what_cannot_be_read(rows: list[Row], tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_the_report_is_limited_and_says_so(tmp_path: Path) -> None:
 
     samples = judged([Row(Path(f"{n}"), int(n < 130)) for n in range(180)], [-1.0] * 180)
     write_report(tmp_path / "r.md", samples, headlines={}, threshold=0.5, read_image=pixels)
-    text = (tmp_path / "r.md").read_text()
+    text = (tmp_path / "r.md").read_text("utf-8")
     assert "## Wrong: 130 of 180, the 100 most confident ones" in text
     assert "## Right: 50 of 180, the 20 most confident ones" in text
     assert len(list((tmp_path / "thumbnails").iterdir())) == text.count("](thumbnails/") == 120
@@ -150,7 +150,7 @@ def test_the_report_is_limited_and_says_so(tmp_path: Path) -> None:
 def test_texts_stay_in_their_cell_and_become_no_markup(rows: list[Row], tmp_path: Path) -> None:
     samples = judged(rows, [3.0, -3.0, 2.0, -1.0, 1.0, -2.0])
     write_report(tmp_path / "r.md", samples, headlines={"a|b": "c|d"}, threshold=0.5, read_image=READ)
-    tables = [line for line in (tmp_path / "r.md").read_text().splitlines() if line.startswith("|")]
+    tables = [line for line in (tmp_path / "r.md").read_text("utf-8").splitlines() if line.startswith("|")]
     unescaped = [len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in tables]
     assert set(unescaped) == {3, 9}
     (line,) = [line for line in tables if "1\\.png" in line or "| 1.png" in line]
@@ -189,4 +189,4 @@ def test_a_model_without_mistakes_has_a_report(rows: list[Row], tmp_path: Path) 
     (section,) = wrong_sections(samples, folder=tmp_path, read_image=READ)
     assert isinstance(section, Text)
     write_report(tmp_path / "r.md", samples, headlines={}, threshold=0.5, read_image=READ)
-    assert "## Wrong: 0 of 6\n\n## Right: 6 of 6, most confident first" in (tmp_path / "r.md").read_text()
+    assert "## Wrong: 0 of 6\n\n## Right: 6 of 6, most confident first" in (tmp_path / "r.md").read_text("utf-8")

@@ -34,7 +34,7 @@ def refused(ended: Any, *messages: str) -> None:
     half_written = [path for path in Path().rglob("*") if path.suffix in {".pth", ".html", ".png", ".partial"}]
     assert not [path for path in half_written if path.parts[0] == "run"]
     if Path("run/run.json").exists():
-        assert json.loads(Path("run/run.json").read_text())["status"] == "failed"
+        assert json.loads(Path("run/run.json").read_text("utf-8"))["status"] == "failed"
 
 
 def npz(path: str, *, labels: Sequence[int] = (0, 1) * 8, **more: Any) -> str:
@@ -63,7 +63,7 @@ def test_an_image_that_cannot_be_read(damage: str, train: Any, pictures: Path) -
     allowed = train(*command, "--on_bad_sample", "skip")
     assert allowed.code == 0, allowed.err
     assert "left out: photos/dark/3.png: not a complete image" in allowed.out
-    assert "1 samples were left out" in Path("run/summary.md").read_text().replace("\\", "")
+    assert "1 samples were left out" in Path("run/summary.md").read_text("utf-8").replace("\\", "")
 
 
 TS = "@dimensions 2\n@classLabel true a b\n@data\n" + "1,2,3:4,5,6:a\n3,2,1:6,5,4:b\n" * 6
@@ -84,16 +84,16 @@ TS = "@dimensions 2\n@classLabel true a b\n@data\n" + "1,2,3:4,5,6:a\n3,2,1:6,5,
     ],
 )
 def test_a_ts_file_that_cannot_be_used(text: str, message: str, train: Any) -> None:
-    Path("T_TRAIN.ts").write_text(text)
+    Path("T_TRAIN.ts").write_text(text, encoding="utf-8")
     # No validation part: which rows would be in it is of no interest here.
-    Path("val.ts").write_text(TS)
+    Path("val.ts").write_text(TS, encoding="utf-8")
     refused(train("--dataset", "ts", "--data_dir", ".", "--val_path", "val.ts"), message)
 
 
 @pytest.mark.parametrize("text", [TS + "1,?:1,2:a\n", TS + "::a\n"])
 def test_a_series_that_cannot_be_used_may_be_left_out(text: str, train: Any) -> None:
-    Path("T_TRAIN.ts").write_text(text)
-    Path("val.ts").write_text(TS)
+    Path("T_TRAIN.ts").write_text(text, encoding="utf-8")
+    Path("val.ts").write_text(TS, encoding="utf-8")
     ended = train("--dataset", "ts", "--data_dir", ".", "--val_path", "val.ts", "--on_bad_sample", "skip")
     assert ended.code == 0, ended.err
     assert "left out: T_TRAIN.ts, line 16" in ended.out
@@ -133,7 +133,7 @@ def test_bad_samples_may_be_left_out_and_are_counted(train: Any) -> None:
     assert "left out: data.npz, row 5" in ended.out
     assert "left out: val.npz, row 2" in ended.out
     assert "15 training and 15 validation samples" in ended.out
-    assert "2 samples were left out" in Path("run/summary.md").read_text().replace("\\", "")
+    assert "2 samples were left out" in Path("run/summary.md").read_text("utf-8").replace("\\", "")
 
 
 def test_nothing_but_bad_samples_is_an_error_even_if_they_may_be_skipped(train: Any) -> None:
@@ -145,7 +145,7 @@ def test_a_sequence_longer_than_allowed(train: Any) -> None:
     refused(train(*SYNTHETIC, "--max_seq_len", "8"), "positions are more than max_seq_len=8", "on_too_long=truncate")
     ended = train(*SYNTHETIC, "--max_seq_len", "8", "--on_too_long", "truncate")
     assert ended.code == 0, ended.err
-    assert "truncated)" in Path("run/report.html").read_text()
+    assert "truncated)" in Path("run/report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_sequence_longer_than_allowed(train: Any) -> None:
 )
 def test_data_that_is_not_there(arguments: list[str], message: str, train: Any) -> None:
     Path("empty").mkdir()
-    Path("text.npz").write_text("not an archive")
+    Path("text.npz").write_text("not an archive", encoding="utf-8")
     refused(train(*arguments), message)
 
 
@@ -350,7 +350,7 @@ def test_results_on_a_disk_without_space(full_disk: Path, series_run: Path, scri
 
 @pytest.mark.parametrize("program", ["train", "inference", "export", "predict"])
 def test_an_output_folder_that_is_a_file(program: str, series_run: Path, script: Any, tiny: Sequence[str]) -> None:
-    Path("taken").write_text("a file")
+    Path("taken").write_text("a file", encoding="utf-8")
     checkpoint = series_run / "checkpoints" / "best_model.pth"
     arguments = {
         "train": [*tiny, *SYNTHETIC, "--output_dir", "taken/run"],
@@ -359,7 +359,7 @@ def test_an_output_folder_that_is_a_file(program: str, series_run: Path, script:
         "predict": ["--model_path", checkpoint, npz("new.npz", inputs=np.zeros((16, 6, 4))), "--output", "taken/x.csv"],
     }[program]
     refused(script(program, *arguments), "taken", "cannot be written")
-    assert Path("taken").read_text() == "a file"
+    assert Path("taken").read_text("utf-8") == "a file"
 
 
 @pytest.fixture

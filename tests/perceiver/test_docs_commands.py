@@ -52,7 +52,9 @@ class Block(NamedTuple):
 
 def blocks(language: str) -> list[Block]:
     found, heading = [], ""
-    for match in re.finditer(r"^##+ ([^\n]+)$|^```(\w+)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
+    for match in re.finditer(
+        r"^##+ ([^\n]+)$|^```(\w+)\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    ):
         heading = match[1] or heading
         if match[2] == language:
             found.append(Block(heading, language, match[3]))
@@ -119,7 +121,7 @@ def write_ts(path: Path, rng: np.random.Generator, count: int) -> None:
         values = rng.standard_normal((4, int(rng.integers(5, 9))))
         lines.append(":".join([*(",".join(f"{x:.3f}" for x in row) for row in values), "ab"[index % 2]]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def write_image(path: Path, rng: np.random.Generator, side: int = 16) -> None:
@@ -214,7 +216,7 @@ def test_everything_promised_is_on_the_page() -> None:
 
 def test_the_table_of_flags_is_up_to_date() -> None:
     expected = insert_flag_tables(PAGE, SPEC)
-    assert PAGE.read_text() == expected, "run scripts/flag_tables.py"
+    assert PAGE.read_text("utf-8") == expected, "run scripts/flag_tables.py"
     assert BEGIN in expected
     assert "| `--lr` | `0.0001` |" in flag_tables(SPEC)
 
@@ -226,7 +228,7 @@ def test_the_table_of_sizes_is_true(name: str) -> None:
     layers = f"{size.num_cross_attention_layers} / {size.num_self_attention_layers}"
     count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     row = f"| `{name}` | {size.d_model} | {size.num_heads} | {size.num_latents} | {layers} | {count:.1f} M |"
-    assert row in PAGE.read_text()
+    assert row in PAGE.read_text("utf-8")
 
 
 def test_a_run_leaves_what_the_page_lists(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +243,7 @@ def test_a_run_leaves_what_the_page_lists(there: Path, monkeypatch: pytest.Monke
 
 
 def test_links_inside_the_page_lead_somewhere() -> None:
-    text = PAGE.read_text()
+    text = PAGE.read_text("utf-8")
     anchors = {
         re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in re.findall(r"^##+ (.+)$", text, re.M)
     }

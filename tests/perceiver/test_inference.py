@@ -28,12 +28,12 @@ def results(folder: Path) -> dict[str, Any]:
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is not JSON")
 
-    loaded: dict[str, Any] = json.loads((folder / "results.json").read_text(), parse_constant=refuse)
+    loaded: dict[str, Any] = json.loads((folder / "results.json").read_text("utf-8"), parse_constant=refuse)
     return loaded
 
 
 def trained(run: Path, split: str = "val") -> dict[str, float]:
-    summary = json.loads((run / "summary.json").read_text())
+    summary = json.loads((run / "summary.json").read_text("utf-8"))
     figures: dict[str, float] = summary["results_of_best_checkpoint"][split]
     return figures
 
@@ -75,7 +75,7 @@ def test_analysis_names_every_sample_the_worst_first(series_run: Path, script: A
     assert (np.diff(confidence[mistakes:]) >= 0).all()
     assert 1 - mistakes / len(rows) == pytest.approx(found["metrics"]["accuracy"])
     assert np.mean([float(row["loss"]) for row in rows]) == pytest.approx(found["metrics"]["loss"])
-    assert rows[0]["origin"] in (folder / "report.html").read_text()
+    assert rows[0]["origin"] in (folder / "report.html").read_text("utf-8")
     assert np.trace(found["confusion_matrix"]) == len(rows) - mistakes
     assert [row["name"] for row in found["classes"]] == ["sine", "square", "sawtooth"]
 

@@ -49,7 +49,7 @@ def save_ts(path: str, sequences: list[np.ndarray[Any, Any]], *, labels: list[st
     for index, series in enumerate(sequences):
         channels = [",".join(f"{value!r}" for value in channel.tolist()) for channel in series.T]
         lines.append(":".join([*channels, *([] if labels is None else [labels[index]])]))
-    Path(path).write_text("\n".join(lines))
+    Path(path).write_text("\n".join(lines), encoding="utf-8")
 
 
 def test_sequences_of_all_files_get_the_models_probabilities(
@@ -101,7 +101,7 @@ def test_bad_inputs_stop_with_their_name_or_are_counted(
     broken = sequences[1].copy()
     broken[4, 2] = np.nan
     save_npz("new.npz", [sequences[0], broken, sequences[2][:0], sequences[2]])
-    Path("cut.ts").write_text("@classLabel false\n@data\n1,2:")
+    Path("cut.ts").write_text("@classLabel false\n@data\n1,2:", encoding="utf-8")
     command = ["predict", "--model_path", best(series_run), "new.npz", "cut.ts"]
     stopped = script(*command)
     assert stopped.code == 2

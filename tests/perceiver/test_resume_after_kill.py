@@ -49,7 +49,7 @@ def kill_after(arguments: list[str], step: int, rng: random.Random) -> None:
 
 def deterministic_rows(folder: Path) -> list[dict[str, Any]]:
     """Logged values without timings."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     return [{key: value for key, value in row.items() if not key.startswith("perf/")} for row in rows]
 
 

@@ -39,7 +39,7 @@ def test_two_ranks_train_as_one(repository: Path, tmp_path: Path) -> None:
     states = [load_checkpoint(folder / "checkpoints" / "latest_model.pth") for folder in (one, two)]
     for key, value in states[0]["model"].items():
         torch.testing.assert_close(states[1]["model"][key], value, rtol=1e-4, atol=1e-5)
-    rows = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (one, two)]
+    rows = [[json.loads(line) for line in (f / "metrics.jsonl").read_text("utf-8").splitlines()] for f in (one, two)]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]], "only rank 0 writes"
     for a, b in zip(*rows, strict=True):
         keys = ("train/loss", "val/loss", "val/n")

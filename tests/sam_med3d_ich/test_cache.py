@@ -110,7 +110,7 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, damage: str, caplog: pyte
     cache = Cache(tmp_path / "cache", SETTINGS)
     before = np.array(cache.read(case).image)
     entry = cache.entry(case)
-    facts = (entry / "entry.json").read_text()
+    facts = (entry / "entry.json").read_text("utf-8")
     if damage == "cut image":
         os.truncate(entry / "image.npy", 600)
     elif damage == "empty components":
@@ -124,7 +124,7 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, damage: str, caplog: pyte
     with caplog.at_level(logging.WARNING):
         np.testing.assert_array_equal(cache.read(case).image, before)
     assert "damaged" in caplog.text
-    assert (entry / "entry.json").read_text() == facts
+    assert (entry / "entry.json").read_text("utf-8") == facts
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [entry.name]
 
 
@@ -241,4 +241,4 @@ def test_entries_open_without_their_sources(tmp_path: Path) -> None:
     entry = cache.entry(case)
     case.image.unlink()
     assert open_entry(entry).image.ndim == 3
-    assert json.loads((entry / "entry.json").read_text())["case"] == "2"
+    assert json.loads((entry / "entry.json").read_text("utf-8"))["case"] == "2"

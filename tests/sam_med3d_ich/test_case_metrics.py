@@ -233,9 +233,9 @@ def test_undefined_figures_are_nan_and_null_in_json(label: int, tmp_path: Path) 
     undefined = {"dice_lesion", "lesion_sensitivity", "auroc"} if label == 0 else {"hd95", "specificity", "auroc"}
     assert {key for key, value in result.items() if math.isnan(value)} == undefined
     write_json(tmp_path / "summary.json", result)
-    assert {key for key, value in json.loads((tmp_path / "summary.json").read_text()).items() if value is None} == (
-        undefined
-    )
+    assert {
+        key for key, value in json.loads((tmp_path / "summary.json").read_text("utf-8")).items() if value is None
+    } == (undefined)
 
 
 def test_a_summary_needs_cases_and_one_score_and_label_for_each() -> None:

@@ -105,8 +105,10 @@ def test_the_table_and_the_picture_go_into_a_report(tmp_path: Path, parts: dict[
         assert image.size == (1584, 921)
         assert len(np.unique(np.asarray(image))) > 20
     write_report(tmp_path, report=RunReport(title="Bleeds", sections=[table, shown]))
-    assert "3 (75%), without 1" in (tmp_path / "report.html").read_text()
-    assert "](<statistics.png>)" in (tmp_path / "summary.md").read_text()  # a run's folder needs nothing outside it
+    assert "3 (75%), without 1" in (tmp_path / "report.html").read_text("utf-8")
+    assert "](<statistics.png>)" in (tmp_path / "summary.md").read_text(
+        "utf-8"
+    )  # a run's folder needs nothing outside it
 
 
 def test_a_set_without_lesions_can_be_drawn(tmp_path: Path, parts: dict[str, DatasetStatistics]) -> None:

@@ -51,7 +51,7 @@ class Augmentation:
 
 
 class TextDropout:
-    """`dropout(sample, rng)` hides the sample's text now and then: the model is told that it is missing.
+    """`dropout(sample, rng)` adds `hide_text`, now and then true: the model is then told that the text is missing.
 
     Without it the texts of a small training set are learned by heart before the picture has been looked at (modality
     dropout, Neverova et al. 2016).
@@ -65,7 +65,7 @@ class TextDropout:
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """A function of its arguments only."""
-        return {**sample, "has_text": sample["has_text"] and bool(rng.random() >= self.probability)}
+        return {**sample, "hide_text": bool(rng.random() < self.probability)}
 
 
 class InTurn:

@@ -89,12 +89,14 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Make a batch for `AdClassifier` of a list of samples.
 
     Returns:
-        "label" int64 [B], "has_text" bool [B]; and, by what the samples carry, "pixels", "pooled" [B, D] or "tokens"
-        (`Tokens`), and "text" [B, Dt] or "texts" (a list).
+        "label" int64 [B], "has_text" bool [B] (what the model is told), "real_text" bool [B] (hidden ones, too); and,
+        by what the samples carry, "pixels", "pooled" [B, D] or "tokens" (`Tokens`), and "text" [B, Dt] or "texts" (a
+        list).
     """
     batch: dict[str, Any] = {
         "label": torch.tensor([sample["label"] for sample in samples]),
-        "has_text": torch.tensor([sample["has_text"] for sample in samples]),
+        "has_text": torch.tensor([sample["has_text"] and not sample.get("hide_text") for sample in samples]),
+        "real_text": torch.tensor([sample["has_text"] for sample in samples]),
     }
     first = samples[0]
     if "pixels" in first:

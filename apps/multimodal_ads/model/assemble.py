@@ -54,12 +54,16 @@ class Parts:
         """
         config = self.config
         fusion = self._fusion()
+        imagine = None
+        if config.train.align_weight:
+            imagine = nn.Linear(given(self.vision).width, given(self.text_width))
         return AdClassifier(
             vision=self.vision if with_vision else None,
             pooling=self.pooling,
             fusion=fusion,
             head=make_head(fusion.width, hidden_dims=config.head.hidden_dims, dropout=config.head.dropout),
             text_width=self.text_width,
+            imagine=imagine,
         )
 
     def _fusion(self) -> GatedFusion | ConcatFusion | Single:

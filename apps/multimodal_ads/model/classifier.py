@@ -20,10 +20,12 @@ class Output(NamedTuple):
     Attributes:
         logits: [B]; above 0 means more likely an ad than not.
         gate: [B, H], the share of the picture in each unit of a gated fusion; None without one.
+        imagined: [B, Dt], the text's embedding as predicted from the picture; None but in training with that aim.
     """
 
     logits: Tensor
     gate: Tensor | None
+    imagined: Tensor | None = None
 
 
 class AdClassifier(nn.Module):
@@ -38,6 +40,7 @@ class AdClassifier(nn.Module):
         fusion: What joins (or, for one modality, prepares) the vectors.
         head: From the fused vector to the logit.
         text_width: Width of the text embeddings; None where texts are not looked at.
+        imagine: From the picture's vector to a text embedding, for training; None for none.
     """
 
     def __init__(
@@ -48,12 +51,14 @@ class AdClassifier(nn.Module):
         fusion: GatedFusion | ConcatFusion | Single,
         head: nn.Module,
         text_width: int | None,
+        imagine: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.vision = vision
         self.pooling = pooling
         self.fusion = fusion
         self.head = head
+        self.imagine = imagine
         # What stands in for a text that is missing; learned, so that it need not look like any text.
         self.no_text = None if text_width is None else nn.Parameter(torch.zeros(text_width))
         self.register_state_dict_post_hook(_drop_frozen)  # type: ignore[no-untyped-call]
@@ -74,7 +79,8 @@ class AdClassifier(nn.Module):
                 vector, gate = self.fusion(given(text if picture is None else picture)), None
             else:
                 vector, gate = self.fusion(given(picture), given(text))
-            return Output(self.head(vector).squeeze(-1), gate)
+            imagined = self.imagine(picture) if self.imagine is not None and self.training else None
+            return Output(self.head(vector).squeeze(-1), gate, imagined)
 
     def _picture(self, batch: Batch) -> Tensor:
         if "pooled" in batch:

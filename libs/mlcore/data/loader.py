@@ -26,8 +26,8 @@ Collate = Callable[[list[Any]], Any]
 Transform = Callable[[Any, np.random.Generator], Any]
 Prepare = Callable[[Any], Any]
 
-# Torch's iterators that have workers. The reference is a strong one: if the cycle collector takes an iterator, it closes
-# the queues first, through which the workers would be told to end.
+# Torch's iterators that have workers. The reference is a strong one: if the cycle collector takes an iterator, it first
+# closes the queues through which the workers would be told to end.
 _at_work: set[Any] = set()
 
 

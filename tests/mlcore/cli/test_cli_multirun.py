@@ -66,13 +66,13 @@ def sweep(workplace: Path, *arguments: str, **environment: str) -> tuple[int, st
 
 def states(workplace: Path) -> list[dict[str, object]]:
     (file,) = workplace.glob("outputs/toy/multirun/*/sweep.json")
-    jobs: list[dict[str, object]] = json.loads(file.read_text())["jobs"]
+    jobs: list[dict[str, object]] = json.loads(file.read_text("utf-8"))["jobs"]
     return jobs
 
 
 def starts(workplace: Path) -> list[str]:
     files = sorted(workplace.glob("outputs/toy/multirun/*/*/starts"))
-    return [line for file in files for line in file.read_text().splitlines()]
+    return [line for file in files for line in file.read_text("utf-8").splitlines()]
 
 
 def test_two_by_two_gives_four_runs_and_a_table(workplace: Path) -> None:
@@ -146,18 +146,18 @@ def test_sweeps_are_not_run_by_every_rank(workplace: Path) -> None:
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> str:
     """Content of a file that a job writes once it is up; polls the process, so that a crash does not hang the test."""
-    while not (path.exists() and path.read_text()):
+    while not (path.exists() and path.read_text("utf-8")):
         try:
             process.wait(timeout=0.05)
         except subprocess.TimeoutExpired:
             continue
         raise AssertionError(process.communicate())
-    return path.read_text()
+    return path.read_text("utf-8")
 
 
 def test_a_sweep_goes_where_the_app_has_its_runs(workplace: Path) -> None:
     script = workplace / "script.py"
-    script.write_text(script.read_text().replace('description="toy"', 'description="toy", root=Path("runs")'))
+    script.write_text(script.read_text("utf-8").replace('description="toy"', 'description="toy", root=Path("runs")'))
     code, _, err = sweep(workplace, "lr=1.0,2.0")
     assert code == 0, err
     assert len(list(workplace.glob("runs/multirun/*/*/starts"))) == 2

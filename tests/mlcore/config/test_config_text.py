@@ -100,7 +100,7 @@ def test_lines_of_nested_keys(tmp_path: Path) -> None:
 def test_json_keeps_lines_and_accepts_tabs(tmp_path: Path) -> None:
     path = write(tmp_path, "a.json", '{\n\t"lr": 1e-4,\n\t"text": "a\\/b \\ud83d\\ude00"\n}')
     document = read_document(path)
-    assert document.values == json.loads(path.read_text())
+    assert document.values == json.loads(path.read_text("utf-8"))
     assert document.where(("text",)).endswith("a.json:3")
 
 

@@ -50,7 +50,7 @@ def test_values_of_one_step_form_one_row_and_columns_may_come_later(tmp_path: Pa
     tracker = TableTracker(tmp_path)
     run(tracker, 0, 4)
     tracker.close(status="finished")
-    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    lines = (tmp_path / "metrics.csv").read_text("utf-8").splitlines()
     assert lines[0] == "step,train/loss,train/lr,val/accuracy"
     assert [line.split(",")[0] for line in lines[1:]] == ["0", "1", "2", "3"]
     assert [line.endswith(",") for line in lines[1:]] == [True, True, False, True]
