@@ -8,8 +8,8 @@ from torch.nn import functional
 class GatedFusion(nn.Module):
     """Gated multimodal unit (Arevalo et al. 2017, equation 1 of section 3.1): each unit chooses between the modalities.
 
-    Both vectors are first brought to mean 0 and variance 1 (layer norm without weights). Sentence embeddings are of unit
-    length, 0.05 in a typical element, and would hardly be heard beside a backbone's features.
+    Both vectors are first brought to mean 0 and variance 1 (layer norm without weights): a sentence embedding of unit
+    length is 0.05 in a typical element, and would hardly be heard beside a backbone's features.
 
     Args:
         vision_width: Of the picture's vector.
