@@ -1,0 +1,157 @@
+"""Typed configuration of the document classifier; `apps.doc_ensemble.build` turns it into objects."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mlcore.config.section import Section, field, reject
+from mlcore.config.sections import CheckpointConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
+
+__all__ = [
+    "AugmentationConfig",
+    "DataConfig",
+    "DocConfig",
+    "EnsembleConfig",
+    "KFoldConfig",
+    "LossConfig",
+    "MemberConfig",
+    "ModelConfig",
+    "SnapshotConfig",
+    "TtaConfig",
+    "ViewConfig",
+]
+
+Pixels = Annotated[int, Field(ge=16)]
+
+
+class DataConfig(Section):
+    """The pages, their classes, and the splits."""
+
+    source: Literal["files", "generated"] = field(
+        "files", "files: own pages, in class folders or tables; generated: drawn pages of 17 types, for the demo"
+    )
+    data_dir: Path | None = field(
+        None, "Folder with train/, val/ and perhaps test/, each with a folder per class; or with one folder per class"
+    )
+    train_csv: Path | None = field(None, "Training table instead of folders: columns image, label (and group)")
+    val_csv: Path | None = field(None, "Validation table; without it a part of the training pages is held out")
+    test_csv: Path | None = field(None, "Test table, evaluated once after training")
+    val_fraction: float = field(0.2, "Part held out for validation where there is no split for it", gt=0, lt=1)
+    allow_duplicates: bool = field(
+        default=False, description="Let the same page be in more than one split, with a warning"
+    )
+    max_megapixels: float = field(100.0, "Larger pages are refused before they are decoded", unit="megapixels", gt=0)
+    num_train: int = field(1020, "generated: training pages", unit="pages", ge=17)
+    num_val: int = field(340, "generated: validation pages", unit="pages", ge=17)
+    generated_dir: Path | None = field(None, "generated: where they are written; null: outputs/doc_ensemble/generated")
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    name: str = field("resnet50", "What the model is called in files and tables", min_length=1)
+    model_name: str = field("resnet50", "Name in timm, or a folder with config.json and weights", min_length=1)
+    pretrained: bool = field(default=True, description="Load the published weights; otherwise start at random")
+    image_size: tuple[Pixels, Pixels] = field((224, 224), "Height and width of the input", unit="pixels")
+    in_channels: Literal[1, 3] = field(3, "1: grey pages; 3: colour", unit="channels")
+    dropout_rate: float = field(0.1, "Dropout before the classifier", ge=0, lt=1)
+    drop_path_rate: float = field(0.0, "Stochastic depth, where the network has it", ge=0, lt=1)
+    use_attention: bool = field(default=False, description="Attention over the last feature map's cells")
+    attention_dim: int = field(256, "use_attention: width", unit="features", ge=1)
+    use_focal_loss: bool = field(default=False, description="Train with the focal loss of alpha and gamma below")
+    alpha: float = field(1.0, "use_focal_loss: factor of the loss", gt=0)
+    gamma: float = field(2.0, "use_focal_loss: how strongly easy samples are discounted", ge=0)
+
+
+class LossConfig(Section):
+    """The training loss."""
+
+    name: Literal["cross_entropy", "focal"] = field("cross_entropy", "Loss", aliases=("loss_type",))
+    focal_gamma: float = field(2.0, "focal: how strongly easy samples are discounted", ge=0)
+    label_smoothing: float = field(0.0, "Share of the target spread over all classes", ge=0, lt=1)
+    class_weights: bool = field(default=False, description="Weigh classes by the inverse of their frequency")
+    balanced_sampling: bool = field(default=False, description="Draw every class equally often")
+
+
+class AugmentationConfig(Section):
+    """Random variation of training pages."""
+
+    name: Literal["none", "light", "page"] = field("page", "How much single pages vary")
+    mixup: float = field(0.0, "Beta parameter of mixup; 0: none", ge=0)
+    cutmix: float = field(0.0, "Beta parameter of cutmix; 0: none", ge=0)
+
+
+class ViewConfig(Section):
+    """One kind of test-time augmentation."""
+
+    type: Literal["horizontal_flip", "vertical_flip", "rotation", "color_jitter", "multi_scale"] = field(
+        "horizontal_flip", "Kind"
+    )
+    probability: float = field(1.0, "Weight of these views beside the original's, which is 1", gt=0, le=1)
+    degrees: tuple[Literal[90, 180, 270], ...] = field((90, 180, 270), "rotation: each is a view", unit="degrees")
+    brightness: float = field(0.1, "color_jitter: views this much brighter and darker", ge=0, lt=1)
+    contrast: float = field(0.1, "color_jitter: views of this much more and less contrast", ge=0, lt=1)
+    scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = field((0.8, 1.2), "multi_scale: each is a view")
+
+
+class TtaConfig(Section):
+    """Test-time augmentation."""
+
+    enabled: bool = field(default=False, description="Average over views of each page")
+    augmentations: tuple[ViewConfig, ...] = field((), "Kinds of views, besides the page as it is")
+
+
+class MemberConfig(Section):
+    """One member of an ensemble."""
+
+    name: str = field("", "What it is called in files and tables")
+    checkpoint_path: str = field("", "Its checkpoint: a path, or s3://bucket/key", min_length=1)
+    weight: float = field(1.0, "weighted: its weight", ge=0)
+
+
+class EnsembleConfig(Section):
+    """How several models judge together."""
+
+    enabled: bool = field(default=True, description="Judge together; otherwise only the members are judged")
+    method: Literal["voting", "averaging", "weighted", "stacking"] = field("averaging", "How votes are put together")
+    average: Literal["probabilities", "logits"] = field("probabilities", "averaging, weighted: what is averaged")
+    fit_weights: bool = field(default=False, description="weighted: fit the weights on the validation pages")
+    models: tuple[MemberConfig, ...] = field((), "The members; by default the folds or snapshots of a finished run")
+    low_memory: bool = field(default=False, description="Hold one member in memory at a time")
+    tta: TtaConfig = field(TtaConfig(), "Test-time augmentation")
+
+
+class KFoldConfig(Section):
+    """Cross-validation."""
+
+    folds: int = field(0, "Number of folds; 0: none", unit="folds", ge=0)
+
+    @model_validator(mode="after")
+    def _check_folds(self) -> Self:
+        if self.folds == 1:
+            reject("folds", "at least 2, or 0 for no cross-validation")
+        return self
+
+
+class SnapshotConfig(Section):
+    """A snapshot ensemble: the state at the end of each cycle of a cyclic schedule."""
+
+    cycles: int = field(0, "Cycles of the cosine; each leaves a member; 0: none", unit="cycles", ge=0)
+
+
+class DocConfig(Section):
+    """Everything the document classifier can be told."""
+
+    data: DataConfig = field(DataConfig(), "Data")
+    model: ModelConfig = field(ModelConfig(), "Model")
+    loss: LossConfig = field(LossConfig(), "Loss")
+    augmentation: AugmentationConfig = field(AugmentationConfig(), "Augmentation")
+    train: TrainConfig = field(TrainConfig(), "Training")
+    scheduler: SchedulerConfig = field(SchedulerConfig(), "Learning-rate schedule")
+    kfold: KFoldConfig = field(KFoldConfig(), "Cross-validation")
+    snapshot: SnapshotConfig = field(SnapshotConfig(), "Snapshots")
+    ensemble: EnsembleConfig = field(EnsembleConfig(), "Ensemble")
+    run: RunConfig = field(RunConfig(), "Run")
+    checkpoint: CheckpointConfig = field(CheckpointConfig(), "Checkpoints")
+    tracking: TrackingConfig = field(TrackingConfig(), "Tracking")

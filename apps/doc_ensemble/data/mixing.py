@@ -1,0 +1,109 @@
+"""Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019) of a batch, as functions of its samples' keys.
+
+A key belongs to one sample in one epoch (`sample_keys`, or what `PageAugmentation` puts into samples). How much of a
+sample is kept, and which box, follows from its own key; its partner is the sample of the batch with the next larger
+key. So nothing depends on a generator's history, on workers, or on the order within the batch; of what else is drawn,
+only the partners depend on which samples share a batch.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from mlcore.errors import UserError
+from mlcore.seeding import numpy_rng
+
+__all__ = ["Mixing", "mix", "sample_keys"]
+
+_KEYS, _DRAWS = 21, 22  # streams of random numbers
+
+
+class Mixing:
+    """`mixing(batch)` adds `target`, float32 [B, C], and mixes `pixels` [B, ...] of a collated batch.
+
+    Args:
+        classes: C.
+        mixup: Parameter of the Beta distribution of what is kept; 0: no mixup.
+        cutmix: The same for cutmix. If both are given, each sample draws one of the two.
+
+    Raises:
+        UserError: A parameter is negative.
+    """
+
+    def __init__(self, classes: int, *, mixup: float = 0.0, cutmix: float = 0.0) -> None:
+        if min(mixup, cutmix) < 0:
+            raise UserError(f"mixup ({mixup:g}) and cutmix ({cutmix:g}) must not be negative")
+        self.classes = classes
+        self.mixup = mixup
+        self.cutmix = cutmix
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch's `key` int64 [B] and `label` int64 [B] say what is mixed with what; they stay as they are."""
+        keys = batch["key"].tolist()
+        pixels, target = mix(
+            batch["pixels"], batch["label"], keys, classes=self.classes, mixup=self.mixup, cutmix=self.cutmix
+        )
+        return {**batch, "pixels": pixels, "target": target}
+
+
+def sample_keys(seed: int, epoch: int, ids: Sequence[int]) -> list[int]:
+    """A key in 0..2^63-1 for each sample id: a function of (seed, epoch, id)."""
+    return [int(numpy_rng(_KEYS, seed, epoch, identity).integers(2**63)) for identity in ids]
+
+
+def mix(
+    pixels: Tensor, labels: Tensor, keys: Sequence[int], *, classes: int, mixup: float = 0.0, cutmix: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Mix each sample with its partner.
+
+    Args:
+        pixels: float [B, C, H, W].
+        labels: int64 [B], 0..classes - 1.
+        keys: B non-negative numbers.
+        classes: Number of classes.
+        mixup: See `Mixing`.
+        cutmix: See `Mixing`.
+
+    Returns:
+        Mixed pixels [B, C, H, W], and targets float32 [B, classes]: what of a sample is its own, as a share of its
+        area for cutmix, goes to its own class.
+    """
+    target = F.one_hot(labels, classes).to(torch.float32)
+    if not mixup and not cutmix:
+        return pixels, target
+    height, width = pixels.shape[2:]
+    kept = np.stack([_kept(key, (height, width), mixup=mixup, cutmix=cutmix) for key in keys])  # [B, H, W]
+    partner = torch.from_numpy(_partners(keys)).to(pixels.device)
+    share = torch.from_numpy(kept.mean(axis=(1, 2), dtype=np.float64).astype(np.float32)).to(target)[:, None]
+    own = torch.from_numpy(kept).to(pixels)[:, None]  # [B, 1, H, W]
+    mixed = own * pixels + (1 - own) * pixels[partner]
+    return mixed, share * target + (1 - share) * target[partner]
+
+
+def _partners(keys: Sequence[int]) -> NDArray[np.int64]:
+    """For each sample the one with the next larger key; for the largest that with the smallest."""
+    order = np.argsort(np.array(keys, dtype=np.uint64), kind="stable")
+    partners = np.empty(len(order), dtype=np.int64)
+    partners[order] = np.roll(order, -1)
+    return partners
+
+
+def _kept(key: int, size: tuple[int, int], *, mixup: float, cutmix: float) -> NDArray[np.float32]:
+    """How much of each pixel stays the sample's own, float32 [H, W] in 0..1."""
+    rng = numpy_rng(_DRAWS, key)
+    cut = cutmix > 0 and (not mixup or rng.random() < 0.5)
+    share = float(rng.beta(cutmix, cutmix)) if cut else float(rng.beta(mixup, mixup))
+    if not cut:
+        return np.full(size, share, dtype=np.float32)
+    kept = np.ones(size, dtype=np.float32)
+    bounds = []
+    for side in size:
+        centre, reach = rng.uniform(0, side), side * np.sqrt(1 - share) / 2
+        bounds.append(slice(max(0, round(centre - reach)), min(side, round(centre + reach))))
+    kept[bounds[0], bounds[1]] = 0
+    return kept

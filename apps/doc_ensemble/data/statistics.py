@@ -1,0 +1,124 @@
+"""What a set of pages is like, as a table and a picture: pages of each class, and sizes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from apps.doc_ensemble.data.pages import Page, page_size
+from mlcore.plots.style import PALETTE, displayable, note, picture
+from mlcore.report import Picture, Section, Table
+
+__all__ = ["PageStatistics", "draw_statistics", "page_statistics", "statistics_sections"]
+
+
+@dataclass(frozen=True, eq=False)
+class PageStatistics:
+    """What N pages are like.
+
+    Attributes:
+        counts: int64 [C], pages of each class.
+        files: Files they are in.
+        groups: Groups they make: pages that stay together in a split.
+        sizes: int64 [M, 2], height and width of the pages that were looked at, in pixels.
+    """
+
+    counts: NDArray[np.int64]
+    files: int
+    groups: int
+    sizes: NDArray[np.int64]
+
+    def rows(self, classes: Sequence[str]) -> list[tuple[str, str]]:
+        """Label and value of each line of a table."""
+        heights, widths = self.sizes.T
+        most, least = int(self.counts.argmax()), int(self.counts.argmin())
+        return [
+            ("pages", f"{int(self.counts.sum()):,}"),
+            ("files", f"{self.files:,}"),
+            ("groups", f"{self.groups:,}"),
+            ("classes", f"{int((self.counts > 0).sum())} of {len(classes)}"),
+            ("largest class", f"{classes[most]}: {int(self.counts[most]):,}"),
+            ("smallest class", f"{classes[least]}: {int(self.counts[least]):,}"),
+            ("width", _spread(widths, "px")),
+            ("height", _spread(heights, "px")),
+            ("width / height", _spread(widths / heights, "")),
+        ]
+
+
+def page_statistics(pages: Sequence[Page], *, classes: int, most_sizes: int = 1000) -> PageStatistics:
+    """Gather them from pages, at least one; of files only the headers are read.
+
+    Args:
+        pages: What to describe; pages without a label are in no class.
+        classes: Number of classes.
+        most_sizes: Look at the sizes of about this many pages, spread evenly.
+
+    Raises:
+        UserError: A page is missing, empty or cannot be read.
+    """
+    looked_at = pages[:: max(1, -(-len(pages) // most_sizes))]
+    labels = np.array([page.label for page in pages if page.label is not None], dtype=np.int64)
+    return PageStatistics(
+        counts=np.bincount(labels, minlength=classes).astype(np.int64),
+        files=len({page.path for page in pages}),
+        groups=len({page.bundle for page in pages}),
+        sizes=np.array([page_size(page.path, page.number) for page in looked_at], dtype=np.int64),
+    )
+
+
+def statistics_sections(parts: Mapping[str, PageStatistics], *, classes: Sequence[str], path: Path) -> list[Section]:
+    """A table with a column for each part ("train", "val"), and a picture of all parts, drawn to `path` (PNG)."""
+    tables = {name: dict(part.rows(classes)) for name, part in parts.items()}
+    rows = [[label, *(table[label] for table in tables.values())] for label in next(iter(tables.values()))]
+    draw_statistics(parts, classes=classes, path=path)
+    remark = "Ranges: median (smallest to largest); sizes as stored, of PDF pages at 150 dpi."
+    return [Table("Data", ["", *tables], rows, note=remark), Picture("Data", path, wide=True)]
+
+
+def draw_statistics(parts: Mapping[str, PageStatistics], *, classes: Sequence[str], path: Path) -> None:
+    """Draw pages of each class and sizes of each part to `path` (PNG)."""
+    with picture(path, width=11.0, height=max(3.6, 1.6 + 0.26 * len(classes))) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        _draw_classes(left, parts, classes)
+        _draw_sizes(right, parts)
+
+
+def _draw_classes(axes: Axes, parts: Mapping[str, PageStatistics], classes: Sequence[str]) -> None:
+    """Bars of all parts, one after the other."""
+    names = displayable(classes)
+    places, start = np.arange(len(classes)), np.zeros(len(classes))
+    for number, (part, values) in enumerate(parts.items()):
+        colour = PALETTE[number % len(PALETTE)]
+        axes.barh(places, values.counts, left=start, height=0.7, color=colour, label=part)
+        start = start + values.counts
+    axes.set_yticks(places, list(names.labels), fontfamily=list(names.fonts))
+    axes.set(title="Pages of each class", xlabel="pages", ylim=(len(classes) - 0.4, -0.6))
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.legend(loc="best")
+    note(axes, names.note)
+
+
+def _draw_sizes(axes: Axes, parts: Mapping[str, PageStatistics]) -> None:
+    """Each size as a point whose area grows with the number of pages."""
+    for number, (name, part) in enumerate(parts.items()):
+        sizes, counts = np.unique(part.sizes, axis=0, return_counts=True)
+        areas = np.clip(6 * np.sqrt(counts), 10, 150)
+        colour = PALETTE[number % len(PALETTE)]
+        axes.scatter(sizes[:, 1], sizes[:, 0], s=areas, alpha=0.5, label=name, color=colour, linewidths=0)
+    axes.set(title="Sizes", xlabel="width, pixels", ylabel="height, pixels")
+    axes.set_xlim(0, 1.1 * axes.get_xlim()[1])
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+    axes.legend(loc="best")
+
+
+def _spread(values: NDArray[Any], unit: str) -> str:
+    low, middle, high = (float(value) for value in np.quantile(values, (0.0, 0.5, 1.0)))
+    form = ".2f" if not unit else ",.0f"
+    between = "" if low == high else f" ({low:{form}} to {high:{form}})"
+    return f"{middle:{form}}{between} {unit}".rstrip()

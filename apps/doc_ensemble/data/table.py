@@ -1,0 +1,180 @@
+"""Pages with labels from a CSV table: columns image and label, and perhaps group.
+
+    image,label,group
+    scans/0001.png,letter,customer 17
+    scans/bundle.pdf#3,invoice,customer 18
+
+Relative paths start at the table's folder; "#3" names the third page of a PDF or TIFF file, without it the first is
+meant. Labels are names or numbers. Pages of a group stay in the same part of a split. Further columns are ignored.
+"""
+
+import csv
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from apps.doc_ensemble.data.pages import Page, page_count
+from mlcore.errors import UserError
+
+__all__ = ["class_names", "failed", "label_of", "normal", "read_table"]
+
+_SHOWN = 10
+
+
+def read_table(
+    path: Path, *, classes: Sequence[str] | None = None, labelled: bool = True
+) -> tuple[list[Page], tuple[str, ...]]:
+    """Read a table.
+
+    Args:
+        path: The CSV file, UTF-8 with or without byte order mark.
+        classes: Names of the classes in order, as training had them; None: those that are in this table.
+        labelled: Without it the label column may be missing and is not looked at; every label is None.
+
+    Returns:
+        Pages in file order, and the class names; a page's label is an index into them.
+
+    Raises:
+        UserError: The table cannot be used; all its problems are named together, with their lines.
+    """
+    problems: list[str] = []
+    found: list[tuple[Page, str]] = []
+    seen: dict[tuple[Path, int], int] = {}
+    for line, values in _records(path, ("image", "label") if labelled else ("image",)):
+        try:
+            page = _page(path.parent, values["image"])
+            first = seen.setdefault((page.path, page.number), line)
+            if first != line:
+                raise UserError(f"the same page as in line {first}: {values['image']}")
+            if labelled and not values["label"]:
+                raise UserError("the label is empty")
+        except UserError as error:
+            problems.append(f"line {line}: {error}")
+            continue
+        page = replace(page, origin=f"{path}, line {line}", group=values.get("group", ""))
+        found.append((page, normal(values["label"]) if labelled else ""))
+    if not found and not problems:
+        raise UserError(f"{path}: no rows below the header")
+    if not labelled:
+        names = tuple(classes or ())
+        pages = [page for page, _ in found]
+    else:
+        names = tuple(classes) if classes is not None else class_names({label for _, label in found})
+        pages = _labelled(found, names, problems)
+    if problems:
+        raise failed(path, problems)
+    return pages, names
+
+
+def class_names(labels: set[str]) -> tuple[str, ...]:
+    """Labels in the order of class indices: sorted as text, or by value if all are whole numbers."""
+    if all(label.isdecimal() for label in labels):
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    return tuple(sorted(labels))
+
+
+def label_of(name: str, numbers: Mapping[str, int]) -> int:
+    """Index of a class.
+
+    Raises:
+        UserError: There is no such class; the message lists those there are.
+    """
+    if name in numbers:
+        return numbers[name]
+    shown = ", ".join(list(numbers)[:30]) + (", ..." if len(numbers) > 30 else "")
+    like = next((known for known in numbers if known.casefold() == name.casefold()), None)
+    hint = f"; did you mean {like!r}?" if like else ""
+    raise UserError(f"unknown class {name!r}{hint}; the {len(numbers)} classes of training are {shown}")
+
+
+def normal(text: str) -> str:
+    """Stripped, and composed (NFC): some systems store Hangul and accents decomposed."""
+    return unicodedata.normalize("NFC", text.strip())
+
+
+def failed(place: Path, problems: Sequence[str]) -> UserError:
+    """The error that names all problems, each "line 7: ...", or the first ones and their number."""
+    if len(problems) == 1:
+        return UserError(f"{place}, {problems[0]}")
+    lines = [f"  {problem}" for problem in problems[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        lines.append(f"  and {len(problems) - _SHOWN} more")
+    return UserError(f"{place}: {len(problems)} problems\n" + "\n".join(lines))
+
+
+def _labelled(found: Sequence[tuple[Page, str]], names: Sequence[str], problems: list[str]) -> list[Page]:
+    numbers = {normal(name): index for index, name in enumerate(names)}
+    pages = []
+    for page, label in found:
+        try:
+            pages.append(replace(page, label=label_of(label, numbers)))
+        except UserError as error:
+            problems.append(f"{page.origin.rsplit(', ', 1)[1]}: {error}")
+    return pages
+
+
+def _page(folder: Path, text: str) -> Page:
+    """The page that a cell names; files whose own names end in "#3" come first."""
+    if not text:
+        raise UserError("the path of the image is empty")
+    name, mark, number = text.rpartition("#")
+    path, index = _file(folder, text), 0
+    if path is None and mark and number.isdecimal():
+        path, index = _file(folder, name), int(number) - 1
+    if path is None:
+        where = "" if Path(text).is_absolute() else f" (relative paths start at {folder})"
+        raise UserError(f"no such file: {text[:200]}{where}")
+    count = page_count(path) if index or path.suffix.lower() == ".pdf" else 1
+    if not 0 <= index < count:
+        raise UserError(f"no page {index + 1} in {name}, which has {count}; pages are counted from 1")
+    return Page(path, index)
+
+
+def _file(folder: Path, text: str) -> Path | None:
+    try:
+        for form in (text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)):
+            path = (folder / form).resolve()
+            if path.is_file():
+                return path
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, a loop of links: no file in any case
+        return None
+    return None
+
+
+def _records(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line and stripped values by column of each record that is not blank; "" for values that are missing."""
+    line = 1
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            _check_header(path, header, wanted)
+            line = reader.line_num + 1
+            for values in reader:
+                if len(values) > len(header):
+                    raise UserError(
+                        f"{path}, line {line}: {len(values)} values, but the header names {len(header)} columns; put "
+                        "paths and labels with commas in quotes"
+                    )
+                if any(value.strip() for value in values):
+                    padded = [*values, *[""] * (len(header) - len(values))]
+                    yield line, {key: value.strip() for key, value in zip(header, padded, strict=True)}
+                line = reader.line_num + 1
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; save it as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line}: not a CSV table ({error})") from None
+
+
+def _check_header(path: Path, header: Sequence[str], wanted: Sequence[str]) -> None:
+    missing = [name for name in wanted if name not in header]
+    if missing:
+        given = ",".join(header)[:120] or "empty"
+        raise UserError(f"{path}: no column {' and no column '.join(missing)}; the header is {given}, expected "
+                        f"{','.join(wanted)}")  # fmt: skip
+    double = [name for name in (*wanted, "group") if header.count(name) > 1]
+    if double:
+        raise UserError(f"{path}: the column {double[0]} is there twice")

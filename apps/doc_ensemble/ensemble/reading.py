@@ -1,0 +1,55 @@
+"""Document pages as `inference.judge` takes them: exactly the pixels that training and validation see."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.doc_ensemble.data.dataset import Fit
+from apps.doc_ensemble.data.pages import Page, read_page
+from apps.doc_ensemble.ensemble.inference import Pages
+from apps.doc_ensemble.ensemble.members import InputFormat, Member
+
+__all__ = ["document_pages"]
+
+
+def document_pages(
+    pages: Sequence[Page],
+    members: Sequence[Member],
+    *,
+    max_pixels: int,
+    fit: Literal["letterbox", "resize"] = "resize",
+    skip_bad: bool = False,
+    workers: int = 2,
+) -> Pages[Page]:
+    """How `members` read `pages`: in grey where all of them do; otherwise in colour, made grey for those that do.
+
+    Args:
+        pages: What to judge.
+        members: Who judges.
+        max_pixels: Larger images are refused before they are decoded.
+        fit: How a page is brought to a network's size, as in training.
+        skip_bad: Leave out what cannot be read.
+        workers: Threads that read ahead.
+    """
+    grey = all(member.in_channels == 1 for member in members)
+    return Pages(
+        items=pages,
+        read=partial(_read, max_pixels=max_pixels, grey=grey),
+        prepare=partial(_prepare, how=fit),
+        skip_bad=skip_bad,
+        workers=workers,
+    )
+
+
+def _read(page: Page, *, max_pixels: int, grey: bool) -> NDArray[np.uint8]:
+    return read_page(page.path, page.number, max_pixels=max_pixels, grey=grey)
+
+
+def _prepare(image: NDArray[np.uint8], shape: InputFormat, *, how: Literal["letterbox", "resize"]) -> NDArray[np.uint8]:
+    if image.shape[2] > shape.channels:
+        image = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)[..., None]
+    return Fit((shape.height, shape.width), how)(image)

@@ -1,0 +1,145 @@
+"""Greedy selection of members with replacement: Caruana et al. 2004, Ensemble selection from libraries of models.
+
+Begin with nothing; add, round after round, the member whose addition to the mean of those chosen so far scores best on
+validation; a member may be added again, which raises its weight. The best round wins, the earliest of equal ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from apps.doc_ensemble.ensemble.combine import combine
+from mlcore.errors import UserError
+from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_floats, as_labels
+from mlcore.seeding import numpy_rng
+
+__all__ = ["Goal", "Selection", "fast_macro_f1", "log_loss", "select", "select_bagged"]
+
+Goal = Literal["macro_f1", "accuracy", "log_loss"]
+
+_SMALLEST = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Who is in.
+
+    Attributes:
+        order: Members in the order of their addition, up to the best round; some more than once.
+        scores: The score after each of these rounds; of log_loss, the negative, so that more is better.
+    """
+
+    order: tuple[int, ...]
+    scores: tuple[float, ...]
+
+    def weights(self, members: int) -> FloatArray:
+        """How often each member was added, as shares [K] that sum to 1."""
+        counts = np.bincount(self.order, minlength=members).astype(np.float64)
+        shares: FloatArray = counts / counts.sum()
+        return shares
+
+
+def select(
+    probabilities: Array,
+    labels: Array,
+    *,
+    goal: Goal = "macro_f1",
+    rounds: int = 25,
+    among: Sequence[int] | None = None,
+) -> Selection:
+    """Choose members; of additions with equal scores, that of less log loss, then the first member.
+
+    Args:
+        probabilities: [K, N, C] on validation pages that no member was trained on.
+        labels: [N] class indices.
+        goal: What to raise; log_loss is lowered.
+        rounds: Additions to try.
+        among: Members to choose from; None: all.
+
+    Raises:
+        UserError: Arrays that do not fit together, `rounds` below 1, or nobody to choose from.
+    """
+    chances = as_floats(probabilities, name="probabilities")
+    combine(chances)  # checks them
+    truth = as_labels(labels, classes=chances.shape[2])
+    candidates = list(range(len(chances)) if among is None else among)
+    if rounds < 1 or not candidates or len(truth) != chances.shape[1]:
+        raise UserError(
+            f"selection needs at least one round ({rounds} given), a member to choose from ({len(candidates)}), and a "
+            f"label for each page ({len(truth)} for {chances.shape[1]})"
+        )
+    total = np.zeros(chances.shape[1:])
+    order: list[int] = []
+    scores: list[float] = []
+    for size in range(1, rounds + 1):
+        judged = [_score((total + chances[member]) / size, truth, goal) for member in candidates]
+        best = max(range(len(candidates)), key=lambda place: judged[place])  # the first of equal ones
+        order.append(candidates[best])
+        scores.append(judged[best][0])
+        total += chances[candidates[best]]
+    end = int(np.argmax(scores)) + 1
+    return Selection(tuple(order[:end]), tuple(scores[:end]))
+
+
+def select_bagged(
+    probabilities: Array,
+    labels: Array,
+    *,
+    goal: Goal = "macro_f1",
+    rounds: int = 25,
+    bags: int = 20,
+    fraction: float = 0.5,
+    seed: int = 0,
+) -> FloatArray:
+    """Mean weights of several selections, each among a random part of the members; overfits less with many members.
+
+    Args:
+        probabilities: As in `select`.
+        labels: As in `select`.
+        goal: As in `select`.
+        rounds: As in `select`.
+        bags: Selections.
+        fraction: Part of the members in each, above 0 up to 1; at least one member.
+        seed: Of the parts; the same seed draws the same ones.
+
+    Returns:
+        Weights [K] that sum to 1.
+
+    Raises:
+        UserError: As in `select`, or `bags` below 1, or `fraction` out of range.
+    """
+    if bags < 1 or not 0 < fraction <= 1:
+        raise UserError(f"bagging needs at least one bag ({bags}) and a fraction above 0 up to 1 ({fraction:g})")
+    members = len(probabilities)
+    size = max(1, round(members * fraction))
+    shares = np.zeros(members)
+    for bag in range(bags):
+        among = sorted(numpy_rng(seed, bag).choice(members, size, replace=False).tolist())
+        shares += select(probabilities, labels, goal=goal, rounds=rounds, among=among).weights(members)
+    mean: FloatArray = shares / bags
+    return mean
+
+
+def log_loss(probabilities: FloatArray, labels: IntArray) -> float:
+    """Mean negative log probability of the right class; [N, C] and [N]."""
+    return float(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], _SMALLEST)).mean())
+
+
+def fast_macro_f1(predicted: IntArray, labels: IntArray, *, classes: int) -> float:
+    """`mlcore.metrics.classification.class_scores(...).macro[2]`, thousands of times per second."""
+    right = np.bincount(labels[predicted == labels], minlength=classes)
+    both = np.bincount(labels, minlength=classes) + np.bincount(predicted, minlength=classes)
+    return float((2 * right[both > 0] / both[both > 0]).mean())
+
+
+def _score(mean: FloatArray, truth: IntArray, goal: Goal) -> tuple[float, float]:
+    """Score and tie-break, more is better."""
+    loss = -log_loss(mean, truth)
+    if goal == "log_loss":
+        return loss, 0.0
+    predicted = mean.argmax(axis=1)
+    if goal == "accuracy":
+        return float((predicted == truth).mean()), loss
+    return fast_macro_f1(predicted, truth, classes=mean.shape[1]), loss

@@ -1,0 +1,169 @@
+"""What timm, or a folder that timm wrote, says of a model: architecture, normalisation, where its weights are."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor
+
+from apps.multimodal_ads.hub import find_model, read_json, read_weights  # moves to mlcore.hub
+from mlcore.errors import UserError
+
+__all__ = ["SETTING", "Published", "check_arguments", "check_name", "describe", "read_published_weights"]
+
+SETTING = "model.model_name"
+
+_WAY_OUT = "Or set model.pretrained=false to start at random."
+_DECIDED_HERE = ("drop_path_rate", "drop_rate", "img_size", "in_chans", "num_classes")
+_SCALARS = (bool, int, float, str)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A model as it was published.
+
+    Attributes:
+        name: As it was asked for: a name in timm, or a folder.
+        folder: Where it lies; None for a name in timm.
+        architecture: Its name in timm, with the tag where one was given.
+        arguments: Arguments of the architecture that differ from timm's, plain values.
+        classes: Outputs of its published classifier; 0 for none.
+        input_size: Channels, height and width it was published for.
+        mean: Per channel, of values in 0..1; training data were normalised with it.
+        std: Per channel.
+        fixed_size: Whether the architecture is built for one input size.
+    """
+
+    name: str
+    folder: Path | None
+    architecture: str
+    arguments: Mapping[str, Any]
+    classes: int
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fixed_size: bool
+
+
+def describe(name: str) -> Published:
+    """Look a model up; nothing is loaded and the network is not asked.
+
+    Args:
+        name: A name in timm, such as "resnet50" or "vit_base_patch16_224.augreg_in21k", or a folder with the
+            `config.json` that timm writes next to weights.
+
+    Raises:
+        UserError: There is no such model, or the folder's `config.json` is no description of one.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _of_folder(name, folder)
+    if folder.is_file():
+        raise UserError(f"{SETTING}: {name} is a file; expected the folder that holds config.json and the weights")
+    check_name(name)
+    known: Any = timm.get_pretrained_cfg(name)
+    return _published(name, None, name, {} if known is None else known.to_dict(), {})
+
+
+def check_name(name: object, *, where: str = SETTING) -> str:
+    """`name` if timm knows it, tag included.
+
+    Raises:
+        UserError: It does not; similar names are listed.
+    """
+    if not isinstance(name, str) or not timm.is_model(name):
+        close = difflib.get_close_matches(str(name), timm.list_models(), n=4, cutoff=0.5)
+        hint = f"; similar: {', '.join(close)}" if close else ""
+        raise UserError(f"{where}: timm has no model {name!r} and there is no such folder{hint}")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError:  # an unknown tag
+        architecture = name.partition(".")[0]
+        known = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
+        raise UserError(f"{where}: timm publishes no weights {name}; published of {architecture}: {known}") from None
+    return name
+
+
+def check_arguments(arguments: object, *, where: str) -> dict[str, Any]:
+    """Arguments of an architecture that came from a file, if they are plain values.
+
+    Raises:
+        UserError: One could name a file, an address or a class.
+    """
+    if not isinstance(arguments, dict):
+        raise UserError(f"{where}: expected an object, found {arguments!r}")
+    for key, value in arguments.items():
+        sizes = isinstance(value, list) and all(type(part) is int for part in value)
+        plain = isinstance(value, _SCALARS) and not (isinstance(value, str) and re.search(r"[./:\\]", value))
+        if not (sizes or plain) or key in ("pretrained", "pretrained_cfg", "checkpoint_path", "features_only"):
+            raise UserError(f"{where}.{key} is {value!r}; expected plain numbers, words or switches of an architecture")
+    return dict(arguments)
+
+
+def read_published_weights(published: Published) -> dict[str, Tensor]:
+    """The published tensors by name, from the folder or from the hub (or its cache); nothing is executed.
+
+    Raises:
+        UserError: They cannot be had, or are damaged.
+    """
+    folder = published.folder or find_model(_hub_name(published.name), setting=SETTING, ways_out=_WAY_OUT)
+    return read_weights(folder)
+
+
+def _of_folder(name: str, folder: Path) -> Published:
+    path = folder / "config.json"
+    settings = read_json(path)
+    architecture = check_name(settings.get("architecture"), where=f"{path}: architecture")
+    noted = settings.get("pretrained_cfg", {})
+    if not isinstance(noted, dict):
+        raise UserError(f"{path}: pretrained_cfg must be an object")
+    arguments = settings.get("model_args") or {}
+    if isinstance(arguments, dict):
+        arguments = {key: value for key, value in arguments.items() if key not in _DECIDED_HERE}
+    arguments = check_arguments(arguments, where=f"{path}: model_args")
+    classes = settings.get("num_classes")
+    noted = {**noted, **({"num_classes": classes} if classes is not None else {})}
+    known: Any = timm.get_pretrained_cfg(architecture)
+    return _published(name, folder, architecture, {**({} if known is None else known.to_dict()), **noted}, arguments)
+
+
+def _published(
+    name: str, folder: Path | None, architecture: str, noted: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> Published:
+    where = name if folder is None else folder / "config.json"
+    try:
+        channels, height, width = (int(value) for value in noted.get("input_size") or (3, 224, 224))
+        mean = tuple(float(value) for value in noted.get("mean") or (0.485, 0.456, 0.406))
+        std = tuple(float(value) for value in noted.get("std") or (0.229, 0.224, 0.225))
+        classes = int(1000 if noted.get("num_classes") is None else noted["num_classes"])
+        if min(std, default=0.0) <= 0 or len(mean) != len(std) or classes < 0 or min(channels, height, width) < 1:
+            raise ValueError
+    except (TypeError, ValueError, LookupError):
+        raise UserError(
+            f"{where}: input_size, mean, std or num_classes make no sense; expected channels first, one positive std "
+            "per mean, and a number of classes"
+        ) from None
+    return Published(
+        name=name,
+        folder=folder,
+        architecture=architecture,
+        arguments=arguments,
+        classes=classes,
+        input_size=(channels, height, width),
+        mean=mean,
+        std=std,
+        fixed_size=bool(noted.get("fixed_input_size")),
+    )
+
+
+def _hub_name(name: str) -> str:
+    known: Any = timm.get_pretrained_cfg(name)
+    if known is None or not known.hf_hub_id:
+        some = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}*")[:4]) or "resnet50, convnext_tiny"
+        raise UserError(f"{SETTING}: timm publishes no weights of {name} on the hub. {_WAY_OUT} Or take one of: {some}")
+    hub_id = str(known.hf_hub_id)
+    return hub_id + f"{known.architecture}.{known.tag}" if hub_id.endswith("/") else hub_id

@@ -1,0 +1,187 @@
+"""Stacking is scikit-learn's logistic regression on out-of-fold predictions; a leak is refused wherever it is."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+
+from apps.doc_ensemble.ensemble.stacking import (
+    FoldJudgement,
+    OutOfFold,
+    fit_stacker,
+    gather,
+    read_out_of_fold,
+    read_stacker,
+)
+from mlcore.errors import UserError
+
+CLASSES = ("편지", "form", "table")
+
+
+def folds_of(member: str, *, seed: int, pages: int = 90, folds: int = 3, classes: int = 3) -> list[FoldJudgement]:
+    """A cross-validation of one member: page i is in fold i % folds."""
+    names, labels = [f"page{i}" for i in range(pages)], np.arange(pages) % classes
+    rng = np.random.default_rng(seed)
+    chances = softmax(rng.normal(size=(pages, classes)) + 1.5 * np.eye(classes)[labels], axis=1)
+    fold_of = np.arange(pages) // classes % folds
+    return [
+        FoldJudgement(
+            member=member,
+            fold=fold,
+            trained_on=[names[i] for i in np.flatnonzero(fold_of != fold)],
+            pages=[names[i] for i in np.flatnonzero(fold_of == fold)],
+            probabilities=chances[fold_of == fold],
+            labels=labels[fold_of == fold],
+        )
+        for fold in range(folds)
+    ]
+
+
+@pytest.fixture
+def parts() -> list[FoldJudgement]:
+    return folds_of("resnet", seed=0) + folds_of("vit", seed=1)
+
+
+@pytest.fixture
+def data(parts: list[FoldJudgement]) -> OutOfFold:
+    return gather(parts, class_names=CLASSES)
+
+
+def judged(stacker: object, data: OutOfFold) -> np.ndarray:
+    return stacker(data.probabilities, member_names=data.member_names, class_names=data.class_names)
+
+
+def test_stacking_is_scikit_learn(data: OutOfFold) -> None:
+    stacker = fit_stacker(data, inverse_strength=0.5)
+    columns = np.concatenate(list(data.probabilities), axis=1)
+    direct = LogisticRegression(C=0.5, max_iter=5000).fit(columns, data.labels)
+    np.testing.assert_allclose(judged(stacker, data), direct.predict_proba(columns), rtol=1e-10)
+
+
+def test_two_classes_too() -> None:
+    data = gather(folds_of("a", seed=0, classes=2) + folds_of("b", seed=1, classes=2), class_names=("x", "y"))
+    columns = np.concatenate(list(data.probabilities), axis=1)
+    direct = LogisticRegression(max_iter=5000).fit(columns, data.labels)
+    np.testing.assert_allclose(judged(fit_stacker(data), data), direct.predict_proba(columns), rtol=1e-10)
+
+
+def test_gathering_keeps_each_page_once_with_its_fold(parts: list[FoldJudgement], data: OutOfFold) -> None:
+    assert sorted(data.pages) == sorted(f"page{i}" for i in range(90))
+    assert data.member_names == ("resnet", "vit")
+    for part in parts:
+        member = data.member_names.index(part.member)
+        for name, row, label in zip(part.pages, part.probabilities, part.labels, strict=True):
+            place = data.pages.index(name)
+            np.testing.assert_allclose(data.probabilities[member, place], row)
+            assert (data.labels[place], data.folds[place], data.left_out[member, place]) == (
+                label,
+                part.fold,
+                part.fold,
+            )
+
+
+def test_a_leak_planted_in_the_training_pages_is_refused(parts: list[FoldJudgement]) -> None:
+    leaky = replace(parts[4], trained_on=[*parts[4].trained_on, parts[4].pages[3]])
+    with pytest.raises(UserError, match=rf"'vit' for fold 1 was trained on 1 of the pages .*'{parts[4].pages[3]}'"):
+        gather([*parts[:4], leaky, *parts[5:]], class_names=CLASSES)
+
+
+def test_a_leak_planted_in_the_rows_is_refused(data: OutOfFold) -> None:
+    left_out = data.left_out.copy()
+    left_out[1, 5] = (data.folds[5] + 1) % 3
+    with pytest.raises(UserError, match=rf"{data.pages[5]!r} of fold {data.folds[5]} was judged by the model of 'vit'"):
+        replace(data, left_out=left_out)
+
+
+def test_a_leak_planted_in_the_file_is_refused(data: OutOfFold, tmp_path: Path) -> None:
+    path = tmp_path / "oof.npz"
+    data.save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["folds"][7] = (arrays["folds"][7] + 1) % 3
+    np.savez(path, **arrays)
+    with pytest.raises(UserError, match="leak"):
+        read_out_of_fold(path)
+
+
+def test_a_leak_would_have_paid() -> None:
+    # Why all this: a member that remembers its training pages looks perfect on them, and takes all the trust.
+    honest, sleepy = folds_of("honest", seed=0), folds_of("sleepy", seed=1)
+    data = gather(honest + sleepy, class_names=CLASSES)
+    leaked = data.probabilities.copy()
+    leaked[1] = 0.01 + 0.97 * np.eye(3)[data.labels]
+    sizes = [
+        np.abs(fit_stacker(replace(data, probabilities=chances)).coefficients).reshape(3, 2, 3).sum(axis=(0, 2))
+        for chances in (data.probabilities, leaked)
+    ]
+    trust = [size[1] / size.sum() for size in sizes]
+    assert trust[0] < 0.6 < 0.75 < trust[1]
+
+
+def test_pages_twice_or_missing_or_elsewhere_are_refused(parts: list[FoldJudgement]) -> None:
+    with pytest.raises(UserError, match="is in folds 0 and 0"):
+        gather([*parts, parts[0]], class_names=CLASSES)
+    with pytest.raises(UserError, match="not cross-validated alike"):
+        gather(parts[:-1], class_names=CLASSES)
+    moved = [replace(part, fold=(part.fold + 1) % 3) for part in parts[3:]]
+    with pytest.raises(UserError, match="in another fold"):
+        gather([*parts[:3], *moved], class_names=CLASSES)
+
+
+def test_without_out_of_fold_predictions_the_error_says_how_to_make_them(tmp_path: Path) -> None:
+    for attempt in (
+        lambda: read_out_of_fold(tmp_path / "none.npz"),
+        lambda: gather([], class_names=CLASSES),
+        lambda: fit_stacker(np.zeros((2, 9, 3))),
+    ):
+        with pytest.raises(UserError, match=r"needs out-of-fold predictions.*kfold\.folds: 5"):
+            attempt()
+
+
+def test_files_come_back_bit_by_bit_and_hold_no_pickle(data: OutOfFold, tmp_path: Path) -> None:
+    data.save(tmp_path / "oof.npz")
+    again = read_out_of_fold(tmp_path / "oof.npz")
+    np.testing.assert_array_equal(again.probabilities, data.probabilities)
+    assert (again.pages, again.class_names, again.member_names) == (data.pages, CLASSES, data.member_names)
+
+    stacker = fit_stacker(again)
+    stacker.save(tmp_path / "stacking.json")
+    restored = read_stacker(tmp_path / "stacking.json")
+    np.testing.assert_array_equal(judged(restored, data), judged(stacker, data))
+    assert restored.class_names == CLASSES
+
+
+def test_other_members_or_classes_are_not_permuted(data: OutOfFold) -> None:
+    stacker = fit_stacker(data)
+    with pytest.raises(UserError, match="fitted on the members"):
+        stacker(data.probabilities, member_names=("vit", "resnet"), class_names=CLASSES)
+    with pytest.raises(UserError, match="fitted on the classes"):
+        stacker(data.probabilities, member_names=data.member_names, class_names=CLASSES[::-1])
+
+
+def test_a_class_without_pages_is_named(data: OutOfFold) -> None:
+    with pytest.raises(UserError, match="no page of 'table'"):
+        fit_stacker(replace(data, labels=data.labels % 2))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "other"}', "\x00"])
+def test_damaged_files_are_told(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "stacking.json"
+    path.write_text(content, encoding="utf-8")
+    for read in (read_stacker, read_out_of_fold):
+        with pytest.raises(UserError, match=r"stacking\.json"):
+            read(path)
+
+
+def test_a_coefficient_that_is_no_number_is_refused(data: OutOfFold, tmp_path: Path) -> None:
+    path = tmp_path / "stacking.json"
+    fit_stacker(data).save(path)
+    values = json.loads(path.read_text("utf-8"))
+    values["intercept"][0] = float("nan")
+    path.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(UserError, match="not finite"):
+        read_stacker(path)

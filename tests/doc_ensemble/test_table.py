@@ -1,0 +1,104 @@
+"""Tables of pages: labels by name or number, pages by number, and problems with their lines."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from apps.doc_ensemble.data.table import read_table
+from mlcore.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    blank = Image.fromarray(np.full((20, 16), 255, np.uint8))
+    for name in ("a.png", "b.png", "c#2.png", "서류.png"):
+        blank.save(tmp_path / name)
+    blank.save(tmp_path / "m.tif", save_all=True, append_images=[blank] * 2)
+    return tmp_path
+
+
+def table(folder: Path, text: str) -> Path:
+    path = folder / "t.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_names_groups_and_pages(folder: Path) -> None:
+    rows = "image,label,group\na.png,letter,x\nm.tif#3,form,\nm.tif,letter,x\nc#2.png,form,y\n서류.png,계약서,\n"
+    pages, classes = read_table(table(folder, "\ufeff" + rows))
+    assert classes == ("form", "letter", "계약서")
+    assert [page.label for page in pages] == [1, 0, 1, 0, 2]
+    assert [(page.path.name, page.number) for page in pages] == [
+        ("a.png", 0),
+        ("m.tif", 2),
+        ("m.tif", 0),
+        ("c#2.png", 0),
+        ("서류.png", 0),
+    ]
+    assert [page.group for page in pages] == ["x", "", "x", "y", ""]
+    assert pages[1].origin.endswith("t.csv, line 3")
+
+
+def test_numbers_are_sorted_by_value(folder: Path) -> None:
+    pages, classes = read_table(table(folder, "image,label\na.png,10\nb.png,9\nm.tif,2\n"))
+    assert classes == ("2", "9", "10")
+    assert [page.label for page in pages] == [2, 1, 0]
+
+
+def test_validation_keeps_the_order_of_training(folder: Path) -> None:
+    pages, classes = read_table(table(folder, "image,label\na.png,form\n"), classes=("letter", "form"))
+    assert classes == ("letter", "form")
+    assert pages[0].label == 1
+
+
+def test_unknown_class_names_row_and_classes(folder: Path) -> None:
+    path = table(folder, "image,label\na.png,form\nb.png,Letter\n")
+    with pytest.raises(UserError, match=r"t\.csv, line 3: unknown class 'Letter'; did you mean 'letter'.*letter, form"):
+        read_table(path, classes=("letter", "form"))
+
+
+def test_all_problems_at_once(folder: Path) -> None:
+    rows = "image,label\na.png,\nnone.png,x\nm.tif#4,x\nm.tif#0,x\nb.png,x\nb.png,y\n,x\n"
+    with pytest.raises(UserError) as caught:
+        read_table(table(folder, rows))
+    text = str(caught.value)
+    assert "6 problems" in text
+    for part in (
+        "line 2: the label is empty",
+        "line 3: no such file: none.png",
+        "line 4: no page 4 in m.tif, which has 3",
+        "line 5: no page 0 in m.tif",
+        "line 7: the same page as in line 6",
+        "line 8: the path of the image is empty",
+    ):
+        assert part in text
+
+
+def test_damaged_pages_are_named_by_row(folder: Path) -> None:
+    (folder / "bad.tif").write_bytes(b"")
+    with pytest.raises(UserError, match=r"line 2: .*bad\.tif: empty file"):
+        read_table(table(folder, "image,label\nbad.tif#2,x\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,kind\na.png,x\n", "no column label"),
+        ("image,label,label\na.png,x,y\n", "column label is there twice"),
+        ("image,label\n", "no rows below the header"),
+        ("image,label\na.png,x,y\n", "line 2: 3 values"),
+        ('image,label\n"a.png,x\n', "not a CSV table"),
+        ("", "the header is empty"),
+    ],
+)
+def test_tables_that_are_none(folder: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_table(table(folder, text))
+
+
+def test_without_labels(folder: Path) -> None:
+    pages, classes = read_table(table(folder, "image\na.png\nm.tif#2\n"), labelled=False)
+    assert [page.label for page in pages] == [None, None]
+    assert classes == ()
