@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apps.multimodal_ads.build import load_splits
+from apps.multimodal_ads.build import load_splits, rehearsal
 from apps.multimodal_ads.config import AdsConfig
 from apps.multimodal_ads.data.duplicates import check_duplicates, picture_groups
 from apps.multimodal_ads.data.generated import write_generated
@@ -96,9 +96,11 @@ def test_a_run_looks_at_new_pictures_only(tmp_path: Path, monkeypatch: pytest.Mo
         load_splits(AdsConfig.model_validate({"data": data, "features": {"cache_dir": tmp_path / "elsewhere"}}))
 
 
-def test_nothing_is_kept_without_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("trial", [False, True])
+def test_nothing_is_kept_without_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trial: bool) -> None:
     monkeypatch.chdir(tmp_path)
     write_generated(tmp_path / "set", train=24, validation=8, test=8, seed=1)
-    config = AdsConfig.model_validate({"data": {"base_dir": tmp_path / "set"}, "features": {"cache": "off"}})
-    load_splits(config)
+    features = {"cache": "auto" if trial else "off"}
+    config = AdsConfig.model_validate({"data": {"base_dir": tmp_path / "set"}, "features": features})
+    load_splits(rehearsal(config) if trial else config)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
