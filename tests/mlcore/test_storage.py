@@ -179,13 +179,8 @@ def test_unreachable_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
         check_bucket("models")
 
 
-def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+@pytest.mark.usefixtures("no_credentials")
+def test_no_credentials() -> None:
     with pytest.raises(StorageError, match=r"no credentials\. Set AWS_ACCESS_KEY_ID"):
         check_bucket("models")
 

@@ -1,6 +1,5 @@
 """Every script that takes a checkpoint takes the address of one in a bucket, too."""
 
-import os
 import re
 import runpy
 import sys
@@ -58,16 +57,11 @@ def test_a_missing_object_is_a_plain_error(
     assert "error: s3://models/none.pth: no such object in the bucket. Check the key." in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_credentials")
 @pytest.mark.parametrize("app", sorted({script.split("/")[1] for script, _ in FLAGS}))
 def test_resume_says_what_is_missing(
     app: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     address = "s3://models/best_model.pth"
     assert run(f"apps/{app}/train.py", "--demo", "--resume", address, monkeypatch=monkeypatch) == 2
     told = f"{address}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (in .env)."
