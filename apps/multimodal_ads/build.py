@@ -12,7 +12,7 @@ from apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, DataConfig
 from apps.multimodal_ads.data.augment import Augmentation, InTurn, TextDropout
 from apps.multimodal_ads.data.batches import KnownFeatures, Pixels, SampleSource, collate
 from apps.multimodal_ads.data.dataset import AdDataset
-from apps.multimodal_ads.data.duplicates import check_duplicates, duplicate_groups, fingerprints
+from apps.multimodal_ads.data.duplicates import check_duplicates, picture_groups
 from apps.multimodal_ads.data.generated import write_generated
 from apps.multimodal_ads.data.split import stratified_split
 from apps.multimodal_ads.data.statistics import dataset_statistics, statistics_sections
@@ -23,6 +23,7 @@ from apps.multimodal_ads.outputs import Inspector, write_outputs
 from apps.multimodal_ads.spec import SPEC
 from apps.multimodal_ads.task import AdTask, Objective
 from mlcore.assemble import Data, Problem
+from mlcore.data.fingerprints import cache_file
 from mlcore.data.loader import Transform
 from mlcore.distributed import World, broadcast_object
 from mlcore.errors import UserError
@@ -101,7 +102,7 @@ def _export_command(checkpoint: Path, folder: Path) -> list[str]:
 
 
 def load_splits(config: AdsConfig) -> Splits:
-    """The rows that the data section names; every picture is read once, to find equal ones in different splits.
+    """The rows that the data section names; pictures that are not known yet are read, to find equal ones.
 
     Raises:
         UserError: A table is missing or has mistakes, or pictures are in two splits.
@@ -112,7 +113,9 @@ def load_splits(config: AdsConfig) -> Splits:
         return Splits(train=rows["train"], validation=rows["val"], test=rows["test"])
     read = partial(read_table, base_dir=settings.base_dir)
     rows = _complete({name: read(path) for name, path in _tables(settings).items()}, config)
-    notes = check_duplicates(rows, allow=settings.allow_duplicates, max_pixels=_max_pixels(config))
+    notes = check_duplicates(
+        rows, allow=settings.allow_duplicates, max_pixels=_max_pixels(config), cache=_fingerprints(config)
+    )
     for note in notes:
         _log.warning(note)
     return Splits(train=rows["train"], validation=rows["val"], test=rows.get("test"), notes=notes)
@@ -146,13 +149,13 @@ def _complete(tables: Mapping[str, Sequence[AdRow]], config: AdsConfig) -> dict[
     rows, settings = dict(tables), config.data
     if "val" in rows:
         return rows
-    groups = duplicate_groups(fingerprints(rows["train"], max_pixels=_max_pixels(config)))
+    groups = picture_groups(rows["train"], max_pixels=_max_pixels(config), cache=_fingerprints(config))
     train, val, test = stratified_split(
         rows["train"],
         val_fraction=settings.val_fraction,
         test_fraction=0.0 if "test" in rows else settings.test_fraction,
         seed=config.run.seed,
-        groups=groups.tolist(),
+        groups=groups,
     )
     parts = {"train": train, "val": val, "test": test}
     _log.info("the training table is split: %s", ", ".join(f"{name} {len(part)}" for name, part in parts.items()))
@@ -161,6 +164,18 @@ def _complete(tables: Mapping[str, Sequence[AdRow]], config: AdsConfig) -> dict[
 
 def _max_pixels(config: AdsConfig) -> int:
     return round(config.data.max_megapixels * 1e6)
+
+
+def _features(config: AdsConfig) -> Path | None:
+    """Folder of what is computed once for all runs; None: nothing is kept."""
+    return None if config.features.cache == "off" else config.features.cache_dir or _OUTPUTS / "features"
+
+
+def _fingerprints(config: AdsConfig) -> Path | None:
+    """File of what is known of the data set's pictures."""
+    root, settings = _features(config), config.data
+    dataset = settings.base_dir or _tables(settings)["train"].parent
+    return None if root is None else cache_file(root / "fingerprints", dataset)
 
 
 def _overview(splits: Splits, folder: Path) -> list[Section]:
@@ -173,8 +188,8 @@ def _sources(config: AdsConfig, splits: Splits, parts: Parts, *, world: World) -
     named = splits.named()
     pictures: dict[str, KnownFeatures] = {}
     texts: dict[str, KnownFeatures] = {}
-    if config.features.cache == "auto":
-        root = config.features.cache_dir or _OUTPUTS / "features"
+    root = _features(config)
+    if root is not None:
         if parts.vision is not None and parts.vision_is_frozen and config.augmentation.name == "none":
             pictures = picture_features(named, parts, config=config, root=root, world=world)
         if parts.text is not None:

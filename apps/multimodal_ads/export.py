@@ -19,12 +19,13 @@ import sys
 from pathlib import Path
 
 from mlcore.cli.app import guarded
+from mlcore.cli.stored import stored_file
 
 
 def main() -> int:
     """Export, then verify in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_path", type=Path, required=True, help="checkpoint, such as checkpoint_best.ckpt")
+    parser.add_argument("--model_path", type=stored_file, required=True, help="checkpoint: a file, or s3://bucket/key")
     parser.add_argument("--output_dir", type=Path, help="folder of the export (default: export/ in the run folder)")
     parser.add_argument(
         "--verify", action="store_true", help="only compare an export that is there with the checkpoint"

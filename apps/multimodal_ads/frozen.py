@@ -11,7 +11,6 @@ from torch import Tensor
 
 from apps.multimodal_ads.config import AdsConfig, FeaturesConfig
 from apps.multimodal_ads.data.batches import KnownFeatures
-from apps.multimodal_ads.data.images import content_digest, read_image
 from apps.multimodal_ads.data.table import AdRow
 from apps.multimodal_ads.features import FeatureStore, text_digest
 from apps.multimodal_ads.model.assemble import Parts
@@ -19,6 +18,7 @@ from apps.multimodal_ads.model.classifier import given
 from apps.multimodal_ads.model.pooling import AttentionPooling
 from apps.multimodal_ads.text.encoder import TextEncoder
 from apps.multimodal_ads.vision.interface import Processor, Tokens
+from mlcore.data.images import content_digest, read_image
 from mlcore.data.loader import BatchLoader, worker_count
 from mlcore.data.order import EpochOrder
 from mlcore.distributed import World, any_rank, barrier, broadcast_object

@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from apps.multimodal_ads.config import AdsConfig
-from apps.multimodal_ads.data.images import read_image
 from apps.multimodal_ads.data.table import AdRow
 from apps.multimodal_ads.evaluation import ad_sections, probabilities_of, results, threshold_for_f1
 from apps.multimodal_ads.wrong_ones import judge, write_predictions, write_report, wrong_sections
 from mlcore.checkpoint import CheckpointStore
 from mlcore.conclusion import best_checkpoint
 from mlcore.config.dump import to_yaml
+from mlcore.data.images import read_image
 from mlcore.files import atomic_write, ensure_folder, write_json, write_text
 from mlcore.report import Section
 

@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from mlcore.cli.app import guarded
+from mlcore.cli.stored import stored_file
 
 
 def main() -> int:
@@ -22,7 +23,7 @@ def main() -> int:
     )
     add = parser.add_argument
     add("inputs", nargs="*", type=Path, help="images, and folders of images")
-    add("--model_path", type=Path, required=True, help="checkpoint, such as checkpoint_best.ckpt")
+    add("--model_path", type=stored_file, required=True, help="checkpoint: a file, or s3://bucket/key")
     add("--csv", type=Path, help="a table (local_image_path, text_info) instead of inputs")
     add("--base_dir", type=Path, help="with --csv: folder that image paths are relative to (default: the table's)")
     add("--text", default="", help="text of the inputs, the same for all (default: none)")

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from apps.multimodal_ads.data.batches import SampleSource, collate
 from apps.multimodal_ads.data.dataset import AdDataset
-from apps.multimodal_ads.data.images import find_images, read_image
 from apps.multimodal_ads.data.table import AdRow, clean_text, read_table
 from apps.multimodal_ads.evaluation import probabilities_of, split_results
 from apps.multimodal_ads.outputs import write_test_files
 from apps.multimodal_ads.restore import Restored, chosen_threshold, restore
 from mlcore.batch import MicroBatch
 from mlcore.console import setup_logging, with_progress
+from mlcore.data.images import find_images, read_image
 from mlcore.data.loader import BatchLoader, worker_count
 from mlcore.data.order import EpochOrder
 from mlcore.distributed import World, pick_device

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from apps.multimodal_ads.data.duplicates import duplicate_groups, fingerprints
-from apps.multimodal_ads.data.images import find_images, read_image
+from apps.multimodal_ads.data.duplicates import picture_groups
 from apps.multimodal_ads.data.ocr import check_tesseract, recognise
 from apps.multimodal_ads.data.split import stratified_split
 from apps.multimodal_ads.data.table import COLUMNS, LABELS, AdRow, Places, clean_text, failed, read_records
 from mlcore.console import setup_logging, with_progress
+from mlcore.data.images import find_images, read_image
 from mlcore.errors import UserError
 from mlcore.files import ensure_folder, write_text
 
@@ -194,7 +194,7 @@ def _split(parts: dict[str, list[AdRow]], settings: Preparation) -> dict[str, li
     if val_fraction == 0 and test_fraction == 0:
         return {name: parts.get(name, []) for name in _SPLITS}
     rows = parts["train"]
-    groups = duplicate_groups(fingerprints(rows, max_pixels=settings.max_pixels)).tolist()
+    groups = picture_groups(rows, max_pixels=settings.max_pixels)
     drawn = stratified_split(
         rows, val_fraction=val_fraction, test_fraction=test_fraction, seed=settings.seed, groups=groups
     )

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from mlcore.cli.app import guarded
+from mlcore.cli.stored import stored_file
 
 
 def main() -> int:
@@ -19,7 +20,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--model_path", type=Path, required=True, help="checkpoint, such as checkpoint_best.ckpt")
+    add("--model_path", type=stored_file, required=True, help="checkpoint: a file, or s3://bucket/key")
     add("--csv", type=Path, required=True, help="table: columns local_image_path, label, text_info")
     add("--base_dir", type=Path, help="folder that image paths are relative to (default: the table's)")
     add("--output_dir", type=Path, help="where results go (default: test_<table>/ in the run folder)")

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from mlcore.cli.app import guarded
+from mlcore.cli.stored import stored_file
 from mlcore.errors import UserError
 
 _TOLERANCE = 1e-5  # largest difference of a logit, relative to the largest logit
@@ -28,13 +29,16 @@ _SHAPES = ((1, 1), (2, 7), (5, 33))  # batch, length
 def main() -> int:
     """Export, then verify in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_path", type=Path, required=True, help="checkpoint, such as checkpoints/best_model.pth")
+    parser.add_argument("--model_path", type=stored_file, required=True, help="checkpoint: a file, or s3://bucket/key")
     parser.add_argument("--output_dir", type=Path, help="folder of the export (default: export/ in the run folder)")
     parser.add_argument(
         "--verify", action="store_true", help="only compare an export that is there with the checkpoint"
     )
     given = parser.parse_args()
-    folder: Path = given.output_dir or given.model_path.resolve().parent.parent / "export"
+
+    from mlcore.restore import run_folder  # after parsing: torch takes seconds to import
+
+    folder: Path = given.output_dir or run_folder(given.model_path) / "export"
     if given.verify:
         return verify(given.model_path, folder)
     export(given.model_path, folder)

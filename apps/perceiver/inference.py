@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from mlcore.cli.app import guarded
+from mlcore.cli.stored import stored_file
 
 _SETTINGS = "Any setting of the run's sections data and run can be changed: --data_dir DIR, data_dir=DIR, device=cpu."
 
@@ -27,7 +28,7 @@ def main() -> int:
         usage="%(prog)s --model_path FILE [flags] [--setting VALUE | setting=VALUE ...]",
     )
     add = parser.add_argument
-    add("--model_path", type=Path, required=True, help="checkpoint, such as checkpoints/best_model.pth")
+    add("--model_path", type=stored_file, required=True, help="checkpoint: a file, or s3://bucket/key")
     add("--split", choices=["val", "test", "train"], default="val", help="part of the data (default: val)")
     add("--analyze", action="store_true", help="also figures per class, every prediction, and a report")
     add("--output_dir", type=Path, help="folder of the results (default: evaluation_<split>/ in the run folder)")

@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from mlcore.cli.app import guarded
+from mlcore.cli.stored import stored_file
 
 
 def main() -> int:
@@ -22,7 +23,7 @@ def main() -> int:
     )
     add = parser.add_argument
     add("inputs", type=Path, nargs="+", metavar="INPUT", help="files and folders, see above")
-    add("--model_path", type=Path, required=True, help="checkpoint, such as checkpoints/best_model.pth")
+    add("--model_path", type=stored_file, required=True, help="checkpoint: a file, or s3://bucket/key")
     add("--output", type=Path, default=Path("predictions.csv"), help="file to write (default: predictions.csv)")
     add("--on_bad_sample", choices=["error", "skip"], default="error", help="skip: leave it out, name and count it")
     add("--batch_size", type=int, help="samples per batch (default: that of the run's evaluations)")

@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 
 from mlcore.cli.app import guarded
+from mlcore.cli.stored import stored_file
 
 
 def main() -> int:
@@ -23,7 +24,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--encoder", type=Path, required=True, metavar="FILE", help="sam_encoder.pth of a training run")
+    add("--encoder", type=stored_file, required=True, metavar="FILE", help="sam_encoder.pth of a training run")
     add("--image", type=Path, required=True, metavar="FILE", help=".nii, .nii.gz, .npy, .npz or .pkl")
     add("--prompt", default="Question: is there a haemorrhage? Answer:", help="text that the answer continues")
     language = parser.add_mutually_exclusive_group()

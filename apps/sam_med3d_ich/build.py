@@ -22,6 +22,7 @@ from apps.sam_med3d_ich.restore import describe, make_model, make_segmenter
 from apps.sam_med3d_ich.task import IchTask, MaskLoss
 from mlcore import losses
 from mlcore.assemble import Data, Problem
+from mlcore.cli.stored import stored_file
 from mlcore.distributed import World, barrier
 from mlcore.errors import UserError
 from mlcore.optim import GroupRule
@@ -98,7 +99,7 @@ def _load_weights(model: IchModel, settings: ModelConfig) -> list[str]:
     """Load the weights to start from; returns warnings."""
     if settings.weights == "none":
         return []
-    path = fetch_released() if settings.weights == "hub" else Path(settings.weights)
+    path = fetch_released() if settings.weights == "hub" else stored_file(settings.weights)
     weights = read_weights(path)
     if settings.interpolate_positions:
         weights = resize_tables(weights, model.sam)

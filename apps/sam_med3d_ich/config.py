@@ -75,7 +75,7 @@ class ModelConfig(Section):
     weights: str = field(
         "hub",
         "Start: hub (the released sam_med3d_turbo.pth: the file that SAM_MED3D_WEIGHTS names, or from Hugging Face), "
-        "a checkpoint file, or none (random)",
+        "a checkpoint (a file or s3://bucket/key), or none (random)",
         min_length=1,
     )
     allow_partial_weights: bool = field(

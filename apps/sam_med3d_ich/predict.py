@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from mlcore.cli.app import guarded
+from mlcore.cli.stored import stored_file
 
 
 def main() -> int:
@@ -22,7 +23,7 @@ def main() -> int:
     )
     add = parser.add_argument
     add("inputs", nargs="*", type=Path, help="volumes, and folders of volumes")
-    add("--model_path", type=Path, required=True, help="checkpoint, such as checkpoints/best_model.pth")
+    add("--model_path", type=stored_file, required=True, help="checkpoint: a file, or s3://bucket/key")
     add("--output_dir", type=Path, default=Path("predictions"), help="where masks and tables go (default: predictions)")
     add("--csv", type=Path, help="a table of cases (path,ich,patient_id) instead of inputs")
     add("--mask_dir", type=Path, help="with --csv: the true masks, to compare with")

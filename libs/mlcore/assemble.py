@@ -10,6 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from mlcore.checkpoint import CheckpointStore
+from mlcore.config.dump import to_values
 from mlcore.config.sections import CheckpointConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
 from mlcore.data.loader import BatchLoader, Collate, Prepare, SizedDataset, Transform, worker_count
 from mlcore.data.order import EpochOrder
@@ -21,8 +22,12 @@ from mlcore.progress import Cadence, Limits, Monitor
 from mlcore.report import Section
 from mlcore.schedules import Plateau, lr_table
 from mlcore.task import Task
-from mlcore.trackers.base import Tracker
-from mlcore.trainer import Trainer
+from mlcore.trackers.base import Tracker, Trackers
+from mlcore.trackers.console import ConsoleTracker
+from mlcore.trackers.table import TableTracker, read_history
+from mlcore.trackers.tensorboard import TensorBoardTracker
+from mlcore.trackers.wandb import RUN_ID, WandbTracker
+from mlcore.trainer import Trainer, unwrap
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +109,7 @@ def build_trainer(
     folder: Path | None = None,
     tracker: Tracker | None = None,
     extra: Mapping[str, Any] | None = None,
+    on_saved: Callable[[Path], None] | None = None,
 ) -> Trainer:
     """A trainer for `problem` as `config` describes.
 
@@ -114,6 +120,7 @@ def build_trainer(
         folder: Where checkpoints go; None saves none.
         tracker: Where figures go.
         extra: Plain values every checkpoint carries.
+        on_saved: See `CheckpointStore`.
     """
     settings = config.train
     loader = train_loader(config, problem, world=world)
@@ -140,7 +147,7 @@ def build_trainer(
         cadence=_cadence(config),
         monitor=monitor,
         accumulation=settings.gradient_accumulation_steps,
-        store=None if folder is None else _store(config.checkpoint, folder),
+        store=None if folder is None else _store(config.checkpoint, folder, on_saved),
         tracker=tracker,
         plateau=_plateau(config.scheduler, monitor),
         max_bad_steps=settings.max_bad_steps,
@@ -245,8 +252,8 @@ def _cadence(config: CoreConfig) -> Cadence:
     )
 
 
-def _store(settings: CheckpointConfig, folder: Path) -> CheckpointStore:
-    return CheckpointStore(folder, keep_last=settings.keep_last, asynchronous=settings.async_save)
+def _store(settings: CheckpointConfig, folder: Path, on_saved: Callable[[Path], None] | None) -> CheckpointStore:
+    return CheckpointStore(folder, keep_last=settings.keep_last, asynchronous=settings.async_save, on_saved=on_saved)
 
 
 def _plateau(settings: SchedulerConfig, monitor: Monitor) -> Plateau | None:
@@ -255,6 +262,48 @@ def _plateau(settings: SchedulerConfig, monitor: Monitor) -> Plateau | None:
     given = settings.params()
     return Plateau(
         mode=given.get("mode", monitor.mode), factor=given.get("factor", 0.1), patience=given.get("patience", 10)
+    )
+
+
+def build_tracker(config: Any, *, app: str, folder: Path, resume_step: int | None, known: Mapping[str, str]) -> Tracker:
+    """The trackers that a run's figures go to.
+
+    Args:
+        config: The app's configuration.
+        app: Its name.
+        folder: The run folder.
+        resume_step: Step from which the run goes on; None for a new one.
+        known: `Tracker.state` of the run that goes on.
+    """
+    settings = config.tracking
+    starters: dict[str, Callable[[], Tracker]] = {
+        "table": lambda: TableTracker(folder, resume_step=resume_step),
+        "console": ConsoleTracker,
+    }
+    if settings.tensorboard:
+        starters["TensorBoard"] = lambda: TensorBoardTracker(folder / "tensorboard", resume_step=resume_step)
+    if settings.use_wandb and settings.wandb_mode != "disabled":
+        starters["W&B"] = lambda: WandbTracker(
+            folder,
+            project=settings.wandb_project or app,
+            entity=settings.wandb_entity,
+            name=f"{folder.parent.name}/{folder.name}",
+            config=to_values(config),
+            mode=settings.wandb_mode,
+            run_id=known.get(RUN_ID),
+            history=[] if resume_step is None else read_history(folder),
+        )
+    return Trackers(starters, state=dict(known))
+
+
+def describe(trainer: Trainer) -> str:
+    """What will be trained on what, in one line."""
+    parameters = sum(p.numel() for p in unwrap(trainer.engine.model).parameters() if p.requires_grad)
+    validation = 0 if trainer.evaluator is None else len(trainer.evaluator)
+    world = trainer.engine.world
+    return (
+        f"{parameters:,} trainable parameters, {trainer.loader.order.size} training and {validation} validation "
+        f"samples, {trainer.total_steps} steps, on {world.device}{f' x {world.size}' if world.size > 1 else ''}"
     )
 
 

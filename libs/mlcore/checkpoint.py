@@ -16,7 +16,7 @@ import shutil
 import uuid
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -144,13 +144,22 @@ class CheckpointStore:
         folder: Where they live; created when the first one is saved.
         keep_last: How many of the newest step files stay; best and milestone files always stay.
         asynchronous: Let a thread write while training goes on.
+        on_saved: Called, in that thread, with each name (latest, best, milestone) that has moved to a new state.
     """
 
     LATEST = "latest_model.pth"
     BEST = "best_model.pth"
 
-    def __init__(self, folder: Path, *, keep_last: int = 2, asynchronous: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep_last: int = 2,
+        asynchronous: bool = True,
+        on_saved: Callable[[Path], None] | None = None,
+    ) -> None:
         self.folder = Path(folder)
+        self._on_saved = on_saved
         self._keep_last = max(1, keep_last)
         self._snapshot = _Snapshot()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if asynchronous else None
@@ -198,13 +207,14 @@ class CheckpointStore:
         path = self.folder / f"step_{step:08d}.pth"
         save_checkpoint(path, state)
         # Only now, with the file safe, may names move and old files go.
-        _link(path, self.folder / self.LATEST)
-        if best:
-            _link(path, self.folder / self.BEST)
-        if milestone is not None:
-            _link(path, self.folder / f"{milestone}.pth")
+        names = [self.LATEST, *([self.BEST] if best else []), *([] if milestone is None else [f"{milestone}.pth"])]
+        for name in names:
+            _link(path, self.folder / name)
         for old in self.step_files()[self._keep_last :]:
             old.unlink(missing_ok=True)
+        if self._on_saved is not None:
+            for name in names:
+                self._on_saved(self.folder / name)
 
     def step_files(self) -> list[Path]:
         """The files of single steps, newest step first."""

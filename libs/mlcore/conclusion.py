@@ -17,6 +17,7 @@ from mlcore.diagnose import peak_memory_bytes
 from mlcore.distributed import barrier
 from mlcore.evaluator import Evaluator
 from mlcore.files import write_json
+from mlcore.mirror import Copied
 from mlcore.plots.curves import plot_panels
 from mlcore.plots.runs import Bar, plot_runs
 from mlcore.progress import Monitor, Outcome
@@ -58,6 +59,7 @@ class Conclusion:
         monitor: The metric that chose the best checkpoint.
         config: The resolved configuration, nested.
         demo: Whether it was the demo.
+        copied: Where its copy in a bucket is and what that lacks; None for no copy.
     """
 
     title: str
@@ -67,6 +69,7 @@ class Conclusion:
     monitor: Monitor
     config: Mapping[str, Any]
     demo: bool
+    copied: Copied | None
 
 
 def judge(trainer: Trainer, problem: Problem, *, config: CoreConfig, folder: Path, checkpoints: Path) -> Verdict:
@@ -119,6 +122,7 @@ def write_conclusion(end: Conclusion, problem: Problem, *, folder: Path, device:
         "progress": asdict(now),
         "skipped_steps": end.outcome.skipped,
         "demo": end.demo,
+        "copied": None if end.copied is None else asdict(end.copied),
     }
     write_json(folder / _SUMMARY, summary)
     if problem.finish is not None:
@@ -127,7 +131,7 @@ def write_conclusion(end: Conclusion, problem: Problem, *, folder: Path, device:
         title=end.title,
         subtitle=f"{end.outcome.status} after {now.epoch} epochs; best at step {now.best_step} of {now.step}",
         headlines=_headlines(results, monitor.metric),
-        warnings=[*_demo_warning(end), *problem.notes, *_skip_warning(end.outcome)],
+        warnings=[*_demo_warning(end), *problem.notes, *_skip_warning(end.outcome), *_copy_warning(end, folder)],
         sections=[
             *_curves(folder, monitor.metric),
             *_comparison(end, folder),
@@ -140,6 +144,7 @@ def write_conclusion(end: Conclusion, problem: Problem, *, folder: Path, device:
             **describe_environment(device),
             "training time": format_duration(now.seconds),
             "peak memory": f"{peak_memory_bytes(device) / 2**30:.2f} GiB",
+            **({} if end.copied is None else {"copy": end.copied.to}),
         },
     )
     path = write_report(folder, report=report)
@@ -228,3 +233,7 @@ def _skip_warning(outcome: Outcome) -> list[str]:
     if not outcome.skipped:
         return []
     return [f"{outcome.skipped} training steps were skipped because the loss or a gradient was not finite."]
+
+
+def _copy_warning(end: Conclusion, folder: Path) -> list[str]:
+    return [] if end.copied is None or not end.copied.missing else [end.copied.complaint(folder)]

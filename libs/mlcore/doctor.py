@@ -22,7 +22,7 @@ import psutil
 from mlcore.env import load_env, mask_text, wandb_key_source
 from mlcore.errors import UserError
 from mlcore.files import ensure_folder, format_bytes, free_bytes
-from mlcore.storage import check_bucket
+from mlcore.storage import check_bucket, to_address
 
 __all__ = ["DEADLINE", "Check", "CheckFunction", "check_system", "exit_code", "format_checks"]
 
@@ -63,11 +63,14 @@ class Check:
 CheckFunction = Callable[[], list[Check]]
 
 
-def check_system(output_folder: Path, *, extra: Sequence[CheckFunction] = ()) -> list[Check]:
+def check_system(
+    output_folder: Path, *, upload_to: str | None = None, extra: Sequence[CheckFunction] = ()
+) -> list[Check]:
     """Look at everything training needs.
 
     Args:
         output_folder: Where runs will be written.
+        upload_to: Bucket, or s3://bucket/prefix, to which they will be copied; None for none.
         extra: Further checks, such as an app's own; one that raises counts as failed.
 
     Returns:
@@ -85,7 +88,7 @@ def check_system(output_folder: Path, *, extra: Sequence[CheckFunction] = ()) ->
         _check_wandb,
     ]
     _check_env_file()  # before all others, which read the variables it brings
-    network = [("S3", _check_s3), ("Model hub", _check_hub)]
+    network: list[tuple[str, CheckFunction]] = [("S3", lambda: _check_s3(upload_to)), ("Model hub", _check_hub)]
     results: dict[int, list[Check]] = {}
     tasks = [*local, *(check for _, check in network)]
     threads = [threading.Thread(target=_run, args=(i, task, results), daemon=True) for i, task in enumerate(tasks)]
@@ -231,17 +234,16 @@ def _check_wandb() -> list[Check]:
     return [Check("W&B", "ok", f"installed, key from {source}")]
 
 
-def _check_s3() -> list[Check]:
-    bucket = os.environ.get("S3_BUCKET_NAME")
-    if not bucket:
-        return [Check("S3", "ok", "not used (S3_BUCKET_NAME is not set)")]
+def _check_s3(upload_to: str | None) -> list[Check]:
+    if upload_to is None:
+        return [Check("S3", "ok", "not used (neither S3_BUCKET_NAME nor --upload_to is set)")]
     if importlib.util.find_spec("boto3") is None:
         return [Check("S3", "warn", "boto3 is not installed", "pip install -r requirements/base.txt")]
     try:
-        check_bucket(bucket, timeout=3.0)
+        check_bucket(upload_to, timeout=3.0)
     except UserError as error:
-        return [Check("S3", "warn", str(error), "Models stay on the local disk until this is mended.")]
-    return [Check("S3", "ok", f"bucket {bucket} answers")]
+        return [Check("S3", "warn", str(error), "Runs stay on the local disk alone until this is mended.")]
+    return [Check("S3", "ok", f"bucket answers, runs are copied to {to_address(upload_to)}")]
 
 
 def _check_hub() -> list[Check]:

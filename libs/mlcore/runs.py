@@ -51,7 +51,12 @@ class RunFolder:
 
 
 def choose_run_folder(
-    root: Path, *, config: Mapping[str, Any], output_dir: Path | None = None, resume: str = "auto"
+    root: Path,
+    *,
+    config: Mapping[str, Any],
+    output_dir: Path | None = None,
+    resume: str = "auto",
+    start: Path | None = None,
 ) -> RunFolder:
     """Decide where a run lives and what it continues from.
 
@@ -62,10 +67,13 @@ def choose_run_folder(
         resume: "auto" continues the newest unfinished run of the same configuration (or whatever is in `output_dir`);
             "never" starts anew; the path of a run folder (or of its latest checkpoint) continues there; the path of
             any other checkpoint starts a new run from it.
+        start: A checkpoint from which a new run starts, whatever `resume` is and wherever it lies.
 
     Raises:
         UserError: `resume` names nothing, or "never" would overwrite a run.
     """
+    if start is not None:
+        return RunFolder(output_dir or _fresh(root), checkpoint=start, resume=True)
     if resume not in ("auto", "never"):
         return _named(Path(resume), root, output_dir)
     if output_dir is not None:
@@ -187,13 +195,17 @@ class RunRecord:
         }
         write_json(self.folder / "run.json", self._record)
 
-    def close(self, *, status: str) -> None:
-        """Note how the run ended and release the folder; a new folder whose run never started goes again."""
-        if self._record:
+    def end(self, *, status: str) -> None:
+        """Note how the run ended, once; the folder stays locked for what is still to be done in it."""
+        if self._record and "ended" not in self._record:
             self._record.update(status=status, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
             with contextlib.suppress(UserError):  # a full disk must not hide why the run ended
                 write_json(self.folder / "run.json", self._record)
-        elif self._made:
+
+    def close(self, *, status: str) -> None:
+        """Note how the run ended and release the folder; a new folder whose run never started goes again."""
+        self.end(status=status)
+        if not self._record and self._made:
             shutil.rmtree(self.folder, ignore_errors=True)  # nothing of worth is in it
             with contextlib.suppress(OSError):  # nor in the folders above it, unless another run came meanwhile
                 for path in self._made[1:]:

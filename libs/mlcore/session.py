@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from mlcore.assemble import CoreConfig, Problem, build_trainer, configure_torch
+from mlcore.assemble import CoreConfig, Problem, build_tracker, build_trainer, configure_torch, describe
 from mlcore.checkpoint import CheckpointError, CheckpointStore, State, inference_weights, load_checkpoint
 from mlcore.cli.spec import Invocation
+from mlcore.cli.stored import stored_file
 from mlcore.conclusion import Conclusion, Results, judge, read_results, write_conclusion
 from mlcore.config.dump import to_values, to_yaml
 from mlcore.config.section import Section as ConfigSection
@@ -25,18 +26,16 @@ from mlcore.errors import UserError
 from mlcore.evaluator import Predictions
 from mlcore.files import write_text
 from mlcore.lr_finder import find_learning_rate
+from mlcore.mirror import Copied, RunMirror, run_key
 from mlcore.plots.curves import plot_lr_finder
 from mlcore.progress import Outcome
 from mlcore.report import Picture
 from mlcore.runs import RunFolder, RunRecord, choose_run_folder, code_version, config_differences
 from mlcore.seeding import seed_everything
+from mlcore.storage import is_remote, to_address
 from mlcore.task import check_facts
 from mlcore.trackers.base import Tracker, Trackers
-from mlcore.trackers.console import ConsoleTracker
-from mlcore.trackers.table import TableTracker, read_history
-from mlcore.trackers.tensorboard import TensorBoardTracker
-from mlcore.trackers.wandb import RUN_ID, WandbTracker
-from mlcore.trainer import Trainer, unwrap
+from mlcore.trainer import Trainer
 
 _log = logging.getLogger(__name__)
 
@@ -91,46 +90,72 @@ def run(app: App[Any], invocation: Invocation[Any]) -> int:
     load_env()
     config = invocation.config
     if invocation.action == "test":
-        checks = check_system(Path("outputs"), extra=app.checks)
+        checks = check_system(Path("outputs"), upload_to=config.checkpoint.upload_to, extra=app.checks)
         print(format_checks(checks))
         return exit_code(checks)
     with start_world(config.run.device) as world:
         configure_torch(config)
         seed_everything(config.run.seed, rank=world.rank, deterministic=config.run.deterministic)
-        if invocation.action == "dry_run":
-            setup_logging(is_main=world.is_main)
-            return dry_run(config, _trial(app, config, world), world=world, extra=_identity(app, config))
         setup_logging(is_main=world.is_main)  # what is said about the choice of the folder is shown, too
-        folder = broadcast_object(_choose_folder(app, invocation) if world.is_main else None)
-        record = RunRecord(folder.path) if world.is_main else None
-        setup_logging(log_file=folder.path / "train.log", is_main=world.is_main)
-        status = "failed"
-        try:
-            if invocation.composed.demo:
-                _say_demo(app, invocation)
-            if invocation.action == "lr_find":
-                if record is not None:
-                    record.start(to_values(config))
-                status = _find_rate(app, config, world=world, folder=folder.path)
-            else:
-                name = _run_name(app, invocation)
-                status = _Session(app, invocation, name=name, world=world, folder=folder, record=record).train()
-        except BaseException:
-            _log.debug("the run failed", exc_info=True)
-            raise
-        finally:
-            if record is not None:
-                record.close(status=status)
+        if invocation.action == "dry_run":
+            return dry_run(config, _trial(app, config, world), world=world, extra=_identity(app, config))
+        status = _run_in_folder(app, invocation, world)
     return EXIT_INTERRUPTED if status == "interrupted" else 0
+
+
+def _run_in_folder(app: App[Any], invocation: Invocation[Any], world: World) -> str:
+    """Choose the folder, hold it, and train or try learning rates there; returns the status."""
+    folder = broadcast_object(_choose_folder(app, invocation) if world.is_main else None)
+    record = RunRecord(folder.path) if world.is_main else None
+    setup_logging(log_file=folder.path / "train.log", is_main=world.is_main)
+    status, session = "failed", None
+    try:
+        if invocation.composed.demo:
+            _say_demo(app, invocation)
+        if invocation.action == "lr_find":
+            if record is not None:
+                record.start(to_values(invocation.config))
+            status = _find_rate(app, invocation.config, world=world, folder=folder.path)
+        else:
+            mirror = _mirror(app, invocation, folder.path) if world.is_main else None
+            name = _run_name(app, invocation)
+            session = _Session(app, invocation, name=name, world=world, folder=folder, record=record, mirror=mirror)
+            status = session.train()
+    except BaseException:
+        _log.debug("the run failed", exc_info=True)
+        raise
+    finally:
+        if record is not None:
+            record.end(status=status)  # before it is copied
+            if session is not None:
+                session.finish_copy(status)
+            record.close(status=status)
+    return status
 
 
 def _choose_folder(app: App[Any], invocation: Invocation[Any]) -> RunFolder:
     config = invocation.config
-    root = (app.root or Path("outputs") / app.name) / _run_name(app, invocation)
+    root = _root(app) / _run_name(app, invocation)
     resume = config.run.resume
     if invocation.action == "lr_find":  # a trial leaves other runs alone
         root, resume = root / "lr_find", "never"
-    return choose_run_folder(root, config=to_values(config), output_dir=config.run.output_dir, resume=resume)
+    start = stored_file(resume) if is_remote(resume) else None
+    return choose_run_folder(
+        root, config=to_values(config), output_dir=config.run.output_dir, resume=resume, start=start
+    )
+
+
+def _root(app: App[Any]) -> Path:
+    return app.root or Path("outputs") / app.name
+
+
+def _mirror(app: App[Any], invocation: Invocation[Any], folder: Path) -> RunMirror | None:
+    """The run's copy in a bucket, if one is wanted."""
+    place: str | None = invocation.config.checkpoint.upload_to
+    if place is None:
+        return None
+    key = run_key(folder, root=_root(app), name=_run_name(app, invocation))
+    return RunMirror(folder, f"{to_address(place)}/{app.name}/{key}")
 
 
 def _run_name(app: App[Any], invocation: Invocation[Any]) -> str:
@@ -180,6 +205,7 @@ class _Session:
         world: World,
         folder: RunFolder,
         record: RunRecord | None,
+        mirror: RunMirror | None,
     ) -> None:
         self._app = app
         self._name = name
@@ -188,7 +214,9 @@ class _Session:
         self._world = world
         self._place = folder
         self._record = record
+        self._mirror = mirror
         self._folder = folder.path
+        self._written: tuple[Conclusion, Problem] | None = None
 
     def train(self) -> str:
         """Train (or go on training), judge the best checkpoint, write the report; returns the status."""
@@ -199,6 +227,7 @@ class _Session:
             world=self._world,
             folder=self._place.checkpoints,
             extra=_identity(self._app, self._config),
+            on_saved=None if self._mirror is None else self._mirror.submit,
         )
         resumed = self._resumed_state()
         self._take_over(trainer, problem, resumed)  # what does not fit is refused before any file of the run is touched
@@ -210,7 +239,9 @@ class _Session:
             if self._record is not None:
                 self._record.start(to_values(self._config))
                 write_text(self._folder / "config.yaml", to_yaml(self._config, self._invocation.composed.sources))
-            self._announce(trainer)
+            if self._mirror is not None:
+                self._mirror.begin()
+            _log.info("%s: %s", self._folder, describe(trainer))
             outcome = trainer.fit()
             if outcome.status == "interrupted":
                 status = outcome.status
@@ -267,40 +298,13 @@ class _Session:
     def _tracker(self, state: State | None) -> Tracker:
         if not self._world.is_main:
             return Trackers({})
-        settings, folder = self._config.tracking, self._folder
-        resume_step = None if state is None else int(state["progress"]["step"])
         branch = self._place.checkpoint is not None  # a branch is a run of its own for trackers, too
-        known = {} if state is None or branch else dict(state["tracker"])
-        starters: dict[str, Callable[[], Tracker]] = {
-            "table": lambda: TableTracker(folder, resume_step=resume_step),
-            "console": ConsoleTracker,
-        }
-        if settings.tensorboard:
-            starters["TensorBoard"] = lambda: TensorBoardTracker(folder / "tensorboard", resume_step=resume_step)
-        if settings.use_wandb and settings.wandb_mode != "disabled":
-            starters["W&B"] = lambda: WandbTracker(
-                folder,
-                project=settings.wandb_project or self._app.name,
-                entity=settings.wandb_entity,
-                name=f"{folder.parent.name}/{folder.name}",
-                config=to_values(self._config),
-                mode=settings.wandb_mode,
-                run_id=known.get(RUN_ID),
-                history=[] if resume_step is None else read_history(folder),
-            )
-        return Trackers(starters, state=known)
-
-    def _announce(self, trainer: Trainer) -> None:
-        parameters = sum(p.numel() for p in unwrap(trainer.engine.model).parameters() if p.requires_grad)
-        _log.info(
-            "%s: %s trainable parameters, %d training and %d validation samples, %d steps, on %s%s",
-            self._folder,
-            f"{parameters:,}",
-            trainer.loader.order.size,
-            0 if trainer.evaluator is None else len(trainer.evaluator),
-            trainer.total_steps,
-            self._world.device,
-            f" x {self._world.size}" if self._world.size > 1 else "",
+        return build_tracker(
+            self._config,
+            app=self._app.name,
+            folder=self._folder,
+            resume_step=None if state is None else int(state["progress"]["step"]),
+            known={} if state is None or branch else state["tracker"],
         )
 
     def _picture_logger(
@@ -333,6 +337,7 @@ class _Session:
             monitor=trainer.monitor,
             config=to_values(self._config),
             demo=self._invocation.composed.demo,
+            copied=None if self._mirror is None else Copied(self._mirror.address, {}),
         )
         self._write(end, problem)
         return end
@@ -340,7 +345,17 @@ class _Session:
     def _write(self, end: Conclusion, problem: Problem) -> None:
         if self._world.is_main:
             write_conclusion(end, problem, folder=self._folder, device=self._world.device)
+        self._written = end, problem
         barrier()
+
+    def finish_copy(self, status: str) -> None:
+        """Wait a while for the copy in the bucket; summary and report tell what it lacks."""
+        if self._mirror is None:
+            return
+        copied = self._mirror.close(status=status)
+        if copied.missing and self._written is not None:
+            end, problem = self._written
+            write_conclusion(replace(end, copied=copied), problem, folder=self._folder, device=self._world.device)
 
     def _compare(self, end: Conclusion, problem: Problem) -> str:
         """Train the app's variants, if it has any, and add the comparison; returns the status."""
@@ -375,8 +390,9 @@ class _Session:
         invocation = replace(self._invocation, composed=replace(self._invocation.composed, config=config))
         status = "failed"
         try:
-            session = _Session(app, invocation, name=name, world=self._world, folder=place, record=record)
-            status = session.train()
+            status = _Session(
+                app, invocation, name=name, world=self._world, folder=place, record=record, mirror=self._mirror
+            ).train()
         finally:
             if record is not None:
                 record.close(status=status)

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO
 from mlcore.errors import UserError
 from mlcore.files import atomic_write, ensure_folder
 
-__all__ = ["StorageError", "check_bucket", "fetch", "is_remote", "upload"]
+__all__ = ["StorageError", "check_bucket", "fetch", "is_remote", "to_address", "upload"]
 
 _SCHEME = "s3://"
 _PART = 64 << 20  # bytes; S3 takes up to 10,000 parts, so files up to 640 GB
@@ -66,6 +67,11 @@ def is_remote(uri: str | Path) -> bool:
     return str(uri).startswith(_SCHEME)
 
 
+def to_address(text: str) -> str:
+    """`s3://bucket` or `s3://bucket/prefix` of what a user calls a place: the same, or without `s3://`."""
+    return _SCHEME + text.removeprefix(_SCHEME).strip("/")
+
+
 def fetch(uri: str | Path, *, cache_dir: Path) -> Path:
     """A local file with the content of `uri`.
 
@@ -84,10 +90,7 @@ def fetch(uri: str | Path, *, cache_dir: Path) -> Path:
     path = Path(cache_dir) / source.bucket / source.key
     with _explained(source):
         client = _client()
-        head = client.head_object(Bucket=source.bucket, Key=source.key)
-        # HTTP does not keep the case of header names; an object from another program has no such entry.
-        expected = {name.lower(): value for name, value in head["Metadata"].items()}.get("sha256")
-        size = int(head["ContentLength"])
+        size, expected = _stored(client, source)
         if expected is not None and path.is_file() and path.stat().st_size == size and _sha256(path) == expected:
             return path
         ensure_folder(path.parent)
@@ -102,13 +105,16 @@ def fetch(uri: str | Path, *, cache_dir: Path) -> Path:
     return path
 
 
-def upload(path: Path, uri: str | Path, *, threads: bool = True) -> None:
+def upload(path: Path, uri: str | Path, *, threads: bool = True, attempts: int = 4) -> None:
     """Copy the local file `path` to `uri`, where it appears only when complete; `path` itself is only read.
+
+    An object with the same checksum is not sent again.
 
     Args:
         path: The file.
         uri: `s3://bucket/key`, or a local path, whose folder is created.
         threads: Send the parts of a large file side by side (faster, but the process cannot end in the middle).
+        attempts: Of each request. More than one draws from Python's global generator, for the pauses in between.
 
     Raises:
         UserError: `path` does not exist, `uri` is malformed, or the target's disk is full.
@@ -126,34 +132,54 @@ def upload(path: Path, uri: str | Path, *, threads: bool = True) -> None:
             with atomic_write(Path(uri), size=size) as file:
                 shutil.copyfileobj(source, file, 1 << 20)
             return
-        _send(source, _parse(str(uri)), size=size, threads=threads)
+        target = _parse(str(uri))
+        checksum = hashlib.file_digest(source, "sha256").hexdigest()
+        source.seek(0)
+        with _explained(target):
+            client = _client(attempts=attempts)
+            if not _has(client, target, size=size, checksum=checksum):
+                _send(client, source, target, size=size, checksum=checksum, threads=threads)
 
 
-def check_bucket(bucket: str, *, timeout: float = 3.0) -> None:
-    """Ask the server once whether `bucket` exists and may be used.
+def check_bucket(place: str, *, timeout: float = 3.0) -> None:
+    """Ask the server once whether the bucket of `place` (see `to_address`) exists and may be used.
 
     Raises:
         StorageError: It does not, may not, or no answer came within `timeout` seconds per attempt to connect and read.
     """
+    bucket = to_address(place).removeprefix(_SCHEME).partition("/")[0]
     with _explained(_Object(bucket, "")):
         _client(attempts=1, timeout=timeout).head_bucket(Bucket=bucket)
 
 
-def _send(source: BinaryIO, target: _Object, *, size: int, threads: bool) -> None:
-    """Upload an open file of `size` bytes."""
-    checksum = hashlib.file_digest(source, "sha256").hexdigest()  # type: ignore[arg-type]
-    source.seek(0)
-    with _explained(target):
-        client = _client()
-        extra = {"Metadata": {"sha256": checksum}}
-        client.upload_fileobj(source, target.bucket, target.key, ExtraArgs=extra, Config=_transfer(threads=threads))
-        stored = client.head_object(Bucket=target.bucket, Key=target.key)
-    if int(stored["ContentLength"]) != size:
+def _send(client: Any, source: BinaryIO, target: _Object, *, size: int, checksum: str, threads: bool) -> None:
+    """Upload an open file."""
+    extra = {"Metadata": {"sha256": checksum}}
+    client.upload_fileobj(source, target.bucket, target.key, ExtraArgs=extra, Config=_transfer(threads=threads))
+    kept, _ = _stored(client, target)
+    if kept != size:
         raise StorageError(
-            f"{target}: the server keeps {stored['ContentLength']} bytes of {size}. It may not understand streamed "
+            f"{target}: the server keeps {kept} bytes of {size}. It may not understand streamed "
             "checksums: set AWS_REQUEST_CHECKSUM_CALCULATION=when_required and try again.",
             passing=True,
         )
+
+
+def _stored(client: Any, where: _Object) -> tuple[int, str | None]:
+    """Size in bytes and SHA-256 of an object; None for one that another program has put there."""
+    head = client.head_object(Bucket=where.bucket, Key=where.key)
+    metadata = {name.lower(): value for name, value in head["Metadata"].items()}  # HTTP does not keep the case
+    return int(head["ContentLength"]), metadata.get("sha256")
+
+
+def _has(client: Any, where: _Object, *, size: int, checksum: str) -> bool:
+    """Whether the bucket is known to have these bytes."""
+    from botocore.exceptions import ClientError
+
+    try:
+        return _stored(client, where) == (size, checksum)
+    except ClientError:  # not there; without the right to list, that is told as "denied"
+        return False
 
 
 def _parse(uri: str) -> _Object:
@@ -169,8 +195,20 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _client(*, attempts: int = 4, timeout: float = 20.0) -> Any:
+_kept = threading.local()
+
+
+def _session() -> Any:
+    """This thread's session (one takes a tenth of a second to make), a new one where the environment has changed."""
     import boto3
+
+    variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    if getattr(_kept, "variables", None) != variables:
+        _kept.session, _kept.variables = boto3.session.Session(), variables
+    return _kept.session
+
+
+def _client(*, attempts: int = 4, timeout: float = 20.0) -> Any:
     from botocore.config import Config
 
     config = Config(
@@ -178,7 +216,7 @@ def _client(*, attempts: int = 4, timeout: float = 20.0) -> Any:
         connect_timeout=min(timeout, 5.0),
         read_timeout=timeout,
     )
-    return boto3.session.Session().client("s3", config=config)
+    return _session().client("s3", config=config)
 
 
 def _transfer(*, threads: bool) -> Any:
@@ -196,6 +234,7 @@ def _explained(target: _Object) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
+        _kept.variables = None  # it may be that somebody has renewed the credentials in a file
         raise _refused(error, target) from error
     except (BotoCoreError, Boto3Error) as error:
         raise _unreachable(error, target) from error

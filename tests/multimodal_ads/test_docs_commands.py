@@ -9,14 +9,12 @@ import fnmatch
 import json
 import os
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import timm
@@ -31,9 +29,9 @@ from apps.multimodal_ads.text.encoder import _packaged
 from mlcore import dry_run
 from mlcore.cli.parse import parse
 from mlcore.config.compose import Request, compose
+from tests.docs_page import REPOSITORY, Page, commands, run_apart, run_script
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-PAGE = REPOSITORY / "docs" / "multimodal_ads.md"
+PAGE = Page("multimodal_ads")
 SMALLER = (
     "text_encoder.max_length=16 --epochs 1 --max_steps 2 --num_workers 0 --num_threads 1 --device cpu"
     " --num_train 24 --num_val 16 --num_test 16"
@@ -83,41 +81,13 @@ esac
 """
 
 
-class Block(NamedTuple):
-    """A fenced block of the page."""
-
-    heading: str
-    language: str
-    text: str
-
-
-def blocks(language: str) -> list[Block]:
-    found, heading = [], ""
-    text = PAGE.read_text(encoding="utf-8")
-    for match in re.finditer(r"^##+ ([^\n]+)$|^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        heading = match[1] or heading
-        if match[2] == language:
-            found.append(Block(heading, language, match[3]))
-    return found
-
-
-def commands(block: Block) -> list[str]:
-    lines = re.sub(r"\s*\\\n\s*", " ", block.text).splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
-
-
-EVERYTHING = list(dict.fromkeys(command for block in blocks("bash") for command in commands(block)))
+EVERYTHING = list(dict.fromkeys(command for block in PAGE.blocks("bash") for command in commands(block.text)))
 COMMANDS = [command for command in EVERYTHING if not command.startswith(NOT_OURS)]
 
 
 def as_python(command: str) -> list[str]:
-    """Script and arguments of a command; `make train` is what make would start."""
-    words = shlex.split(command)
-    if words[0] == "make":
-        given = dict(word.split("=", 1) for word in words[2:])
-        assert words[1] == "train"
-        return ["apps/multimodal_ads/train.py", *shlex.split(given.get("ARGS", ""))]
-    return words[1:] if words[0] == "python" else words
+    """Script and arguments of a command, a shell script perhaps."""
+    return shlex.split(command) if command.startswith("scripts/") else PAGE.as_python(command)
 
 
 def trains(command: str) -> bool:
@@ -141,23 +111,6 @@ def smaller(command: str) -> list[str]:
     elif re.search(r"vision_encoder=(resnet|efficientnet)", command):
         arguments.append("vision_encoder.model=models/timm")
     return arguments
-
-
-def run_script(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a script of the repository in this process: starting Python and torch anew takes seconds each time."""
-    monkeypatch.setattr(sys, "argv", [str(REPOSITORY / arguments[0]), *arguments[1:]])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(REPOSITORY / arguments[0]), run_name="__main__")
-    assert not ended.value.code, shlex.join(arguments)
-
-
-def run_apart(arguments: list[str], *, processes: int) -> None:
-    launch = [sys.executable]
-    if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*launch, str(REPOSITORY / arguments[0]), *arguments[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr
 
 
 # ------------------------------------------------------------------------------------------------------ the workplace
@@ -331,19 +284,15 @@ def test_the_exported_program_runs(there: Path, monkeypatch: pytest.MonkeyPatch)
     if not Path("exported").exists():
         (command,) = (command for command in COMMANDS if "export.py" in command)
         run_script(as_python(command), monkeypatch)
-    execute(next(block for block in blocks("python") if block.heading == "Exporting"))
+    PAGE.execute(next(block for block in PAGE.blocks("python") if block.heading == "Exporting"))
 
 
 def test_the_python_block_runs(there: Path) -> None:
-    execute(next(block for block in blocks("python") if block.heading == "From Python"))
-
-
-def execute(block: Block) -> None:
-    exec(compile(block.text, f"{PAGE.name}: {block.heading}", "exec"), {"__name__": "__main__"})  # noqa: S102
+    PAGE.execute(next(block for block in PAGE.blocks("python") if block.heading == "From Python"))
 
 
 def test_the_configuration_file_fits_the_typed_model(tmp_path: Path) -> None:
-    (block,) = blocks("yaml")
+    (block,) = PAGE.blocks("yaml")
     file = tmp_path / "config.yaml"
     file.write_text(block.text)
     config = compose(AdsConfig, SPEC.config_dir, Request(files=[file]), environ={}).config
@@ -351,16 +300,16 @@ def test_the_configuration_file_fits_the_typed_model(tmp_path: Path) -> None:
 
 
 def test_everything_promised_is_on_the_page() -> None:
-    assert set(PROMISED.strip().splitlines()) <= set(EVERYTHING)
+    assert set(commands(PROMISED)) <= set(EVERYTHING)
 
 
 def test_the_columns_on_the_page_are_those_that_are_read() -> None:
-    (block,) = blocks("csv")
+    (block,) = PAGE.blocks("csv")
     assert block.text.splitlines()[0].split(",") == list(COLUMNS)
 
 
 def test_a_run_leaves_what_the_page_lists(there: Path) -> None:
-    (listing,) = (block for block in blocks("text") if block.heading == "What a run leaves")
+    (listing,) = (block for block in PAGE.blocks("text") if block.heading == "What a run leaves")
     names = [line.split()[0] for line in listing.text.splitlines()]
     listed = {f"checkpoints/{name}" if name.endswith("_model.pth") else name.rstrip("/") for name in names}
     run = there / "whole_finetune" / "first"

@@ -1,7 +1,6 @@
 """What the app's page in docs/ says of settings, models, services and links is true; its commands are another file."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
@@ -12,14 +11,14 @@ from apps.multimodal_ads.text.published import PUBLISHED as PUBLISHED_TEXT
 from apps.multimodal_ads.vision.encoder import meta_vision
 from mlcore.cli.flag_table import BEGIN, flag_tables, insert_flag_tables
 from mlcore.config.compose import Request, compose, group_choices
+from tests.docs_page import REPOSITORY, Page
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-PAGE = REPOSITORY / "docs" / "multimodal_ads.md"
+PAGE = Page("multimodal_ads")
 
 
 def test_the_table_of_flags_is_up_to_date() -> None:
-    expected = insert_flag_tables(PAGE, SPEC)
-    assert PAGE.read_text(encoding="utf-8") == expected, "run scripts/flag_tables.py"
+    expected = insert_flag_tables(PAGE.path, SPEC)
+    assert PAGE.text() == expected, "run scripts/flag_tables.py"
     assert BEGIN in expected
     assert "| `--lr` | `0.001` |" in flag_tables(SPEC)
 
@@ -27,7 +26,7 @@ def test_the_table_of_flags_is_up_to_date() -> None:
 def rows_of_tables() -> dict[str, list[str]]:
     """First cell of a row to the others; a later table adds to an earlier one."""
     rows: dict[str, list[str]] = {}
-    for line in PAGE.read_text(encoding="utf-8").partition("<!-- flags: begin -->")[0].splitlines():
+    for line in PAGE.text().partition("<!-- flags: begin -->")[0].splitlines():
         if line.startswith("| `"):
             name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
             rows.setdefault(name.removesuffix(" (default)"), []).extend(cells)
@@ -52,7 +51,7 @@ def test_the_table_of_text_encoders_is_true(name: str) -> None:
 
 def test_the_services_of_the_page_are_in_the_compose_file() -> None:
     services = yaml.safe_load((REPOSITORY / "docker" / "compose.yaml").read_text(encoding="utf-8"))["services"]
-    lines = re.findall(r"docker compose [^\n`]+", PAGE.read_text(encoding="utf-8"))
+    lines = re.findall(r"docker compose [^\n`]+", PAGE.text())
     named = [word for line in lines for word in line.split() if re.match(r"torch-dev|multimodal_ads", word)]
     assert {"torch-dev", "multimodal_ads"} <= set(named) <= set(services)
     assert [name for name, service in services.items() if not service["profiles"]] == ["torch-dev"]  # for a plain `up`
@@ -68,10 +67,4 @@ def test_every_variable_of_the_compose_file_is_in_the_example() -> None:
 
 
 def test_links_inside_the_page_lead_somewhere() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    anchors = {
-        re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in re.findall(r"^##+ (.+)$", text, re.M)
-    }
-    assert set(re.findall(r"\]\(#([\w-]+)\)", text)) <= anchors
-    files = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
-    assert all((PAGE.parent / target).exists() for target in files)
+    assert PAGE.broken_links() == set()

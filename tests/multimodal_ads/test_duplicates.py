@@ -1,14 +1,17 @@
-"""Copies are found, also scaled or compressed anew; pictures that only look alike to a hash are not."""
+"""Equal pictures in tables are named by their rows, stay together in a split, and are looked at once for all runs."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image
 
-from apps.multimodal_ads.data import duplicates
-from apps.multimodal_ads.data.duplicates import Fingerprints, check_duplicates, duplicate_groups, fingerprints
+from apps.multimodal_ads.build import load_splits, rehearsal
+from apps.multimodal_ads.config import AdsConfig
+from apps.multimodal_ads.data.duplicates import check_duplicates, picture_groups
+from apps.multimodal_ads.data.generated import write_generated
 from apps.multimodal_ads.data.generated_pictures import draw_picture
 from apps.multimodal_ads.data.split import stratified_split
 from apps.multimodal_ads.data.table import AdRow
@@ -26,71 +29,9 @@ def save(path: Path, image: Image.Image, *, label: int = 0, **options: Any) -> A
     return AdRow(path, label, "", f"{path.parent.name}.csv, line {path.stem}")
 
 
-def groups_of(rows: list[AdRow]) -> list[int]:
-    return duplicate_groups(fingerprints(rows, max_pixels=LIMIT)).tolist()
-
-
-COPIES = {
-    "same bytes": lambda image: image,
-    "smaller": lambda image: image.resize((image.width * 2 // 3, image.height * 2 // 3)),
-    "larger": lambda image: image.resize((image.width * 3, image.height * 3)),
-    "lighter": lambda image: ImageEnhance.Brightness(image).enhance(1.12),
-    "grey": lambda image: image.convert("L"),
-}
-
-
-@pytest.mark.parametrize("kind", [*COPIES, "compressed"])
-def test_copies_are_found(tmp_path: Path, kind: str) -> None:
-    rows = [save(tmp_path / f"{n}.png", drawn(n)) for n in range(12)]
-    for n in range(12):
-        if kind == "compressed":
-            rows.append(save(tmp_path / f"{n}_copy.jpg", drawn(n), quality=40))
-        else:
-            rows.append(save(tmp_path / f"{n}_copy.png", COPIES[kind](drawn(n))))
-    groups = groups_of(rows)
-    assert groups[:12] == groups[12:]
-    assert len(set(groups)) == 12
-
-
 def test_different_drawings_are_different(tmp_path: Path) -> None:
-    assert len(set(groups_of([save(tmp_path / f"{n}.jpg", drawn(n)) for n in range(150)]))) == 150
-
-
-def page(lines: list[int]) -> Image.Image:
-    """A nearly blank page with a few lines of text, at multiples of 14 pixels."""
-    array = np.full((300, 220), 255, dtype=np.uint8)
-    for line in lines:
-        array[30 + 14 * line : 34 + 14 * line, 20:200] = 40
-    return Image.fromarray(array)
-
-
-def test_nearly_blank_pages_are_no_copies(tmp_path: Path) -> None:
-    lines = [[n for n in range(7) if kind >> n & 1] for kind in range(1, 61)]
-    rows = [save(tmp_path / f"{n}.png", page(chosen)) for n, chosen in enumerate(lines)]
-    rows += [save(tmp_path / f"white{n}.png", Image.new("L", (200 + n, 300), 255 - n)) for n in range(5)]
-    assert len(set(groups_of(rows))) == 65
-
-
-def test_blank_pages_with_the_same_bytes_are_copies(tmp_path: Path) -> None:
-    rows = [save(tmp_path / f"{n}.png", Image.new("L", (200, 300), 255)) for n in range(3)]
-    assert len(set(groups_of(rows))) == 1
-
-
-def test_pairs_are_those_of_all_against_all() -> None:
-    """The search by parts of the hash misses no pair."""
-    rng = np.random.default_rng(1)
-    count = 400
-    hashes = rng.integers(0, 2**63, count, dtype=np.uint64)
-    for n in range(200, count):  # up to eight bits away from another
-        flips = [np.uint64(1 << int(bit)) for bit in rng.choice(64, size=rng.integers(0, 9), replace=False)]
-        hashes[n] = np.bitwise_xor.reduce([hashes[n - 200], *flips])
-    small: Any = np.ones((count, 576), dtype=np.float32) / 24
-    prints = Fingerprints(tuple(map(str, range(count))), hashes, small)
-    near = np.bitwise_count(hashes[:, None] ^ hashes[None]) <= 6
-    expected = {(a, b) for a, b in np.argwhere(near).tolist() if a < b}
-    found = {tuple(sorted(pair)) for pairs in duplicates._near_pairs(prints) for pair in pairs.tolist()}
-    assert found == expected
-    assert 100 < len(expected) < 190
+    rows = [save(tmp_path / f"{n}.jpg", drawn(n)) for n in range(150)]
+    assert len(set(picture_groups(rows, max_pixels=LIMIT))) == 150
 
 
 def test_across_splits_is_an_error_and_may_be_allowed(tmp_path: Path) -> None:
@@ -111,14 +52,9 @@ def test_across_splits_is_an_error_and_may_be_allowed(tmp_path: Path) -> None:
     assert "different labels" in notes[1]
 
 
-def test_copies_inside_a_split_are_fine(tmp_path: Path) -> None:
-    rows = [save(tmp_path / f"{n}.png", drawn(n // 2)) for n in range(8)]
-    assert check_duplicates({"train": rows, "val": []}, allow=False, max_pixels=LIMIT) == []
-
-
 def test_groups_for_the_split(tmp_path: Path) -> None:
     rows = [save(tmp_path / f"{n}.jpg", drawn(n // 2), label=n // 2 % 2, quality=50 + 40 * (n % 2)) for n in range(40)]
-    groups = groups_of(rows)
+    groups = picture_groups(rows, max_pixels=LIMIT)
     parts = stratified_split(rows, val_fraction=0.3, test_fraction=0.2, seed=0, groups=groups)
     splits = dict(zip(("train", "val", "test"), parts, strict=True))
     assert check_duplicates(splits, allow=False, max_pixels=LIMIT) == []
@@ -129,7 +65,7 @@ def test_images_that_cannot_be_read_are_named_together(tmp_path: Path) -> None:
     rows[1].image.write_bytes(b"")
     rows[3].image.write_bytes(b"no picture")
     with pytest.raises(UserError) as caught:
-        fingerprints(rows, max_pixels=LIMIT)
+        picture_groups(rows, max_pixels=LIMIT)
     first, *lines = str(caught.value).splitlines()
     assert first == "2 of 4 images cannot be used:"
     assert "line 1: " in lines[0]
@@ -137,5 +73,34 @@ def test_images_that_cannot_be_read_are_named_together(tmp_path: Path) -> None:
     assert "not an image" in lines[1]
 
 
-def test_none_at_all() -> None:
-    assert check_duplicates({"train": [], "val": []}, allow=False, max_pixels=LIMIT) == []
+def overwrite(image: Path) -> None:
+    """Replace the content by what is no picture, so that it looks unchanged from outside."""
+    state = image.stat()
+    image.write_bytes(bytes(state.st_size))
+    os.utime(image, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+@pytest.mark.parametrize("tables", ["one", "three"])
+def test_a_run_looks_at_new_pictures_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_generated(tmp_path / "set", train=24, validation=8, test=8, seed=1)
+    if tables == "one":
+        (tmp_path / "set" / "val.csv").unlink()
+        (tmp_path / "set" / "test.csv").unlink()
+    data = {"base_dir": tmp_path / "set"}
+    splits = load_splits(AdsConfig.model_validate({"data": data}))
+    assert len(list(Path("outputs/multimodal_ads/features/fingerprints").iterdir())) == 1
+    overwrite(splits.train[3].image)
+    assert load_splits(AdsConfig.model_validate({"data": data})) == splits
+    with pytest.raises(UserError, match="not an image"):  # other folders do not know them
+        load_splits(AdsConfig.model_validate({"data": data, "features": {"cache_dir": tmp_path / "elsewhere"}}))
+
+
+@pytest.mark.parametrize("trial", [False, True])
+def test_nothing_is_kept_without_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trial: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_generated(tmp_path / "set", train=24, validation=8, test=8, seed=1)
+    features = {"cache": "auto" if trial else "off"}
+    config = AdsConfig.model_validate({"data": {"base_dir": tmp_path / "set"}, "features": features})
+    load_splits(rehearsal(config) if trial else config)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]

@@ -8,8 +8,8 @@ import pytest
 
 from apps.multimodal_ads.data.generated import write_generated
 from apps.multimodal_ads.data.generated_texts import write_texts
-from apps.multimodal_ads.data.images import read_image
 from apps.multimodal_ads.data.table import AdRow, read_table
+from mlcore.data.images import read_image
 from mlcore.errors import UserError
 
 SPLITS = ("train", "val", "test")

@@ -12,9 +12,9 @@ import pytest
 from apps.multimodal_ads.data import ocr
 from apps.multimodal_ads.data.duplicates import check_duplicates
 from apps.multimodal_ads.data.generated_pictures import draw_picture
-from apps.multimodal_ads.data.images import content_digest
 from apps.multimodal_ads.data.table import AdRow, read_table
 from apps.multimodal_ads.preparation import Preparation, Sources, prepare_data
+from mlcore.data.images import content_digest
 from mlcore.errors import UserError
 
 # Knows two languages, finds the name of the language and the size of the picture's file, and counts its runs.

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from apps.multimodal_ads.data.images import read_image
 from apps.multimodal_ads.wrong_ones import (
     Judged,
     judge,
@@ -24,6 +23,7 @@ from apps.multimodal_ads.wrong_ones import (
     write_report,
     wrong_sections,
 )
+from mlcore.data.images import read_image
 from mlcore.errors import UserError
 from mlcore.report import Picture, Text
 

@@ -4,14 +4,10 @@ Commands are only made smaller, by flags put after them, and find tiny data wher
 """
 
 import pickle
-import re
-import runpy
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +18,9 @@ from apps.perceiver.model import SIZES, create_perceiver_model
 from apps.perceiver.spec import SPEC
 from mlcore.cli.flag_table import BEGIN, flag_tables, insert_flag_tables
 from mlcore.config.compose import Request, compose
+from tests.docs_page import Block, Page, commands, run_apart, run_script
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-PAGE = REPOSITORY / "docs" / "perceiver.md"
+PAGE = Page("perceiver")
 MODEL = "--d_model 16 --num_heads 2 --num_latents 4 --num_cross_attention_layers 1 --num_self_attention_layers 1"
 SMALLER = f"{MODEL} --num_samples 40 --seq_len_range 5 9 --feature_dim 4 --num_classes 3 --epochs 1 --num_workers 0"
 # Several processes each, or an export: `make test-all` has the time.
@@ -42,46 +38,11 @@ python apps/perceiver/inference.py --model_path checkpoints/best_model.pth --ana
 """
 
 
-class Block(NamedTuple):
-    """A fenced block of the page."""
-
-    heading: str
-    language: str
-    text: str
-
-
-def blocks(language: str) -> list[Block]:
-    found, heading = [], ""
-    for match in re.finditer(
-        r"^##+ ([^\n]+)$|^```(\w+)\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL
-    ):
-        heading = match[1] or heading
-        if match[2] == language:
-            found.append(Block(heading, language, match[3]))
-    return found
-
-
-def commands(block: Block) -> list[str]:
-    lines = re.sub(r"\s*\\\n\s*", " ", block.text).splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
-
-
-COMMANDS = [(block.heading, command) for block in blocks("bash") for command in commands(block)]
+COMMANDS = [(block.heading, command) for block in PAGE.blocks("bash") for command in commands(block.text)]
 
 
 def is_slow(command: str) -> bool:
     return any(mark in command for marks in SLOW.values() for mark in marks)
-
-
-def as_python(command: str) -> list[str]:
-    """Script and arguments of a command; `make train` is what make would start."""
-    words = shlex.split(command)
-    if words[0] == "make":
-        given = dict(word.split("=", 1) for word in words[2:])
-        assert words[1] == "train"
-        return ["apps/perceiver/train.py", *shlex.split(given.get("ARGS", ""))]
-    assert words[0] == "python"
-    return words[1:]
 
 
 def shrunk(arguments: list[str]) -> list[str]:
@@ -96,14 +57,6 @@ def shrunk(arguments: list[str]) -> list[str]:
     if any("japanese_vowels" in word for word in arguments):
         smaller += ["--val_fraction", "0.3"]
     return [*arguments, *smaller]
-
-
-def run_script(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a script of the repository in this process: starting Python and torch anew takes seconds each time."""
-    monkeypatch.setattr(sys, "argv", [str(REPOSITORY / arguments[0]), *arguments[1:]])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(REPOSITORY / arguments[0]), run_name="__main__")
-    assert not ended.value.code, shlex.join(arguments)
 
 
 # ------------------------------------------------------------------------------------------------------ the workplace
@@ -153,7 +106,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name in ("train", "test", "new", "more"):
         np.savez(root / f"{name}.npz", **series(rng, 12))
     write_ts(root / "new.ts", rng, 3)
-    (config,) = blocks("json")
+    (config,) = PAGE.blocks("json")
     (root / "config.json").write_text(config.text)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(root)
@@ -177,30 +130,25 @@ def there(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("heading", dict.fromkeys(heading for heading, command in COMMANDS if not is_slow(command)))
 def test_commands_run(heading: str, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in (command for place, command in COMMANDS if place == heading and not is_slow(command)):
-        run_script(shrunk(as_python(command)), monkeypatch)
+        run_script(shrunk(PAGE.as_python(command)), monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [command for _, command in COMMANDS if is_slow(command)])
 def test_commands_of_several_processes_run(command: str, there: Path) -> None:
-    script, *arguments = shrunk(as_python(command))
-    start = [sys.executable]
-    if "NPROC=2" in command:
-        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*start, str(REPOSITORY / script), *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_apart(shrunk(PAGE.as_python(command)), processes=2 if "NPROC=2" in command else 1)
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.heading)
+@pytest.mark.parametrize("block", PAGE.blocks("python"), ids=lambda block: block.heading)
 def test_python_blocks_run(block: Block, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "exported/" in block.text and not Path("exported").exists():
         from apps.perceiver.export import export
 
         export(Path("checkpoints/best_model.pth"), Path("exported"))
-    exec(compile(block.text, f"{PAGE.name}: {block.heading}", "exec"), {"__name__": "__main__"})  # noqa: S102
+    PAGE.execute(block)
 
 
-@pytest.mark.parametrize("block", [*blocks("json"), *blocks("yaml")], ids=lambda block: block.language)
+@pytest.mark.parametrize("block", [*PAGE.blocks("json"), *PAGE.blocks("yaml")], ids=lambda block: block.language)
 def test_configuration_files_fit_the_typed_model(block: Block, tmp_path: Path) -> None:
     file = tmp_path / f"config.{block.language}"
     file.write_text(block.text)
@@ -210,13 +158,12 @@ def test_configuration_files_fit_the_typed_model(block: Block, tmp_path: Path) -
 
 def test_everything_promised_is_on_the_page() -> None:
     there = {" ".join(shlex.split(command)) for _, command in COMMANDS}
-    promised = re.sub(r"\s*\\\n\s*", " ", PROMISED).strip().splitlines()
-    assert set(promised) <= there
+    assert set(commands(PROMISED)) <= there
 
 
 def test_the_table_of_flags_is_up_to_date() -> None:
-    expected = insert_flag_tables(PAGE, SPEC)
-    assert PAGE.read_text("utf-8") == expected, "run scripts/flag_tables.py"
+    expected = insert_flag_tables(PAGE.path, SPEC)
+    assert PAGE.text() == expected, "run scripts/flag_tables.py"
     assert BEGIN in expected
     assert "| `--lr` | `0.0001` |" in flag_tables(SPEC)
 
@@ -228,12 +175,12 @@ def test_the_table_of_sizes_is_true(name: str) -> None:
     layers = f"{size.num_cross_attention_layers} / {size.num_self_attention_layers}"
     count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     row = f"| `{name}` | {size.d_model} | {size.num_heads} | {size.num_latents} | {layers} | {count:.1f} M |"
-    assert row in PAGE.read_text("utf-8")
+    assert row in PAGE.text()
 
 
 def test_a_run_leaves_what_the_page_lists(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_script(["apps/perceiver/train.py", *f"--dataset synthetic --output_dir listed {SMALLER}".split()], monkeypatch)
-    (listing,) = blocks("text")
+    (listing,) = PAGE.blocks("text")
     names = [line.split()[0] for line in listing.text.splitlines()]
     listed = {f"checkpoints/{name}" if name.endswith(".pth") else name.rstrip("/") for name in names}
     run = there / "listed"
@@ -243,10 +190,4 @@ def test_a_run_leaves_what_the_page_lists(there: Path, monkeypatch: pytest.Monke
 
 
 def test_links_inside_the_page_lead_somewhere() -> None:
-    text = PAGE.read_text("utf-8")
-    anchors = {
-        re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in re.findall(r"^##+ (.+)$", text, re.M)
-    }
-    assert set(re.findall(r"\]\(#([\w-]+)\)", text)) <= anchors
-    files = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
-    assert all((PAGE.parent / target).exists() for target in files)
+    assert PAGE.broken_links() == set()

@@ -1,6 +1,7 @@
 """Models small enough for tests, filled so that no part of them is silent, and the real reference where it is there."""
 
-from collections.abc import Callable
+import locale
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ TINY = EncoderShape(
 RELEASED = Path(__file__).resolve().parents[2].parent / "shared" / "reference" / "sam_med3d"
 
 MakeModel = Callable[..., IchModel]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _locale_as_it_was() -> Iterator[None]:
+    """Tests write DICOM files with ITK, which changes the process to the C locale."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 def fill(model: nn.Module, *, seed: int = 0, scale: float = 0.2) -> None:

@@ -6,13 +6,9 @@ Commands are only made smaller, by flags put after them, and find tiny generated
 import csv
 import fnmatch
 import re
-import runpy
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -27,9 +23,9 @@ from apps.sam_med3d_ich.spec import SPEC
 from mlcore.cli.flag_table import BEGIN, flag_tables, insert_flag_tables
 from mlcore.cli.parse import parse
 from mlcore.config.compose import Request, compose
+from tests.docs_page import Block, Page, commands, run_apart, run_script
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-PAGE = REPOSITORY / "docs" / "sam_med3d_ich.md"
+PAGE = Page("sam_med3d_ich")
 SHAPE, SPACING = (32, 32, 16), (6.0, 6.0, 10.0)
 SMALLER = (
     "--model_type vit_tiny --image_size 16 --weights none --spacing 12 12 12 --max_steps 2 --num_workers 0"
@@ -49,68 +45,17 @@ python apps/sam_med3d_ich/train.py --test
 """
 
 
-class Block(NamedTuple):
-    """A fenced block of the page."""
-
-    heading: str
-    language: str
-    text: str
-
-
-def blocks(language: str) -> list[Block]:
-    found, heading = [], ""
-    text = PAGE.read_text(encoding="utf-8")
-    for match in re.finditer(r"^##+ ([^\n]+)$|^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        heading = match[1] or heading
-        if match[2] == language:
-            found.append(Block(heading, language, match[3]))
-    return found
-
-
-def commands(block: Block) -> list[str]:
-    lines = re.sub(r"\s*\\\n\s*", " ", block.text).splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
-
-
-COMMANDS = [command for block in blocks("bash") for command in commands(block)]
-
-
-def as_python(command: str) -> list[str]:
-    """Script and arguments of a command; `make train` is what make would start."""
-    words = shlex.split(command)
-    if words[0] == "make":
-        given = dict(word.split("=", 1) for word in words[2:])
-        assert words[1] == "train"
-        return ["apps/sam_med3d_ich/train.py", *shlex.split(given.get("ARGS", ""))]
-    assert words[0] == "python"
-    return words[1:]
+COMMANDS = [command for block in PAGE.blocks("bash") for command in commands(block.text)]
 
 
 def trains(command: str) -> bool:
-    return "/train.py" in as_python(command)[0] and not {"--test", "--cfg"} & set(shlex.split(command))
+    return "/train.py" in PAGE.as_python(command)[0] and not {"--test", "--cfg"} & set(shlex.split(command))
 
 
 TRAININGS = [command for command in COMMANDS if trains(command)]
 ONCE = [command for command in TRAININGS if BASIC in command or CLICKS in command]
 QUICK = [command for command in COMMANDS if not trains(command) and not any(mark in command for mark in APART)]
 SLOW = [command for command in COMMANDS if command not in QUICK and command not in ONCE]
-
-
-def run_script(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a script of the repository in this process: starting Python and torch anew takes seconds each time."""
-    monkeypatch.setattr(sys, "argv", [str(REPOSITORY / arguments[0]), *arguments[1:]])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(REPOSITORY / arguments[0]), run_name="__main__")
-    assert not ended.value.code, shlex.join(arguments)
-
-
-def run_apart(arguments: list[str], *, processes: int) -> None:
-    launch = [sys.executable]
-    if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*launch, str(REPOSITORY / arguments[0]), *arguments[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr
 
 
 # ------------------------------------------------------------------------------------------------------ the workplace
@@ -186,9 +131,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(root)
         prepare = next(command for command in COMMANDS if "--output prepared" in command)
-        run_script(as_python(prepare), monkeypatch)
+        run_script(PAGE.as_python(prepare), monkeypatch)
         for command in ONCE:
-            run_script([*as_python(command), *SMALLER.split()], monkeypatch)
+            run_script([*PAGE.as_python(command), *SMALLER.split()], monkeypatch)
     return root
 
 
@@ -214,14 +159,14 @@ def test_the_two_trainings_are_on_the_page() -> None:
     assert len(ONCE) == 2
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if "/train.py" in as_python(command)[0]])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "/train.py" in PAGE.as_python(command)[0]])
 def test_training_commands_parse(command: str) -> None:
-    parse(SPEC, as_python(command)[1:])
+    parse(SPEC, PAGE.as_python(command)[1:])
 
 
 @pytest.mark.parametrize("command", QUICK)
 def test_commands_run(command: str, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_script(fresh(as_python(command), there), monkeypatch)
+    run_script(fresh(PAGE.as_python(command), there), monkeypatch)
 
 
 @pytest.mark.slow
@@ -229,7 +174,7 @@ def test_commands_run(command: str, there: Path, monkeypatch: pytest.MonkeyPatch
 def test_commands_that_take_longer_run(
     command: str, there: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = fresh(as_python(command), tmp_path / "run")
+    arguments = fresh(PAGE.as_python(command), tmp_path / "run")
     if "--language_model" in command and not Path("opt-125m").exists():
         from apps.sam_med3d_ich.answering import demo_language
 
@@ -242,13 +187,13 @@ def test_commands_that_take_longer_run(
         run_script(arguments, monkeypatch)
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.heading)
+@pytest.mark.parametrize("block", PAGE.blocks("python"), ids=lambda block: block.heading)
 def test_python_blocks_run(block: Block, there: Path) -> None:
-    exec(compile(block.text, f"{PAGE.name}: {block.heading}", "exec"), {"__name__": "__main__"})  # noqa: S102
+    PAGE.execute(block)
 
 
 def test_the_configuration_file_fits_the_typed_model(tmp_path: Path) -> None:
-    (block,) = blocks("yaml")
+    (block,) = PAGE.blocks("yaml")
     file = tmp_path / "config.yaml"
     file.write_text(block.text)
     config = compose(SamMed3DConfig, SPEC.config_dir, Request(files=[file]), environ={}).config
@@ -257,13 +202,12 @@ def test_the_configuration_file_fits_the_typed_model(tmp_path: Path) -> None:
 
 def test_everything_promised_is_on_the_page() -> None:
     there = {" ".join(shlex.split(command)) for command in COMMANDS}
-    promised = re.sub(r"\s*\\\n\s*", " ", PROMISED).strip().splitlines()
-    assert set(promised) <= there
+    assert set(commands(PROMISED)) <= there
 
 
 def test_predict_repeats_the_validation_table(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (command,) = (command for command in COMMANDS if "--csv data/val.csv" in command)
-    run_script(as_python(command), monkeypatch)
+    run_script(PAGE.as_python(command), monkeypatch)
     first, second = (
         list(csv.DictReader(Path(folder, "cases.csv").read_text(encoding="utf-8").splitlines()))
         for folder in ("outputs", "check")
@@ -276,13 +220,13 @@ def test_predict_repeats_the_validation_table(there: Path, monkeypatch: pytest.M
 
 
 def test_the_columns_on_the_page_are_those_that_are_read() -> None:
-    (block,) = blocks("csv")
+    (block,) = PAGE.blocks("csv")
     assert block.text.splitlines()[0].split(",") == list(COLUMNS)
 
 
 def test_the_table_of_flags_is_up_to_date() -> None:
-    expected = insert_flag_tables(PAGE, SPEC)
-    assert PAGE.read_text(encoding="utf-8") == expected, "run scripts/flag_tables.py"
+    expected = insert_flag_tables(PAGE.path, SPEC)
+    assert PAGE.text() == expected, "run scripts/flag_tables.py"
     assert BEGIN in expected
     assert "| `--lr` | `0.0001` |" in flag_tables(SPEC)
 
@@ -291,11 +235,11 @@ def test_the_table_of_flags_is_up_to_date() -> None:
 def test_the_table_of_sizes_is_true(name: str) -> None:
     shape = PRESETS[name]
     sizes = (shape.image_size, shape.patch_size, shape.embed_dim, shape.depth, shape.num_heads)
-    assert f"| `{name}` | " + " | ".join(map(str, sizes)) + " |" in PAGE.read_text(encoding="utf-8")
+    assert f"| `{name}` | " + " | ".join(map(str, sizes)) + " |" in PAGE.text()
 
 
 def test_a_run_leaves_what_the_page_lists(there: Path) -> None:
-    (listing,) = blocks("text")
+    (listing,) = PAGE.blocks("text")
     names = [line.split()[0] for line in listing.text.splitlines()]
     listed = {f"checkpoints/{name}" if name.endswith("_model.pth") else name.rstrip("/") for name in names}
     run = there / "outputs"
@@ -313,10 +257,4 @@ def test_a_run_needs_nothing_outside_its_folder(there: Path) -> None:
 
 
 def test_links_inside_the_page_lead_somewhere() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    anchors = {
-        re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in re.findall(r"^##+ (.+)$", text, re.M)
-    }
-    assert set(re.findall(r"\]\(#([\w-]+)\)", text)) <= anchors
-    files = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
-    assert all((PAGE.parent / target).exists() for target in files)
+    assert PAGE.broken_links() == set()

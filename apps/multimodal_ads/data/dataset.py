@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from apps.multimodal_ads.data.images import read_image
 from apps.multimodal_ads.data.table import AdRow
+from mlcore.data.images import read_image
 
 __all__ = ["AdDataset"]
 

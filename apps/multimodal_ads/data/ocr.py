@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from apps.multimodal_ads.data.images import content_digest, read_image
 from apps.multimodal_ads.data.table import AdRow, clean_text
 from mlcore.console import with_progress
+from mlcore.data.images import content_digest, read_image
 from mlcore.errors import UserError
 
 __all__ = ["check_tesseract", "recognise"]

@@ -4,8 +4,8 @@ from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
-from apps.multimodal_ads.data.images import content_digest
 from apps.multimodal_ads.data.table import AdRow
+from mlcore.data.images import content_digest
 from mlcore.errors import UserError
 
 __all__ = ["stratified_split"]

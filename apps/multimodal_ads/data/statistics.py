@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from apps.multimodal_ads.data.images import image_size
 from apps.multimodal_ads.data.table import AdRow
+from mlcore.data.images import image_size
 from mlcore.plots.style import BAD, MUTED, PALETTE, picture
 from mlcore.report import Picture, Section, Table
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlcore.errors import UserError
+from mlcore.errors import UserError, listed
 
 __all__ = ["COLUMNS", "LABELS", "AdRow", "Places", "clean_text", "failed", "read_records", "read_table"]
 
@@ -22,7 +22,6 @@ COLUMNS = ("local_image_path", "label", "text_info")
 LABELS: Mapping[str, int] = {"true": 1, "yes": 1, "1": 1, "1.0": 1, "false": 0, "no": 0, "0": 0, "0.0": 0}
 
 _LONGEST_FIELD = 2**31 - 1  # the csv module's own limit is 128 KiB, less than the text of a long page
-_SHOWN = 10
 _KEPT_CONTROLS = "\n\t"
 
 
@@ -203,10 +202,7 @@ def failed(path: Path, problems: Sequence[str]) -> UserError:
     """The error that names all problems of a table, each "line 7: ...", or the first ones and their number."""
     if len(problems) == 1:
         return UserError(f"{path}, {problems[0]}")
-    lines = [f"  {problem}" for problem in problems[:_SHOWN]]
-    if len(problems) > _SHOWN:
-        lines.append(f"  and {len(problems) - _SHOWN} more")
-    return UserError(f"{path}: {len(problems)} problems\n" + "\n".join(lines))
+    return UserError(listed(f"{path}: {len(problems)} problems", problems))
 
 
 def _short(text: str) -> str:

@@ -1,5 +1,6 @@
 """The sections that all applications share."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -10,6 +11,8 @@ from mlcore.config.section import Section, field, reject
 __all__ = ["CheckpointConfig", "EarlyStoppingConfig", "RunConfig", "SchedulerConfig", "TrackingConfig", "TrainConfig"]
 
 Count = Annotated[int, Field(ge=0)]
+
+_PLACE = re.compile(r"(s3://)?\w[\w.-]*(/\w[^/\s]*)*/?")  # nothing in which a password could stand
 
 
 class RunConfig(Section):
@@ -29,7 +32,7 @@ class RunConfig(Section):
     resume: str = field(
         "auto",
         "auto: go on from the newest good checkpoint of the run folder if there is one; never: start afresh; "
-        "or the path of a checkpoint or run folder",
+        "or a checkpoint (a path or s3://bucket/key) or run folder",
         bare="auto",
         min_length=1,
     )
@@ -216,6 +219,17 @@ class CheckpointConfig(Section):
         None, "Keep the state after each this many epochs for good", unit="epochs", ge=1
     )
     async_save: bool = field(default=True, description="Write checkpoints in a thread while training goes on")
+    upload_to: str | None = field(
+        None,
+        "Bucket, or s3://bucket/prefix, that gets a copy of the run while it trains; null: none",
+        env="S3_BUCKET_NAME",
+    )
+
+    @model_validator(mode="after")
+    def _check_upload_to(self) -> Self:
+        if self.upload_to is not None and not _PLACE.fullmatch(self.upload_to):
+            reject("upload_to", "expected the name of a bucket, or s3://bucket/prefix")
+        return self
 
 
 class TrackingConfig(Section):

@@ -132,3 +132,14 @@ def test_a_run_name_is_one_folder_name(name: str) -> None:
 def test_sources_are_plain_values(tmp_path: Path) -> None:
     composed = compose(Everything, tmp_path, Request(), environ={})
     assert {dataclasses.asdict(source)["where"] for source in composed.sources.values()} == {"default"}
+
+
+@pytest.mark.parametrize("place", ["models", "my.models-1", "s3://models", "s3://models/team/a", "models/team/"])
+def test_a_bucket_is_a_place_to_upload_to(place: str) -> None:
+    assert CheckpointConfig(upload_to=place).upload_to == place
+
+
+@pytest.mark.parametrize("place", ["", "s3://", "s3:/models", "https://user:password@host/models", "a b", "models//x"])
+def test_anything_else_is_none(place: str) -> None:
+    with pytest.raises(ValidationError, match="expected the name of a bucket, or s3://bucket/prefix"):
+        CheckpointConfig(upload_to=place)

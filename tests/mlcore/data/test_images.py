@@ -9,9 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from apps.multimodal_ads.data.dataset import AdDataset
-from apps.multimodal_ads.data.images import content_digest, find_images, read_image
-from apps.multimodal_ads.data.table import AdRow
+from mlcore.data.images import content_digest, find_images, image_size, read_image
 from mlcore.errors import UserError
 
 LIMIT = 100_000_000
@@ -135,6 +133,10 @@ def test_size_is_checked_before_decoding(tmp_path: Path) -> None:
     ) as caught:
         read_image(path, max_pixels=LIMIT)
     assert str(caught.value).startswith(str(path))
+    assert "raise max_megapixels if you trust the file" in str(caught.value)
+    with pytest.raises(UserError, match=r"raise scan\.limit if you trust the file"):
+        read_image(path, max_pixels=LIMIT, setting="scan.limit")
+    assert image_size(path) == (30_000, 30_000)
     Image.fromarray(picture()).save(tmp_path / "a.png")
     assert read(tmp_path / "a.png", max_pixels=600).shape == (20, 30, 3)
     with pytest.raises(UserError, match="megapixels"):
@@ -188,16 +190,3 @@ def test_find_images(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     assert [path.name for path in find_images(tmp_path)] == ["a.png", "b.JPG", "c.webp"]
-
-
-def test_dataset(tmp_path: Path) -> None:
-    Image.fromarray(picture()).save(tmp_path / "a.png")
-    rows = [AdRow(tmp_path / "a.png", 1, "", "t.csv, line 2"), AdRow(tmp_path / "none.png", 0, "x", "t.csv, line 3")]
-    dataset = AdDataset(rows, max_pixels=LIMIT)
-    assert len(dataset) == 2
-    sample = dataset[0]
-    np.testing.assert_array_equal(sample.pop("image"), picture())
-    assert sample == {"index": 0, "label": 1, "has_text": False}
-    with pytest.raises(UserError, match=r"none\.png"):
-        dataset[1]
-    assert AdDataset(rows, max_pixels=LIMIT, with_images=False)[1] == {"index": 1, "label": 0, "has_text": True}

@@ -1,0 +1,129 @@
+"""Pictures that are in a data set more than once, also when scaled or compressed anew.
+
+Two pictures count as the same if their files have the same bytes, or if their perceptual hashes agree (at most 6 of 64
+bits differ) and small grey copies do (correlation at least 0.98). The hash alone would call most nearly blank pages the
+same; a picture without any contrast is compared by its bytes only.
+"""
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from mlcore.data.fingerprints import Fingerprints, fingerprints
+from mlcore.errors import UserError, listed
+
+__all__ = ["check_duplicates", "duplicate_groups"]
+
+_BITS = 6
+_CORRELATION = 0.98
+_BANDS = (0, 10, 19, 28, 37, 46, 55, 64)  # seven parts of the hash: with six bits changed, one part is unchanged
+_NAMED = 4  # of the pictures that are the same
+
+Value = TypeVar("Value")
+
+
+def duplicate_groups(prints: Fingerprints) -> NDArray[np.int64]:
+    """Group number of each picture, int64 [N]; pictures that are the same (perhaps through others) share one."""
+    count = len(prints.digests)
+    first: dict[str, int] = {}
+    same = [(first.setdefault(digest, index), index) for index, digest in enumerate(prints.digests)]
+    pairs = np.concatenate([np.array(same, dtype=np.int64).reshape(-1, 2), *_near_pairs(prints)])
+    graph = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+
+
+def check_duplicates(
+    splits: Mapping[str, Sequence[Path]],
+    *,
+    allow: bool,
+    max_pixels: int,
+    allow_with: str = "allow_duplicates=true",
+    labels: Mapping[str, Sequence[Hashable]] | None = None,
+    origins: Mapping[str, Sequence[str]] | None = None,
+    cache: Path | None = None,
+) -> list[str]:
+    """Find pictures that are in more than one split, whose figures would be too good.
+
+    Args:
+        splits: Image files of each part: "train", "val", "test".
+        allow: Warn instead of raising.
+        max_pixels: See `read_image`.
+        allow_with: The user's way to allow them, for the message.
+        labels: One for each picture of each split; None: labels are not compared.
+        origins: Where each picture is named, for messages: "train.csv, line 7"; None: by its path.
+        cache: See `fingerprints`.
+
+    Returns:
+        Messages to warn with, among them one on equal pictures with different labels; empty where all is well.
+
+    Raises:
+        UserError: A picture is in two splits and `allow` is false, or pictures cannot be read.
+    """
+    paths = _joined(splits, splits)
+    parts = [name for name, part in splits.items() for _ in part]
+    kinds = [None] * len(paths) if labels is None else _joined(labels, splits)
+    places = None if origins is None else _joined(origins, splits)
+    groups = duplicate_groups(fingerprints(paths, max_pixels=max_pixels, origins=places, cache=cache))
+    names = [str(path) for path in paths]
+    if places is not None:
+        names = [f"{place} ({path.name})" for place, path in zip(places, paths, strict=True)]
+    notes = []
+    shared = _mixed(groups, parts, names)
+    if shared:
+        title = f"pictures in more than one of {', '.join(splits)}, perhaps scaled or compressed anew: {len(shared)}"
+        notes.append(listed(title, shared))
+        if not allow:
+            raise UserError(f"{notes[0]}\nThe figures would be too good: remove them, or allow it with {allow_with}")
+    torn = _mixed(groups, kinds, names)
+    if torn:
+        notes.append(listed(f"pictures that are there several times, with different labels: {len(torn)}", torn))
+    return notes
+
+
+def _joined(values: Mapping[str, Sequence[Value]], splits: Mapping[str, Sequence[Path]]) -> list[Value]:
+    """What is known of each picture, in the order of the splits."""
+    return [value for name, part in splits.items() for value, _ in zip(values[name], part, strict=True)]
+
+
+def _mixed(groups: NDArray[np.int64], keys: Sequence[Hashable], names: Sequence[str]) -> list[str]:
+    """The names in each group whose members have different keys."""
+    members: dict[int, list[int]] = {}
+    for index, group in enumerate(groups.tolist()):
+        members.setdefault(group, []).append(index)
+    found = [indices for indices in members.values() if len({keys[index] for index in indices}) > 1]
+    return [_equation([names[index] for index in indices]) for indices in found]
+
+
+def _equation(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return " = ".join(names[:_NAMED]) + more
+
+
+def _near_pairs(prints: Fingerprints) -> Iterator[NDArray[np.int64]]:
+    """Pairs [P, 2] of like pictures; only those that agree in a part of the hash are looked at, never all pairs."""
+    _, distinct = np.unique(np.array(prints.digests), return_index=True)
+    chosen = distinct[prints.small[distinct].any(axis=1)]
+    for low, high in pairwise(_BANDS):
+        key = (prints.hashes[chosen] >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+        order = np.argsort(key, kind="stable")
+        key, ordered = key[order], chosen[order]
+        # Neighbours 1, 2, 3... places apart in this order, until no two share a key; equal keys lie side by side.
+        left, step = np.arange(len(key)), 1
+        while len(left):
+            left = left[left + step < len(key)]
+            left = left[key[left] == key[left + step]]
+            yield _alike(prints, ordered[left], ordered[left + step])
+            step += 1
+
+
+def _alike(prints: Fingerprints, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+    near = np.bitwise_count(prints.hashes[a] ^ prints.hashes[b]) <= _BITS
+    a, b = a[near], b[near]
+    near = np.einsum("ij,ij->i", prints.small[a], prints.small[b]) >= _CORRELATION
+    return np.stack([a[near], b[near]], axis=1)

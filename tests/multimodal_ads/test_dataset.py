@@ -1,0 +1,27 @@
+"""Rows of a table become samples; pictures are read where they are needed only."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from apps.multimodal_ads.data.dataset import AdDataset
+from apps.multimodal_ads.data.table import AdRow
+from mlcore.errors import UserError
+
+LIMIT = 100_000_000
+
+
+def test_dataset(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    rows = [AdRow(tmp_path / "a.png", 1, "", "t.csv, line 2"), AdRow(tmp_path / "none.png", 0, "x", "t.csv, line 3")]
+    dataset = AdDataset(rows, max_pixels=LIMIT)
+    assert len(dataset) == 2
+    sample = dataset[0]
+    np.testing.assert_array_equal(sample.pop("image"), picture)
+    assert sample == {"index": 0, "label": 1, "has_text": False}
+    with pytest.raises(UserError, match=r"none\.png"):
+        dataset[1]
+    assert AdDataset(rows, max_pixels=LIMIT, with_images=False)[1] == {"index": 1, "label": 0, "has_text": True}
