@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apps.multimodal_ads.config import AdsConfig
-from apps.multimodal_ads.hub import quiet_loading
 from apps.multimodal_ads.model.assemble import make_parts
 from apps.multimodal_ads.task import AdTask, Objective
 from benchmarks.ads_models import write_tower
@@ -24,6 +23,7 @@ from benchmarks.common import Goal, Options, Report, alternate, median_text, pee
 from mlcore.batch import MicroBatch
 from mlcore.distributed import World
 from mlcore.engine import Engine, Precision, autocast
+from mlcore.hub import quiet_loading
 from mlcore.optim import build_optimizer, parameter_groups
 
 _SIDE = 224

@@ -22,7 +22,7 @@ import pytest
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "files", "config", "env", "seeding", "distributed", "console", "signals", "safe_pickle"),
     ("batch", "ledger", "losses", "metrics", "schedules", "optim", "plots", "runs"),
-    ("engine", "checkpoint", "data", "trackers", "storage", "uploader", "mirror", "doctor"),
+    ("engine", "checkpoint", "hub", "data", "trackers", "storage", "uploader", "mirror", "doctor"),
     ("task", "evaluator", "diagnose", "progress", "trainer", "lr_finder"),
     ("cli", "report", "analysis", "assemble", "conclusion", "dry_run", "restore", "session", "compare"),
 )

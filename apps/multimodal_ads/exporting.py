@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from apps.multimodal_ads.config import AdsConfig
-from apps.multimodal_ads.hub import find_model
 from apps.multimodal_ads.model.assemble import make_parts
 from apps.multimodal_ads.model.classifier import AdClassifier
 from apps.multimodal_ads.restore import Restored, restore
@@ -20,6 +19,7 @@ from apps.multimodal_ads.vision.lora import merge_adapters
 from mlcore.checkpoint import load_model_weights
 from mlcore.errors import UserError
 from mlcore.files import atomic_write, ensure_folder, write_json
+from mlcore.hub import find_model
 
 TOLERANCE = 1e-5
 """Largest difference of a logit, relative to the largest logit."""

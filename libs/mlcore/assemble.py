@@ -75,6 +75,8 @@ class Problem:
         train: Training data.
         validation: Held-out data that chooses the best checkpoint.
         test: Data looked at once, after training; None for none.
+        train_again: Training data without augmentation, judged with the best checkpoint to compare it with validation;
+            None: it is not.
         transform: Random augmentation of a training sample.
         group_rules: Learning rates of parts of the model.
         overview: Makes report sections about the data (statistics, skipped samples), given the run folder, into which
@@ -91,6 +93,7 @@ class Problem:
     train: Data
     validation: Data
     test: Data | None = None
+    train_again: Data | None = None
     transform: Transform | None = None
     group_rules: Sequence[GroupRule] = ()
     overview: Callable[[Path], Sequence[Section]] | None = None

@@ -94,7 +94,7 @@ def judge(trainer: Trainer, problem: Problem, *, config: CoreConfig, folder: Pat
         load_model_weights(problem.task.model, inference_weights(state, source=best), source=best)
     results: dict[str, dict[str, float]] = {}
     sections: list[Section] = []
-    for name, data in (("val", problem.validation), ("test", problem.test)):
+    for name, data in (("train", problem.train_again), ("val", problem.validation), ("test", problem.test)):
         if data is None:
             continue
         evaluator = Evaluator(problem.task, evaluation_loader(config, data, world=world), world=world)
@@ -211,7 +211,7 @@ def _headlines(results: Results, metric: str) -> list[Headline]:
             f"{'test' if name == 'test' else 'validation'} {metric}", values[metric], f"{int(values['n'])} samples"
         )
         for name, values in results.items()
-        if metric in values
+        if metric in values and name != "train"
     ]
 
 

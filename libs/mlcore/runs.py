@@ -77,7 +77,7 @@ def choose_run_folder(
     if resume not in ("auto", "never"):
         return _named(Path(resume), root, output_dir)
     if output_dir is not None:
-        holds_run = any((output_dir / "checkpoints").glob("*.pth"))
+        holds_run = _holds_checkpoints(output_dir)
         if holds_run and resume == "never":
             raise UserError(
                 f"{output_dir} already holds a run; choose another --output_dir, or --resume auto to continue it"
@@ -93,7 +93,7 @@ def choose_run_folder(
 def _named(target: Path, root: Path, output_dir: Path | None) -> RunFolder:
     if target.is_dir():
         folder = target.parent if target.name == "checkpoints" else target
-        if not any((folder / "checkpoints").glob("*.pth")):
+        if not _holds_checkpoints(folder):
             raise UserError(f"--resume {target}: no checkpoint in {folder / 'checkpoints'}")
         return RunFolder(folder, resume=True)
     if not target.is_file():
@@ -111,6 +111,20 @@ def _fresh(root: Path) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
+def _holds_checkpoints(folder: Path) -> bool:
+    """Whether there are any, of the run itself or of runs that are parts of it."""
+    return any(folder.glob("**/checkpoints/*.pth"))
+
+
+def finished_run(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether `folder` holds a run of the resolved `config` (nested) that has ended by itself."""
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return record.get("status") in _ENDED and not config_differences(record.get("config", {}), config)
+
+
 def _newest_unfinished(root: Path, config: Mapping[str, Any]) -> Path | None:
     for path in sorted(root.glob("*/run.json"), reverse=True):
         try:
@@ -118,7 +132,7 @@ def _newest_unfinished(root: Path, config: Mapping[str, Any]) -> Path | None:
         except (OSError, ValueError):
             continue
         folder = path.parent
-        if record.get("status") in _ENDED or not any((folder / "checkpoints").glob("*.pth")):
+        if record.get("status") in _ENDED or not _holds_checkpoints(folder):
             continue
         if is_locked(folder):
             _log.info("%s is being trained by another process; starting anew", folder)

@@ -30,7 +30,7 @@ from mlcore.mirror import Copied, RunMirror, run_key
 from mlcore.plots.curves import plot_lr_finder
 from mlcore.progress import Outcome
 from mlcore.report import Picture
-from mlcore.runs import RunFolder, RunRecord, choose_run_folder, code_version, config_differences
+from mlcore.runs import RunFolder, RunRecord, choose_run_folder, code_version, config_differences, finished_run
 from mlcore.seeding import seed_everything
 from mlcore.storage import is_remote, to_address
 from mlcore.task import check_facts
@@ -66,6 +66,9 @@ class App(Generic[ConfigT]):
             such as filling a cache; None for the run's own.
         variants: Configurations, by name, that are trained besides for comparison, each in `variants/<name>` of the run
             folder; the report then holds the comparison.
+        parts: Configurations, by folder within the run's, that are trained one after the other in place of the run
+            itself, such as the folds of a cross-validation; none where the run is a run.
+        join: Writes into the run folder what the parts are together, once all of them are finished; on the main rank.
     """
 
     name: str
@@ -77,6 +80,8 @@ class App(Generic[ConfigT]):
     root: Path | None = None
     rehearse: Callable[[ConfigT], ConfigT] | None = None
     variants: Callable[[ConfigT], Mapping[str, ConfigT]] | None = None
+    parts: Callable[[ConfigT], Mapping[str, ConfigT]] | None = None
+    join: Callable[[ConfigT, Path], None] | None = None
 
 
 def run(app: App[Any], invocation: Invocation[Any]) -> int:
@@ -120,7 +125,8 @@ def _run_in_folder(app: App[Any], invocation: Invocation[Any], world: World) -> 
             mirror = _mirror(app, invocation, folder.path) if world.is_main else None
             name = _run_name(app, invocation)
             session = _Session(app, invocation, name=name, world=world, folder=folder, record=record, mirror=mirror)
-            status = session.train()
+            parts = {} if app.parts is None else app.parts(invocation.config)
+            status = session.train_parts(parts) if parts else session.train()
     except BaseException:
         _log.debug("the run failed", exc_info=True)
         raise
@@ -236,11 +242,7 @@ class _Session:
         trainer.on_evaluation = self._picture_logger(trainer, problem, tracker)
         store, status = trainer.store, "failed"
         try:
-            if self._record is not None:
-                self._record.start(to_values(self._config))
-                write_text(self._folder / "config.yaml", to_yaml(self._config, self._invocation.composed.sources))
-            if self._mirror is not None:
-                self._mirror.begin()
+            self._begin()
             _log.info("%s: %s", self._folder, describe(trainer))
             outcome = trainer.fit()
             if outcome.status == "interrupted":
@@ -254,6 +256,24 @@ class _Session:
                 store.close()
             tracker.close(status="finished" if status in ("finished", "stopped early") else status)
         return status
+
+    def train_parts(self, parts: Mapping[str, Any]) -> str:
+        """Train the parts that are not finished, then join all of them; returns the status."""
+        self._begin()
+        if self._train_others(parts, what="part") is None:
+            return "interrupted"
+        if self._world.is_main and self._app.join is not None:
+            self._app.join(self._config, self._folder)
+        barrier()
+        return "finished"
+
+    def _begin(self) -> None:
+        """Note in the run folder, and tell the bucket, that a run is under way."""
+        if self._record is not None:
+            self._record.start(to_values(self._config))
+            write_text(self._folder / "config.yaml", to_yaml(self._config, self._invocation.composed.sources))
+        if self._mirror is not None:
+            self._mirror.begin()
 
     # ------------------------------------------------------------------------------------------------------ resuming
 
@@ -364,29 +384,32 @@ class _Session:
             return end.outcome.status
         problem.task.model.cpu()  # nothing is computed with it any more
         gc.collect()  # a trainer's callbacks refer to it
-        variants = self._train_variants(configs)
+        variants = self._train_others({f"variants/{name}": config for name, config in configs.items()}, what="variant")
         if variants is None:
             return "interrupted"
         self._write(replace(end, variants=variants), problem)
         return end.outcome.status
 
-    def _train_variants(self, variants: Mapping[str, Any]) -> dict[str, Results] | None:
-        """What the variants reached, by name; None when a signal came in between."""
+    def _train_others(self, configs: Mapping[str, Any], *, what: str) -> dict[str, Results] | None:
+        """Train runs in folders of the run's; what they reached, by name. None when a signal came in between."""
         results: dict[str, Results] = {}
-        for number, (name, config) in enumerate(variants.items(), 1):
-            _log.info("variant %d of %d: %s", number, len(variants), name)
-            folder = self._folder / "variants" / name
-            if self._train_variant(f"{self._name}, {name}", config, folder) == "interrupted":
-                return None
-            results[name] = read_results(folder)
+        for number, (place, config) in enumerate(configs.items(), 1):
+            folder = self._folder / place
+            if broadcast_object(finished_run(folder, to_values(config)) if self._world.is_main else None):
+                _log.info("%s %d of %d: %s is finished", what, number, len(configs), folder.name)
+            else:
+                _log.info("%s %d of %d: %s", what, number, len(configs), folder.name)
+                if self._train_other(f"{self._name}, {folder.name}", config, folder) == "interrupted":
+                    return None
+            results[folder.name] = read_results(folder)
         return results
 
-    def _train_variant(self, name: str, config: Any, folder: Path) -> str:
+    def _train_other(self, name: str, config: Any, folder: Path) -> str:
         seed_everything(config.run.seed, rank=self._world.rank, deterministic=config.run.deterministic)
         place = choose_run_folder(folder, config=to_values(config), output_dir=folder)
         barrier()  # every rank has looked before anything is written
         record = RunRecord(folder) if self._world.is_main else None
-        app = replace(self._app, variants=None)
+        app = replace(self._app, variants=None, parts=None)
         invocation = replace(self._invocation, composed=replace(self._invocation.composed, config=config))
         status = "failed"
         try:
@@ -397,4 +420,5 @@ class _Session:
             if record is not None:
                 record.close(status=status)
         barrier()  # the main rank has written the results
+        gc.collect()  # a trainer's callbacks refer to it
         return status

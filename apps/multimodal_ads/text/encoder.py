@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from apps.multimodal_ads.config import TextEncoderConfig
-from apps.multimodal_ads.hub import find_model, quiet_loading, read_weights, weight_names
 from apps.multimodal_ads.text.safety import check_folder
 from mlcore.errors import UserError
+from mlcore.hub import find_model, quiet_loading, read_weights, weight_names
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from apps.multimodal_ads.hub import read_json, weight_files
 from mlcore.checkpoint import load_checkpoint
 from mlcore.errors import UserError
+from mlcore.hub import read_json, weight_files
 
 __all__ = ["check_folder"]
 

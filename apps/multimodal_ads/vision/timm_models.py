@@ -17,9 +17,9 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from apps.multimodal_ads.config import VisionEncoderConfig
-from apps.multimodal_ads.hub import find_model, read_json, read_weights
 from apps.multimodal_ads.vision.interface import Tokens, VisionEncoder
 from mlcore.errors import UserError
+from mlcore.hub import find_model, read_json, read_weights
 
 __all__ = ["TimmProcessor", "load_timm", "meta_timm"]
 

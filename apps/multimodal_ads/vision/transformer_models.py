@@ -24,11 +24,11 @@ from transformers import (
 )
 
 from apps.multimodal_ads.config import VisionEncoderConfig
-from apps.multimodal_ads.hub import find_model, quiet_loading, read_json, read_weights
 from apps.multimodal_ads.vision.interface import Tokens, VisionEncoder
 from apps.multimodal_ads.vision.processors import HubProcessor, processor_settings
 from apps.multimodal_ads.vision.published import PUBLISHED, Published
 from mlcore.errors import UserError
+from mlcore.hub import find_model, quiet_loading, read_json, read_weights
 
 __all__ = ["load_transformer", "meta_transformer"]
 

@@ -35,7 +35,7 @@ def insert_flag_tables(page: Path, spec: AppSpec[Any]) -> str:
 
 def _lines(spec: AppSpec[Any]) -> Iterator[str]:
     table = NameTable(spec.config_cls)
-    values = to_values(compose(spec.config_cls, spec.config_dir, Request(), environ={}).config)
+    values = to_values(compose(spec.config_cls, spec.config_dir, Request(base=spec.base), environ={}).config)
     rows: dict[str, list[str]] = {}  # by section; a nested section may stand in the middle of its parent
     for path, leaf in table.leaves.items():
         default: Any = values

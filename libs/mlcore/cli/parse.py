@@ -66,7 +66,7 @@ def parse(
 
 
 def _compose(spec: AppSpec[ConfigT], overrides: Sequence[tuple[str, str]], **request: Any) -> Composed[ConfigT]:
-    demand = Request(overrides=overrides, demo_unless=spec.demo_unless, **request)
+    demand = Request(overrides=overrides, demo_unless=spec.demo_unless, base=spec.base, **request)
     return compose(spec.config_cls, spec.config_dir, demand)
 
 
@@ -130,8 +130,8 @@ class _Reader:
 
 
 def _defaults(spec: AppSpec[ConfigT]) -> dict[str, Any]:
-    """Default of every setting once default.yaml is applied."""
-    composed = compose(spec.config_cls, spec.config_dir, Request(), environ={})
+    """Default of every setting once the base files are applied."""
+    composed = compose(spec.config_cls, spec.config_dir, Request(base=spec.base), environ={})
     flat: dict[str, Any] = {}
 
     def flatten(section: Section, values: dict[str, Any], prefix: str) -> None:

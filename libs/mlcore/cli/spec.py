@@ -25,6 +25,7 @@ class AppSpec(Generic[ConfigT]):
         root: Where runs and sweeps go; None for outputs/<name>.
         demo_unless: Dotted paths of the settings that say what to train on; while none has a value, the demo preset is
             applied.
+        base: Files of `config_dir` that every run starts from, the later one winning.
     """
 
     name: str
@@ -33,6 +34,7 @@ class AppSpec(Generic[ConfigT]):
     description: str
     root: Path | None = None
     demo_unless: tuple[str, ...] = ()
+    base: tuple[str, ...] = ("default.yaml",)
 
 
 @dataclass(frozen=True, kw_only=True)

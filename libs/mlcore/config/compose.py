@@ -34,12 +34,14 @@ class Request:
         files: `--config` files in order.
         demo: Apply `demo.yaml`.
         demo_unless: Dotted paths of settings; while none has a value, `demo.yaml` is applied unasked.
+        base: Files that all else is put upon, the later one winning; those that are missing say nothing.
     """
 
     overrides: Sequence[tuple[str, str]] = ()
     files: Sequence[Path] = ()
     demo: bool = False
     demo_unless: tuple[str, ...] = ()
+    base: tuple[str, ...] = ("default.yaml",)
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,9 @@ class _Composer:
         presets = [(self._table.leaves[path], raw) for path, raw in self._table.presets.items()]
         for leaf, raw in sorted(presets, key=lambda preset: not preset[0].meta.selects):
             self._put(leaf, raw, _DEFAULT)
-        if (self._dir / "default.yaml").is_file():
-            self._apply(read_document(self._dir / "default.yaml"), Rank.DEFAULTS)
+        for file in (self._dir / name for name in request.base):
+            if file.is_file():
+                self._apply(read_document(file), Rank.DEFAULTS)
         if demo:
             self._apply(read_document(self._dir / "demo.yaml"), Rank.DEMO)
         for group, choice in groups.items():

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mlcore.config.section import Section, field, reject
 
@@ -137,6 +137,15 @@ _ScheduleName = Literal[
     "warmup_linear",
     "cosine_warm_restart",
 ]
+_CLASS = re.compile(r"(?:\w+\.)*(\w+)Scheduler")  # how older files named a schedule: src.schedulers.step.StepScheduler
+
+
+def _plain_name(value: object) -> object:
+    """The schedule's name where the value is its class's; it is read as text, and nothing is imported."""
+    match = _CLASS.fullmatch(value) if isinstance(value, str) else None
+    return value if match is None else re.sub(r"(?<!^)(?=[A-Z])", "_", match.group(1)).lower()
+
+
 _WARMUP = ("warmup_steps", "max_steps", "min_lr", "warmup_start_lr")
 _PLATEAU = ("mode", "factor", "patience", "verbose")
 _TAKES: dict[str, tuple[str, ...]] = {
@@ -159,8 +168,11 @@ class SchedulerConfig(Section):
 
     hoisted: ClassVar[tuple[str, ...]] = ("params",)
 
-    name: _ScheduleName = field(
-        "cosine", "Schedule of the learning rate", aliases=("scheduler_type", "train.scheduler_type"), selects=True
+    name: Annotated[_ScheduleName, BeforeValidator(_plain_name)] = field(
+        "cosine",
+        "Schedule of the learning rate",
+        aliases=("scheduler_type", "train.scheduler_type", "scheduler._target_"),
+        selects=True,
     )
     unit: Literal["step", "epoch"] | None = field(
         None, "What lengths count, and when the rate changes; null: steps for the warm-up schedules, epochs for others"

@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 
-from apps.multimodal_ads.hub import find_model, weight_files
 from mlcore.errors import UserError
+from mlcore.hub import find_model, weight_files
 
 COMMON = ["README.md", ".gitattributes", "config.json", "tokenizer.json", "tokenizer_config.json"]
 # Files of models on the hub, and which of them are needed besides COMMON's settings.
@@ -64,7 +64,7 @@ class Hub:
 def connect(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *given, **options: hub.model_info(*given, **options))
-    monkeypatch.setattr("apps.multimodal_ads.hub.snapshot_download", hub.snapshot_download)
+    monkeypatch.setattr("mlcore.hub.snapshot_download", hub.snapshot_download)
 
 
 @pytest.mark.parametrize("name", MODELS)
