@@ -17,7 +17,6 @@ __all__ = [
     "LossConfig",
     "MemberConfig",
     "ModelConfig",
-    "SnapshotConfig",
     "TtaConfig",
     "ViewConfig",
 ]
@@ -41,9 +40,13 @@ class DataConfig(Section):
     allow_duplicates: bool = field(
         default=False, description="Let the same page be in more than one split, with a warning"
     )
+    fit: Literal["resize", "letterbox"] = field(
+        "resize", "How a page gets the network's size; letterbox: its aspect stays, the rest is white"
+    )
     max_megapixels: float = field(100.0, "Larger pages are refused before they are decoded", unit="megapixels", gt=0)
     num_train: int = field(1020, "generated: training pages", unit="pages", ge=17)
     num_val: int = field(340, "generated: validation pages", unit="pages", ge=17)
+    num_test: int = field(340, "generated: test pages", unit="pages", ge=17)
     generated_dir: Path | None = field(None, "generated: where they are written; null: outputs/doc_ensemble/generated")
 
 
@@ -117,27 +120,31 @@ class EnsembleConfig(Section):
     method: Literal["voting", "averaging", "weighted", "stacking"] = field("averaging", "How votes are put together")
     average: Literal["probabilities", "logits"] = field("probabilities", "averaging, weighted: what is averaged")
     fit_weights: bool = field(default=False, description="weighted: fit the weights on the validation pages")
-    models: tuple[MemberConfig, ...] = field((), "The members; by default the folds or snapshots of a finished run")
+    models: tuple[MemberConfig, ...] = field((), "The members")
+    run: Path | None = field(
+        None,
+        "Folder of a finished run instead of models: the folds of its cross-validation, or its snapshots; without "
+        "either, kfold.folds models are trained first",
+    )
     low_memory: bool = field(default=False, description="Hold one member in memory at a time")
     tta: TtaConfig = field(TtaConfig(), "Test-time augmentation")
 
 
 class KFoldConfig(Section):
-    """Cross-validation."""
+    """Cross-validation over the training pages; the validation and test pages stay apart."""
 
-    folds: int = field(0, "Number of folds; 0: none", unit="folds", ge=0)
+    folds: int = field(0, "Number of folds; 0: no cross-validation", unit="folds", ge=0)
+    fold: int | None = field(
+        None, "Train only this fold's model, which is judged on the fold's pages; null: all, one after the other", ge=1
+    )
 
     @model_validator(mode="after")
-    def _check_folds(self) -> Self:
+    def _check(self) -> Self:
         if self.folds == 1:
-            reject("folds", "at least 2, or 0 for no cross-validation")
+            reject("folds", "expected at least 2, or 0 for no cross-validation")
+        if self.fold is not None and self.fold > self.folds:
+            reject("fold", f"expected one of the {self.folds} folds, which are counted from 1")
         return self
-
-
-class SnapshotConfig(Section):
-    """A snapshot ensemble: the state at the end of each cycle of a cyclic schedule."""
-
-    cycles: int = field(0, "Cycles of the cosine; each leaves a member; 0: none", unit="cycles", ge=0)
 
 
 class DocConfig(Section):
@@ -150,7 +157,6 @@ class DocConfig(Section):
     train: TrainConfig = field(TrainConfig(), "Training")
     scheduler: SchedulerConfig = field(SchedulerConfig(), "Learning-rate schedule")
     kfold: KFoldConfig = field(KFoldConfig(), "Cross-validation")
-    snapshot: SnapshotConfig = field(SnapshotConfig(), "Snapshots")
     ensemble: EnsembleConfig = field(EnsembleConfig(), "Ensemble")
     run: RunConfig = field(RunConfig(), "Run")
     checkpoint: CheckpointConfig = field(CheckpointConfig(), "Checkpoints")

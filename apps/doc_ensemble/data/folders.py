@@ -33,24 +33,28 @@ class Folders:
     test: list[Page] | None
 
 
-def read_folders(folder: Path) -> Folders:
+def read_folders(folder: Path, *, classes: Sequence[str] | None = None) -> Folders:
     """Read `folder`/train, val and test with a folder per class each, or `folder` with a folder per class.
+
+    Args:
+        folder: Where they are.
+        classes: Names of the classes in order, as a trained model has them; None: the training folders' names.
 
     Raises:
         UserError: There are no pages, a class of training has none, a class of another part is unknown, or a TIFF or
             PDF file cannot be read.
     """
     if not (folder / "train").is_dir():
-        pages, classes = read_class_folder(folder)
-        return Folders(classes, pages, None, None)
-    train, classes = read_class_folder(folder / "train")
+        pages, names = read_class_folder(folder, classes=classes)
+        return Folders(names, pages, None, None)
+    train, names = read_class_folder(folder / "train", classes=classes)
     val = next((folder / name for name in _VALIDATION if (folder / name).is_dir()), None)
     test = folder / "test"
     return Folders(
-        classes,
+        names,
         train,
-        None if val is None else read_class_folder(val, classes=classes)[0],
-        read_class_folder(test, classes=classes)[0] if test.is_dir() else None,
+        None if val is None else read_class_folder(val, classes=names)[0],
+        read_class_folder(test, classes=names)[0] if test.is_dir() else None,
     )
 
 

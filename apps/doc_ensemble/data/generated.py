@@ -25,7 +25,7 @@ from mlcore.seeding import numpy_rng
 
 __all__ = ["TYPES", "draw_page", "write_generated"]
 
-_FORMAT = 1  # goes up whenever the same arguments give other files
+_FORMAT = 2  # goes up whenever the same arguments give other files
 _STAMP = "generated.json"
 _HEIGHT = 256
 _DRAWN = 384  # height; drawn larger and reduced, for smooth edges

@@ -28,6 +28,7 @@ _FILES = {
     "mono bold": "DejaVuSansMono-Bold",
     "hand": "DejaVuSerif-Italic",
 }
+_EDGE = 0.01  # paper beside a line of text
 _ENGLISH_TEXT = (
     "the of and to in for on with is that by this be are from as at our your will we it was have not or all which has "
     "please account payment order department office page section report meeting project results method data figure "
@@ -120,9 +121,13 @@ class Sheet:
         anchor: str = "la",
         ink: int | None = None,
     ) -> float:
-        """One line; returns where it ends (x)."""
-        line = words if isinstance(words, str) else " ".join(words)
+        """One line; of several words as many as fit on the page. Returns where it ends (x)."""
         face = self.font(font, size)
+        room = {"l": self.aspect - place[0], "r": place[0], "m": 2 * min(place[0], self.aspect - place[0])}[anchor[0]]
+        kept = [words] if isinstance(words, str) else list(words)
+        while len(kept) > 1 and face.getlength(" ".join(kept)) > (room - _EDGE) * self.height:
+            kept.pop()
+        line = " ".join(kept)
         x, y = place[0] * self.height, place[1] * self.height
         self._draw.text((x, y), line, fill=self.ink if ink is None else ink, font=face, anchor=anchor)
         return place[0] + face.getlength(line) / self.height

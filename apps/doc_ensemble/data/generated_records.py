@@ -163,8 +163,8 @@ def id_card(sheet: Sheet) -> None:
     start = left + 0.05 if on_right else left + 0.47
     for row in range(int(sheet.rng.integers(3, 6))):
         y = top + 0.22 + 0.09 * row
-        sheet.text((start, y), sheet.words(1), size=0.035)
-        sheet.text((start + 0.2, y), sheet.words(2)[:1], size=0.045, font="sans bold")
+        end = sheet.text((start, y), sheet.words(1), size=0.035)
+        sheet.text((max(start + 0.2, end + 0.03), y), sheet.words(2)[:1], size=0.045, font="sans bold")
     if sheet.often(0.5):
         sheet.bars((start, top + tall - 0.12, min(right - 0.05, start + 0.5), top + tall - 0.03))
 

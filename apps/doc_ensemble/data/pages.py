@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from apps.multimodal_ads.data.images import SUFFIXES, image_size, read_image  # moves to mlcore.data.images
+from mlcore.data.images import SUFFIXES, image_size, read_image
 from mlcore.errors import UserError
 
 __all__ = ["PAGE_SUFFIXES", "Page", "page_count", "page_size", "read_page"]
@@ -55,6 +55,11 @@ class Page:
         """Short, for people: "scan.pdf#3" (counted from 1), "scan.png"."""
         many = self.number or self.path.suffix.lower() == ".pdf"
         return f"{self.path.name}#{self.number + 1}" if many else self.path.name
+
+    @property
+    def key(self) -> str:
+        """Names the page in files of predictions: its path and, counted from 1, its number."""
+        return f"{self.path}#{self.number + 1}"
 
     @property
     def bundle(self) -> str:

@@ -20,7 +20,17 @@ from mlcore.errors import UserError
 from mlcore.files import atomic_write, write_json
 from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_floats, as_labels, as_probabilities
 
-__all__ = ["FoldJudgement", "OutOfFold", "Stacker", "fit_stacker", "gather", "read_out_of_fold", "read_stacker"]
+__all__ = [
+    "FoldJudgement",
+    "OutOfFold",
+    "Stacker",
+    "fit_stacker",
+    "gather",
+    "join_members",
+    "read_out_of_fold",
+    "read_stacker",
+    "without_predictions",
+]
 
 _FORMAT = "doc_ensemble stacking 1"
 _ARRAYS = ("probabilities", "labels", "folds", "left_out", "pages", "class_names", "member_names")
@@ -115,7 +125,7 @@ def gather(judgements: Sequence[FoldJudgement], *, class_names: Sequence[str]) -
     names = tuple(dict.fromkeys(part.member for part in judgements))
     tables = [_by_page([part for part in judgements if part.member == name]) for name in names]
     if not tables:
-        raise _without_predictions("no fold has been judged")
+        raise without_predictions("no fold has been judged")
     for name, table in zip(names, tables, strict=True):
         odd = table.keys() ^ tables[0].keys() or {p for p in table if table[p][:2] != tables[0][p][:2]}
         if odd:
@@ -149,6 +159,40 @@ def _by_page(parts: Sequence[FoldJudgement]) -> dict[str, tuple[int, int, FloatA
     return table
 
 
+def join_members(parts: Sequence[OutOfFold], *, member_names: Sequence[str]) -> OutOfFold:
+    """Out-of-fold predictions of several cross-validations, of one member each, as those of one ensemble.
+
+    Args:
+        parts: [K], each of a single member.
+        member_names: [K] what the members are called from here on.
+
+    Raises:
+        UserError: They have other classes, pages, folds or labels, or none is given.
+    """
+    if not parts:
+        raise without_predictions("no cross-validation is given")
+    judgements = []
+    for name, part in zip(member_names, parts, strict=True):
+        if part.class_names != parts[0].class_names:
+            raise UserError(
+                f"the cross-validations of {member_names[0]!r} and {name!r} have other classes, or another order of "
+                f"them: {list(parts[0].class_names)} and {list(part.class_names)}"
+            )
+        for fold in np.unique(part.folds).tolist():
+            rows = np.flatnonzero(part.folds == fold)
+            judgements.append(
+                FoldJudgement(
+                    member=name,
+                    fold=fold,
+                    trained_on=[part.pages[row] for row in np.flatnonzero(part.left_out[0] != fold)],
+                    pages=[part.pages[row] for row in rows],
+                    probabilities=part.probabilities[0, rows],
+                    labels=part.labels[rows],
+                )
+            )
+    return gather(judgements, class_names=parts[0].class_names)
+
+
 def read_out_of_fold(path: Path) -> OutOfFold:
     """What `OutOfFold.save` wrote; nothing in the file is executed.
 
@@ -159,7 +203,7 @@ def read_out_of_fold(path: Path) -> OutOfFold:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in _ARRAYS}
     except FileNotFoundError:
-        raise _without_predictions(f"{path} does not exist") from None
+        raise without_predictions(f"{path} does not exist") from None
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise UserError(f"{path}: not a file of out-of-fold predictions, or damaged ({error})") from None
     return OutOfFold(
@@ -247,7 +291,7 @@ def fit_stacker(data: OutOfFold, *, inverse_strength: float = 1.0) -> Stacker:
     from sklearn.linear_model import LogisticRegression
 
     if not isinstance(data, OutOfFold):
-        raise _without_predictions(f"a {type(data).__name__} does not tell which pages its models were trained on")
+        raise without_predictions(f"a {type(data).__name__} does not tell which pages its models were trained on")
     classes = len(data.class_names)
     labels = as_labels(data.labels, classes=classes)
     absent = sorted(set(range(classes)) - set(labels.tolist()))
@@ -296,7 +340,8 @@ def _features(probabilities: Array) -> NDArray[np.float64]:
     return array.transpose(1, 0, 2).reshape(array.shape[1], -1)
 
 
-def _without_predictions(reason: str) -> UserError:
+def without_predictions(reason: str) -> UserError:
+    """The error of method stacking without out-of-fold predictions; it says how to make them."""
     return UserError(
         f"method stacking needs out-of-fold predictions, and {reason}. Cross-validate the members (kfold.folds: 5, "
         "with the same data and seed for each): every fold's model then judges the pages that it was trained without"

@@ -10,8 +10,8 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from apps.multimodal_ads.hub import find_model, read_json, read_weights  # moves to mlcore.hub
 from mlcore.errors import UserError
+from mlcore.hub import find_model, read_json, read_weights
 
 __all__ = ["SETTING", "Published", "check_arguments", "check_name", "describe", "read_published_weights"]
 

@@ -1,0 +1,168 @@
+"""From the typed configuration to objects; the only place of this app where the two meet."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+
+from apps.doc_ensemble.config import DocConfig
+from apps.doc_ensemble.data.augment import PageAugmentation
+from apps.doc_ensemble.data.balance import Balanced
+from apps.doc_ensemble.data.dataset import Fit, PageDataset, Prepare
+from apps.doc_ensemble.data.mixing import Mixing
+from apps.doc_ensemble.data.pages import Page
+from apps.doc_ensemble.data.statistics import page_statistics, statistics_sections
+from apps.doc_ensemble.kfold import fold_configs, join_folds, one_fold
+from apps.doc_ensemble.model.classifier import DocClassifier, create_model
+from apps.doc_ensemble.outputs import Inspector, write_outputs
+from apps.doc_ensemble.spec import SPEC
+from apps.doc_ensemble.splits import Splits, load_splits
+from apps.doc_ensemble.task import DocTask, Objective
+from mlcore.assemble import Data, Problem
+from mlcore.data.loader import Collate
+from mlcore.distributed import World, broadcast_object
+from mlcore.report import Section
+from mlcore.session import App
+
+__all__ = ["APP", "build"]
+
+_log = logging.getLogger(__name__)
+
+
+def build(config: DocConfig, world: World) -> Problem:
+    """Data, model and task of a run.
+
+    Raises:
+        UserError: Data or weights are missing or cannot be used, or settings do not fit together.
+    """
+    splits = broadcast_object(load_splits(config) if world.is_main else None)
+    if config.kfold.fold is not None:
+        splits = one_fold(splits, config.kfold, seed=config.run.seed)
+    model = _model(config, splits.classes)
+    facts = {"model": model.facts, "fit": config.data.fit}
+    task = DocTask(
+        model=model, class_names=splits.classes, objective=_objective(config, splits.train, splits.classes), facts=facts
+    )
+    data = partial(_data, config=config)
+    inspector = Inspector(splits, max_pixels=round(config.data.max_megapixels * 1e6))
+    return Problem(
+        task=task,
+        train=_training_data(splits, config),
+        validation=data(splits.validation),
+        test=None if splits.test is None else data(splits.test),
+        train_again=data(splits.train),
+        transform=PageAugmentation(config.augmentation.name),
+        overview=partial(_overview, splits),
+        analyse=inspector,
+        finish=partial(write_outputs, inspector, config),
+        notes=splits.notes,
+    )
+
+
+def _model(config: DocConfig, classes: Sequence[str]) -> DocClassifier:
+    settings = config.model
+    model = create_model(
+        settings.model_name,
+        class_names=classes,
+        pretrained=settings.pretrained,
+        image_size=settings.image_size,
+        in_channels=settings.in_channels,
+        dropout_rate=settings.dropout_rate,
+        drop_path_rate=settings.drop_path_rate,
+        attention_dim=settings.attention_dim if settings.use_attention else None,
+    )
+    if config.train.gradient_checkpointing:
+        model.trunk.set_grad_checkpointing(True)  # type: ignore[operator]
+    return model.to(memory_format=torch.channels_last)
+
+
+def _objective(config: DocConfig, train: Sequence[Page], classes: Sequence[str]) -> Objective:
+    """The loss section's, or the focal loss that the model section asks for."""
+    loss, model = config.loss, config.model
+    weights = None
+    if loss.class_weights:
+        counts = np.bincount([_label(page) for page in train], minlength=len(classes))
+        weights = torch.from_numpy(len(train) / (len(classes) * np.maximum(counts, 1))).float()
+    gamma = model.gamma if model.use_focal_loss else loss.focal_gamma if loss.name == "focal" else None
+    return Objective(
+        focal_gamma=gamma,
+        focal_alpha=model.alpha if model.use_focal_loss else 1.0,
+        label_smoothing=loss.label_smoothing,
+        class_weights=weights,
+    )
+
+
+def _training_data(splits: Splits, config: DocConfig) -> Data:
+    """Training pages with what makes batches of them: balanced classes, mixed pages."""
+    data = _data(splits.train, config=config)
+    settings = config.augmentation
+    collate: Collate | None = None
+    if settings.mixup or settings.cutmix:
+        mixing = Mixing(len(splits.classes), mixup=settings.mixup, cutmix=settings.cutmix)
+        collate = partial(_mixed, mixing=mixing)
+    dataset = data.dataset
+    if config.loss.balanced_sampling:
+        dataset = Balanced(dataset, labels=[_label(page) for page in splits.train])
+    return Data(dataset=dataset, prepare=data.prepare, collate=collate)
+
+
+def _mixed(samples: list[Any], *, mixing: Mixing) -> dict[str, Any]:
+    return mixing(default_collate(samples))
+
+
+def _data(pages: Sequence[Page], *, config: DocConfig) -> Data:
+    fit = Fit(config.model.image_size, config.data.fit)
+    dataset = PageDataset(
+        pages,
+        max_pixels=round(config.data.max_megapixels * 1e6),
+        grey=config.model.in_channels == 1,
+        fit=fit,
+    )
+    return Data(dataset=dataset, prepare=Prepare(fit, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
+
+
+def _overview(splits: Splits, folder: Path) -> list[Section]:
+    parts = {name: page_statistics(pages, classes=len(splits.classes)) for name, pages in splits.named().items()}
+    return statistics_sections(parts, classes=splits.classes, path=folder / "statistics.png")
+
+
+def _label(page: Page) -> int:
+    assert page.label is not None  # noqa: S101 - pages of splits have one
+    return page.label
+
+
+def _run_name(config: DocConfig) -> str:
+    if config.data.source == "generated":
+        return "generated"
+    data = config.data.data_dir or (config.data.train_csv or Path("pages")).with_suffix("")
+    name = data.resolve().name
+    return data.resolve().parent.name if name == "train" else name
+
+
+def _rehearsal(config: DocConfig) -> DocConfig:
+    """A trial of a cross-validation is one of its first fold."""
+    if not config.kfold.folds or config.kfold.fold is not None:
+        return config
+    return config.model_copy(update={"kfold": config.kfold.model_copy(update={"fold": 1})})
+
+
+def _parts(config: DocConfig) -> Mapping[str, DocConfig]:
+    return {} if config.kfold.fold is not None else fold_configs(config)
+
+
+APP = App(
+    name="doc_ensemble",
+    title="Document classifier",
+    build=build,
+    run_name=_run_name,
+    own_data='make train APP=doc_ensemble ARGS="--data_dir DIR"  (a folder per class; tables: docs/doc_ensemble.md)',
+    root=SPEC.root,
+    rehearse=_rehearsal,
+    parts=_parts,
+    join=join_folds,
+)

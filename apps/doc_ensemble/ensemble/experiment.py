@@ -1,0 +1,309 @@
+"""The ensemble experiment: find or train the members, let them judge, compare all methods, and write it down."""
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from apps.doc_ensemble.config import DocConfig, EnsembleConfig
+from apps.doc_ensemble.ensemble.combine import normalise_weights
+from apps.doc_ensemble.ensemble.judging import Judgement, judge_splits, views_of
+from apps.doc_ensemble.ensemble.members import check_members
+from apps.doc_ensemble.ensemble.methods import (
+    Outcome,
+    apply_methods,
+    best_member,
+    chosen_method,
+    member_methods,
+    methods_of,
+)
+from apps.doc_ensemble.ensemble.recording import record_experiment
+from apps.doc_ensemble.ensemble.sources import Source, data_of, find_sources, out_of_fold, trained_on
+from apps.doc_ensemble.ensemble.stacking import Stacker, fit_stacker, without_predictions
+from apps.doc_ensemble.splits import Splits, load_splits
+from mlcore.assemble import configure_torch
+from mlcore.cli.spec import Invocation
+from mlcore.config.dump import to_values, to_yaml
+from mlcore.console import setup_logging
+from mlcore.distributed import pick_device
+from mlcore.errors import UserError
+from mlcore.files import write_text
+from mlcore.mirror import Copied, RunMirror, run_key
+from mlcore.runs import RunRecord, choose_run_folder
+from mlcore.storage import to_address
+
+__all__ = ["Experiment", "compare", "run"]
+
+_log = logging.getLogger(__name__)
+
+_ROOT = Path("outputs") / "doc_ensemble"
+_REHEARSED = 8  # pages of a dry run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What was compared, and what came out.
+
+    Attributes:
+        settings: The ensemble section.
+        sources: The members.
+        shares: [K] configured weights, normalised.
+        judgement: What the members said.
+        outcomes: Of all methods on all splits.
+        chosen: Name of the configured method; of the best member where members are only judged.
+        notes: What the reader must know.
+    """
+
+    settings: EnsembleConfig
+    sources: Sequence[Source]
+    shares: Sequence[float]
+    judgement: Judgement
+    outcomes: Sequence[Outcome]
+    chosen: str
+    notes: Sequence[str]
+
+    @property
+    def split(self) -> str:
+        """The one whose predictions are written: "test", or "val" without test pages."""
+        return "test" if "test" in self.judgement.votes else "val"
+
+    @property
+    def tta(self) -> bool:
+        """Whether there are views."""
+        return self.judgement.view_weights is not None
+
+    def outcome(self, name: str, split: str, *, tta: bool) -> Outcome:
+        """Of one method."""
+        found = (o for o in self.outcomes if o.method.name == name and o.split == split and o.tta == tta)
+        return next(found)
+
+
+def run(invocation: Invocation[DocConfig]) -> int:
+    """Do what the command line asks for; returns the exit code.
+
+    75: the training of members was interrupted; the same command continues it.
+
+    Raises:
+        UserError: Anything the user has to mend.
+    """
+    setup_logging()
+    config = invocation.config
+    settings = config.ensemble
+    trains = not settings.models and settings.run is None
+    if invocation.action == "lr_find":
+        raise UserError("--lr_find belongs to train.py: an ensemble experiment has no learning rate of its own")
+    if invocation.action == "test" or (invocation.action == "dry_run" and trains):
+        from apps.doc_ensemble.build import APP  # what training needs
+        from mlcore.session import run as run_app_session
+
+        return run_app_session(APP, invocation)
+    configure_torch(config)
+    if settings.tta.enabled:
+        views_of(settings.tta)  # a mistake there is told before anything is trained
+    if trains:
+        code, job = _train(invocation)
+        if code or int(os.environ.get("RANK", "0")):
+            return code  # the first process judges for all
+        settings = settings.model_copy(update={"run": job})
+    sources = find_sources(settings)
+    if invocation.action == "dry_run":
+        return _rehearse(invocation, settings, sources)
+    _run_in_folder(invocation, settings, sources)
+    return 0
+
+
+def compare(
+    settings: EnsembleConfig, sources: Sequence[Source], judgement: Judgement, *, stacker: Stacker | None, seed: int
+) -> tuple[list[Outcome], str]:
+    """Apply all methods; returns their outcomes and the name of the chosen one.
+
+    Args:
+        settings: Whether and how members judge together.
+        sources: The members.
+        judgement: What they said.
+        stacker: Fitted on their out-of-fold predictions, where there are any.
+        seed: Draws the halves of the validation pages.
+    """
+    methods = member_methods(judgement.member_names)
+    if settings.enabled:
+        methods += methods_of(settings, shares=_shares(settings, sources), stacker=stacker)
+    outcomes = apply_methods(methods, judgement.votes, view_weights=judgement.view_weights, seed=seed)
+    return outcomes, chosen_method(settings) if settings.enabled else best_member(outcomes)
+
+
+def _train(invocation: Invocation[DocConfig]) -> tuple[int, Path]:
+    """Cross-validate the configured model; how members judge together is no part of that, nor where this one writes."""
+    from apps.doc_ensemble.kfold import train_folds
+
+    config = invocation.config
+    if config.kfold.folds < 2:
+        raise UserError("no members: give ensemble.models or ensemble.run, or kfold.folds of at least 2 to train some")
+    plain = config.model_copy(
+        update={"ensemble": EnsembleConfig(), "run": config.run.model_copy(update={"output_dir": None})}
+    )
+    _log.info("no members are given: %d models are trained first", config.kfold.folds)
+    code, job = train_folds(replace(invocation, composed=replace(invocation.composed, config=plain)))
+    setup_logging()
+    return code, job
+
+
+def _rehearse(invocation: Invocation[DocConfig], settings: EnsembleConfig, sources: Sequence[Source]) -> int:
+    """Let the members judge a few pages, and write nothing."""
+    data, splits, _ = _pages(invocation, sources)
+    few = replace(splits, validation=splits.validation[:_REHEARSED], test=None)
+    judgement = _judge(invocation.config, settings, sources, few, data=data, scratch=None)
+    shape = "x".join(map(str, judgement.votes["val"].by_view.shape))
+    _log.info("fine: members x views x pages x classes: %s; nothing was written", shape)
+    return 0
+
+
+def _run_in_folder(invocation: Invocation[DocConfig], settings: EnsembleConfig, sources: Sequence[Source]) -> None:
+    config, composed = invocation.config, invocation.composed
+    name = config.run.name or composed.experiment or ("demo" if composed.demo else settings.method)
+    values = to_values(config.model_copy(update={"ensemble": settings}))
+    place = choose_run_folder(
+        _ROOT / "ensembles" / name, config=values, output_dir=config.run.output_dir, resume="never"
+    )
+    record = RunRecord(place.path)
+    setup_logging(log_file=place.path / "train.log")
+    mirror, status = _mirror(config, place.path, name), "failed"
+    try:
+        record.start(values)
+        write_text(place.path / "config.yaml", to_yaml(config, composed.sources))
+        if mirror is not None:
+            mirror.begin()
+        begun = time.perf_counter()
+        experiment, data = _conduct(invocation, settings, sources, place.path)
+        facts = _facts(invocation, values, name, seconds=time.perf_counter() - begun)
+        record_experiment(experiment, folder=place.path, data=data, facts=facts)
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        record.end(status=status)
+        if mirror is not None:
+            _say(mirror.close(status=status), place.path)
+        record.close(status=status)
+
+
+def _facts(invocation: Invocation[DocConfig], values: Mapping[str, Any], name: str, *, seconds: float) -> dict[str, Any]:
+    config = invocation.config
+    return {
+        "name": name,
+        "demo": invocation.composed.demo,
+        "config": values,
+        "device": pick_device(config.run.device),
+        "seconds": seconds,
+        "seed": config.run.seed,
+    }
+
+
+def _conduct(
+    invocation: Invocation[DocConfig], settings: EnsembleConfig, sources: Sequence[Source], folder: Path
+) -> tuple[Experiment, DocConfig]:
+    stacker = _stacker(settings, sources)
+    shares = _shares(settings, sources, say=settings.method == "weighted")
+    data, splits, notes = _pages(invocation, sources)
+    judgement = _judge(invocation.config, settings, sources, splits, data=data, scratch=folder)
+    outcomes, chosen = compare(settings, sources, judgement, stacker=stacker, seed=invocation.config.run.seed)
+    if stacker is not None:
+        stacker.save(folder / "stacking.json")
+    bad = len(judgement.problems)
+    if bad:
+        notes.append(f"{bad} pages could not be read and are left out; the first: {judgement.problems[0]}")
+    experiment = Experiment(
+        settings=settings,
+        sources=sources,
+        shares=shares,
+        judgement=judgement,
+        outcomes=outcomes,
+        chosen=chosen,
+        notes=notes,
+    )
+    return experiment, data
+
+
+def _stacker(settings: EnsembleConfig, sources: Sequence[Source]) -> Stacker | None:
+    classes = check_members([part for source in sources for part in source.parts])
+    if not settings.enabled:
+        return None
+    data = out_of_fold(sources)
+    if data is None:
+        if settings.method == "stacking":
+            plain = [source.name for source in sources if not source.whole]
+            raise without_predictions(f"of these members there are none: {', '.join(plain)}")
+        return None
+    if data.class_names != classes:
+        raise UserError(
+            f"the out-of-fold predictions are of the classes {list(data.class_names)}, the members' models of "
+            f"{list(classes)}; cross-validate them anew"
+        )
+    return fit_stacker(data)
+
+
+def _shares(settings: EnsembleConfig, sources: Sequence[Source], *, say: bool = False) -> list[float]:
+    """The configured weights, normalised; the log says so only where they are used."""
+    weights = [source.weight for source in sources]
+    if say and not settings.fit_weights:
+        return normalise_weights(weights, members=len(sources)).tolist()
+    total = sum(weights)
+    return [weight / total for weight in weights] if total > 0 else [1 / len(weights)] * len(weights)
+
+
+def _pages(invocation: Invocation[DocConfig], sources: Sequence[Source]) -> tuple[DocConfig, Splits, list[str]]:
+    """The configuration of the pages, the pages, and what the reader must know of them."""
+    classes = check_members([part for source in sources for part in source.parts])
+    data = data_of(invocation.composed, sources[0].parts[0].config)
+    splits = load_splits(data, classes=classes)
+    judged = {page.key for page in (*splits.validation, *(splits.test or ()))}
+    notes = list(splits.notes)
+    for name, keys in trained_on(sources, judged=data).items():
+        known = len(judged & keys)
+        if known:
+            notes.append(f"{name!r} was trained on {known} of the {len(judged)} judged pages: its figures flatter it")
+            _log.warning("%s", notes[-1])
+    return data, splits, notes
+
+
+def _judge(
+    config: DocConfig,
+    settings: EnsembleConfig,
+    sources: Sequence[Source],
+    splits: Splits,
+    *,
+    data: DocConfig,
+    scratch: Path | None,
+) -> Judgement:
+    device = pick_device(config.run.device)
+    count = len(splits.validation) + len(splits.test or ())
+    models = sum(len(source.parts) for source in sources)
+    _log.info("%d pages, %d members of %d models, on %s", count, len(sources), models, device)
+    return judge_splits(
+        sources,
+        splits,
+        config=data,
+        settings=settings,
+        device=device,
+        scratch=scratch,
+        batch_size=config.train.eval_batch_size or config.train.batch_size,
+    )
+
+
+def _mirror(config: DocConfig, folder: Path, name: str) -> RunMirror | None:
+    place = config.checkpoint.upload_to
+    if place is None:
+        return None
+    key = run_key(folder, root=_ROOT, name=f"ensembles/{name}")
+    return RunMirror(folder, f"{to_address(place)}/doc_ensemble/{key}")
+
+
+def _say(copied: Copied, folder: Path) -> None:
+    if copied.missing:
+        print(f"Not uploaded to {copied.to}: {', '.join(copied.missing)}. Nothing is lost: all is in {folder}.")
+    else:
+        print(f"copy: {copied.to}")
+

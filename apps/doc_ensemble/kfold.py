@@ -1,0 +1,165 @@
+"""Cross-validation: K models, each trained without one fold of the training pages and judged on it.
+
+All of them are one job that goes on where it was stopped. What the models say of their own folds makes the out-of-fold
+predictions, which every page has exactly one of, by a model that never saw it.
+"""
+
+import csv
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from apps.doc_ensemble.class_metrics import class_report, format_class_summary, write_class_files
+from apps.doc_ensemble.config import DocConfig, KFoldConfig
+from apps.doc_ensemble.data.pages import Page
+from apps.doc_ensemble.data.split import fold_numbers
+from apps.doc_ensemble.ensemble.combine import log_probabilities
+from apps.doc_ensemble.ensemble.stacking import FoldJudgement, OutOfFold, gather
+from apps.doc_ensemble.splits import Splits
+from mlcore.conclusion import read_results
+from mlcore.errors import UserError
+from mlcore.files import atomic_write, write_json, write_text
+from mlcore.report import Headline, RunReport, Table, write_report
+
+__all__ = ["OUT_OF_FOLD", "fold_configs", "fold_folders", "join_folds", "one_fold", "write_judgement"]
+
+_log = logging.getLogger(__name__)
+
+OUT_OF_FOLD = "out_of_fold.npz"
+_JUDGEMENT = "fold_judgement.npz"
+_FOLDS = "folds"
+
+
+def fold_configs(config: DocConfig) -> Mapping[str, DocConfig]:
+    """The configuration of each fold's run, by its folder within the job's; none without cross-validation."""
+    settings = config.kfold
+    return {
+        f"{_FOLDS}/fold_{fold}": config.model_copy(update={"kfold": settings.model_copy(update={"fold": fold})})
+        for fold in range(1, settings.folds + 1)
+    }
+
+
+def fold_folders(job: Path) -> list[Path]:
+    """The run folders of a job's folds, in order; none where `job` is no cross-validation."""
+    return sorted((job / _FOLDS).glob("fold_*"), key=lambda path: int(path.name.rpartition("_")[2]))
+
+
+def one_fold(splits: Splits, settings: KFoldConfig, *, seed: int) -> Splits:
+    """The training pages of fold `settings.fold`'s model, and in place of the validation pages those of the fold.
+
+    Raises:
+        UserError: A class has fewer pages (or groups) than there are folds.
+    """
+    assert settings.fold is not None  # noqa: S101 - the caller has looked
+    numbers = fold_numbers(splits.train, folds=settings.folds, seed=seed, classes=splits.classes)
+    mine = numbers == settings.fold - 1
+    return Splits(
+        classes=splits.classes,
+        train=[page for page, judged in zip(splits.train, mine, strict=True) if not judged],
+        validation=[page for page, judged in zip(splits.train, mine, strict=True) if judged],
+        test=None,
+        notes=splits.notes,
+    )
+
+
+def write_judgement(folder: Path, *, config: DocConfig, splits: Splits, predictions: Mapping[str, Tensor]) -> None:
+    """Keep what a fold's model says of its fold's pages, and which pages it was trained on.
+
+    Args:
+        folder: The fold's run folder.
+        config: The fold's.
+        splits: Its pages.
+        predictions: Rows of `DocTask.evaluation_step` on the fold's pages.
+    """
+    with atomic_write(folder / _JUDGEMENT) as file:
+        np.savez(
+            file,
+            allow_pickle=False,
+            member=np.array(config.model.name),
+            fold=np.array(config.kfold.fold),
+            trained_on=np.array([page.key for page in splits.train]),
+            pages=np.array([page.key for page in splits.validation]),
+            probabilities=predictions["probabilities"].numpy(),
+            labels=predictions["label"].numpy(),
+            class_names=np.array(splits.classes),
+        )
+
+
+def join_folds(config: DocConfig, folder: Path) -> None:
+    """Write out-of-fold predictions and the job's report, from what its folds left.
+
+    Leaves `out_of_fold.npz`, `folds.csv` (page, class, fold, prediction), `summary.json`, `report.html`, and the files
+    of the classes, of all out-of-fold predictions together.
+
+    Args:
+        config: The job's.
+        folder: The job's.
+
+    Raises:
+        UserError: Folds do not fit together, or a file cannot be written.
+    """
+    folders = [folder / name for name in fold_configs(config)]
+    read = [_read_judgement(path / _JUDGEMENT) for path in folders]
+    class_names = read[0][1]
+    together = gather([judgement for judgement, _ in read], class_names=class_names)
+    together.save(folder / OUT_OF_FOLD)
+    _write_folds(folder / "folds.csv", together)
+    logits = log_probabilities(together.probabilities[0])  # a softmax forgets what is added to all logits of a row
+    report = class_report(logits, labels=together.labels, class_names=class_names)
+    sections = [_fold_table(folders), *write_class_files(report, folder=folder, prefix="out_of_fold_")]
+    results = {"out_of_fold": {"n": len(together.pages), **report.scalars()}}
+    write_json(folder / "summary.json", {"status": "finished", "results_of_best_checkpoint": results})
+    path = write_report(
+        folder,
+        report=RunReport(
+            title=f"Document classifier: {len(folders)}-fold cross-validation of {config.model.name}",
+            subtitle="every page is judged by the model that was trained without its fold",
+            headlines=[Headline("out-of-fold accuracy", report.accuracy, f"{len(together.pages)} pages")],
+            sections=sections,
+        ),
+    )
+    print(format_class_summary(report))
+    _log.info("report: %s", path)
+
+
+def _read_judgement(path: Path) -> tuple[FoldJudgement, tuple[str, ...]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        judgement = FoldJudgement(
+            member=str(arrays["member"]),
+            fold=int(arrays["fold"]),
+            trained_on=arrays["trained_on"].tolist(),
+            pages=arrays["pages"].tolist(),
+            probabilities=arrays["probabilities"],
+            labels=arrays["labels"],
+        )
+        return judgement, tuple(arrays["class_names"].tolist())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; remove {path.parent} and start the job again") from None
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"{path}: damaged ({error}); remove {path.parent} and start the job again") from None
+
+
+def _write_folds(path: Path, together: OutOfFold) -> None:
+    names, predicted = together.class_names, together.probabilities[0].argmax(axis=1)
+    buffer = io.StringIO()
+    table = csv.writer(buffer, lineterminator="\n")
+    table.writerow(("image", "class", "fold", "predicted"))
+    for page, label, fold, guess in zip(together.pages, together.labels, together.folds, predicted, strict=True):
+        table.writerow((page, names[label], fold, names[guess]))
+    write_text(path, buffer.getvalue())
+
+
+def _fold_table(folders: Sequence[Path]) -> Table:
+    """Figures of each fold's model on its fold, their mean, and their deviation."""
+    shown = ("accuracy", "macro_f1", "loss")
+    values = np.array([[read_results(folder)["val"][name] for name in shown] for folder in folders])
+    rows: list[list[Any]] = [[folder.name, *row] for folder, row in zip(folders, values.tolist(), strict=True)]
+    rows += [["mean", *values.mean(axis=0).tolist()], ["standard deviation", *values.std(axis=0, ddof=1).tolist()]]
+    return Table("Folds", ("fold", *shown), rows, note="each judged on the pages it was trained without")

@@ -1,0 +1,104 @@
+"""What a run leaves besides the shared files: figures of each class, calibration, confused pages, a printed summary."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from apps.doc_ensemble.class_analysis import calibration_sections, confused_sections
+from apps.doc_ensemble.class_metrics import class_report, format_class_summary, write_class_files
+from apps.doc_ensemble.config import DocConfig
+from apps.doc_ensemble.data.pages import Page, read_page
+from apps.doc_ensemble.kfold import write_judgement
+from apps.doc_ensemble.splits import Splits
+from mlcore.files import write_text
+from mlcore.metrics.classification import ClassificationReport
+from mlcore.report import Section
+
+__all__ = ["Inspector", "write_outputs"]
+
+
+class Inspector:
+    """Pictures and tables of an evaluation; remembers the predictions.
+
+    Args:
+        splits: The pages of the run.
+        max_pixels: Larger images are not decoded for thumbnails.
+    """
+
+    def __init__(self, splits: Splits, *, max_pixels: int) -> None:
+        self.splits = splits
+        self.predictions: dict[str, Mapping[str, Tensor]] = {}
+        self._max_pixels = max_pixels
+
+    def __call__(self, predictions: Mapping[str, Tensor], folder: Path, prefix: str) -> list[Section]:
+        """Sections of the report; `prefix` is "train_" (first, where it comes), "" for validation, "test_" last."""
+        split = prefix.removesuffix("_") or "val"
+        self.predictions[split] = predictions
+        if split == "train":
+            return []
+        names = self.splits.classes
+        report = self._report(split)
+        train = self._report("train") if split == "val" and "train" in self.predictions else None
+        sections = write_class_files(report, folder=folder, train=train, prefix=f"{split}_")
+        sections += confused_sections(
+            predictions["label"].numpy(),
+            probabilities=predictions["probabilities"].numpy(),
+            class_names=names,
+            folder=folder,
+            read=partial(self._read, split),
+            prefix=prefix,
+        )
+        last = "test" if self.splits.test is not None else "val"
+        return sections if split != last else [*sections, *self._calibration(folder)]
+
+    def _calibration(self, folder: Path) -> list[Section]:
+        """The temperature that suits the validation pages, and what it does to the test pages, if there are any."""
+        logits = {name: (rows["logits"].numpy(), rows["label"].numpy()) for name, rows in self.predictions.items()}
+        return calibration_sections(logits["val"][0], labels=logits["val"][1], folder=folder, test=logits.get("test"))
+
+    def summary(self) -> str:
+        """Figures of each class for the terminal, on the validation pages."""
+        return format_class_summary(self._report("val"))
+
+    def _report(self, split: str) -> ClassificationReport:
+        rows = self.predictions[split]
+        return class_report(rows["logits"].numpy(), labels=rows["label"].numpy(), class_names=self.splits.classes)
+
+    def _read(self, split: str, row: int) -> NDArray[np.uint8]:
+        page = self.splits.named()[split][row]
+        return read_page(page.path, page.number, max_pixels=self._max_pixels)
+
+
+def write_outputs(inspector: Inspector, config: DocConfig, folder: Path, _summary: Mapping[str, Any]) -> None:
+    """Write `val_predictions.csv` (and `test_`), print the summary, and for a fold keep what it is joined from.
+
+    Args:
+        inspector: It has seen the best checkpoint's predictions.
+        config: The run's.
+        folder: The run's.
+    """
+    splits = inspector.splits
+    for split, pages in splits.named().items():
+        if split != "train":
+            write_text(folder / f"{split}_predictions.csv", _table(inspector.predictions[split], pages, splits.classes))
+    if config.kfold.fold is not None:
+        write_judgement(folder, config=config, splits=splits, predictions=inspector.predictions["val"])
+    print(inspector.summary())
+
+
+def _table(predictions: Mapping[str, Tensor], pages: Sequence[Page], classes: Sequence[str]) -> str:
+    chances, labels = predictions["probabilities"].numpy(), predictions["label"].tolist()
+    guesses = chances.argmax(axis=1)
+    buffer = io.StringIO()
+    table = csv.writer(buffer, lineterminator="\n")
+    table.writerow(("image", "label", "predicted", "probability", *(f"p_{name}" for name in classes)))
+    for page, label, guess, row in zip(pages, labels, guesses, chances, strict=True):
+        table.writerow((page.key, classes[label], classes[guess], f"{row[guess]:.6f}", *(f"{p:.6f}" for p in row)))
+    return buffer.getvalue()

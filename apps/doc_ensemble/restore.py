@@ -1,0 +1,84 @@
+"""From a checkpoint back to a classifier: what predict.py and ensembles begin with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from apps.doc_ensemble.config import DocConfig
+from apps.doc_ensemble.model.classifier import DocClassifier, make_model
+from mlcore.checkpoint import load_model_weights
+from mlcore.errors import UserError
+from mlcore.restore import RunCheckpoint, another_version, load_run_checkpoint
+
+__all__ = ["CheckpointMember", "Restored", "restore"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """A trained classifier with what belongs to it.
+
+    Attributes:
+        model: Ready to use, in evaluation mode on the chosen device.
+        class_names: In the order of the logits.
+        config: The training run's configuration.
+        step: Training step of the checkpoint.
+    """
+
+    model: DocClassifier
+    class_names: tuple[str, ...]
+    config: DocConfig
+    step: int
+
+
+def restore(path: Path, *, device: torch.device) -> Restored:
+    """Load a checkpoint of this app.
+
+    Args:
+        path: `best_model.pth` or any other checkpoint of a run.
+        device: Where the model goes.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, unsafe, or no checkpoint of this app.
+    """
+    read, model = _read(path)
+    load_model_weights(model, read.weights, source=path)
+    model.eval().to(device)
+    return Restored(model=model, class_names=tuple(read.facts["class_names"]), config=read.config, step=read.step)
+
+
+class CheckpointMember:
+    """A checkpoint as a member of an ensemble (`ensemble.members.Member`); its weights are read when it is loaded.
+
+    Args:
+        name: What it is called in files and tables.
+        path: The checkpoint.
+
+    Raises:
+        CheckpointError: As `restore`.
+    """
+
+    def __init__(self, name: str, path: Path) -> None:
+        with torch.device("meta"):
+            read, model = _read(path)
+        self.name = name
+        self.path = path
+        self.config = read.config
+        self.class_names: Sequence[str] = tuple(read.facts["class_names"])
+        height, width = model.facts["image_size"]
+        self.image_size: tuple[int, int] = (height, width)
+        self.in_channels: int = model.facts["in_channels"]
+
+    def load(self, device: torch.device) -> DocClassifier:
+        """The network, ready to judge."""
+        return restore(self.path, device=device).model
+
+
+def _read(path: Path) -> tuple[RunCheckpoint[DocConfig], DocClassifier]:
+    """A checkpoint and its network, still with random weights."""
+    read = load_run_checkpoint(path, app="doc_ensemble", config_cls=DocConfig)
+    try:
+        return read, make_model(read.facts["model"])
+    except (KeyError, TypeError, ValueError, UserError) as error:
+        raise another_version(path, error) from None

@@ -1,0 +1,96 @@
+"""Classes of pages, as the trainer sees them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mlcore import losses
+from mlcore.analysis import measure
+from mlcore.engine import StepOutput
+
+__all__ = ["DocTask", "Objective"]
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The training loss.
+
+    Attributes:
+        focal_gamma: Gamma of the focal loss; None is cross entropy.
+        focal_alpha: Factor of the focal loss.
+        label_smoothing: Share of the target spread over all classes.
+        class_weights: float [C], or None for equal weights.
+    """
+
+    focal_gamma: float | None = None
+    focal_alpha: float = 1.0
+    label_smoothing: float = 0.0
+    class_weights: Tensor | None = None
+
+    def __call__(self, logits: Tensor, target: Tensor) -> tuple[Tensor, int | Tensor]:
+        """Loss sum and count of a batch: logits [B, C], target float [B, C] whose rows sum to 1."""
+        weight = None if self.class_weights is None else self.class_weights.to(logits.device)
+        smoothing = self.label_smoothing
+        if self.focal_gamma is None:
+            values = losses.cross_entropy(logits, target, weight=weight, label_smoothing=smoothing)
+        else:
+            alpha = self.focal_alpha if weight is None else self.focal_alpha * weight
+            values = losses.focal(logits, target, gamma=self.focal_gamma, alpha=alpha, label_smoothing=smoothing)
+        return values.sum(), len(target) if weight is None else (target @ weight).sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocTask:
+    """A classifier of pages and what it is trained for.
+
+    Attributes:
+        model: From pixels float [B, channels, H, W] in 0..1 to logits [B, classes].
+        class_names: In the order of the logits.
+        objective: The training loss.
+        facts: Plain values that a checkpoint carries for whoever loads the model alone.
+    """
+
+    model: nn.Module
+    class_names: Sequence[str]
+    objective: Objective = field(default_factory=Objective)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
+        """Loss and accuracy of a batch with "pixels", "label" int64 [B], and "target" [B, classes] where mixed."""
+        logits, label = model(_channels_last(batch["pixels"])), batch["label"]
+        target = batch.get("target")
+        if target is None:
+            target = functional.one_hot(label, len(self.class_names)).float()
+        loss_sum, count = self.objective(logits, target)
+        right = (logits.detach().argmax(dim=1) == label).sum()
+        # Logs are divided by the loss's count; with class weights that is not the number of samples.
+        return StepOutput(loss_sum, count, {"accuracy": right.float() * (count / len(label))})
+
+    def evaluation_step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Rows "label" int64 [B], "logits" and "probabilities" float32 [B, classes], "loss" [B] (plain cross entropy)."""
+        logits = model(_channels_last(batch["pixels"])).float()
+        return {
+            "label": batch["label"],
+            "logits": logits,
+            "probabilities": torch.softmax(logits, dim=1),
+            "loss": losses.cross_entropy(logits, batch["label"]),
+        }
+
+    def metrics(self, predictions: Mapping[str, Tensor]) -> dict[str, float]:
+        """Accuracy, macro F1, AUROC, calibration and the rest of the classification report's figures."""
+        return measure(predictions, class_names=self.class_names).scalars()
+
+    def metadata(self) -> dict[str, Any]:
+        """Class names and `facts`."""
+        return {"class_names": list(self.class_names), **self.facts}
+
+
+def _channels_last(pixels: Tensor) -> Tensor:
+    """In memory as convolutions like it; the values are the same."""
+    return pixels.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,27 @@
+"""Train a classifier of document pages.
+
+    python apps/doc_ensemble/train.py                                   the demo, under three minutes on two cores
+    python apps/doc_ensemble/train.py --data_dir pages                  a folder per class, or train/, val/, test/ of such
+    python apps/doc_ensemble/train.py --train_csv train.csv model=convnext_small scheduler=warmup_cosine
+    python apps/doc_ensemble/train.py --data_dir pages kfold.folds=5    cross-validation, one resumable job
+
+Published weights come from the Hugging Face hub or from folders (model.model_name). Leaves a run folder below
+outputs/doc_ensemble/; docs/doc_ensemble.md says what is in it. An interrupted run (exit code 75) continues when the
+same command is given again. `run_experiment.py` is another name of this script.
+"""
+
+from apps.doc_ensemble.spec import SPEC
+from mlcore.cli.app import run_app
+from mlcore.cli.spec import Invocation
+
+
+def act(invocation: Invocation) -> int:  # type: ignore[type-arg]
+    """Train, or rehearse, or check the system, as the command line says."""
+    from apps.doc_ensemble.build import APP  # after parsing: torch takes seconds to import
+    from mlcore.session import run
+
+    return run(APP, invocation)
+
+
+if __name__ == "__main__":
+    run_app(SPEC, act)
