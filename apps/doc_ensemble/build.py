@@ -75,6 +75,7 @@ def _model(config: DocConfig, classes: Sequence[str]) -> DocClassifier:
         dropout_rate=settings.dropout_rate,
         drop_path_rate=settings.drop_path_rate,
         attention_dim=settings.attention_dim if settings.use_attention else None,
+        arguments=settings.arguments,
     )
     if config.train.gradient_checkpointing:
         model.trunk.set_grad_checkpointing(True)  # type: ignore[operator]

@@ -55,6 +55,9 @@ class ModelConfig(Section):
 
     name: str = field("resnet50", "What the model is called in files and tables", min_length=1)
     model_name: str = field("resnet50", "Name in timm, or a folder with config.json and weights", min_length=1)
+    arguments: dict[str, int | float | bool | str | list[int]] = field(
+        {}, "Further arguments of timm's architecture, such as {channels: [32, 64, 128, 256]} of a narrower ResNet"
+    )
     pretrained: bool = field(default=True, description="Load the published weights; otherwise start at random")
     image_size: tuple[Pixels, Pixels] = field((224, 224), "Height and width of the input", unit="pixels")
     in_channels: Literal[1, 3] = field(3, "1: grey pages; 3: colour", unit="channels")
@@ -108,8 +111,12 @@ class TtaConfig(Section):
 class MemberConfig(Section):
     """One member of an ensemble."""
 
-    name: str = field("", "What it is called in files and tables")
-    checkpoint_path: str = field("", "Its checkpoint: a path, or s3://bucket/key", min_length=1)
+    name: str = field("", "What it is called in files and tables; empty: as its model")
+    checkpoint_path: str = field(
+        description="Its checkpoint (a path or s3://bucket/key), or the folder of a run, or of a cross-validation: the "
+        "mean of its models",
+        min_length=1,
+    )
     weight: float = field(1.0, "weighted: its weight", ge=0)
 
 
@@ -123,11 +130,17 @@ class EnsembleConfig(Section):
     models: tuple[MemberConfig, ...] = field((), "The members")
     run: Path | None = field(
         None,
-        "Folder of a finished run instead of models: the folds of its cross-validation, or its snapshots; without "
-        "either, kfold.folds models are trained first",
+        "Folder of a finished run instead of models: the folds of its cross-validation (stacking: their mean is one "
+        "member), or its snapshots; without either, kfold.folds models are trained first",
     )
     low_memory: bool = field(default=False, description="Hold one member in memory at a time")
     tta: TtaConfig = field(TtaConfig(), "Test-time augmentation")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.models and self.run is not None:
+            reject("run", "expected null beside ensemble.models: the members come from one of the two")
+        return self
 
 
 class KFoldConfig(Section):

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from apps.doc_ensemble.class_metrics import class_report, format_class_summary, write_class_files
 from apps.doc_ensemble.config import DocConfig, KFoldConfig
-from apps.doc_ensemble.data.pages import Page
 from apps.doc_ensemble.data.split import fold_numbers
 from apps.doc_ensemble.ensemble.combine import log_probabilities
 from apps.doc_ensemble.ensemble.stacking import FoldJudgement, OutOfFold, gather

@@ -94,9 +94,7 @@ def _folders(settings: DataConfig, classes: Sequence[str] | None) -> Folders:
         raise UserError("data.val_csv and data.test_csv belong to a data.train_csv, which is not given")
     if settings.source == "generated":
         folder = settings.generated_dir or _OUTPUTS / "generated"
-        write_generated(
-            folder, train=settings.num_train, val=settings.num_val, test=settings.num_test, seed=0
-        )
+        write_generated(folder, train=settings.num_train, val=settings.num_val, test=settings.num_test, seed=0)
     elif settings.data_dir is None:
         raise UserError("no pages chosen: give --data_dir or --train_csv, or --demo for the demo")
     else:

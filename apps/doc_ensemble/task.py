@@ -73,7 +73,7 @@ class DocTask:
         return StepOutput(loss_sum, count, {"accuracy": right.float() * (count / len(label))})
 
     def evaluation_step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Rows "label" int64 [B], "logits" and "probabilities" float32 [B, classes], "loss" [B] (plain cross entropy)."""
+        """Rows "label" int64 [B], "logits" and "probabilities" float32 [B, classes], "loss" [B] (cross entropy)."""
         logits = model(_channels_last(batch["pixels"])).float()
         return {
             "label": batch["label"],

@@ -1,7 +1,7 @@
 """Train a classifier of document pages.
 
     python apps/doc_ensemble/train.py                                   the demo, under three minutes on two cores
-    python apps/doc_ensemble/train.py --data_dir pages                  a folder per class, or train/, val/, test/ of such
+    python apps/doc_ensemble/train.py --data_dir pages                  a folder per class, or train/ and val/ of such
     python apps/doc_ensemble/train.py --train_csv train.csv model=convnext_small scheduler=warmup_cosine
     python apps/doc_ensemble/train.py --data_dir pages kfold.folds=5    cross-validation, one resumable job
 

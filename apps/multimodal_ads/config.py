@@ -78,6 +78,9 @@ class VisionEncoderConfig(Section):
         "Name on the Hugging Face hub or in timm, or a folder with the weights",
         min_length=1,
     )
+    arguments: dict[str, int | float | bool | str | list[int]] = field(
+        {}, "timm: further arguments of the architecture, such as {channels: [32, 64, 128, 256]} of a narrower ResNet"
+    )
     pretrained: bool = field(default=True, description="Load the published weights; otherwise start at random")
     image_size: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] | None = field(
         None, "Height and width of the input; null: the model's own", unit="pixels"

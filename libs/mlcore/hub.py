@@ -21,8 +21,17 @@ from torch import Tensor
 from mlcore.checkpoint import load_checkpoint
 from mlcore.errors import UserError
 
-__all__ = ["find_model", "quiet_loading", "read_json", "read_weights", "weight_files", "weight_names"]
+__all__ = [
+    "find_model",
+    "plain_arguments",
+    "quiet_loading",
+    "read_json",
+    "read_weights",
+    "weight_files",
+    "weight_names",
+]
 
+_SCALARS = (bool, int, float, str)
 _TIMEOUT = 10.0  # seconds; one try: whoever is offline learns it at once
 _TEXT_FILES = ["*.json", "*.txt", "*.model"]
 _OTHER_FORMATS = ["onnx/*", "openvino/*", "*.onnx*", "*.msgpack", "*.h5", "*/checkpoints/*"]
@@ -72,6 +81,22 @@ def find_model(name: str, *, setting: str, ways_out: str = "") -> Path:
     except Exception as error:  # noqa: BLE001 - the hub's client raises its transport's exceptions, whichever that is
         problem = f"the hub cannot be reached ({type(error).__name__}: {_first_line(error)})"
     raise UserError(f"{setting}: the weights of {name} cannot be had: {problem}. {advice}")
+
+
+def plain_arguments(arguments: object, *, where: str) -> dict[str, Any]:
+    """Arguments of an architecture that came from a file, if they are plain values.
+
+    Raises:
+        UserError: One could name a file, an address or a class.
+    """
+    if not isinstance(arguments, dict):
+        raise UserError(f"{where}: expected an object, found {arguments!r}")
+    for key, value in arguments.items():
+        sizes = isinstance(value, list) and all(type(part) is int for part in value)
+        plain = isinstance(value, _SCALARS) and not (isinstance(value, str) and re.search(r"[./:\\]", value))
+        if not (sizes or plain) or key in ("pretrained", "pretrained_cfg", "checkpoint_path", "features_only"):
+            raise UserError(f"{where}.{key} is {value!r}; expected plain numbers, words or switches of an architecture")
+    return dict(arguments)
 
 
 def _first_line(error: Exception) -> str:

@@ -141,7 +141,7 @@ def _run_in_folder(app: App[Any], invocation: Invocation[Any], world: World) -> 
 
 def _choose_folder(app: App[Any], invocation: Invocation[Any]) -> RunFolder:
     config = invocation.config
-    root = _root(app) / _run_name(app, invocation)
+    root = root_of_runs(app, invocation)
     resume = config.run.resume
     if invocation.action == "lr_find":  # a trial leaves other runs alone
         root, resume = root / "lr_find", "never"
@@ -149,6 +149,11 @@ def _choose_folder(app: App[Any], invocation: Invocation[Any]) -> RunFolder:
     return choose_run_folder(
         root, config=to_values(config), output_dir=config.run.output_dir, resume=resume, start=start
     )
+
+
+def root_of_runs(app: App[Any], invocation: Invocation[Any]) -> Path:
+    """The folder in which the invocation's run gets its own, unless it names one."""
+    return _root(app) / _run_name(app, invocation)
 
 
 def _root(app: App[Any]) -> Path:

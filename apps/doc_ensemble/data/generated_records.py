@@ -15,15 +15,15 @@ def form(sheet: Sheet) -> None:
         tall = sheet.between(0.04, 0.06)
         for field in range(fields):
             left = 0.06 + field * width
-            sheet.text((left + 0.005, y + 0.004), sheet.words(2)[: 1 if fields > 2 else 2], size=0.013)
+            end = sheet.text((left + 0.005, y + 0.004), sheet.words(2)[: 1 if fields > 2 else 2], size=0.013)
+            start = left if framed else max(left + 0.08, end + 0.008)
             if framed:
                 sheet.box((left, y, left + width, y + tall))
             else:
-                sheet.line((left + 0.08, y + 0.022), (left + width - 0.01, y + 0.022))
+                sheet.line((start, y + 0.022), (left + width - 0.01, y + 0.022))
             if sheet.often(0.6):
-                sheet.text(
-                    (left + 0.09 * (not framed) + 0.01, y + 0.016 * framed), sheet.words(1), size=0.018, font="hand"
-                )
+                word = sheet.words(1)[0][: 7 if fields > 2 else 12]
+                sheet.text((start + 0.01, y + 0.016 * framed), word, size=0.018, font="hand")
         y += tall + sheet.between(0.0, 0.02)
         if sheet.often(0.2):
             sheet.text((0.06, y + 0.01), sheet.words(3), size=0.018, font="sans bold")

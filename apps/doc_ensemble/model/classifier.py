@@ -19,13 +19,13 @@ from torch.nn import functional
 from apps.doc_ensemble.model.published import (
     SETTING,
     Published,
-    check_arguments,
     check_name,
     describe,
     read_published_weights,
 )
 from mlcore import losses
 from mlcore.errors import UserError
+from mlcore.hub import plain_arguments
 
 __all__ = ["CellAttention", "DocClassifier", "create_model", "make_model"]
 
@@ -129,6 +129,7 @@ def create_model(
     dropout_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     attention_dim: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> DocClassifier:
     """Make a classifier with published weights, or at random where that is asked for.
 
@@ -144,6 +145,7 @@ def create_model(
         dropout_rate: Share of the features that is dropped before the classifier, 0..1.
         drop_path_rate: Stochastic depth, 0..1.
         attention_dim: Width of what `CellAttention` adds to the pooled features; None for no attention.
+        arguments: Further ones of the architecture, plain values: {"channels": [32, 64, 128, 256]}.
 
     Raises:
         UserError: No such model, weights that cannot be had or do not fit, or a size or option the model cannot do.
@@ -154,7 +156,11 @@ def create_model(
     facts = _with_shapes(
         {
             "architecture": published.architecture,
-            "arguments": {**published.arguments, **({"drop_path_rate": drop_path_rate} if drop_path_rate else {})},
+            "arguments": {
+                **published.arguments,
+                **({"drop_path_rate": drop_path_rate} if drop_path_rate else {}),
+                **plain_arguments(dict(arguments or {}), where="model.arguments"),
+            },
             "class_names": list(class_names),
             "image_size": list(image_size),
             "in_channels": in_channels,
@@ -184,7 +190,7 @@ def make_model(facts: Mapping[str, Any]) -> DocClassifier:
         KeyError: A fact is missing: not written by this version of the app.
     """
     check_name(facts["architecture"], where="architecture")
-    check_arguments(facts["arguments"], where="arguments")
+    plain_arguments(facts["arguments"], where="arguments")
     try:
         return DocClassifier(_trunk(facts).train(), facts=facts)
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:

@@ -1,7 +1,6 @@
 """What timm, or a folder that timm wrote, says of a model: architecture, normalisation, where its weights are."""
 
 import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,14 @@ import timm
 from torch import Tensor
 
 from mlcore.errors import UserError
-from mlcore.hub import find_model, read_json, read_weights
+from mlcore.hub import find_model, plain_arguments, read_json, read_weights
 
-__all__ = ["SETTING", "Published", "check_arguments", "check_name", "describe", "read_published_weights"]
+__all__ = ["SETTING", "Published", "check_name", "describe", "read_published_weights"]
 
 SETTING = "model.model_name"
 
 _WAY_OUT = "Or set model.pretrained=false to start at random."
 _DECIDED_HERE = ("drop_path_rate", "drop_rate", "img_size", "in_chans", "num_classes")
-_SCALARS = (bool, int, float, str)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,22 +86,6 @@ def check_name(name: object, *, where: str = SETTING) -> str:
     return name
 
 
-def check_arguments(arguments: object, *, where: str) -> dict[str, Any]:
-    """Arguments of an architecture that came from a file, if they are plain values.
-
-    Raises:
-        UserError: One could name a file, an address or a class.
-    """
-    if not isinstance(arguments, dict):
-        raise UserError(f"{where}: expected an object, found {arguments!r}")
-    for key, value in arguments.items():
-        sizes = isinstance(value, list) and all(type(part) is int for part in value)
-        plain = isinstance(value, _SCALARS) and not (isinstance(value, str) and re.search(r"[./:\\]", value))
-        if not (sizes or plain) or key in ("pretrained", "pretrained_cfg", "checkpoint_path", "features_only"):
-            raise UserError(f"{where}.{key} is {value!r}; expected plain numbers, words or switches of an architecture")
-    return dict(arguments)
-
-
 def read_published_weights(published: Published) -> dict[str, Tensor]:
     """The published tensors by name, from the folder or from the hub (or its cache); nothing is executed.
 
@@ -124,7 +106,7 @@ def _of_folder(name: str, folder: Path) -> Published:
     arguments = settings.get("model_args") or {}
     if isinstance(arguments, dict):
         arguments = {key: value for key, value in arguments.items() if key not in _DECIDED_HERE}
-    arguments = check_arguments(arguments, where=f"{path}: model_args")
+    arguments = plain_arguments(arguments, where=f"{path}: model_args")
     classes = settings.get("num_classes")
     noted = {**noted, **({"num_classes": classes} if classes is not None else {})}
     known: Any = timm.get_pretrained_cfg(architecture)

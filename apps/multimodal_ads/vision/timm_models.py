@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,11 @@ from torch import Tensor, nn
 from apps.multimodal_ads.config import VisionEncoderConfig
 from apps.multimodal_ads.vision.interface import Tokens, VisionEncoder
 from mlcore.errors import UserError
-from mlcore.hub import find_model, read_json, read_weights
+from mlcore.hub import find_model, plain_arguments, read_json, read_weights
 
 __all__ = ["TimmProcessor", "load_timm", "meta_timm"]
 
 _SETTING = "vision_encoder.model"
-_SCALARS = (bool, int, float, str)
 
 
 class TimmProcessor:
@@ -115,12 +113,9 @@ def _folder_facts(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: architecture is {name!r}; expected the name of a timm model")
     published = settings.get("pretrained_cfg", {})
     arguments = settings.get("model_args", {})
-    if not isinstance(published, dict) or not isinstance(arguments, dict):
-        raise UserError(f"{path}: pretrained_cfg and model_args must be objects")
-    for key, value in arguments.items():
-        # Anything that names a class or a file stays out: plain numbers and switches describe an architecture.
-        if not isinstance(value, _SCALARS) or (isinstance(value, str) and re.search(r"[./:]", value)):
-            raise UserError(f"{path}: model_args.{key} is {value!r}; expected a plain number, word or switch")
+    if not isinstance(published, dict):
+        raise UserError(f"{path}: pretrained_cfg must be an object")
+    arguments = plain_arguments(arguments, where=f"{path}: model_args")
     if isinstance(settings.get("num_classes"), int):
         arguments = {**arguments, "num_classes": settings["num_classes"]}
     return _facts(name, published, arguments=arguments)
@@ -151,7 +146,10 @@ def _hub_name(name: str) -> str:
 
 
 def _arguments(config: VisionEncoderConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = dict(facts["arguments"])
+    arguments = {
+        **facts["arguments"],
+        **plain_arguments(dict(config.arguments), where="vision_encoder.arguments"),
+    }
     if facts["fixed_size"] and config.image_size not in (None, facts["size"]):
         if config.pretrained:
             height, width = facts["size"]

@@ -1,8 +1,8 @@
 """What is known of pictures when copies are looked for; computed once and kept in a file on the disk.
 
-An entry of the file belongs to a path, a size and a time of change, so that a known picture is not even opened. The
-file is a zip of JSON and bytes with their checksums, replaced as a whole; it may be deleted at any time, and where it
-is damaged the pictures are read again.
+An entry of the file belongs to a path, a size and a time of change (and a page), so that a known picture is not even
+opened. The file is a zip of JSON and bytes with their checksums, replaced as a whole; it may be deleted at any time,
+and where it is damaged the pictures are read again.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import imagehash
 import numpy as np
@@ -30,15 +30,18 @@ from mlcore.data.images import content_digest, read_image
 from mlcore.errors import UserError, listed
 from mlcore.files import atomic_write, ensure_folder
 
-__all__ = ["Fingerprints", "cache_file", "fingerprints"]
+__all__ = ["Fingerprints", "Numbered", "ReadPage", "cache_file", "fingerprints"]
 
 _log = logging.getLogger(__name__)
 
-_SIDE = 24  # of the small grey copies
+_SIDE = 48  # of the small grey copies
+_HASHED = 256  # of those that hashes are made of, which shrink them much further
 _CONTRAST = 1.5  # deviation of grey levels below which a picture is blank
+_AT_ONCE = 4096  # small copies that are in memory as larger numbers
 _SAVE_EVERY_S = 60.0  # a killed run loses no more than that
 # Raise the number when other fingerprints are made of the same pixels.
-_RECIPE = f"1 Pillow {PIL.__version__} ImageHash {imagehash.__version__}"
+_RECIPE = f"2 Pillow {PIL.__version__} ImageHash {imagehash.__version__}"
+_WHOLE = -1  # the number of a picture that is a file
 _INDEX, _COPIES = "index.json", "copies"
 # What zipfile and the conversions raise on files that are cut, overwritten or not ours.
 _DAMAGED = (
@@ -52,14 +55,34 @@ class Fingerprints:
     """What is known of N pictures.
 
     Attributes:
-        digests: SHA-256 of each file.
+        digests: SHA-256 of each file, or where pages are named of each page's pixels.
         hashes: uint64 [N], perceptual hashes.
-        small: float32 [N, 576], grey copies of mean 0 and length 1; all 0 where there is no contrast.
+        small: float16 [N, 2304], grey copies of mean 0 and length 1; all 0 where there is no contrast.
     """
 
     digests: tuple[str, ...]
     hashes: NDArray[np.uint64]
-    small: NDArray[np.float32]
+    small: NDArray[np.float16]
+
+
+class ReadPage(Protocol):
+    """Decodes a page of a file."""
+
+    def __call__(self, path: Path, number: int, *, max_pixels: int) -> NDArray[np.uint8]:
+        """Page `number`, from 0, as uint8 [H, W, 3], RGB; raises `UserError` where it cannot be read."""
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Pictures that are pages of files.
+
+    Attributes:
+        numbers: For each path, which of its pages, from 0.
+        read: Decodes one; called from several threads.
+    """
+
+    numbers: Sequence[int]
+    read: ReadPage
 
 
 def cache_file(folder: Path, dataset: Path) -> Path:
@@ -68,13 +91,19 @@ def cache_file(folder: Path, dataset: Path) -> Path:
 
 
 def fingerprints(
-    paths: Sequence[Path], *, max_pixels: int, origins: Sequence[str] | None = None, cache: Path | None = None
+    paths: Sequence[Path],
+    *,
+    max_pixels: int,
+    pages: Numbered | None = None,
+    origins: Sequence[str] | None = None,
+    cache: Path | None = None,
 ) -> Fingerprints:
     """Fingerprints of pictures; those that are not known are read, several at a time, with progress in the log.
 
     Args:
         paths: The image files.
         max_pixels: See `read_image`.
+        pages: Which pages of these files, and how they are read; None: the files are images.
         origins: Where each is named, for messages: "train.csv, line 7".
         cache: File of what is known, read and written; see `cache_file`. None: nothing is kept.
 
@@ -82,17 +111,19 @@ def fingerprints(
         UserError: Pictures cannot be read; the first ones are named.
     """
     problems: list[str] = []
+    places = [_Place(*place) for place in zip(paths, _numbers(paths, pages), strict=True)]
+    look_at = partial(_look_at, read=None if pages is None else pages.read, max_pixels=max_pixels)
     with _Cache(cache) as known:
-        found = [known.find(path, max_pixels=max_pixels) for path in paths]
+        found = [known.find(place, max_pixels=max_pixels) for place in places]
         missing = [index for index, entry in enumerate(found) if entry is None]
-        results = _in_threads(partial(_look_at, max_pixels=max_pixels), [paths[index] for index in missing])
+        results = _in_threads(look_at, [places[index] for index in missing])
         progress = with_progress(results, total=len(missing), what="pictures compared")
         for index, result in zip(missing, progress, strict=True):
             if isinstance(result, UserError):
                 problems.append(str(result) if origins is None else f"{origins[index]}: {result}")
             else:
                 found[index] = result
-                known.add(paths[index], result)
+                known.add(places[index], result)
     if problems:
         raise UserError(listed(f"{len(problems)} of {len(paths)} images cannot be used:", problems))
     entries = [entry for entry in found if entry is not None]
@@ -103,6 +134,24 @@ def fingerprints(
     )
 
 
+def _numbers(paths: Sequence[Path], pages: Numbered | None) -> Sequence[int]:
+    return [_WHOLE] * len(paths) if pages is None else pages.numbers
+
+
+class _Place(NamedTuple):
+    """Where a picture is."""
+
+    path: Path
+    number: int  # of its page; _WHOLE: the file is the picture
+
+    @property
+    def key(self) -> "_Key":
+        return str(self.path.absolute()), self.number
+
+
+_Key = tuple[str, int]
+
+
 class _Entry(NamedTuple):
     """A fingerprint and the file it was made of."""
 
@@ -111,57 +160,73 @@ class _Entry(NamedTuple):
     pixels: int
     digest: str
     phash: int
-    small: NDArray[np.uint8]  # [576]
+    small: NDArray[np.uint8]  # [2304]
 
 
-def _look_at(path: Path, *, max_pixels: int) -> _Entry | UserError:
+def _look_at(place: _Place, *, read: ReadPage | None, max_pixels: int) -> _Entry | UserError:
     """The fingerprint of a picture, or why there is none."""
+    path = place.path
     try:
         state = path.stat()  # before it is read: a change in between is then noticed the next time
-        digest = content_digest(path)
-        array = read_image(path, max_pixels=max_pixels)
+        if read is None:
+            digest, array = content_digest(path), read_image(path, max_pixels=max_pixels)
+        else:
+            array = read(path, place.number, max_pixels=max_pixels)
+            digest = _pixel_digest(array)  # the file's would be that of its other pages too
     except UserError as error:
         return error
     except OSError as error:
         return UserError(f"{path}: cannot be read ({error.strerror or error})")
     grey = Image.fromarray(array).convert("L")
-    grey.thumbnail((256, 256), Image.Resampling.BOX, reducing_gap=None)  # hashes shrink much further
-    small = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.uint8).ravel()
-    phash = int.from_bytes(np.packbits(imagehash.phash(grey).hash).tobytes(), "big")
+    # Weighted by distances: averages over whole pixels (BOX) would depend on a copy's size.
+    hashed, copied = (grey.resize((side, side), Image.Resampling.BILINEAR) for side in (_HASHED, _SIDE))
+    small = np.asarray(copied, dtype=np.uint8).ravel()
+    phash = int.from_bytes(np.packbits(imagehash.phash(hashed).hash).tobytes(), "big")
     return _Entry(state.st_size, state.st_mtime_ns, array.shape[0] * array.shape[1], digest, phash, small)
 
 
-def _in_threads(look_at: Callable[[Path], _Entry | UserError], paths: Sequence[Path]) -> Iterator[_Entry | UserError]:
+def _pixel_digest(array: NDArray[np.uint8]) -> str:
+    digest = hashlib.sha256(repr(array.shape).encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _in_threads(
+    look_at: Callable[[_Place], _Entry | UserError], places: Sequence[_Place]
+) -> Iterator[_Entry | UserError]:
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
     try:
-        yield from pool.map(look_at, paths)
+        yield from pool.map(look_at, places)
     finally:
         pool.shutdown(cancel_futures=True)  # whoever interrupts does not wait for the rest
 
 
-def _normalised(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Grey copies [N, 576] shifted to mean 0 and scaled to length 1; 0 where there is no contrast."""
-    small = grey.reshape(-1, _SIDE * _SIDE).astype(np.float32)
-    small -= small.mean(axis=1, keepdims=True)
-    length = np.sqrt(np.einsum("ij,ij->i", small, small))  # the deviation times the square root of 576
-    scale = np.divide(1.0, length, out=np.zeros_like(length), where=length >= _CONTRAST * _SIDE)
-    small *= scale[:, None]
-    return small
+def _normalised(grey: NDArray[np.uint8]) -> NDArray[np.float16]:
+    """Grey copies [N, 2304] shifted to mean 0 and scaled to length 1; 0 where there is no contrast."""
+    copies = grey.reshape(-1, _SIDE * _SIDE)
+    normalised = np.empty(copies.shape, dtype=np.float16)
+    for start in range(0, len(copies), _AT_ONCE):
+        small = copies[start : start + _AT_ONCE].astype(np.float32)
+        small -= small.mean(axis=1, keepdims=True)
+        length = np.sqrt(np.einsum("ij,ij->i", small, small))  # the deviation times the square root of 2304
+        scale = np.divide(1.0, length, out=np.zeros_like(length), where=length >= _CONTRAST * _SIDE)
+        normalised[start : start + _AT_ONCE] = small * scale[:, None]
+    return normalised
 
 
 # ----------------------------------------------------------------------------------------------------- kept on the disk
 
 
 class _Cache:
-    """Entries by absolute path, written when the block ends, however it does, and once a minute until then.
+    """Entries by absolute path and page, written when the block ends, however it does, and once a minute until then.
 
     Of several processes that write at once the last one wins, which costs no more than time.
     """
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
-        self._entries = {} if file is None else _read(file)
-        self._asked: set[str] = set()
+        self._entries: dict[_Key, _Entry] = {} if file is None else _read(file)
+        self._asked: set[_Key] = set()
         self._changed = False
         self._saved = time.monotonic()
 
@@ -170,29 +235,28 @@ class _Cache:
 
     def __exit__(self, *_: object) -> None:
         if self._changed:
-            gone = [name for name in self._entries.keys() - self._asked if not Path(name).exists()]
-            for name in gone:
-                del self._entries[name]
+            gone = [key for key in self._entries.keys() - self._asked if not Path(key[0]).exists()]
+            for key in gone:
+                del self._entries[key]
             self._save()
 
-    def find(self, path: Path, *, max_pixels: int) -> _Entry | None:
+    def find(self, place: _Place, *, max_pixels: int) -> _Entry | None:
         """The entry of a picture that has not changed and is not too large."""
-        name = str(path.absolute())
-        self._asked.add(name)
-        entry = self._entries.get(name)
+        self._asked.add(place.key)
+        entry = self._entries.get(place.key)
         if entry is None or entry.pixels > max_pixels:
             return None
         try:
-            state = path.stat()
+            state = place.path.stat()
         except OSError:  # told when it is read
             return None
         return entry if (state.st_size, state.st_mtime_ns) == (entry.size, entry.changed) else None
 
-    def add(self, path: Path, entry: _Entry) -> None:
+    def add(self, place: _Place, entry: _Entry) -> None:
         """Remember a new entry."""
         if self._file is None:
             return
-        self._entries[str(path.absolute())] = entry
+        self._entries[place.key] = entry
         self._changed = True
         if time.monotonic() - self._saved > _SAVE_EVERY_S:
             self._save()
@@ -209,8 +273,8 @@ class _Cache:
         self._changed, self._saved = False, time.monotonic()
 
 
-def _write(file: Path, entries: Mapping[str, _Entry]) -> None:
-    rows = [[name, *entry[:-1]] for name, entry in entries.items()]
+def _write(file: Path, entries: Mapping[_Key, _Entry]) -> None:
+    rows = [[*key, *entry[:-1]] for key, entry in entries.items()]
     index = json.dumps({"recipe": _RECIPE, "pictures": rows}).encode()
     copies = np.stack([entry.small for entry in entries.values()])
     with atomic_write(file, size=len(index) + copies.nbytes) as stream, zipfile.ZipFile(stream, "w") as archive:
@@ -218,7 +282,7 @@ def _write(file: Path, entries: Mapping[str, _Entry]) -> None:
         archive.writestr(_COPIES, copies.tobytes())
 
 
-def _read(file: Path) -> dict[str, _Entry]:
+def _read(file: Path) -> dict[_Key, _Entry]:
     """The entries of a file; none where it is missing, damaged, or made by another recipe."""
     try:
         with file.open("rb") as stream, zipfile.ZipFile(stream) as archive:
@@ -229,8 +293,10 @@ def _read(file: Path) -> dict[str, _Entry]:
             return {}
         copies = np.frombuffer(content, dtype=np.uint8).reshape(-1, _SIDE * _SIDE)
         return {
-            str(name): _Entry(int(size), int(changed), int(pixels), str(digest), int(phash), copy)
-            for (name, size, changed, pixels, digest, phash), copy in zip(index["pictures"], copies, strict=True)
+            (str(name), int(number)): _Entry(int(size), int(changed), int(pixels), str(digest), int(phash), copy)
+            for (name, number, size, changed, pixels, digest, phash), copy in zip(
+                index["pictures"], copies, strict=True
+            )
         }
     except FileNotFoundError:
         return {}

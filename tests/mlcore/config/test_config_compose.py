@@ -213,6 +213,35 @@ def test_group_file_may_have_another_name_than_the_choice_inside(folder: Path) -
 # ---------------------------------------------------------------- names and values
 
 
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("src.schedulers.cosine.CosineScheduler", "cosine"),
+        ("src.schedulers.warmup_cosine.WarmupCosineScheduler", "warmup_cosine"),
+        ("WarmupLinearScheduler", "warmup_linear"),
+    ],
+)
+def test_a_schedule_named_by_a_class_is_a_name_and_nothing_is_imported(folder: Path, target: str, name: str) -> None:
+    (folder / "old.yaml").write_text(f"scheduler:\n  _target_: {target}\n")
+    config = compose(ToyConfig, folder, Request(files=[folder / "old.yaml"]), environ={}).config
+    assert config.scheduler.name == name
+    assert config.scheduler.warmup_steps is None  # of the default's choice, which is gone
+
+
+@pytest.mark.parametrize("target", ["os.system", "subprocess.Popen", "src.schedulers.evil.__import__Scheduler"])
+def test_other_classes_are_no_schedules(folder: Path, target: str) -> None:
+    (folder / "old.yaml").write_text(f"scheduler:\n  _target_: {target}\n")
+    with pytest.raises(ConfigError, match=r"old\.yaml:2: scheduler\.name = .*expected"):
+        compose(ToyConfig, folder, Request(files=[folder / "old.yaml"]), environ={})
+
+
+def test_a_script_may_start_from_more_files_than_the_default_one(folder: Path) -> None:
+    (folder / "ensemble.yaml").write_text("train:\n  batch_size: 9\n")
+    request = Request(base=("default.yaml", "ensemble.yaml"), demo=True)
+    config = compose(ToyConfig, folder, request, environ={}).config
+    assert (config.train.batch_size, config.train.epochs, config.scheduler.name) == (9, 2, "warmup_cosine")
+
+
 def test_flat_keys_of_old_json_files(folder: Path) -> None:
     text = (
         '{"batch_size": 32, "learning_rate": 1e-4, "num_epochs": 100, "weight_decay": 1e-4,'

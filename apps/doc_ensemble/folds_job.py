@@ -1,0 +1,34 @@
+"""Train a cross-validation, or find it trained."""
+
+from pathlib import Path
+
+from apps.doc_ensemble.build import APP
+from apps.doc_ensemble.config import DocConfig
+from mlcore.cli.spec import Invocation
+from mlcore.config.dump import to_values
+from mlcore.runs import finished_run
+from mlcore.session import root_of_runs, run
+
+__all__ = ["train_folds"]
+
+
+def train_folds(invocation: Invocation[DocConfig]) -> tuple[int, Path]:
+    """Train the folds of a job in its usual place; a finished job of the same settings is taken as it is.
+
+    Returns:
+        Exit code (75: interrupted, the same call goes on) and the job's folder, which means nothing if the code is not
+        0 or this is not the main rank.
+
+    Raises:
+        UserError: Anything the user has to mend.
+    """
+    root, values = root_of_runs(APP, invocation), to_values(invocation.config)
+    found = _finished(root, values)
+    if found is not None:
+        return 0, found
+    code = run(APP, invocation)
+    return code, _finished(root, values) or root
+
+
+def _finished(root: Path, values: dict[str, object]) -> Path | None:
+    return next((path for path in sorted(root.glob("*"), reverse=True) if finished_run(path, values)), None)

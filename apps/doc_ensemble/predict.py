@@ -1,0 +1,40 @@
+"""Classify pages with a trained model, or with several whose probabilities are averaged.
+
+    python apps/doc_ensemble/predict.py --model_path <run>/checkpoints/best_model.pth scan.png bundle.pdf folder/
+    python apps/doc_ensemble/predict.py --model_path a.pth b.pth --csv pages.csv --output predictions.csv
+
+takes images, all pages of TIFF and PDF files, folders of them, or a table with the column image. Writes predictions.csv
+(--output): image, class, probability, p_<class> for every class, and for a page that cannot be read the reason; such
+pages do not stop the others, but make the exit code 1. Thumbnails with their classes go to predictions_pages/ beside
+the table.
+"""
+
+import argparse
+from pathlib import Path
+
+from mlcore.cli.app import guarded
+from mlcore.cli.stored import stored_file
+
+
+def main() -> int:
+    """Parse the command line and classify."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("inputs", nargs="*", type=Path, help="images, TIFF and PDF files, and folders of them")
+    add("--model_path", type=stored_file, nargs="+", required=True, help="checkpoints: files, or s3://bucket/key")
+    add("--csv", type=Path, help="a table (column image) instead of inputs")
+    add("--output", type=Path, default=Path("predictions.csv"), help="the table (default: predictions.csv)")
+    add("--thumbnails", type=int, default=240, help="pages that are shown in pictures; 0: none (default: 240)")
+    add("--batch_size", type=int, default=32, help="pages that go through a model together (default: 32)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    given = parser.parse_args()
+
+    from apps.doc_ensemble.prediction import PredictRequest, predict  # after parsing: torch takes seconds to import
+
+    return predict(PredictRequest(**vars(given)))
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,127 @@
+"""What `predict.py` does: checkpoints and pages to a table of classes, and pictures of it."""
+
+import csv
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from apps.doc_ensemble.data.folders import find_pages
+from apps.doc_ensemble.data.pages import Page, page_count, read_page
+from apps.doc_ensemble.data.table import read_table
+from apps.doc_ensemble.ensemble.combine import combine
+from apps.doc_ensemble.ensemble.inference import Judged, judge
+from apps.doc_ensemble.ensemble.reading import document_pages
+from apps.doc_ensemble.restore import CheckpointMember
+from mlcore.console import setup_logging, with_progress
+from mlcore.distributed import pick_device
+from mlcore.errors import UserError
+from mlcore.files import ensure_folder, write_text
+from mlcore.plots.contact_sheet import Tile, plot_contact_sheet
+
+__all__ = ["PredictRequest", "predict"]
+
+_log = logging.getLogger(__name__)
+
+_PER_SHEET = 24
+_SIDE = 320  # pixels, longer side of a thumbnail
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictRequest:
+    """The command line of `predict.py`; its help says what each means."""
+
+    inputs: Sequence[Path]
+    model_path: Sequence[Path]
+    csv: Path | None
+    output: Path
+    thumbnails: int
+    batch_size: int
+    device: str
+
+
+def predict(request: PredictRequest) -> int:
+    """Classify pages and write a table; exit code 1 where some could not be read (they are in it with the reason).
+
+    Raises:
+        UserError: There is nothing to classify, a checkpoint cannot be used, or checkpoints do not fit together.
+    """
+    setup_logging()
+    pages, problems = _wanted(request)
+    members = [CheckpointMember(f"model {number}", path) for number, path in enumerate(request.model_path, 1)]
+    data = members[0].config.data
+    max_pixels = round(data.max_megapixels * 1e6)
+    judged = judge(
+        members,
+        document_pages(pages, members, max_pixels=max_pixels, fit=data.fit, skip_bad=True),
+        device=pick_device(request.device),
+        batch_size=request.batch_size,
+    )
+    chances = combine(judged.probabilities[:, 0])
+    problems |= {pages[place].key: message for place, message in judged.problems.items()}
+    kept = [pages[row] for row in judged.rows]
+    write_text(request.output, _table(kept, chances, judged, problems))
+    _log.info("written: %s (%d pages, %d could not be read)", request.output, len(kept), len(problems))
+    if request.thumbnails:
+        folder = request.output.with_name(f"{request.output.stem}_pages")
+        _draw(folder, kept[: request.thumbnails], chances, judged.class_names, max_pixels=max_pixels)
+    return 1 if problems else 0
+
+
+def _wanted(request: PredictRequest) -> tuple[list[Page], dict[str, str]]:
+    """The pages, and files whose pages cannot be counted, with the reason."""
+    if request.csv is not None:
+        if request.inputs:
+            raise UserError("give pages or --csv, not both")
+        return read_table(request.csv, labelled=False)[0], {}
+    pages: list[Page] = []
+    problems: dict[str, str] = {}
+    for path in request.inputs:
+        try:
+            pages += find_pages(path) if path.is_dir() else [Page(path, number) for number in range(page_count(path))]
+        except UserError as error:
+            _log.warning("left out: %s", error)
+            problems[str(path)] = str(error)
+    if not pages:
+        reason = next(iter(problems.values()), "give images, TIFF or PDF files, folders of them, or --csv")
+        raise UserError(f"nothing to classify: {reason}")
+    return pages, problems
+
+
+def _table(pages: Sequence[Page], chances: NDArray[np.float64], judged: Judged, problems: dict[str, str]) -> str:
+    names, guesses = judged.class_names, chances.argmax(axis=1)
+    buffer = io.StringIO()
+    table = csv.writer(buffer, lineterminator="\n")
+    table.writerow(("image", "class", "probability", *(f"p_{name}" for name in names), "problem"))
+    for page, guess, row in zip(pages, guesses, chances, strict=True):
+        table.writerow((page.key, names[guess], f"{row[guess]:.6f}", *(f"{chance:.6f}" for chance in row), ""))
+    table.writerows((name, *[""] * (len(names) + 2), message) for name, message in problems.items())
+    return buffer.getvalue()
+
+
+def _draw(
+    folder: Path, pages: Sequence[Page], chances: NDArray[np.float64], names: Sequence[str], *, max_pixels: int
+) -> None:
+    """Sheets of pages under their classes, in the order of the table."""
+    ensure_folder(folder)
+    starts = range(0, len(pages), _PER_SHEET)
+    for start in with_progress(starts, total=len(starts), what="sheets of thumbnails"):
+        tiles = []
+        for row in range(start, min(start + _PER_SHEET, len(pages))):
+            guess = int(chances[row].argmax())
+            image = _small(read_page(pages[row].path, pages[row].number, max_pixels=max_pixels))
+            tiles.append(Tile(image=image, text=names[guess], caption=f"{pages[row].name}\n{chances[row, guess]:.0%}"))
+        title = f"Pages {start + 1} to {start + len(tiles)} of {len(pages)}"
+        plot_contact_sheet(tiles, path=folder / f"{start // _PER_SHEET + 1:04d}.png", title=title)
+    _log.info("thumbnails: %s", folder)
+
+
+def _small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    picture = Image.fromarray(image)
+    picture.thumbnail((_SIDE, _SIDE))
+    return np.asarray(picture, dtype=np.uint8)

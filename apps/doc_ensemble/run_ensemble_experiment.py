@@ -1,0 +1,27 @@
+"""Judge document pages with several models and views, and say what each method gains over the best model.
+
+    python apps/doc_ensemble/run_ensemble_experiment.py                     the demo: trains three folds, then compares
+    python apps/doc_ensemble/run_ensemble_experiment.py --config mine.yaml  ensemble.models lists checkpoints
+    python apps/doc_ensemble/run_ensemble_experiment.py ensemble.run=outputs/doc_ensemble/demo/20260101-120000
+    python apps/doc_ensemble/run_ensemble_experiment.py --data_dir pages kfold.folds=5 ensemble.method=stacking
+
+Voting, averaging of probabilities and of logits, given and fitted weights, greedy selection and stacking are all
+applied and compared; ensemble.method says whose predictions are written. Without ensemble.models and ensemble.run the
+models of a cross-validation are trained first, with the settings of train.py. Leaves a folder below
+outputs/doc_ensemble/ensembles/; docs/doc_ensemble.md says what is in it.
+"""
+
+from apps.doc_ensemble.spec import ENSEMBLE_SPEC
+from mlcore.cli.app import run_app
+from mlcore.cli.spec import Invocation
+
+
+def act(invocation: Invocation) -> int:  # type: ignore[type-arg]
+    """Find or train the members, and compare."""
+    from apps.doc_ensemble.ensemble.experiment import run  # after parsing: torch takes seconds to import
+
+    return run(invocation)
+
+
+if __name__ == "__main__":
+    run_app(ENSEMBLE_SPEC, act)

@@ -1,0 +1,69 @@
+"""Cross-validation: one job that covers every page once and goes on where it was killed."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apps.doc_ensemble.ensemble.stacking import read_out_of_fold
+from apps.doc_ensemble.kfold import fold_folders
+
+APP = Path(__file__).resolve().parents[2] / "apps" / "doc_ensemble"
+LIMIT_S = 120.0
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(APP / "train.py"), *arguments, "--output_dir", str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.timeout(280)
+def test_a_job_killed_in_its_third_fold_goes_on_there(tmp_path: Path, pages: Path, tiny: list[str]) -> None:
+    job = tmp_path / "job"
+    settings = [*tiny, "--data_dir", str(pages), "kfold.folds=3", "--epochs=4", "--save_every_steps=1"]
+    third = job / "folds" / "fold_3" / "checkpoints" / "latest_model.pth"
+    with start(job, *settings) as process:
+        end = time.monotonic() + LIMIT_S
+        while not third.exists() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    assert third.exists()
+    before = {fold: times(job / "folds" / fold) for fold in ("fold_1", "fold_2")}
+    said, _ = start(job, *settings).communicate(timeout=LIMIT_S)
+
+    assert before == {fold: times(job / "folds" / fold) for fold in ("fold_1", "fold_2")}
+    assert "part 1 of 3: fold_1 is finished" in said
+    assert "part 2 of 3: fold_2 is finished" in said
+    assert f"resuming {job / 'folds' / 'fold_3'}" in said
+    judged = read_out_of_fold(job / "out_of_fold.npz")
+    assert sorted(judged.pages) == sorted(f"{path}#1" for path in (pages / "train").rglob("*.jpg"))
+    with (job / "folds.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["fold"] for row in rows} == {"1", "2", "3"}
+    assert (job / "report.html").is_file()
+    assert [folder.name for folder in fold_folders(job)] == ["fold_1", "fold_2", "fold_3"]
+
+    # What is out of fold is what the fold's own model says of pages that it was trained without.
+    fold = judged.folds.tolist().index(2)
+    with np.load(job / "folds" / "fold_2" / "fold_judgement.npz") as file:
+        row = file["pages"].tolist().index(judged.pages[fold])
+        np.testing.assert_allclose(judged.probabilities[0, fold], file["probabilities"][row], atol=1e-6)
+        assert not set(file["pages"].tolist()) & set(file["trained_on"].tolist())
+
+
+def test_a_class_with_fewer_pages_than_folds_is_named(pages: Path, tiny: list[str], run, tmp_path: Path) -> None:
+    code, said = run("train", *tiny, "--data_dir", pages, "kfold.folds=7", "--output_dir", tmp_path / "job")
+    assert code == 2
+    assert "7 folds need at least 7 pages of each class" in said
+    assert "kfold.folds=6" in said
+    assert not any(os.scandir(tmp_path))

@@ -1,0 +1,207 @@
+"""Runs of the training script: what they leave, what options do, and what is refused."""
+
+import csv
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from apps.doc_ensemble.build import build
+from apps.doc_ensemble.config import DocConfig
+from apps.doc_ensemble.data.balance import Balanced
+from apps.doc_ensemble.restore import CheckpointMember, restore
+from apps.doc_ensemble.task import DocTask, Objective
+from mlcore import losses
+from mlcore.distributed import World
+from mlcore.errors import UserError
+
+PROMISED = (
+    "val_class_metrics.csv",
+    "val_class_performance.png",
+    "confusion_matrix.png",
+    "train_val_comparison.png",
+    "val_predictions.csv",
+    "calibration.json",
+    "report.html",
+    "checkpoints/best_model.pth",
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, run, tiny, pages) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("run") / "plain"
+    code, said = run("run_experiment", *tiny, "--data_dir", pages, "--output_dir", folder)
+    assert code == 0, said
+    return folder, said
+
+
+def config_of(pages: Path, **sections: dict[str, object]) -> DocConfig:
+    model = {"model_name": "test_resnet", "pretrained": False, "image_size": (64, 48), "in_channels": 1}
+    return DocConfig.model_validate(
+        {"data": {"data_dir": pages}, "model": model | sections.pop("model", {}), **sections}, strict=False
+    )
+
+
+def test_a_run_leaves_the_promised_files_and_prints_the_summary(finished: tuple[Path, str]) -> None:
+    folder, said = finished
+    assert [name for name in PROMISED if not (folder / name).is_file()] == []
+    assert "클래스별 성능 요약" in said
+    assert "certificate" in said
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    assert set(summary["results_of_best_checkpoint"]) == {"train", "val", "test"}
+
+
+def test_predictions_are_those_of_the_restored_model(finished: tuple[Path, str], pages: Path) -> None:
+    restored = restore(finished[0] / "checkpoints" / "best_model.pth", device=CPU)
+    problem = build(config_of(pages), World(device=CPU))
+    data = problem.validation
+    assert data.prepare is not None
+    with (finished[0] / "val_predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 34
+    sample = data.prepare(data.dataset[20])
+    with torch.inference_mode():
+        chances = torch.softmax(restored.model(torch.from_numpy(sample["pixels"])[None])[0], dim=0).numpy()
+    written = np.array([float(rows[20][f"p_{name}"]) for name in restored.class_names])
+    np.testing.assert_allclose(written, chances, atol=2e-6)
+    assert rows[20]["label"] == restored.class_names[sample["label"]]
+
+
+def test_a_member_knows_its_input_and_classes_before_its_weights_are_loaded(finished: tuple[Path, str]) -> None:
+    member = CheckpointMember("one", finished[0] / "checkpoints" / "best_model.pth")
+    assert (member.image_size, member.in_channels, len(member.class_names)) == ((64, 48), 1, 17)
+    again = member.load(CPU)
+    whole = restore(member.path, device=CPU).model
+    pixels = torch.rand(2, 1, 64, 48)
+    assert torch.equal(again(pixels), whole(pixels))
+
+
+def test_a_table_and_folders_of_the_same_pages_give_the_same_validation(tmp_path: Path, pages: Path) -> None:
+    tables = {}
+    for split in ("train", "val"):
+        files = sorted((pages / split).rglob("*.jpg"))
+        tables[split] = tmp_path / f"{split}.csv"
+        lines = [f"{path},{path.parent.name}" for path in files]
+        tables[split].write_text("\n".join(["image,label", *lines]), encoding="utf-8")
+    by_table = DocConfig.model_validate(
+        {
+            "data": {"train_csv": tables["train"], "val_csv": tables["val"]},
+            "model": {"model_name": "test_resnet", "pretrained": False, "image_size": (64, 48), "in_channels": 1},
+        },
+        strict=False,
+    )
+    one, other = (build(c, World(device=CPU)).validation.dataset for c in (by_table, config_of(pages)))
+    assert sorted((one[i]["label"], one[i]["image"].tobytes()) for i in range(len(one))) == sorted(
+        (other[i]["label"], other[i]["image"].tobytes()) for i in range(len(other))
+    )
+
+
+def test_without_validation_pages_every_class_gives_some_up(tmp_path: Path, pages: Path) -> None:
+    shutil.copytree(pages / "train", tmp_path / "all")
+    problem = build(config_of(tmp_path / "all", data={"data_dir": tmp_path / "all"}), World(device=CPU))
+    train, val = (
+        Counter(d[i]["label"] for i in range(len(d))) for d in (problem.train.dataset, problem.validation.dataset)
+    )
+    assert set(val) == set(range(17))
+    assert sum(train.values()) + sum(val.values()) == 102
+
+
+def test_an_unknown_class_in_validation_is_named(tmp_path: Path, pages: Path, run, tiny) -> None:
+    shutil.copytree(pages, tmp_path / "set")
+    (tmp_path / "set" / "val" / "memo").rename(tmp_path / "set" / "val" / "postcard")
+    code, said = run("train", *tiny, "--data_dir", tmp_path / "set")
+    assert code == 2
+    assert "unknown class 'postcard'" in said
+
+
+def test_the_same_page_in_two_splits_is_refused(tmp_path: Path, pages: Path, run, tiny) -> None:
+    shutil.copytree(pages, tmp_path / "set")
+    page = next((tmp_path / "set" / "train" / "memo").glob("*.jpg"))
+    shutil.copy(page, tmp_path / "set" / "val" / "memo" / "copy.jpg")
+    code, said = run("train", *tiny, "--data_dir", tmp_path / "set")
+    assert code == 2
+    assert "more than one of train, val" in said
+    assert page.name in said
+
+
+def test_mixed_batches_follow_from_pages_and_epochs_alone(pages: Path) -> None:
+    config = config_of(pages, augmentation={"name": "page", "mixup": 0.4, "cutmix": 1.0}, train={"batch_size": 8})
+    from mlcore.assemble import train_loader
+
+    batches = []
+    for workers in (0, 2):
+        changed = config.model_copy(update={"run": config.run.model_copy(update={"num_workers": workers})})
+        loader = train_loader(changed, build(changed, World(device=CPU)), world=World(device=CPU))
+        batches.append([batch.data for batch in loader.epoch(3)][:2])
+    for one, other in zip(*batches, strict=True):
+        assert torch.equal(one["pixels"], other["pixels"])
+        assert torch.equal(one["target"], other["target"])
+        assert ((one["target"] > 0).sum(dim=1) == 2).any()
+
+
+def test_balanced_sampling_shows_each_class_equally_often() -> None:
+    labels = [0] * 7 + [1] * 2 + [2]
+    balanced = Balanced(list(range(10)), labels=labels)
+    drawn = [balanced[place] for place in range(len(balanced))]
+    assert Counter(labels[index] for index in drawn) == {0: 7, 1: 7, 2: 7}
+    assert set(drawn) == set(range(10))
+
+
+def test_the_weighted_objective_is_torchs_weighted_mean() -> None:
+    logits, label = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 1, 2])
+    weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    objective = Objective(class_weights=weight)
+    loss_sum, count = objective(logits, torch.nn.functional.one_hot(label, 3).double())
+    expected = torch.nn.functional.cross_entropy(logits, label, weight=weight)
+    torch.testing.assert_close(loss_sum / count, expected)
+
+
+def test_a_model_for_focal_loss_trains_with_it(pages: Path) -> None:
+    config = config_of(pages, model={"use_focal_loss": True, "alpha": 0.5, "gamma": 3.0})
+    task = build(config, World(device=CPU)).task
+    assert isinstance(task, DocTask)
+    logits, label = torch.randn(4, 17), torch.tensor([0, 5, 9, 16])
+    loss_sum, count = task.objective(logits, torch.nn.functional.one_hot(label, 17).float())
+    torch.testing.assert_close(loss_sum, losses.focal(logits, label, alpha=0.5, gamma=3.0).sum())
+    assert count == 4
+
+
+def test_one_class_is_refused(tmp_path: Path, pages: Path) -> None:
+    shutil.copytree(pages / "train" / "memo", tmp_path / "set" / "memo")
+    with pytest.raises(UserError, match="only one class, memo"):
+        build(config_of(tmp_path / "set", data={"data_dir": tmp_path / "set"}), World(device=CPU))
+
+
+def test_predict_reads_every_kind_of_page_and_goes_on_after_a_bad_one(
+    tmp_path: Path, pages: Path, finished: tuple[Path, str], run
+) -> None:
+    files = sorted((pages / "test").rglob("*.jpg"))[:3]
+    images = [Image.open(path) for path in files]
+    images[0].save(tmp_path / "two.tif", save_all=True, append_images=[images[1]], compression="tiff_lzw")
+    images[2].save(tmp_path / "one.pdf")
+    (tmp_path / "bad.png").write_bytes(b"")
+    model = finished[0] / "checkpoints" / "best_model.pth"
+    output = tmp_path / "out" / "predictions.csv"
+    code, said = run("predict", "--model_path", model, model, "--output", output, tmp_path)
+    assert code == 1, said
+    with output.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    good = [row for row in rows if not row["problem"]]
+    assert [Path(row["image"]).name for row in good] == ["one.pdf#1", "two.tif#1", "two.tif#2"]
+    assert [Path(row["image"]).name for row in rows if row["problem"]] == ["bad.png#1"]
+    assert "empty file" in rows[-1]["problem"]
+    restored = restore(model, device=CPU)
+    from apps.doc_ensemble.data.dataset import Fit, Prepare
+
+    pixels = Prepare(Fit((64, 48)), mean=(0,), std=(1,)).pixels(np.asarray(images[1].convert("L"))[..., None])
+    with torch.inference_mode():
+        chances = torch.softmax(restored.model(torch.from_numpy(pixels)[None])[0], dim=0)
+    assert good[2]["class"] == restored.class_names[int(chances.argmax())]
+    assert float(good[2]["probability"]) == pytest.approx(float(chances.max()), abs=1e-5)
+    assert (tmp_path / "out" / "predictions_pages" / "0001.png").is_file()
