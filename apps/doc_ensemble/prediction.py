@@ -52,6 +52,7 @@ def predict(request: PredictRequest) -> int:
         UserError: There is nothing to classify, a checkpoint cannot be used, or checkpoints do not fit together.
     """
     setup_logging()
+    ensure_folder(request.output.absolute().parent)  # a place that cannot be written to is told before the work
     pages, problems = _wanted(request)
     members = [CheckpointMember(f"model {number}", path) for number, path in enumerate(request.model_path, 1)]
     data = members[0].config.data

@@ -217,7 +217,10 @@ class _Session:
         folder: RunFolder,
         record: RunRecord | None,
         mirror: RunMirror | None,
+        whole: "_Session | None" = None,
     ) -> None:
+        self._whole = whole
+        self._begun = False
         self._app = app
         self._name = name
         self._config: Any = invocation.config
@@ -264,16 +267,21 @@ class _Session:
 
     def train_parts(self, parts: Mapping[str, Any]) -> str:
         """Train the parts that are not finished, then join all of them; returns the status."""
-        self._begin()
         if self._train_others(parts, what="part") is None:
             return "interrupted"
+        self._begin()  # where all parts were there already
         if self._world.is_main and self._app.join is not None:
             self._app.join(self._config, self._folder)
         barrier()
         return "finished"
 
     def _begin(self) -> None:
-        """Note in the run folder, and tell the bucket, that a run is under way."""
+        """Note in the run folder, and in that of the run this one belongs to, that it is under way; tell the bucket."""
+        if self._begun:
+            return
+        self._begun = True
+        if self._whole is not None:
+            self._whole._begin()  # not before its first part is sure to start
         if self._record is not None:
             self._record.start(to_values(self._config))
             write_text(self._folder / "config.yaml", to_yaml(self._config, self._invocation.composed.sources))
@@ -419,7 +427,14 @@ class _Session:
         status = "failed"
         try:
             status = _Session(
-                app, invocation, name=name, world=self._world, folder=place, record=record, mirror=self._mirror
+                app,
+                invocation,
+                name=name,
+                world=self._world,
+                folder=place,
+                record=record,
+                mirror=self._mirror,
+                whole=self,
             ).train()
         finally:
             if record is not None:

@@ -1,7 +1,6 @@
 """Cross-validation: one job that covers every page once and goes on where it was killed."""
 
 import csv
-import os
 import signal
 import subprocess
 import sys
@@ -66,4 +65,4 @@ def test_a_class_with_fewer_pages_than_folds_is_named(pages: Path, tiny: list[st
     assert code == 2
     assert "7 folds need at least 7 pages of each class" in said
     assert "kfold.folds=6" in said
-    assert not any(os.scandir(tmp_path))
+    assert not (tmp_path / "job").exists()

@@ -8,7 +8,8 @@ Text needs more: two letters of one sender, or two statements of one bank, corre
 `text` the small copies, 48 x 48, must also agree everywhere: no cell may differ by more than half the deviation of all
 cells. Measured on drawn pages of 877 x 620 pixels: letters with one letterhead differ by 1.7 or more somewhere, tables
 with other digits by 0.7, forms with other entries in two of 18 boxes by 0.54; copies of pages from 256 pixels upwards,
-scaled to 0.6 and compressed with quality 60, by 0.47 at most. Pages that differ in one word may still be called the
+scaled to 0.6 and compressed with quality 60, by 0.47 at most. Among 2125 scanned letters, emails and advertisements of
+384 pixels no two that are not one scan come nearer than 1.9. Pages that differ in one word may still count as the
 same, and smaller copies of small pages may be missed.
 """
 
