@@ -34,6 +34,9 @@ NAMES = (
     "ads_finetune",
     "ads_images",
     "ads_frozen",
+    "doc_memory",
+    "doc_inference",
+    "doc_training",
     "cifar10_vs_transformers",
     "hippocampus_vs_unet",
 )

@@ -5,6 +5,7 @@
 
 from pathlib import Path
 
+from apps.doc_ensemble.spec import SPEC as DOC_ENSEMBLE
 from apps.multimodal_ads.spec import SPEC as MULTIMODAL_ADS
 from apps.perceiver.spec import SPEC as PERCEIVER
 from apps.sam_med3d_ich.spec import SPEC as SAM_MED3D_ICH
@@ -13,6 +14,6 @@ from mlcore.cli.flag_table import insert_flag_tables
 _DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 if __name__ == "__main__":
-    for spec in (PERCEIVER, SAM_MED3D_ICH, MULTIMODAL_ADS):
+    for spec in (PERCEIVER, SAM_MED3D_ICH, MULTIMODAL_ADS, DOC_ENSEMBLE):
         page = _DOCS / f"{spec.name}.md"
         page.write_text(insert_flag_tables(page, spec), encoding="utf-8")

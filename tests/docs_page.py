@@ -49,7 +49,7 @@ class Page:
         if words[0] == "make":
             given = dict(word.split("=", 1) for word in words[2:])
             assert words[1] == "train"
-            return [f"apps/{self.app}/train.py", *shlex.split(given.get("ARGS", ""))]
+            return [f"apps/{self.app}/{given.get('SCRIPT', 'train.py')}", *shlex.split(given.get("ARGS", ""))]
         assert words[0] == "python", command
         return words[1:]
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from apps.doc_ensemble.config import DocConfig
 from apps.multimodal_ads.config import AdsConfig
 from apps.perceiver.config import PerceiverConfig
 from apps.sam_med3d_ich.config import SamMed3DConfig
@@ -15,10 +16,12 @@ from mlcore.config.text import dump_value, read_document
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 APPS: dict[str, type[Section]] = {
+    "doc_ensemble": DocConfig,
     "multimodal_ads": AdsConfig,
     "perceiver": PerceiverConfig,
     "sam_med3d_ich": SamMed3DConfig,
 }
+BASES = {"doc_ensemble": {"ensemble.yaml"}}  # what another script of the app starts from besides default.yaml
 CHOICES = [
     (app, group, choice)
     for app in APPS
@@ -40,7 +43,7 @@ def test_every_file_is_the_default_the_demo_or_a_choice(app: str) -> None:
     table = NameTable(APPS[app])
     files = {path.relative_to(CONFIGS / app).as_posix() for path in (CONFIGS / app).rglob("*") if path.is_file()}
     choices = {f"{group}/{choice}.yaml" for name, group, choice in CHOICES if name == app}
-    assert files == {"default.yaml", "demo.yaml"} | choices
+    assert files == {"default.yaml", "demo.yaml"} | BASES.get(app, set()) | choices
     assert set(group_choices(CONFIGS / app)) - {EXPERIMENT} <= set(table.sections)
 
 
@@ -48,6 +51,13 @@ def test_every_file_is_the_default_the_demo_or_a_choice(app: str) -> None:
 @pytest.mark.parametrize("demo", [False, True])
 def test_default_and_demo(app: str, demo: bool) -> None:
     assert load(app, demo=demo).demo is demo
+
+
+@pytest.mark.parametrize(("app", "base"), [(app, name) for app, names in BASES.items() for name in names])
+@pytest.mark.parametrize("demo", [False, True])
+def test_other_bases(app: str, base: str, demo: bool) -> None:
+    composed = compose(APPS[app], CONFIGS / app, Request(demo=demo, base=("default.yaml", base)), environ={})
+    assert composed.demo is demo
 
 
 @pytest.mark.parametrize(("app", "group", "choice"), CHOICES)

@@ -1,7 +1,7 @@
 """Classify pages with a trained model, or with several whose probabilities are averaged.
 
     python apps/doc_ensemble/predict.py --model_path <run>/checkpoints/best_model.pth scan.png bundle.pdf folder/
-    python apps/doc_ensemble/predict.py --model_path a.pth b.pth --csv pages.csv --output predictions.csv
+    python apps/doc_ensemble/predict.py --model_path a.pth --model_path b.pth --csv pages.csv --output predictions.csv
 
 takes images, all pages of TIFF and PDF files, folders of them, or a table with the column image. Writes predictions.csv
 (--output): image, class, probability, p_<class> for every class, and for a page that cannot be read the reason; such
@@ -23,7 +23,13 @@ def main() -> int:
     )
     add = parser.add_argument
     add("inputs", nargs="*", type=Path, help="images, TIFF and PDF files, and folders of them")
-    add("--model_path", type=stored_file, nargs="+", required=True, help="checkpoints: files, or s3://bucket/key")
+    add(
+        "--model_path",
+        type=stored_file,
+        action="append",
+        required=True,
+        help="checkpoint: a file, or s3://bucket/key; given several times, the models are averaged",
+    )
     add("--csv", type=Path, help="a table (column image) instead of inputs")
     add("--output", type=Path, default=Path("predictions.csv"), help="the table (default: predictions.csv)")
     add("--thumbnails", type=int, default=240, help="pages that are shown in pictures; 0: none (default: 240)")

@@ -188,7 +188,7 @@ def test_predict_reads_every_kind_of_page_and_goes_on_after_a_bad_one(
     (tmp_path / "bad.png").write_bytes(b"")
     model = finished[0] / "checkpoints" / "best_model.pth"
     output = tmp_path / "out" / "predictions.csv"
-    code, said = run("predict", "--model_path", model, model, "--output", output, tmp_path)
+    code, said = run("predict", "--model_path", model, "--model_path", model, "--output", output, tmp_path)
     assert code == 1, said
     with output.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -20,7 +20,7 @@ from apps.doc_ensemble.ensemble.methods import (
     member_methods,
     methods_of,
 )
-from apps.doc_ensemble.ensemble.recording import record_experiment
+from apps.doc_ensemble.ensemble.recording import Experiment, Facts, record_experiment
 from apps.doc_ensemble.ensemble.sources import Source, data_of, find_sources, out_of_fold, trained_on
 from apps.doc_ensemble.ensemble.stacking import Stacker, fit_stacker, without_predictions
 from apps.doc_ensemble.splits import Splits, load_splits
@@ -35,50 +35,12 @@ from mlcore.mirror import Copied, RunMirror, run_key
 from mlcore.runs import RunRecord, choose_run_folder
 from mlcore.storage import to_address
 
-__all__ = ["Experiment", "compare", "run"]
+__all__ = ["compare", "run"]
 
 _log = logging.getLogger(__name__)
 
 _ROOT = Path("outputs") / "doc_ensemble"
 _REHEARSED = 8  # pages of a dry run
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """What was compared, and what came out.
-
-    Attributes:
-        settings: The ensemble section.
-        sources: The members.
-        shares: [K] configured weights, normalised.
-        judgement: What the members said.
-        outcomes: Of all methods on all splits.
-        chosen: Name of the configured method; of the best member where members are only judged.
-        notes: What the reader must know.
-    """
-
-    settings: EnsembleConfig
-    sources: Sequence[Source]
-    shares: Sequence[float]
-    judgement: Judgement
-    outcomes: Sequence[Outcome]
-    chosen: str
-    notes: Sequence[str]
-
-    @property
-    def split(self) -> str:
-        """The one whose predictions are written: "test", or "val" without test pages."""
-        return "test" if "test" in self.judgement.votes else "val"
-
-    @property
-    def tta(self) -> bool:
-        """Whether there are views."""
-        return self.judgement.view_weights is not None
-
-    def outcome(self, name: str, split: str, *, tta: bool) -> Outcome:
-        """Of one method."""
-        found = (o for o in self.outcomes if o.method.name == name and o.split == split and o.tta == tta)
-        return next(found)
 
 
 def run(invocation: Invocation[DocConfig]) -> int:
@@ -136,13 +98,17 @@ def compare(
 
 def _train(invocation: Invocation[DocConfig]) -> tuple[int, Path]:
     """Cross-validate the configured model; how members judge together is no part of that, nor where this one writes."""
-    from apps.doc_ensemble.kfold import train_folds
+    from apps.doc_ensemble.folds_job import train_folds
 
     config = invocation.config
     if config.kfold.folds < 2:
         raise UserError("no members: give ensemble.models or ensemble.run, or kfold.folds of at least 2 to train some")
     plain = config.model_copy(
-        update={"ensemble": EnsembleConfig(), "run": config.run.model_copy(update={"output_dir": None})}
+        update={
+            "ensemble": EnsembleConfig(),
+            "kfold": config.kfold.model_copy(update={"fold": None}),
+            "run": config.run.model_copy(update={"output_dir": None}),
+        }
     )
     _log.info("no members are given: %d models are trained first", config.kfold.folds)
     code, job = train_folds(replace(invocation, composed=replace(invocation.composed, config=plain)))
@@ -171,14 +137,15 @@ def _run_in_folder(invocation: Invocation[DocConfig], settings: EnsembleConfig, 
     setup_logging(log_file=place.path / "train.log")
     mirror, status = _mirror(config, place.path, name), "failed"
     try:
+        prepared = _prepare(invocation, settings, sources)  # what cannot be is refused before anything is written
         record.start(values)
         write_text(place.path / "config.yaml", to_yaml(config, composed.sources))
         if mirror is not None:
             mirror.begin()
         begun = time.perf_counter()
-        experiment, data = _conduct(invocation, settings, sources, place.path)
+        experiment = _conduct(invocation, settings, sources, prepared, folder=place.path)
         facts = _facts(invocation, values, name, seconds=time.perf_counter() - begun)
-        record_experiment(experiment, folder=place.path, data=data, facts=facts)
+        record_experiment(experiment, folder=place.path, data=prepared.data, facts=facts)
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
@@ -190,41 +157,60 @@ def _run_in_folder(invocation: Invocation[DocConfig], settings: EnsembleConfig, 
         record.close(status=status)
 
 
-def _facts(invocation: Invocation[DocConfig], values: Mapping[str, Any], name: str, *, seconds: float) -> dict[str, Any]:
+def _facts(invocation: Invocation[DocConfig], values: Mapping[str, Any], name: str, *, seconds: float) -> Facts:
     config = invocation.config
-    return {
-        "name": name,
-        "demo": invocation.composed.demo,
-        "config": values,
-        "device": pick_device(config.run.device),
-        "seconds": seconds,
-        "seed": config.run.seed,
-    }
+    return Facts(
+        name=name,
+        demo=invocation.composed.demo,
+        config=values,
+        device=pick_device(config.run.device),
+        seconds=seconds,
+        seed=config.run.seed,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """What is known before the members judge."""
+
+    data: DocConfig
+    splits: Splits
+    notes: Sequence[str]
+    shares: Sequence[float]
+    stacker: Stacker | None
+
+
+def _prepare(invocation: Invocation[DocConfig], settings: EnsembleConfig, sources: Sequence[Source]) -> _Prepared:
+    stacker = _stacker(settings, sources)
+    shares = _shares(settings, sources, say=settings.enabled and settings.method == "weighted")
+    data, splits, notes = _pages(invocation, sources)
+    return _Prepared(data=data, splits=splits, notes=notes, shares=shares, stacker=stacker)
 
 
 def _conduct(
-    invocation: Invocation[DocConfig], settings: EnsembleConfig, sources: Sequence[Source], folder: Path
-) -> tuple[Experiment, DocConfig]:
-    stacker = _stacker(settings, sources)
-    shares = _shares(settings, sources, say=settings.method == "weighted")
-    data, splits, notes = _pages(invocation, sources)
-    judgement = _judge(invocation.config, settings, sources, splits, data=data, scratch=folder)
-    outcomes, chosen = compare(settings, sources, judgement, stacker=stacker, seed=invocation.config.run.seed)
+    invocation: Invocation[DocConfig],
+    settings: EnsembleConfig,
+    sources: Sequence[Source],
+    prepared: _Prepared,
+    *,
+    folder: Path,
+) -> Experiment:
+    judgement = _judge(invocation.config, settings, sources, prepared.splits, data=prepared.data, scratch=folder)
+    stacker, seed = prepared.stacker, invocation.config.run.seed
+    outcomes, chosen = compare(settings, sources, judgement, stacker=stacker, seed=seed)
     if stacker is not None:
         stacker.save(folder / "stacking.json")
-    bad = len(judgement.problems)
-    if bad:
-        notes.append(f"{bad} pages could not be read and are left out; the first: {judgement.problems[0]}")
-    experiment = Experiment(
+    bad = judgement.problems
+    unread = [f"{len(bad)} pages could not be read and are left out; the first: {bad[0]}"] if bad else []
+    return Experiment(
         settings=settings,
         sources=sources,
-        shares=shares,
+        shares=prepared.shares,
         judgement=judgement,
         outcomes=outcomes,
         chosen=chosen,
-        notes=notes,
+        notes=[*prepared.notes, *unread],
     )
-    return experiment, data
 
 
 def _stacker(settings: EnsembleConfig, sources: Sequence[Source]) -> Stacker | None:
@@ -249,7 +235,7 @@ def _shares(settings: EnsembleConfig, sources: Sequence[Source], *, say: bool = 
     """The configured weights, normalised; the log says so only where they are used."""
     weights = [source.weight for source in sources]
     if say and not settings.fit_weights:
-        return normalise_weights(weights, members=len(sources)).tolist()
+        return [float(share) for share in normalise_weights(weights, members=len(sources))]
     total = sum(weights)
     return [weight / total for weight in weights] if total > 0 else [1 / len(weights)] * len(weights)
 
@@ -306,4 +292,3 @@ def _say(copied: Copied, folder: Path) -> None:
         print(f"Not uploaded to {copied.to}: {', '.join(copied.missing)}. Nothing is lost: all is in {folder}.")
     else:
         print(f"copy: {copied.to}")
-

@@ -16,7 +16,7 @@ from apps.doc_ensemble.ensemble.sources import Source
 from apps.doc_ensemble.ensemble.views import View, ViewKind, with_identity
 from apps.doc_ensemble.splits import Splits
 from mlcore.errors import UserError
-from mlcore.metrics.arrays import FloatArray
+from mlcore.metrics.arrays import Array, FloatArray, as_floats
 
 __all__ = ["Judgement", "judge_splits", "mean_of_parts", "views_of"]
 
@@ -111,7 +111,7 @@ def judge_splits(
     )
 
 
-def mean_of_parts(probabilities: FloatArray, counts: Sequence[int]) -> FloatArray:
+def mean_of_parts(probabilities: Array, counts: Sequence[int]) -> FloatArray:
     """The mean of each member's models.
 
     Args:
@@ -121,10 +121,8 @@ def mean_of_parts(probabilities: FloatArray, counts: Sequence[int]) -> FloatArra
     Returns:
         [K, ...] float64.
     """
-    ends = np.cumsum(counts)
-    return np.stack(
-        [probabilities[end - count : end].mean(axis=0, dtype=np.float64) for count, end in zip(counts, ends, strict=True)]
-    )
+    chances, ends = as_floats(probabilities, name="probabilities"), np.cumsum(counts)
+    return np.stack([chances[end - count : end].mean(axis=0) for count, end in zip(counts, ends, strict=True)])
 
 
 def views_of(tta: TtaConfig) -> tuple[View, ...]:

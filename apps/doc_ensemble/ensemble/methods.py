@@ -57,7 +57,8 @@ class Alone:
 
     def __call__(self, chances: FloatArray, /) -> FloatArray:
         """Its probabilities."""
-        return chances[self.index]
+        own: FloatArray = chances[self.index]
+        return own
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,7 @@ class Stacked:
 
     def __call__(self, chances: FloatArray, /) -> FloatArray:
         """What the model makes of the probabilities."""
-        return self.stacker(
-            chances, member_names=self.stacker.member_names, class_names=self.stacker.class_names
-        )
+        return self.stacker(chances, member_names=self.stacker.member_names, class_names=self.stacker.class_names)
 
 
 @dataclass(frozen=True)
@@ -185,9 +184,7 @@ def member_methods(names: Sequence[str]) -> list[Method]:
     return [_fixed(name, Alone(index), kind="member") for index, name in enumerate(names)]
 
 
-def methods_of(
-    settings: EnsembleConfig, *, shares: Sequence[float], stacker: Stacker | None
-) -> list[Method]:
+def methods_of(settings: EnsembleConfig, *, shares: Sequence[float], stacker: Stacker | None) -> list[Method]:
     """The ways to decide together, the configured one among them (`chosen_method` tells its name).
 
     Args:
@@ -251,7 +248,9 @@ def apply_methods(
             crossed = _cross_fit(method, chances["val"], votes["val"].labels, half) if method.learns else fitted
             for split, said in votes.items():
                 rule = crossed if split == "val" else fitted
-                found.append(_outcome(method, said, rule(chances[split]), rules=(rule, fitted), tta=weights is not None))
+                found.append(
+                    _outcome(method, said, rule(chances[split]), rules=(rule, fitted), tta=weights is not None)
+                )
     return found
 
 

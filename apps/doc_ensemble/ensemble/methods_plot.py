@@ -2,9 +2,10 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from apps.doc_ensemble.ensemble.methods import Outcome, best_member
@@ -17,6 +18,7 @@ __all__ = ["COLUMNS", "method_rows", "plot_methods", "write_methods"]
 COLUMNS = ("method", "tta", "pages", "accuracy", "macro_f1", "log_loss", "gain_accuracy", "gain_macro_f1")
 _MOST = 40  # lines of the picture
 _MEMBER = PALETTE[7]
+_DASHES = (0, (4, 3))
 
 
 def method_rows(outcomes: Sequence[Outcome], split: str) -> list[list[object]]:
@@ -61,7 +63,8 @@ def write_methods(outcomes: Sequence[Outcome], path: Path) -> None:
 def plot_methods(outcomes: Sequence[Outcome], *, split: str, path: Path) -> Path:
     """Draw the macro F1 of all methods on the pages of `split`: members, then ensembles, with and without views.
 
-    The line is the member that is best on the validation pages. Of more than 40 methods the first 40 are drawn.
+    Figures are those with views, where there are any. The line is the member that is best on the validation pages. Of
+    more than 40 methods the first 40 are drawn.
 
     Returns:
         `path`.
@@ -75,41 +78,38 @@ def plot_methods(outcomes: Sequence[Outcome], *, split: str, path: Path) -> Path
     members = list(dict.fromkeys(o.method.name for o in chosen if o.method.kind == "member"))
     others = list(dict.fromkeys(o.method.name for o in chosen if o.method.kind != "member"))
     order = [*members, *others][:_MOST]
-    names = displayable(order)
+    names = displayable(members)
+    labels = [f"member {label}" if names.note else label for label in names.labels] + others
     best = _reference(outcomes, split)
     with picture(path, width=8.6, height=1.6 + 0.3 * len(order)) as figure:
         axes = figure.add_subplot()
-        for place, (name, label) in enumerate(zip(order, names.labels, strict=True)):
+        for place, name in enumerate(order):
             points = {o.tta: o.macro_f1 for o in chosen if o.method.name == name}
-            colour = _MEMBER if name in members else TRAIN
-            if len(points) == 2:
-                axes.plot(list(points.values()), [place, place], color=colour, linewidth=1.2, alpha=0.6, zorder=2)
-            for tta, value in points.items():
-                face = colour if tta or len(points) == 1 else "white"
-                axes.scatter(value, place, s=46, facecolor=face, edgecolor=colour, linewidth=1.4, zorder=3)
-            top = max(points.values())
-            axes.annotate(
-                f"{top:.4f}", (top, place), (9, 0), textcoords="offset points", va="center", fontsize=8.5, color=MUTED
-            )
-            del label
-        axes.axvline(best.macro_f1, color=INK, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
-        axes.set_yticks(range(len(order)), names.labels, fontsize=8.5, color=INK, fontfamily=list(names.fonts))
+            _draw(axes, place, points, colour=_MEMBER if name in members else TRAIN)
+        axes.axvline(best.macro_f1, color=INK, linewidth=1.1, linestyle=_DASHES, zorder=1)
+        axes.set_yticks(range(len(order)), labels[:_MOST], fontsize=8.5, color=INK, fontfamily=list(names.fonts))
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.margins(x=0.12)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("macro F1")
-        with_views = any(o.tta for o in chosen)
-        figure.legend(handles=_legend(with_views=with_views), loc="outside upper right", ncols=4)
-        figure.suptitle(
-            f"Methods on the {'validation' if split == 'val' else split} pages",
-            x=0.01,
-            ha="left",
-            fontsize=12,
-            fontweight="bold",
-        )
-        words = "The axis does not begin at zero."
-        note(axes, f"{words} {names.note.replace('class indices', 'lines, from 0')}".strip())
+        figure.legend(handles=_legend(with_views=any(o.tta for o in chosen)), loc="outside upper right", ncols=4)
+        title = f"Methods on the {'validation' if split == 'val' else split} pages"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        missing = " Members are numbered, from 0: no installed font has their names' glyphs." if names.note else ""
+        note(axes, f"The axis does not begin at zero.{missing}")
     return path
+
+
+def _draw(axes: Axes, place: int, points: Mapping[bool, float], *, colour: str) -> None:
+    """One line: a hollow dot without views and a full one with them, or a single full one."""
+    if len(points) == 2:
+        axes.plot(list(points.values()), [place, place], color=colour, linewidth=1.2, alpha=0.6, zorder=2)
+    for tta, value in points.items():
+        face = colour if tta or len(points) == 1 else "white"
+        axes.scatter(value, place, s=46, facecolor=face, edgecolor=colour, linewidth=1.4, zorder=3)
+    end = (max(points.values()), place)
+    label = f"{points[max(points)]:.4f}"
+    axes.annotate(label, end, (9, 0), textcoords="offset points", va="center", fontsize=8.5, color=MUTED)
 
 
 def _legend(*, with_views: bool) -> list[Line2D]:
@@ -120,7 +120,7 @@ def _legend(*, with_views: bool) -> list[Line2D]:
     found = [dot(_MEMBER, "member"), dot(TRAIN, "ensemble")]
     if with_views:
         found.append(dot(INK, "without TTA", filled=False))
-    return [*found, Line2D([], [], color=INK, linewidth=1.1, linestyle=(0, (4, 3)), label="best member")]
+    return [*found, Line2D([], [], color=INK, linewidth=1.1, linestyle=_DASHES, label="best member")]
 
 
 def _reference(outcomes: Sequence[Outcome], split: str) -> Outcome:

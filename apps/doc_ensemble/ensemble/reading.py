@@ -1,5 +1,6 @@
 """Document pages as `inference.judge` takes them: exactly the pixels that training and validation see."""
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Literal
@@ -23,7 +24,7 @@ def document_pages(
     max_pixels: int,
     fit: Literal["letterbox", "resize"] = "resize",
     skip_bad: bool = False,
-    workers: int = 2,
+    workers: int | None = None,
 ) -> Pages[Page]:
     """How `members` read `pages`: in grey where all of them do; otherwise in colour, made grey for those that do.
 
@@ -33,7 +34,7 @@ def document_pages(
         max_pixels: Larger images are refused before they are decoded.
         fit: How a page is brought to a network's size, as in training.
         skip_bad: Leave out what cannot be read.
-        workers: Threads that read ahead.
+        workers: Threads that read ahead; None: one for each core, up to 8, since a GPU waits for fewer.
     """
     grey = all(member.in_channels == 1 for member in members)
     return Pages(
@@ -41,8 +42,12 @@ def document_pages(
         read=partial(_read, max_pixels=max_pixels, grey=grey),
         prepare=partial(_prepare, how=fit),
         skip_bad=skip_bad,
-        workers=workers,
+        workers=workers or max(2, min(8, _cores())),
     )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def _read(page: Page, *, max_pixels: int, grey: bool) -> NDArray[np.uint8]:

@@ -74,7 +74,7 @@ def member_section(
         weights = [round(found[number], 4) for found in shown.values()]
         speed = 1 / max(float(judgement.member_seconds[number]), 1e-12)
         rows.append([source.name, str(path), len(source.parts), shares[number], *weights, speed])
-    note = "Weights are fitted on all validation pages. Pages per second: all views and models of a member, without reading"
+    note = "Weights are fitted on all validation pages. Pages per second: all views of all models, without reading"
     columns = ("member", "from", "models", "weight", *shown, "pages per second")
     return Table("Members", columns, rows, note=f"{note} ({judgement.reading_seconds * 1000:.1f} ms a page).")
 
@@ -133,13 +133,14 @@ def cost_sections(judgement: Judgement, *, folder: Path, seed: int) -> list[Sect
         order = growing_order(chances[:, ~half], labels[~half])
         chances, labels = chances[:, half], labels[half]
         words = "chosen on one half of the validation pages, judged on the other"
-    speeds = {"member_seconds": judgement.member_seconds, "reading_seconds": judgement.reading_seconds}
-    names = judgement.member_names
-    points = cost_curve(chances, labels, order=order, names=names, **speeds)
-    singles = single_points(chances, labels, names=names, **speeds)
+    names, members, reading = judgement.member_names, judgement.member_seconds, judgement.reading_seconds
+    points = cost_curve(chances, labels, order=order, names=names, member_seconds=members, reading_seconds=reading)
+    singles = single_points(chances, labels, names=names, member_seconds=members, reading_seconds=reading)
     write_cost_curve(points, folder / "cost_curve.csv")
     drawn = plot_cost_curve(points, path=folder / "cost_curve.png", singles=singles)
-    return [Picture("Cost of each further member", drawn, note=f"Members are {words}; mean of probabilities.", wide=True)]
+    return [
+        Picture("Cost of each further member", drawn, note=f"Members are {words}; mean of probabilities.", wide=True)
+    ]
 
 
 def disagreement_section(judgement: Judgement, *, split: str) -> Table:

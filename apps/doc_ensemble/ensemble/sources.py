@@ -1,4 +1,4 @@
-"""Where the members of an ensemble come from: checkpoints, runs, snapshots of a run, the folds of a cross-validation."""
+"""Where the members of an ensemble come from: checkpoints, runs, their snapshots, the folds of a cross-validation."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence

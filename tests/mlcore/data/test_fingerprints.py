@@ -4,13 +4,14 @@ import json
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mlcore.data import fingerprints as module
-from mlcore.data.fingerprints import Fingerprints, cache_file, fingerprints
+from mlcore.data.fingerprints import Fingerprints, Numbered, cache_file, fingerprints
 from mlcore.errors import UserError
 
 LIMIT = 10**8
@@ -54,9 +55,10 @@ def touch(path: Path) -> None:
 
 def test_small_copies_have_mean_0_and_length_1(paths: list[Path]) -> None:
     small = fingerprints(paths, max_pixels=LIMIT).small
-    assert small.dtype == np.float32
-    np.testing.assert_allclose(small.mean(axis=1), 0, atol=1e-7)
-    np.testing.assert_allclose(np.linalg.norm(small, axis=1), [1, 1, 1, 0], rtol=1e-6)
+    assert small.dtype == np.float16
+    small = small.astype(np.float32)
+    np.testing.assert_allclose(small.mean(axis=1), 0, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(small, axis=1), [1, 1, 1, 0], rtol=1e-3)
 
 
 def test_what_is_known_is_not_read(paths: list[Path], cache: Path) -> None:
@@ -69,6 +71,48 @@ def test_what_is_known_is_not_read(paths: list[Path], cache: Path) -> None:
     assert part.digests == tuple(first.digests[n] for n in (2, 0, 2))
     with pytest.raises(UserError, match="4 of 4 images cannot be used"):
         fingerprints(paths, max_pixels=LIMIT)
+
+
+class Books:
+    """Each file holds pages, which are pictures in the order of their numbers; notes what is read."""
+
+    def __init__(self) -> None:
+        self.read: list[tuple[str, int]] = []
+
+    def __call__(self, path: Path, number: int, *, max_pixels: int) -> np.ndarray:
+        assert max_pixels == LIMIT
+        self.read.append((path.name, number))
+        if number == 7:
+            raise UserError(f"{path}: no page 8")
+        return np.random.default_rng([path.name == "b.pdf" and number == 0, number]).integers(
+            0, 256, (20, 30, 3), dtype=np.uint8
+        )
+
+
+def test_pages_of_one_file_are_pictures_of_their_own(tmp_path: Path, cache: Path) -> None:
+    paths = [tmp_path / name for name in ("a.pdf", "a.pdf", "b.pdf", "b.pdf")]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    books = Books()
+    prints = fingerprints(paths, max_pixels=LIMIT, pages=Numbered([0, 1, 0, 1], books), cache=cache)
+    assert sorted(books.read) == [("a.pdf", 0), ("a.pdf", 1), ("b.pdf", 0), ("b.pdf", 1)]
+    assert len(set(prints.digests)) == 3
+    assert prints.digests[1] == prints.digests[3]  # of the same pixels, in files of other bytes
+    again = fingerprints(paths[::-1], max_pixels=LIMIT, pages=Numbered([1, 0, 1, 0], books), cache=cache)
+    assert again.digests == prints.digests[::-1]
+    assert len(books.read) == 4
+    with pytest.raises(UserError, match=r"1 of 2 images cannot be used:\n.*a\.pdf: no page 8"):
+        fingerprints(paths[:2], max_pixels=LIMIT, pages=Numbered([0, 7], books), cache=cache)
+    paths[0].write_bytes(b"changed")
+    fingerprints(paths, max_pixels=LIMIT, pages=Numbered([0, 1, 0, 1], books), cache=cache)
+    assert sorted(books.read[5:]) == [("a.pdf", 0), ("a.pdf", 1)]
+
+
+def test_a_file_and_its_first_page_are_kept_apart(paths: list[Path], cache: Path) -> None:
+    whole = fingerprints(paths[:1], max_pixels=LIMIT, cache=cache)
+    page = fingerprints(paths[:1], max_pixels=LIMIT, pages=Numbered([0], Books()), cache=cache)
+    assert whole.digests != page.digests
+    assert_equal(whole, fingerprints(paths[:1], max_pixels=LIMIT, cache=cache))
 
 
 def test_relative_and_absolute_paths_are_the_same(
@@ -125,10 +169,10 @@ def test_what_was_read_before_an_interruption_is_kept(
 ) -> None:
     look_at = module._look_at
 
-    def interrupted(path: Path, *, max_pixels: int) -> object:
-        if path == paths[2]:
+    def interrupted(place: Any, **settings: Any) -> object:
+        if place.path == paths[2]:
             raise KeyboardInterrupt
-        return look_at(path, max_pixels=max_pixels)
+        return look_at(place, **settings)
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "_look_at", interrupted)
@@ -175,7 +219,7 @@ def test_a_file_of_another_kind_is_not_used(paths: list[Path], cache: Path, inde
     cache.parent.mkdir()
     with zipfile.ZipFile(cache, "w") as archive:
         archive.writestr("index.json", json.dumps(index))
-        archive.writestr("copies", bytes(576))
+        archive.writestr("copies", bytes(2304))
     assert_equal(fingerprints(paths, max_pixels=LIMIT, cache=cache), fingerprints(paths, max_pixels=LIMIT))
 
 
@@ -205,7 +249,7 @@ def test_nothing_is_written_where_all_is_known(paths: list[Path], cache: Path) -
 
 def test_none_at_all(cache: Path) -> None:
     prints = fingerprints([], max_pixels=LIMIT, cache=cache)
-    assert (prints.digests, prints.hashes.shape, prints.small.shape) == ((), (0,), (0, 576))
+    assert (prints.digests, prints.hashes.shape, prints.small.shape) == ((), (0,), (0, 2304))
     assert not cache.parent.exists()
 
 

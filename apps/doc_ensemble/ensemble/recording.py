@@ -1,0 +1,264 @@
+"""What an ensemble experiment leaves: predictions, tables, pictures, summary and report."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from apps.doc_ensemble.config import DocConfig, EnsembleConfig
+from apps.doc_ensemble.ensemble.judging import Judgement
+from apps.doc_ensemble.ensemble.methods import CrossFitted, Outcome, best_member
+from apps.doc_ensemble.ensemble.sections import (
+    class_sections,
+    cost_sections,
+    disagreement_section,
+    member_section,
+    method_sections,
+    weights_of,
+)
+from apps.doc_ensemble.ensemble.sources import Source
+from apps.doc_ensemble.ensemble.writing import (
+    Verdict,
+    write_ensemble_meta,
+    write_ensemble_predictions,
+    write_tta_predictions,
+)
+from mlcore.console import format_duration
+from mlcore.files import write_json
+from mlcore.metrics.classification import ClassificationReport
+from mlcore.report import Headline, RunReport, describe_environment, write_report
+
+__all__ = ["Experiment", "Facts", "record_experiment"]
+
+_log = logging.getLogger(__name__)
+
+_SPLITS = {"val": "validation", "test": "test"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What was compared, and what came out.
+
+    Attributes:
+        settings: The ensemble section.
+        sources: The members.
+        shares: [K] configured weights, normalised.
+        judgement: What the members said.
+        outcomes: Of all methods on all splits.
+        chosen: Name of the configured method; of the best member where members are only judged.
+        notes: What the reader must know.
+    """
+
+    settings: EnsembleConfig
+    sources: Sequence[Source]
+    shares: Sequence[float]
+    judgement: Judgement
+    outcomes: Sequence[Outcome]
+    chosen: str
+    notes: Sequence[str]
+
+    @property
+    def split(self) -> str:
+        """The one whose predictions are written: "test", or "val" without test pages."""
+        return "test" if "test" in self.judgement.votes else "val"
+
+    @property
+    def tta(self) -> bool:
+        """Whether there are views."""
+        return self.judgement.view_weights is not None
+
+    def outcome(self, name: str, split: str, *, tta: bool) -> Outcome:
+        """Of one method."""
+        return next(o for o in self.outcomes if (o.method.name, o.split, o.tta) == (name, split, tta))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """How the experiment was run.
+
+    Attributes:
+        name: Of the run.
+        demo: Whether it was the demo.
+        config: The resolved configuration, nested.
+        device: Where the members ran.
+        seconds: That judging took.
+        seed: Drew the halves of the validation pages.
+    """
+
+    name: str
+    demo: bool
+    config: Mapping[str, Any]
+    device: torch.device
+    seconds: float
+    seed: int
+
+
+def record_experiment(experiment: Experiment, *, folder: Path, data: DocConfig, facts: Facts) -> Path:
+    """Write all files, and print the methods.
+
+    Args:
+        experiment: What was compared.
+        folder: The run's.
+        data: How pages are read.
+        facts: For the report.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
+    judgement = experiment.judgement
+    chosen = {split: experiment.outcome(experiment.chosen, split, tta=experiment.tta) for split in judgement.votes}
+    _write_predictions(experiment, chosen[experiment.split], folder)
+    classes, reports = class_sections(
+        chosen, judgement, folder=folder, max_pixels=round(data.data.max_megapixels * 1e6)
+    )
+    sections = method_sections(experiment.outcomes, folder=folder)
+    sections.append(
+        member_section(experiment.sources, judgement, shares=experiment.shares, outcomes=experiment.outcomes)
+    )
+    if len(experiment.sources) > 1:
+        sections += cost_sections(judgement, folder=folder, seed=facts.seed)
+        sections.append(disagreement_section(judgement, split=experiment.split))
+    _write_summary(experiment, reports, facts, folder)
+    path = write_report(
+        folder,
+        report=RunReport(
+            title=f"Document ensemble: {facts.name}",
+            subtitle=_subtitle(experiment),
+            headlines=_headlines(experiment, chosen[experiment.split]),
+            warnings=[*_demo_warning(facts), *experiment.notes],
+            sections=[*sections, *classes],
+            config=facts.config,
+            environment={**describe_environment(facts.device), "judging took": format_duration(facts.seconds)},
+        ),
+    )
+    print(_printed(experiment))
+    print(f"report: {path}")
+    return path
+
+
+def _write_predictions(experiment: Experiment, chosen: Outcome, folder: Path) -> None:
+    """The decisions of the chosen method, how they came about, and what the views did."""
+    judgement, settings = experiment.judgement, experiment.settings
+    said = judgement.votes[experiment.split]
+    verdict = Verdict(
+        pages=[page.key for page in said.pages],
+        class_names=judgement.class_names,
+        member_names=judgement.member_names,
+        ensemble=np.asarray(chosen.probabilities, dtype=np.float64),
+        members=said.chances(judgement.view_weights),
+        labels=said.labels,
+    )
+    if settings.enabled:
+        write_ensemble_predictions(folder, verdict)
+        write_ensemble_meta(
+            folder,
+            verdict,
+            method=settings.method,
+            average=settings.average,
+            views=judgement.views,
+            members=_member_facts(experiment, weights_of(chosen.fitted)),
+            extra={
+                "split": experiment.split,
+                "decided_by": chosen.method.name,
+                "cross_fitted": isinstance(chosen.rule, CrossFitted),
+                "seconds_per_page": float(judgement.member_seconds.sum() + judgement.reading_seconds),
+            },
+        )
+    if experiment.tta:
+        by_view = np.stack([chosen.rule(said.by_view[:, view]) for view in range(len(judgement.views))])
+        write_tta_predictions(folder, verdict, views=judgement.views, by_view=by_view)
+
+
+def _member_facts(experiment: Experiment, used: Sequence[float] | None) -> list[dict[str, Any]]:
+    speeds = 1 / np.maximum(experiment.judgement.member_seconds, 1e-12)
+    return [
+        {
+            "checkpoints": [str(part.path) for part in source.parts],
+            "weight": None if used is None else float(used[number]),
+            "images_per_second": float(speeds[number]),
+        }
+        for number, source in enumerate(experiment.sources)
+    ]
+
+
+def _write_summary(
+    experiment: Experiment, reports: Mapping[str, ClassificationReport], facts: Facts, folder: Path
+) -> None:
+    """In the shape of a training run's, so that runs and ensembles can be compared with each other."""
+    best = best_member(experiment.outcomes)
+    results = {split: {"n": report.samples, **report.scalars()} for split, report in reports.items()}
+    write_json(
+        folder / "summary.json",
+        {
+            "status": "finished",
+            "monitor": {"metric": "macro_f1", "mode": "max", "best": results["val"]["macro_f1"]},
+            "results_of_best_checkpoint": results,
+            "progress": {"seconds": facts.seconds, "step": 0},
+            "demo": facts.demo,
+            "method": experiment.chosen,
+            "tta": experiment.tta,
+            "best_member": best,
+            "members": list(experiment.judgement.member_names),
+            "methods": [
+                {
+                    "method": o.method.name,
+                    "kind": o.method.kind,
+                    "tta": o.tta,
+                    "pages": o.judged_on,
+                    "accuracy": o.accuracy,
+                    "macro_f1": o.macro_f1,
+                    "log_loss": o.log_loss,
+                }
+                for o in experiment.outcomes
+            ],
+        },
+    )
+
+
+def _subtitle(experiment: Experiment) -> str:
+    judgement = experiment.judgement
+    counts = " and ".join(f"{len(said.pages):,} {_SPLITS[split]}" for split, said in judgement.votes.items())
+    views = f", {len(judgement.views)} views of each page" if experiment.tta else ""
+    return f"{experiment.chosen}; {len(experiment.sources)} members{views}; {counts} pages"
+
+
+def _headlines(experiment: Experiment, chosen: Outcome) -> list[Headline]:
+    best = experiment.outcome(best_member(experiment.outcomes), experiment.split, tta=False)
+    seconds = experiment.judgement.member_seconds.sum() + experiment.judgement.reading_seconds
+    words = chosen.judged_on
+    return [
+        Headline("macro F1", chosen.macro_f1, words),
+        Headline("accuracy", chosen.accuracy, words),
+        Headline(
+            "gain in macro F1", f"{chosen.macro_f1 - best.macro_f1:+.4f}", f"over {best.method.name}, the best member"
+        ),
+        Headline("pages per second", 1 / max(float(seconds), 1e-12), "all members and views, with reading"),
+    ]
+
+
+def _demo_warning(facts: Facts) -> list[str]:
+    if not facts.demo:
+        return []
+    return ["This is the demo: training and evaluation used generated data, so the figures say nothing of real data."]
+
+
+def _printed(experiment: Experiment) -> str:
+    """A short table for the terminal."""
+    outcomes = [o for o in experiment.outcomes if o.split == experiment.split]
+    best = experiment.outcome(best_member(experiment.outcomes), experiment.split, tta=False)
+    width = max(len(o.method.name) for o in outcomes) + 6
+    lines = [f"{'method':{width}} accuracy  macro F1  log loss      gain   pages"]
+    for o in outcomes:
+        name = f"{o.method.name}{' + TTA' if o.tta else ''}"
+        figures = f"{o.accuracy:8.4f}  {o.macro_f1:8.4f}  {o.log_loss:8.4f}  {o.macro_f1 - best.macro_f1:+8.4f}"
+        chosen = "  <- chosen" if (o.method.name, o.tta) == (experiment.chosen, experiment.tta) else ""
+        lines.append(f"{name:{width}} {figures}   {o.judged_on}{chosen}")
+    lines.append(f"gain: in macro F1 over {best.method.name}, the best member on the validation pages")
+    return "\n".join(lines)
