@@ -14,17 +14,13 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from timm.data import create_dataset, create_loader
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.utils import AverageMeter, dispatch_clip_grad
 from torch import Tensor, nn
 
 from apps.doc_ensemble.data.dataset import Fit, PageDataset, Prepare
 from apps.doc_ensemble.data.generated import TYPES
 from apps.doc_ensemble.model.classifier import create_model
 from apps.doc_ensemble.task import DocTask
-from benchmarks.common import Goal, Options, Report, alternate, median_text, ratio, ratio_text, run_alone
+from benchmarks.common import Goal, Options, Report, alternate, median_text, peer, ratio, ratio_text, run_alone
 from benchmarks.doc_models import IMAGE_SIZE, TITLES, PageKind, write_pages
 from mlcore.data.loader import BatchLoader
 from mlcore.data.order import EpochOrder
@@ -39,6 +35,8 @@ _RATE, _DECAY, _CLIP, _LOG_EVERY = 1e-3, 0.05, 1.0, 50
 _AT_LEAST = 0.95
 _MEAN, _STD = 0.449, 0.226  # of grey pages, for timm's loader; ours takes the network's own, which are these
 _PEER = "timm"
+# As `Any`: timm's packages do not say what they export.
+_data, _optim, _scheduler, _utils = (peer(f"timm.{part}") for part in ("data", "optim", "scheduler", "utils"))
 
 
 @dataclass(frozen=True)
@@ -216,10 +214,10 @@ class _Silent:
 def _timm(case: _Case, folder: Path) -> float:
     torch.manual_seed(0)
     model = timm.create_model(case.model, num_classes=len(TYPES), in_chans=1)
-    model = model.to(case.device, memory_format=torch.channels_last)
+    model = model.to(case.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     clock = _Clock(case, model)
-    loader = create_loader(
-        create_dataset("", str(folder / case.kind), is_training=True, input_img_mode="L"),
+    loader = _data.create_loader(
+        _data.create_dataset("", str(folder / case.kind), is_training=True, input_img_mode="L"),
         input_size=(1, *IMAGE_SIZE),
         batch_size=case.batch,
         is_training=True,
@@ -230,8 +228,8 @@ def _timm(case: _Case, folder: Path) -> float:
         persistent_workers=case.workers > 0,
         device=case.device,
     )
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=_RATE, weight_decay=_DECAY)
-    scheduler, _ = create_scheduler_v2(
+    optimizer = _optim.create_optimizer_v2(model, opt="adamw", lr=_RATE, weight_decay=_DECAY)
+    scheduler, _ = _scheduler.create_scheduler_v2(
         optimizer, sched="cosine", num_epochs=case.epochs, step_on_epochs=False, updates_per_epoch=len(loader)
     )
     loss_of, updates = nn.CrossEntropyLoss().to(case.device), 0
@@ -245,7 +243,7 @@ def _timm_epoch(
     case: _Case, model: nn.Module, loader: Any, loss_of: nn.Module, optimizer: Any, scheduler: Any, *, updates: int
 ) -> int:
     """What `train_one_epoch` of timm's train.py does for one process without mixup and averaged weights."""
-    losses, batch_time, data_time = AverageMeter(), AverageMeter(), AverageMeter()
+    losses, batch_time, data_time = (_utils.AverageMeter() for _ in range(3))
     model.train()
     optimizer.zero_grad()
     end = time.time()
@@ -255,7 +253,7 @@ def _timm_epoch(
         with autocast(case.precision, case.device):
             loss: Tensor = loss_of(model(pixels), target)
         loss.backward()  # type: ignore[no-untyped-call]
-        dispatch_clip_grad(model.parameters(), value=_CLIP, mode="norm")
+        _utils.dispatch_clip_grad(model.parameters(), value=_CLIP, mode="norm")
         optimizer.step()
         losses.update(loss.item(), pixels.size(0))
         updates += 1

@@ -73,7 +73,7 @@ class ModelConfig(Section):
 class LossConfig(Section):
     """The training loss."""
 
-    name: Literal["cross_entropy", "focal"] = field("cross_entropy", "Loss", aliases=("loss_type",))
+    name: Literal["cross_entropy", "focal"] = field("cross_entropy", "Training loss", aliases=("loss_type",))
     focal_gamma: float = field(2.0, "focal: how strongly easy samples are discounted", ge=0)
     label_smoothing: float = field(0.0, "Share of the target spread over all classes", ge=0, lt=1)
     class_weights: bool = field(default=False, description="Weigh classes by the inverse of their frequency")

@@ -76,7 +76,7 @@ def train(seed: int, pages: list[Image], labels: NDArray[np.int64]) -> nn.Module
     target = torch.from_numpy(labels)[chosen]
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     model.train()
-    for _ in range(3):
+    for _ in range(6):
         for rows in torch.randperm(len(chosen)).split(16):
             loss = nn.functional.cross_entropy(model(pixels[rows]), target[rows])
             optimizer.zero_grad()
@@ -126,7 +126,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs/doc_ensemble/example_ensemble"))
     folder = ensure_folder(parser.parse_args().output)
-    pages, labels = drawn_pages(160, seed=0)
+    pages, labels = drawn_pages(320, seed=0)
     members = [TrainedMember(f"network {seed}", train(seed, pages, labels)) for seed in (1, 2, 3)]
 
     # One pass: every page is read once for all members and views. The first half is for fitting, the second is judged.

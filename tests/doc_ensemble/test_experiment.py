@@ -37,13 +37,14 @@ def members(tmp_path: Path, pages: Path, classes: list[str], monkeypatch: pytest
     ]
 
 
-def direct(checkpoint: Path, asked: Sequence[Page]) -> np.ndarray:
+def direct(checkpoint: Path, asked: Sequence[Page], *, flipped: bool = False) -> np.ndarray:
     """The network's probabilities, by hand."""
     restored = restore(checkpoint, device=CPU)
     data = PageDataset(asked, max_pixels=10**8, grey=True, fit=Fit((64, 48), "resize"))
-    pixels = torch.stack([torch.from_numpy(data[row]["image"]).permute(2, 0, 1) / 255 for row in range(len(data))])
+    pixels = [torch.from_numpy(data[row]["image"]).permute(2, 0, 1).float() / 255 for row in range(len(data))]
+    batch = torch.stack(pixels)
     with torch.inference_mode():
-        return torch.softmax(restored.model(pixels.float()), dim=1).double().numpy()
+        return torch.softmax(restored.model(batch.flip(3) if flipped else batch), dim=1).double().numpy()
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -97,6 +98,14 @@ def test_a_weighted_ensemble_with_views_leaves_what_is_promised(
     mixed = 0.4 * chances[0] + 0.6 * chances[1]
     (given,) = [row for row in without if row["method"] == "weighted, as given"]
     assert float(given["accuracy"]) == pytest.approx((mixed.argmax(axis=1) == labels).mean(), abs=1e-6)
+    looked = [
+        (seen + 0.5 * direct(path, asked, flipped=True)) / 1.5 for seen, path in zip(chances, members, strict=True)
+    ]
+    found = written(folder / "ensemble_predictions.csv", classes)
+    np.testing.assert_allclose(found, 0.4 * looked[0] + 0.6 * looked[1], atol=2e-5)
+    views = table(folder / "tta_predictions.csv")
+    np.testing.assert_allclose(written(folder / "tta_predictions.csv", classes), found, atol=2e-6)
+    assert [row["without_tta"] for row in views] == [classes[best] for best in mixed.argmax(axis=1)]
     meta = json.loads((folder / "ensemble_predictions_meta.json").read_text(encoding="utf-8"))
     assert [model["weight"] for model in meta["models"]] == [0.4, 0.6]
     assert meta["class_names"] == classes

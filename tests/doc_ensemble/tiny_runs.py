@@ -1,12 +1,15 @@
 """Runs, snapshots and cross-validations of tiny networks, written as training would leave them but never trained."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from apps.doc_ensemble.config import DataConfig, DocConfig, ModelConfig
+from apps.doc_ensemble.data.dataset import Fit, PageDataset
 from apps.doc_ensemble.data.folders import read_folders
 from apps.doc_ensemble.ensemble.stacking import OutOfFold
 from apps.doc_ensemble.model.classifier import create_model
@@ -27,8 +30,7 @@ def write_checkpoint(
     model = create_model(
         "test_resnet", class_names=classes, pretrained=False, image_size=size, in_channels=channels
     ).eval()
-    for parameter in model.parameters():  # as they come, all pages look alike to them
-        parameter.data = parameter.data * 3
+    _spread(model, _some_pages(data_dir, size, channels))
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(
         path,
@@ -42,6 +44,27 @@ def write_checkpoint(
         },
     )
     return path
+
+
+def _spread(model: nn.Module, pixels: Tensor) -> None:
+    """Let norms and the last layer fit the pages; as they are made, networks say the same of all of them."""
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = None  # the plain mean over what they see
+    last = [part for part in model.modules() if isinstance(part, nn.Linear)][-1]
+    with torch.no_grad():
+        model.train()(pixels)
+        logits = model.eval()(pixels)
+        last.weight.mul_(2 / logits.std(dim=0, keepdim=True).T)
+        last.bias.sub_(last.bias + (model(pixels) - last.bias).mean(dim=0))
+
+
+@lru_cache
+def _some_pages(data_dir: Path, size: tuple[int, int], channels: int) -> Tensor:
+    found = read_folders(data_dir).train[:51]
+    data = PageDataset(found, max_pixels=10**8, grey=channels == 1, fit=Fit(size, "resize"))
+    pixels = [torch.from_numpy(data[row]["image"]).permute(2, 0, 1).float() / 255 for row in range(len(data))]
+    return torch.stack(pixels)
 
 
 def write_job(
