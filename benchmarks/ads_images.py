@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
-from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
-from torchvision.io import decode_image  # type: ignore[import-untyped]
-from torchvision.transforms import v2  # type: ignore[import-untyped]
+from torchvision.datasets import ImageFolder
+from torchvision.io import decode_image
+from torchvision.transforms import v2
 
 from apps.multimodal_ads.data.augment import Augmentation
 from apps.multimodal_ads.data.batches import Pixels, collate

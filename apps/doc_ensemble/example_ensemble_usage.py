@@ -63,7 +63,7 @@ def drawn_pages(count: int, *, seed: int) -> tuple[list[Image], NDArray[np.int64
             page[:, ::step] = 0.2
         if label == 2:
             page[16:48, 8:40] = rng.random((32, 32))
-    noisy = pages + 0.45 * rng.standard_normal(pages.shape)
+    noisy = pages + 0.9 * rng.standard_normal(pages.shape)
     return list((255 * noisy.clip(0, 1)).astype(np.uint8)[..., None]), labels
 
 
@@ -77,7 +77,7 @@ def train(seed: int, pages: list[Image], labels: NDArray[np.int64]) -> nn.Module
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     model.train()
     for _ in range(6):
-        for rows in torch.randperm(len(chosen)).split(16):
+        for rows in torch.randperm(len(chosen)).reshape(-1, 16):
             loss = nn.functional.cross_entropy(model(pixels[rows]), target[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
