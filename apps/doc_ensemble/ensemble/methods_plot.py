@@ -107,9 +107,12 @@ def _draw(axes: Axes, place: int, points: Mapping[bool, float], *, colour: str) 
     for tta, value in points.items():
         face = colour if tta or len(points) == 1 else "white"
         axes.scatter(value, place, s=46, facecolor=face, edgecolor=colour, linewidth=1.4, zorder=3)
-    end = (max(points.values()), place)
-    label = f"{points[max(points)]:.4f}"
-    axes.annotate(label, end, (9, 0), textcoords="offset points", va="center", fontsize=8.5, color=MUTED)
+    shown = points[max(points)]
+    step, side = (9, "left") if shown >= max(points.values()) else (-9, "right")  # away from the other dot
+    label = f"{shown:.4f}"
+    axes.annotate(
+        label, (shown, place), (step, 0), textcoords="offset points", ha=side, va="center", fontsize=8.5, color=MUTED
+    )
 
 
 def _legend(*, with_views: bool) -> list[Line2D]:
