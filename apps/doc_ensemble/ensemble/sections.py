@@ -75,7 +75,7 @@ def member_section(
         speed = 1 / max(float(judgement.member_seconds[number]), 1e-12)
         rows.append([source.name, str(path), len(source.parts), shares[number], *weights, speed])
     note = "Weights are fitted on all validation pages. Pages per second: all views of all models, without reading"
-    columns = ("member", "from", "models", "weight", *shown, "pages per second")
+    columns = ("member", "from", "models", "weight", *shown, "pages/s")
     return Table("Members", columns, rows, note=f"{note} ({judgement.reading_seconds * 1000:.1f} ms a page).")
 
 
