@@ -113,7 +113,8 @@ def _fresh(root: Path) -> Path:
 
 def _holds_checkpoints(folder: Path) -> bool:
     """Whether there are any, of the run itself or of runs that are parts of it."""
-    return any(folder.glob("**/checkpoints/*.pth"))
+    depth = "**/" if (folder / "run.json").is_file() else ""  # a folder of runs is none itself
+    return any(folder.glob(f"{depth}checkpoints/*.pth"))
 
 
 def finished_run(folder: Path, config: Mapping[str, Any]) -> bool:

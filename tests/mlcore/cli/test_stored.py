@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 FLAGS = [
     (str(path.relative_to(REPOSITORY)), flag)
     for path in sorted((REPOSITORY / "apps").glob("*/*.py"))
-    for flag in re.findall(r'"(--(?:model_path|checkpoint|encoder))", type=', path.read_text(encoding="utf-8"))
+    for flag in re.findall(r'"(--(?:model_path|checkpoint|encoder))",\s*type=', path.read_text(encoding="utf-8"))
 ]
 
 
