@@ -28,7 +28,7 @@ def main() -> int:
         type=stored_file,
         action="append",
         required=True,
-        help="checkpoint: a file, or s3://bucket/key; given several times, the models are averaged",
+        help="checkpoint: a file, a run folder (its best), or s3://bucket/key; several times: models are averaged",
     )
     add("--csv", type=Path, help="a table (column image) instead of inputs")
     add("--output", type=Path, default=Path("predictions.csv"), help="the table (default: predictions.csv)")

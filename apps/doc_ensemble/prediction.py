@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from apps.doc_ensemble.data.folders import find_pages
+from apps.doc_ensemble.data.folders import find_files
 from apps.doc_ensemble.data.pages import Page, page_count, read_page
 from apps.doc_ensemble.data.table import read_table
 from apps.doc_ensemble.ensemble.combine import combine
 from apps.doc_ensemble.ensemble.inference import Judged, judge
 from apps.doc_ensemble.ensemble.reading import document_pages
 from apps.doc_ensemble.restore import CheckpointMember
+from mlcore.conclusion import best_checkpoint
 from mlcore.console import setup_logging, with_progress
 from mlcore.distributed import pick_device
 from mlcore.errors import UserError
@@ -54,7 +55,8 @@ def predict(request: PredictRequest) -> int:
     setup_logging()
     ensure_folder(request.output.absolute().parent)  # a place that cannot be written to is told before the work
     pages, problems = _wanted(request)
-    members = [CheckpointMember(f"model {number}", path) for number, path in enumerate(request.model_path, 1)]
+    paths = [_checkpoint(path) for path in request.model_path]
+    members = [CheckpointMember(f"model {number}", path) for number, path in enumerate(paths, 1)]
     data = members[0].config.data
     max_pixels = round(data.max_megapixels * 1e6)
     judged = judge(
@@ -74,6 +76,11 @@ def predict(request: PredictRequest) -> int:
     return 1 if problems else 0
 
 
+def _checkpoint(path: Path) -> Path:
+    """The file itself, or the best one of a run folder."""
+    return (best_checkpoint(path / "checkpoints") or path) if path.is_dir() else path
+
+
 def _wanted(request: PredictRequest) -> tuple[list[Page], dict[str, str]]:
     """The pages, and files whose pages cannot be counted, with the reason."""
     if request.csv is not None:
@@ -82,9 +89,9 @@ def _wanted(request: PredictRequest) -> tuple[list[Page], dict[str, str]]:
         return read_table(request.csv, labelled=False)[0], {}
     pages: list[Page] = []
     problems: dict[str, str] = {}
-    for path in request.inputs:
+    for path in (file for given in request.inputs for file in (find_files(given) if given.is_dir() else [given])):
         try:
-            pages += find_pages(path) if path.is_dir() else [Page(path, number) for number in range(page_count(path))]
+            pages += [Page(path, number) for number in range(page_count(path))]
         except UserError as error:
             _log.warning("left out: %s", error)
             problems[str(path)] = str(error)

@@ -186,16 +186,18 @@ def test_predict_reads_every_kind_of_page_and_goes_on_after_a_bad_one(
     images[0].save(tmp_path / "two.tif", save_all=True, append_images=[images[1]], compression="tiff_lzw")
     images[2].save(tmp_path / "one.pdf")
     (tmp_path / "bad.png").write_bytes(b"")
+    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.4 cut")
     model = finished[0] / "checkpoints" / "best_model.pth"
     output = tmp_path / "out" / "predictions.csv"
-    code, said = run("predict", "--model_path", model, "--model_path", model, "--output", output, tmp_path)
+    code, said = run("predict", "--model_path", model, "--model_path", finished[0], "--output", output, tmp_path)
     assert code == 1, said
     with output.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     good = [row for row in rows if not row["problem"]]
     assert [Path(row["image"]).name for row in good] == ["one.pdf#1", "two.tif#1", "two.tif#2"]
-    assert [Path(row["image"]).name for row in rows if row["problem"]] == ["bad.png#1"]
-    assert "empty file" in rows[-1]["problem"]
+    problems = {Path(row["image"]).name: row["problem"] for row in rows if row["problem"]}
+    assert "damaged" in problems["bad.pdf"]
+    assert "empty file" in problems["bad.png#1"]
     restored = restore(model, device=CPU)
     from apps.doc_ensemble.data.dataset import Fit, Prepare
 

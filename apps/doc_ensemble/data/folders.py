@@ -9,7 +9,7 @@ from apps.doc_ensemble.data.pages import PAGE_SUFFIXES, Page, page_count
 from apps.doc_ensemble.data.table import class_names, failed, label_of, normal
 from mlcore.errors import UserError
 
-__all__ = ["Folders", "find_pages", "read_class_folder", "read_folders"]
+__all__ = ["Folders", "find_files", "find_pages", "read_class_folder", "read_folders"]
 
 _log = logging.getLogger(__name__)
 
@@ -103,11 +103,9 @@ def find_pages(folder: Path, *, label: int | None = None) -> list[Page]:
     Raises:
         UserError: A TIFF or PDF file cannot be read.
     """
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in PAGE_SUFFIXES and path.is_file())
-    shown = sorted(path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts))
     problems: list[str] = []
     pages: list[Page] = []
-    for path in shown:
+    for path in find_files(folder):
         try:
             pages += [Page(path, number, label, str(path)) for number in range(page_count(path))]
         except UserError as error:
@@ -115,6 +113,12 @@ def find_pages(folder: Path, *, label: int | None = None) -> list[Page]:
     if problems:
         raise failed(folder, problems) if len(problems) > 1 else UserError(problems[0])
     return pages
+
+
+def find_files(folder: Path) -> list[Path]:
+    """All files in `folder` and below that may hold pages, by name; hidden files and folders are left out."""
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in PAGE_SUFFIXES and path.is_file())
+    return sorted(path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts))
 
 
 def _warn_of_others(folder: Path) -> None:
