@@ -253,7 +253,7 @@ def test_configuration_files_fit_the_typed_model(block: Block, tmp_path: Path) -
 
 @pytest.mark.parametrize("block", PAGE.blocks("python"), ids=lambda block: f"{block.heading}: {block.text[:90]!r}")
 def test_blocks_of_python_run(block: Block, there: Path) -> None:
-    PAGE.execute(block._replace(text=block.text.replace("'convnext_tiny'", "'models/convnext'")))
+    PAGE.execute(block._replace(text=block.text.replace('"convnext_tiny"', '"models/convnext"')))
 
 
 def test_the_summary_on_the_page_is_the_one_that_is_printed() -> None:
