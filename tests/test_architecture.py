@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("batch", "ledger", "losses", "metrics", "schedules", "optim", "plots", "runs"),
     ("engine", "checkpoint", "hub", "data", "trackers", "storage", "uploader", "mirror", "doctor"),
     ("task", "evaluator", "diagnose", "progress", "trainer", "lr_finder"),
-    ("cli", "report", "analysis", "assemble", "conclusion", "dry_run", "restore", "session", "compare"),
+    ("cli", "report", "analysis", "assemble", "conclusion", "dry_run", "restore", "app", "session", "compare"),
 )
 RANK = {unit: (layer, place) for layer, units in enumerate(LAYERS) for place, unit in enumerate(units)}
 

@@ -23,11 +23,11 @@ from apps.doc_ensemble.outputs import Inspector, write_outputs
 from apps.doc_ensemble.spec import SPEC
 from apps.doc_ensemble.splits import Splits, load_splits
 from apps.doc_ensemble.task import DocTask, Objective
+from mlcore.app import App
 from mlcore.assemble import Data, Problem
 from mlcore.data.loader import Collate
 from mlcore.distributed import World, broadcast_object
 from mlcore.report import Section
-from mlcore.session import App
 
 __all__ = ["APP", "build"]
 

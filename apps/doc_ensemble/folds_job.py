@@ -4,10 +4,11 @@ from pathlib import Path
 
 from apps.doc_ensemble.build import APP
 from apps.doc_ensemble.config import DocConfig
+from mlcore.app import root_of_runs
 from mlcore.cli.spec import Invocation
 from mlcore.config.dump import to_values
 from mlcore.runs import finished_run
-from mlcore.session import root_of_runs, run
+from mlcore.session import run
 
 __all__ = ["train_folds"]
 

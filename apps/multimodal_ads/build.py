@@ -22,6 +22,7 @@ from apps.multimodal_ads.model.assemble import Parts, describe, make_parts
 from apps.multimodal_ads.outputs import Inspector, write_outputs
 from apps.multimodal_ads.spec import SPEC
 from apps.multimodal_ads.task import AdTask, Objective
+from mlcore.app import App
 from mlcore.assemble import Data, Problem
 from mlcore.data.fingerprints import cache_file
 from mlcore.data.loader import Transform
@@ -29,7 +30,6 @@ from mlcore.distributed import World, broadcast_object
 from mlcore.errors import UserError
 from mlcore.optim import GroupRule
 from mlcore.report import Section
-from mlcore.session import App
 
 _log = logging.getLogger(__name__)
 

@@ -28,13 +28,13 @@ from apps.perceiver.data.ts_files import find_ts_files, read_ts
 from apps.perceiver.restore import Restored, make_model, model_settings
 from apps.perceiver.task import Objective, PerceiverTask
 from mlcore.analysis import classification_sections
+from mlcore.app import App
 from mlcore.assemble import Data, Problem
 from mlcore.data.loader import Transform
 from mlcore.distributed import World
 from mlcore.errors import UserError
 from mlcore.evaluator import Predictions
 from mlcore.report import Section, Table
-from mlcore.session import App
 
 _log = logging.getLogger(__name__)
 

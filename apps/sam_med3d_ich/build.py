@@ -21,12 +21,12 @@ from apps.sam_med3d_ich.outputs import write_outputs
 from apps.sam_med3d_ich.restore import describe, make_model, make_segmenter
 from apps.sam_med3d_ich.task import IchTask, MaskLoss
 from mlcore import losses
+from mlcore.app import App
 from mlcore.assemble import Data, Problem
 from mlcore.cli.stored import stored_file
 from mlcore.distributed import World, barrier
 from mlcore.errors import UserError
 from mlcore.optim import GroupRule
-from mlcore.session import App
 
 _log = logging.getLogger(__name__)
 

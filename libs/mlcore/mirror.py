@@ -12,9 +12,10 @@ from pathlib import Path
 
 from mlcore.env import mask_text
 from mlcore.seeding import untouched_generators
+from mlcore.storage import to_address
 from mlcore.uploader import BackgroundUploader
 
-__all__ = ["Copied", "RunMirror", "run_key"]
+__all__ = ["Copied", "RunMirror", "mirror_of", "run_key"]
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +55,21 @@ def run_key(folder: Path, *, root: Path, name: str) -> str:
     path, root = folder.resolve(), root.resolve()
     key = path.relative_to(root) if root in path.parents else Path(name, path.name)
     return key.as_posix()
+
+
+def mirror_of(folder: Path, *, upload_to: str | None, app: str, root: Path, name: str) -> "RunMirror | None":
+    """The copy of a run's folder, if one is wanted.
+
+    Args:
+        folder: The run folder.
+        upload_to: Bucket, or s3://bucket/prefix; None: no copy.
+        app: Name of the app, the first part of the key.
+        root: See `run_key`, as is `name`.
+        name: What the run is called.
+    """
+    if upload_to is None:
+        return None
+    return RunMirror(folder, f"{to_address(upload_to)}/{app}/{run_key(folder, root=root, name=name)}")
 
 
 class RunMirror:

@@ -27,7 +27,8 @@ _log = logging.getLogger(__name__)
 # Settings that change how a run is carried out, not what it computes.
 _VOLATILE = ("run.output_dir", "run.resume", "run.num_workers", "run.num_threads", "run.device")
 _VOLATILE_SECTIONS = ("tracking", "checkpoint")
-_ENDED = ("finished", "stopped early")
+ENDED = ("finished", "stopped early")
+"""Statuses of runs that ended by themselves."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def finished_run(folder: Path, config: Mapping[str, Any]) -> bool:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return record.get("status") in _ENDED and not config_differences(record.get("config", {}), config)
+    return record.get("status") in ENDED and not config_differences(record.get("config", {}), config)
 
 
 def _newest_unfinished(root: Path, config: Mapping[str, Any]) -> Path | None:
@@ -133,7 +134,7 @@ def _newest_unfinished(root: Path, config: Mapping[str, Any]) -> Path | None:
         except (OSError, ValueError):
             continue
         folder = path.parent
-        if record.get("status") in _ENDED or not _holds_checkpoints(folder):
+        if record.get("status") in ENDED or not _holds_checkpoints(folder):
             continue
         if is_locked(folder):
             _log.info("%s is being trained by another process; starting anew", folder)

@@ -5,34 +5,34 @@ The apps differ in the `Problem` they build; everything around it is here, once.
 
 import gc
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
-from mlcore.assemble import CoreConfig, Problem, build_tracker, build_trainer, configure_torch, describe
+from mlcore.app import App, identity, root_of_runs, run_name, runs_folder, trial
+from mlcore.assemble import Problem, build_tracker, build_trainer, configure_torch, describe
 from mlcore.checkpoint import CheckpointError, CheckpointStore, State, inference_weights, load_checkpoint
 from mlcore.cli.spec import Invocation
 from mlcore.cli.stored import stored_file
 from mlcore.conclusion import Conclusion, Results, judge, read_results, write_conclusion
 from mlcore.config.dump import to_values, to_yaml
-from mlcore.config.section import Section as ConfigSection
 from mlcore.console import setup_logging
 from mlcore.distributed import World, barrier, broadcast_object, start_world
-from mlcore.doctor import CheckFunction, check_system, exit_code, format_checks
+from mlcore.doctor import check_system, exit_code, format_checks
 from mlcore.dry_run import dry_run
 from mlcore.env import load_env
 from mlcore.errors import UserError
 from mlcore.evaluator import Predictions
 from mlcore.files import write_text
 from mlcore.lr_finder import find_learning_rate
-from mlcore.mirror import Copied, RunMirror, run_key
+from mlcore.mirror import Copied, RunMirror, mirror_of
 from mlcore.plots.curves import plot_lr_finder
 from mlcore.progress import Outcome
 from mlcore.report import Picture
-from mlcore.runs import RunFolder, RunRecord, choose_run_folder, code_version, config_differences, finished_run
+from mlcore.runs import ENDED, RunFolder, RunRecord, choose_run_folder, config_differences, finished_run
 from mlcore.seeding import seed_everything
-from mlcore.storage import is_remote, to_address
+from mlcore.storage import is_remote
 from mlcore.task import check_facts
 from mlcore.trackers.base import Tracker, Trackers
 from mlcore.trainer import Trainer
@@ -41,47 +41,6 @@ _log = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 75
 """Exit code after SIGTERM or SIGINT: the state is saved, and the same command continues (EX_TEMPFAIL)."""
-
-
-class AppConfig(CoreConfig, Protocol):
-    """A typed app configuration."""
-
-
-ConfigT = TypeVar("ConfigT", bound=ConfigSection)
-
-
-@dataclass(frozen=True, kw_only=True)
-class App(Generic[ConfigT]):
-    """What the session must know of an app.
-
-    Attributes:
-        name: Folder name; runs go below `outputs/<name>` unless `root` says otherwise.
-        title: For people.
-        build: From configuration and world to the problem.
-        run_name: Default name of a run, from the configuration.
-        own_data: The command for own data, shown with the demo.
-        checks: The app's own system checks for `--test`.
-        root: Where runs go; None for `outputs/<name>`.
-        rehearse: The configuration with which trials (`--dry_run`, `--lr_find`) build, so that they do no lasting work,
-            such as filling a cache; None for the run's own.
-        variants: Configurations, by name, that are trained besides for comparison, each in `variants/<name>` of the run
-            folder; the report then holds the comparison.
-        parts: Configurations, by folder within the run's, that are trained one after the other in place of the run
-            itself, such as the folds of a cross-validation; none where the run is a run.
-        join: Writes into the run folder what the parts are together, once all of them are finished; on the main rank.
-    """
-
-    name: str
-    title: str
-    build: Callable[[ConfigT, World], Problem]
-    run_name: Callable[[ConfigT], str]
-    own_data: str
-    checks: Sequence[CheckFunction] = ()
-    root: Path | None = None
-    rehearse: Callable[[ConfigT], ConfigT] | None = None
-    variants: Callable[[ConfigT], Mapping[str, ConfigT]] | None = None
-    parts: Callable[[ConfigT], Mapping[str, ConfigT]] | None = None
-    join: Callable[[ConfigT, Path], None] | None = None
 
 
 def run(app: App[Any], invocation: Invocation[Any]) -> int:
@@ -103,7 +62,7 @@ def run(app: App[Any], invocation: Invocation[Any]) -> int:
         seed_everything(config.run.seed, rank=world.rank, deterministic=config.run.deterministic)
         setup_logging(is_main=world.is_main)  # what is said about the choice of the folder is shown, too
         if invocation.action == "dry_run":
-            return dry_run(config, _trial(app, config, world), world=world, extra=_identity(app, config))
+            return dry_run(config, trial(app, config, world), world=world, extra=identity(app, config))
         status = _run_in_folder(app, invocation, world)
     return EXIT_INTERRUPTED if status == "interrupted" else 0
 
@@ -122,8 +81,9 @@ def _run_in_folder(app: App[Any], invocation: Invocation[Any], world: World) -> 
                 record.start(to_values(invocation.config))
             status = _find_rate(app, invocation.config, world=world, folder=folder.path)
         else:
-            mirror = _mirror(app, invocation, folder.path) if world.is_main else None
-            name = _run_name(app, invocation)
+            name = run_name(app, invocation)
+            place = invocation.config.checkpoint.upload_to if world.is_main else None
+            mirror = mirror_of(folder.path, upload_to=place, app=app.name, root=runs_folder(app), name=name)
             session = _Session(app, invocation, name=name, world=world, folder=folder, record=record, mirror=mirror)
             parts = {} if app.parts is None else app.parts(invocation.config)
             status = session.train_parts(parts) if parts else session.train()
@@ -151,48 +111,13 @@ def _choose_folder(app: App[Any], invocation: Invocation[Any]) -> RunFolder:
     )
 
 
-def root_of_runs(app: App[Any], invocation: Invocation[Any]) -> Path:
-    """The folder in which the invocation's run gets its own, unless it names one."""
-    return _root(app) / _run_name(app, invocation)
-
-
-def _root(app: App[Any]) -> Path:
-    return app.root or Path("outputs") / app.name
-
-
-def _mirror(app: App[Any], invocation: Invocation[Any], folder: Path) -> RunMirror | None:
-    """The run's copy in a bucket, if one is wanted."""
-    place: str | None = invocation.config.checkpoint.upload_to
-    if place is None:
-        return None
-    key = run_key(folder, root=_root(app), name=_run_name(app, invocation))
-    return RunMirror(folder, f"{to_address(place)}/{app.name}/{key}")
-
-
-def _run_name(app: App[Any], invocation: Invocation[Any]) -> str:
-    """What the run is called: its own name, the experiment's, or what it is trained on."""
-    config, composed = invocation.config, invocation.composed
-    name: str = config.run.name or composed.experiment or ("demo" if composed.demo else app.run_name(config))
-    return name
-
-
-def _identity(app: App[Any], config: Any) -> dict[str, Any]:
-    """What every checkpoint says of its origin."""
-    return {"app": app.name, "config": to_values(config), "code_version": code_version()}
-
-
-def _trial(app: App[Any], config: Any, world: World) -> Problem:
-    """The problem of a run that nobody goes on with."""
-    return app.build(config if app.rehearse is None else app.rehearse(config), world)
-
-
 def _say_demo(app: App[Any], invocation: Invocation[Any]) -> None:
     why = "as asked" if invocation.demo_requested else "because no data set was given"
     _log.info("running the %s demo on generated data, %s. Your own data: %s", app.title, why, app.own_data)
 
 
 def _find_rate(app: App[Any], config: Any, *, world: World, folder: Path) -> str:
-    trainer = build_trainer(config, _trial(app, config, world), world=world)
+    trainer = build_trainer(config, trial(app, config, world), world=world)
     curve = find_learning_rate(trainer)
     picture = plot_lr_finder(
         curve.rates[: len(curve.losses)],
@@ -240,7 +165,7 @@ class _Session:
             problem,
             world=self._world,
             folder=self._place.checkpoints,
-            extra=_identity(self._app, self._config),
+            extra=identity(self._app, self._config),
             on_saved=None if self._mirror is None else self._mirror.submit,
         )
         resumed = self._resumed_state()
@@ -267,13 +192,14 @@ class _Session:
 
     def train_parts(self, parts: Mapping[str, Any]) -> str:
         """Train the parts that are not finished, then join all of them; returns the status."""
-        if self._train_others(parts, what="part") is None:
-            return "interrupted"
+        status, _ = self._train_others(parts, what="part")
+        if status != "finished":
+            return status  # the same command goes on with those that are not
         self._begin()  # where all parts were there already
         if self._world.is_main and self._app.join is not None:
             self._app.join(self._config, self._folder)
         barrier()
-        return "finished"
+        return status
 
     def _begin(self) -> None:
         """Note in the run folder, and in that of the run this one belongs to, that it is under way; tell the bucket."""
@@ -397,25 +323,31 @@ class _Session:
             return end.outcome.status
         problem.task.model.cpu()  # nothing is computed with it any more
         gc.collect()  # a trainer's callbacks refer to it
-        variants = self._train_others({f"variants/{name}": config for name, config in configs.items()}, what="variant")
-        if variants is None:
-            return "interrupted"
+        places = {f"variants/{name}": config for name, config in configs.items()}
+        status, variants = self._train_others(places, what="variant")
+        if status == "interrupted":
+            return status
         self._write(replace(end, variants=variants), problem)
         return end.outcome.status
 
-    def _train_others(self, configs: Mapping[str, Any], *, what: str) -> dict[str, Results] | None:
-        """Train runs in folders of the run's; what they reached, by name. None when a signal came in between."""
-        results: dict[str, Results] = {}
+    def _train_others(self, configs: Mapping[str, Any], *, what: str) -> tuple[str, dict[str, Results]]:
+        """Train runs in folders of the run's; a status, and what they reached, by name.
+
+        "finished" means that all of them have ended by themselves; "interrupted" that the rest was not begun.
+        """
+        whole, results = "finished", dict[str, Results]()
         for number, (place, config) in enumerate(configs.items(), 1):
             folder = self._folder / place
             if broadcast_object(finished_run(folder, to_values(config)) if self._world.is_main else None):
                 _log.info("%s %d of %d: %s is finished", what, number, len(configs), folder.name)
             else:
                 _log.info("%s %d of %d: %s", what, number, len(configs), folder.name)
-                if self._train_other(f"{self._name}, {folder.name}", config, folder) == "interrupted":
-                    return None
+                status = self._train_other(f"{self._name}, {folder.name}", config, folder)
+                if status == "interrupted":
+                    return status, results
+                whole = status if status not in ENDED else whole
             results[folder.name] = read_results(folder)
-        return results
+        return whole, results
 
     def _train_other(self, name: str, config: Any, folder: Path) -> str:
         seed_everything(config.run.seed, rank=self._world.rank, deterministic=config.run.deterministic)

@@ -66,3 +66,15 @@ def test_a_class_with_fewer_pages_than_folds_is_named(pages: Path, tiny: list[st
     assert "7 folds need at least 7 pages of each class" in said
     assert "kfold.folds=6" in said
     assert not (tmp_path / "job").exists()
+
+
+def test_folds_that_ran_out_of_time_are_not_joined(pages: Path, tiny: list[str], run, tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    settings = [*tiny, "--data_dir", pages, "kfold.folds=2", "--output_dir", job]
+    code, said = run("train", *settings, "--max_hours=1e-9")
+    assert code == 0, said
+    assert not (job / "out_of_fold.npz").exists()
+    code, said = run("train", *settings, "--max_hours=1")
+    assert code == 0, said
+    assert said.count("going on with other settings than before: train.max_hours") == 2
+    assert len(read_out_of_fold(job / "out_of_fold.npz").pages) == 102

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from apps.doc_ensemble.build import APP
 from apps.doc_ensemble.config import DocConfig, EnsembleConfig
 from apps.doc_ensemble.ensemble.combine import normalise_weights
 from apps.doc_ensemble.ensemble.judging import Judgement, judge_splits, views_of
@@ -23,7 +24,9 @@ from apps.doc_ensemble.ensemble.methods import (
 from apps.doc_ensemble.ensemble.recording import Experiment, Facts, record_experiment
 from apps.doc_ensemble.ensemble.sources import Source, data_of, find_sources, out_of_fold, trained_on
 from apps.doc_ensemble.ensemble.stacking import Stacker, fit_stacker, without_predictions
+from apps.doc_ensemble.folds_job import train_folds
 from apps.doc_ensemble.splits import Splits, load_splits
+from mlcore.app import runs_folder
 from mlcore.assemble import configure_torch
 from mlcore.cli.spec import Invocation
 from mlcore.config.dump import to_values, to_yaml
@@ -31,15 +34,14 @@ from mlcore.console import setup_logging
 from mlcore.distributed import pick_device
 from mlcore.errors import UserError
 from mlcore.files import write_text
-from mlcore.mirror import Copied, RunMirror, run_key
+from mlcore.mirror import Copied, mirror_of
 from mlcore.runs import RunRecord, choose_run_folder
-from mlcore.storage import to_address
+from mlcore.session import run as run_session
 
 __all__ = ["compare", "run"]
 
 _log = logging.getLogger(__name__)
 
-_ROOT = Path("outputs") / "doc_ensemble"
 _REHEARSED = 8  # pages of a dry run
 
 
@@ -58,10 +60,7 @@ def run(invocation: Invocation[DocConfig]) -> int:
     if invocation.action == "lr_find":
         raise UserError("--lr_find belongs to train.py: an ensemble experiment has no learning rate of its own")
     if invocation.action == "test" or (invocation.action == "dry_run" and trains):
-        from apps.doc_ensemble.build import APP  # what training needs
-        from mlcore.session import run as run_app_session
-
-        return run_app_session(APP, invocation)
+        return run_session(APP, invocation)
     configure_torch(config)
     if settings.tta.enabled:
         views_of(settings.tta)  # a mistake there is told before anything is trained
@@ -98,8 +97,6 @@ def compare(
 
 def _train(invocation: Invocation[DocConfig]) -> tuple[int, Path]:
     """Cross-validate the configured model; how members judge together is no part of that, nor where this one writes."""
-    from apps.doc_ensemble.folds_job import train_folds
-
     config = invocation.config
     if config.kfold.folds < 2:
         raise UserError("no members: give ensemble.models or ensemble.run, or kfold.folds of at least 2 to train some")
@@ -131,11 +128,13 @@ def _run_in_folder(invocation: Invocation[DocConfig], settings: EnsembleConfig, 
     name = config.run.name or composed.experiment or ("demo" if composed.demo else settings.method)
     values = to_values(config.model_copy(update={"ensemble": settings}))
     place = choose_run_folder(
-        _ROOT / "ensembles" / name, config=values, output_dir=config.run.output_dir, resume="never"
+        runs_folder(APP) / "ensembles" / name, config=values, output_dir=config.run.output_dir, resume="never"
     )
     record = RunRecord(place.path)
     setup_logging(log_file=place.path / "train.log")
-    mirror, status = _mirror(config, place.path, name), "failed"
+    upload_to, root = config.checkpoint.upload_to, runs_folder(APP)
+    mirror = mirror_of(place.path, upload_to=upload_to, app=APP.name, root=root, name=f"ensembles/{name}")
+    status = "failed"
     try:
         prepared = _prepare(invocation, settings, sources)  # what cannot be is refused before anything is written
         record.start(values)
@@ -277,14 +276,6 @@ def _judge(
         scratch=scratch,
         batch_size=config.train.eval_batch_size or config.train.batch_size,
     )
-
-
-def _mirror(config: DocConfig, folder: Path, name: str) -> RunMirror | None:
-    place = config.checkpoint.upload_to
-    if place is None:
-        return None
-    key = run_key(folder, root=_ROOT, name=f"ensembles/{name}")
-    return RunMirror(folder, f"{to_address(place)}/doc_ensemble/{key}")
 
 
 def _say(copied: Copied, folder: Path) -> None:
