@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.scripts import REPOSITORY
 
 
 class Block(NamedTuple):

@@ -10,9 +10,10 @@ from pathlib import Path
 from apps.multimodal_ads.data.duplicates import picture_groups
 from apps.multimodal_ads.data.ocr import check_tesseract, recognise
 from apps.multimodal_ads.data.split import stratified_split
-from apps.multimodal_ads.data.table import COLUMNS, LABELS, AdRow, Places, clean_text, failed, read_records
+from apps.multimodal_ads.data.table import COLUMNS, LABELS, AdRow, Places, clean_text
 from mlcore.console import setup_logging, with_progress
 from mlcore.data.images import find_images, read_image
+from mlcore.data.records import failed, read_records
 from mlcore.errors import UserError
 from mlcore.files import ensure_folder, write_text
 

@@ -1,18 +1,14 @@
 """Drawn pages and tiny runs, shared by the tests of the app."""
 
-import contextlib
-import io
-import runpy
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from apps.doc_ensemble.data.generated import write_generated
+from tests.scripts import run_script
 
-APP = Path(__file__).resolve().parents[2] / "apps" / "doc_ensemble"
 TINY = shlex.split("""
 model.model_name=test_resnet model.name=tiny --no_pretrained model.image_size=[64,48] --in_channels 1 --epochs 1
 --batch_size 16 --num_workers 0 --num_threads 1 --device cpu --no_tensorboard --warmup_steps 1 --augmentation.name light
@@ -21,24 +17,15 @@ model.model_name=test_resnet model.name=tiny --no_pretrained model.image_size=[6
 Run = Callable[..., tuple[int, str]]
 
 
-def run_script(name: str, *arguments: str | Path) -> tuple[int, str]:
+def run_of_app(name: str, *arguments: str | Path) -> tuple[int, str]:
     """Run a script of the app in this process; its exit code and what it said."""
-    said = io.StringIO()
-    before = sys.argv
-    sys.argv = [str(APP / f"{name}.py"), *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as ended:
-        return int(ended.code or 0), said.getvalue()
-    finally:
-        sys.argv = before
-    raise AssertionError(f"{name}.py did not exit")
+    ended = run_script(f"apps/doc_ensemble/{name}.py", *arguments)
+    return ended.code, ended.out + ended.err
 
 
 @pytest.fixture(scope="session")
 def run() -> Run:
-    return run_script
+    return run_of_app
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The generated set: complete, reproducible, in the layout of own data."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -56,31 +55,9 @@ def test_same_arguments_same_files_and_nothing_is_written_again(folder: Path, tm
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_other_arguments_replace_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_generated(tmp_path / "set", train=17, val=17, test=0, seed=0)
-    write_generated(tmp_path / "set", train=17, val=17, test=17, seed=1)
-    assert len(list((tmp_path / "set").rglob("*.jpg"))) == 51
-    assert json.loads((tmp_path / "set/generated.json").read_text(encoding="utf-8"))["seed"] == 1
-
-
-def test_what_was_not_generated_stays(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(UserError, match="holds something that was not generated"):
-        write_generated(tmp_path, train=17, val=17, test=0, seed=0)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+def test_few_pages_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="val needs at least 17 pages"):
         write_generated(tmp_path / "few", train=17, val=5, test=0, seed=0)
-
-
-def test_a_killed_writer_leaves_no_half_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*args: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr("apps.doc_ensemble.data.generated.write_json", killed)
-        with pytest.raises(KeyboardInterrupt):
-            write_generated(tmp_path / "set", train=17, val=17, test=0, seed=0)
-    assert not list(tmp_path.iterdir())
 
 
 def test_statistics_of_a_set(folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The generated set: complete, reproducible, and such that neither picture nor text decides."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ from apps.multimodal_ads.data.generated import write_generated
 from apps.multimodal_ads.data.generated_texts import write_texts
 from apps.multimodal_ads.data.table import AdRow, read_table
 from mlcore.data.images import read_image
-from mlcore.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
@@ -57,33 +55,6 @@ def test_same_arguments_same_files_and_nothing_is_written_again(folder: Path, tm
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     write_generated(folder, train=120, validation=40, test=40, seed=3)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-
-
-def test_other_arguments_replace_it(tmp_path: Path) -> None:
-    write_generated(tmp_path / "set", train=20, validation=8, test=8, seed=0)
-    first = (tmp_path / "set/train.csv").read_bytes()
-    write_generated(tmp_path / "set", train=10, validation=8, test=8, seed=1)
-    assert len(list((tmp_path / "set/images").iterdir())) == 26
-    assert (tmp_path / "set/train.csv").read_bytes() != first
-    assert json.loads((tmp_path / "set/generated.json").read_text(encoding="utf-8"))["seed"] == 1
-
-
-def test_what_was_not_generated_stays(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(UserError, match="holds something that was not generated"):
-        write_generated(tmp_path, train=10, validation=8, test=8, seed=0)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-
-
-def test_a_killed_writer_leaves_no_half_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*args: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr("apps.multimodal_ads.data.generated.write_json", killed)
-        with pytest.raises(KeyboardInterrupt):
-            write_generated(tmp_path / "set", train=10, validation=8, test=8, seed=0)
-    assert not list(tmp_path.iterdir())
 
 
 def test_texts_sell_or_not() -> None:

@@ -135,7 +135,7 @@ def test_tables_given_for_parts_stay(pictures: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (Preparation(), "no column local_image_path and no column label and no column text_info"),
+        (Preparation(), "no columns local_image_path, label, text_info"),
         (Preparation(**COLUMNS), r"30 problems\n  line 2: label is 'banner'.*--ad_labels"),
         (Preparation(**COLUMNS, ad_labels=("poster",)), r"no row has the label poster .*labels are banner, news"),
         (Preparation(**COLUMNS, ad_labels=("banner",), val_fraction=0.7, test_fraction=0.4), "no training part"),

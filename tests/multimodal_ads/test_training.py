@@ -1,13 +1,9 @@
 """Runs of the app from its command line: what they leave, what is trained and saved, and what the cache may change."""
 
-import contextlib
 import csv
-import io
 import json
-import runpy
 import shlex
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,8 +22,8 @@ from mlcore.checkpoint import load_checkpoint
 from mlcore.distributed import World
 from mlcore.errors import UserError
 from mlcore.session import _Session
+from tests.scripts import run_script
 
-APP = Path(__file__).resolve().parents[2] / "apps" / "multimodal_ads"
 SMALL = shlex.split("""
 text_encoder=minilm text_encoder.max_length=16 fusion.hidden_dim=8 head.hidden_dims=[8] --epochs 2 --batch_size 16
 --num_workers 0 --num_threads 1 --device cpu --no_tensorboard --log_every 1 --warmup_steps 1 --patience null
@@ -38,17 +34,8 @@ WriteFolder = Callable[..., Path]
 
 def run(name: str, *arguments: str | Path) -> tuple[int, str]:
     """Run a script of the app in this process; its exit code and what it said."""
-    said = io.StringIO()
-    before = sys.argv
-    sys.argv = [str(APP / f"{name}.py"), *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as ended:
-        return int(ended.code or 0), said.getvalue()
-    finally:
-        sys.argv = before
-    raise AssertionError(f"{name}.py did not exit")
+    ended = run_script(f"apps/multimodal_ads/{name}.py", *arguments)
+    return ended.code, ended.out + ended.err
 
 
 def train(folder: Path, *arguments: str | Path) -> Path:

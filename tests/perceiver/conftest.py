@@ -1,57 +1,35 @@
 """Runs of the app small enough for tests, made once, and the scripts run inside the test's process."""
 
-import contextlib
-import io
 import logging
-import runpy
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
-APP = Path(__file__).resolve().parents[2] / "apps" / "perceiver"
+from tests.scripts import Ended, run_script
+
 TINY = shlex.split("""
 --d_model 16 --num_heads 2 --num_latents 4 --num_cross_attention_layers 1 --num_self_attention_layers 1 --epochs 1
 --batch_size 8 --num_workers 0 --num_threads 1 --no_tensorboard
 """)
 
 
-class Ended(NamedTuple):
-    """How a script ended and what it said."""
-
-    code: int
-    out: str
-    err: str
-
-
 Script = Callable[..., Ended]
 
 
-def run_script(name: str, *arguments: str | Path) -> Ended:
-    """Run `apps/perceiver/<name>.py` in this process; a traceback fails the test."""
-    out, err = io.StringIO(), io.StringIO()
-    before = sys.argv
-    sys.argv = [str(APP / f"{name}.py"), *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as ended:
-        return Ended(int(ended.code or 0), out.getvalue(), err.getvalue())
-    finally:
-        sys.argv = before
-    raise AssertionError(f"{name}.py did not exit")
+def run(name: str, *arguments: str | Path) -> Ended:
+    """Run a script of the app in this process."""
+    return run_script(f"apps/perceiver/{name}.py", *arguments)
 
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
     """`script("train", "--lr", "1e-3")` in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    return run_script
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +39,7 @@ def tiny() -> Sequence[str]:
 
 
 def _train(folder: Path, *arguments: str | Path) -> Path:
-    ended = run_script("train", *TINY, "--output_dir", folder, *arguments)
+    ended = run("train", *TINY, "--output_dir", folder, *arguments)
     assert ended.code == 0, ended.err
     return folder
 

@@ -120,8 +120,8 @@ def test_all_problems_together(data: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("path,ich", "the column patient_id is missing; the header is path,ich, expected path,ich,patient_id"),
-        ("image,label", "the columns path, ich, patient_id are missing"),
+        ("path,ich", "no column patient_id; the header is path,ich, expected path,ich,patient_id"),
+        ("image,label", "no columns path, ich, patient_id; the header"),
         ("", "header is empty"),
         ("path,ich,patient_id,path", "the column path is there twice"),
         ("path;ich;patient_id", "its separator seems to be ';'; expected commas: path,ich,patient_id"),

@@ -1,11 +1,7 @@
 """Training and evaluation as the trainer sees them: sums that add up, figures of whole cases, a run from end to end."""
 
-import contextlib
-import io
 import json
 import math
-import runpy
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +25,7 @@ from mlcore import losses
 from mlcore.cli.parse import parse
 from mlcore.distributed import World
 from mlcore.engine import StepOutput
+from tests.scripts import run_script
 
 MakeModel = Callable[..., IchModel]
 SIDE = 16
@@ -198,17 +195,10 @@ def test_metrics_are_means_over_cases(tiny_model: MakeModel) -> None:
 # --------------------------------------------------------------------------------------------------------- end to end
 
 
-def run_script(name: str, *arguments: str | Path) -> None:
+def run(name: str, *arguments: str | Path) -> None:
     """Run a script of the app in this process; anything but exit code 0 fails the test."""
-    script = Path(SPEC.config_dir).parents[1] / "apps" / "sam_med3d_ich" / f"{name}.py"
-    out, before = io.StringIO(), sys.argv
-    sys.argv = [str(script), *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(script), run_name="__main__")
-    finally:
-        sys.argv = before
-    assert not ended.value.code, out.getvalue()
+    ended = run_script(f"apps/sam_med3d_ich/{name}.py", *arguments)
+    assert not ended.code, ended.out + ended.err
 
 
 SMALL = ["--demo", "--num_train", "3", "--num_val", "2", "--max_steps", "2", "--num_workers", "0", "--num_threads", "1"]
@@ -243,7 +233,7 @@ def test_a_training_leaves_the_promised_files(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "run"
-    run_script("train", *SMALL, *folders, *(PROMPTED if name == "clicks" else []), "--output_dir", folder)
+    run("train", *SMALL, *folders, *(PROMPTED if name == "clicks" else []), "--output_dir", folder)
     state = torch.load(folder / "sam_encoder.pth", weights_only=True)
     restored = restore(folder / "checkpoints" / "best_model.pth", device=torch.device("cpu"))
     encoder = restored.segmenter.model.sam.image_encoder

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apps.doc_ensemble.data.pages import PAGE_SUFFIXES, Page, page_count
-from apps.doc_ensemble.data.table import class_names, failed, label_of, normal
+from apps.doc_ensemble.data.table import class_names, label_of, normal
+from mlcore.data.records import failed
 from mlcore.errors import UserError
 
 __all__ = ["Folders", "find_files", "find_pages", "read_class_folder", "read_folders"]

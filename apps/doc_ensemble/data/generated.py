@@ -5,11 +5,9 @@ has, a form may have boxes to tick as a questionnaire has, a budget's table may 
 hundred lies in the folder of another type, as in real data.
 """
 
-import json
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +17,13 @@ from apps.doc_ensemble.data import generated_letters as letters
 from apps.doc_ensemble.data import generated_records as records
 from apps.doc_ensemble.data.generated_drawing import Sheet, korean_font
 from mlcore.console import with_progress
+from mlcore.data.generated import write_once
 from mlcore.errors import UserError
-from mlcore.files import ensure_folder, write_json
 from mlcore.seeding import numpy_rng
 
 __all__ = ["TYPES", "draw_page", "write_generated"]
 
 _FORMAT = 2  # goes up whenever the same arguments give other files
-_STAMP = "generated.json"
 _HEIGHT = 256
 _DRAWN = 384  # height; drawn larger and reduced, for smooth edges
 _KOREAN = 0.25  # share of pages with Korean words, where there is a font
@@ -106,43 +103,10 @@ def write_generated(folder: Path, *, train: int, val: int, test: int, seed: int)
     if few:
         raise UserError(f"generated pages: {few[0]} needs at least {len(TYPES)} pages, one of each type")
     request = {"format": _FORMAT, **counts, "seed": seed}
-    if _request_of(folder) == request:
-        return
-    parent = ensure_folder(folder.absolute().parent)
-    made = parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
-    made.mkdir()
-    try:
-        _write(made, counts, seed=seed)
-        write_json(made / _STAMP, request)
-        _put(made, folder, request)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    write_once(folder, request, partial(_write, counts=counts, seed=seed))
 
 
-def _request_of(folder: Path) -> dict[str, object] | None:
-    """The arguments that the set in `folder` was written with; None: there is nothing."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
-    try:
-        request = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        request = None
-    if not isinstance(request, dict):
-        raise UserError(f"{folder}: holds something that was not generated; remove it, or set data.generated_dir")
-    return request
-
-
-def _put(made: Path, folder: Path, request: dict[str, int]) -> None:
-    """Give the finished folder its name."""
-    found = _request_of(folder)  # another process may have been quicker
-    if found == request:
-        return
-    if folder.exists():
-        shutil.rmtree(folder)
-    made.rename(folder)
-
-
-def _write(folder: Path, counts: Mapping[str, int], *, seed: int) -> None:
+def _write(folder: Path, *, counts: Mapping[str, int], seed: int) -> None:
     korean = korean_font()
     numbers = [(split, place) for split, count in counts.items() for place in range(count)]
     for index, (split, place) in enumerate(with_progress(numbers, total=len(numbers), what="pages drawn")):

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from apps.doc_ensemble.data.pages import Page, page_size
+from mlcore.plots.sizes import draw_sizes, spread
 from mlcore.plots.style import PALETTE, displayable, note, picture
 from mlcore.report import Picture, Section, Table
 
@@ -44,9 +44,9 @@ class PageStatistics:
             ("classes", f"{int((self.counts > 0).sum())} of {len(classes)}"),
             ("largest class", f"{classes[most]}: {int(self.counts[most]):,}"),
             ("smallest class", f"{classes[least]}: {int(self.counts[least]):,}"),
-            ("width", _spread(widths, "px")),
-            ("height", _spread(heights, "px")),
-            ("width / height", _spread(widths / heights, "")),
+            ("width", spread(widths, "px")),
+            ("height", spread(heights, "px")),
+            ("width / height", spread(widths / heights)),
         ]
 
 
@@ -85,7 +85,7 @@ def draw_statistics(parts: Mapping[str, PageStatistics], *, classes: Sequence[st
     with picture(path, width=11.0, height=max(3.6, 1.6 + 0.26 * len(classes))) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         _draw_classes(left, parts, classes)
-        _draw_sizes(right, parts)
+        draw_sizes(right, {name: part.sizes for name, part in parts.items()})
 
 
 def _draw_classes(axes: Axes, parts: Mapping[str, PageStatistics], classes: Sequence[str]) -> None:
@@ -102,23 +102,3 @@ def _draw_classes(axes: Axes, parts: Mapping[str, PageStatistics], classes: Sequ
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.legend(loc="best")
     note(axes, names.note)
-
-
-def _draw_sizes(axes: Axes, parts: Mapping[str, PageStatistics]) -> None:
-    """Each size as a point whose area grows with the number of pages."""
-    for number, (name, part) in enumerate(parts.items()):
-        sizes, counts = np.unique(part.sizes, axis=0, return_counts=True)
-        areas = np.clip(6 * np.sqrt(counts), 10, 150)
-        colour = PALETTE[number % len(PALETTE)]
-        axes.scatter(sizes[:, 1], sizes[:, 0], s=areas, alpha=0.5, label=name, color=colour, linewidths=0)
-    axes.set(title="Sizes", xlabel="width, pixels", ylabel="height, pixels")
-    axes.set_xlim(0, 1.1 * axes.get_xlim()[1])
-    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
-    axes.legend(loc="best")
-
-
-def _spread(values: NDArray[Any], unit: str) -> str:
-    low, middle, high = (float(value) for value in np.quantile(values, (0.0, 0.5, 1.0)))
-    form = ".2f" if not unit else ",.0f"
-    between = "" if low == high else f" ({low:{form}} to {high:{form}})"
-    return f"{middle:{form}}{between} {unit}".rstrip()

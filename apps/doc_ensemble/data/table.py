@@ -8,18 +8,16 @@ Relative paths start at the table's folder; "#3" names the third page of a PDF o
 meant. Labels are names or numbers. Pages of a group stay in the same part of a split. Further columns are ignored.
 """
 
-import csv
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from apps.doc_ensemble.data.pages import Page, page_count
+from mlcore.data.records import failed, read_records
 from mlcore.errors import UserError
 
-__all__ = ["class_names", "failed", "label_of", "normal", "read_table"]
-
-_SHOWN = 10
+__all__ = ["class_names", "label_of", "normal", "read_table"]
 
 
 def read_table(
@@ -41,7 +39,7 @@ def read_table(
     problems: list[str] = []
     found: list[tuple[Page, str]] = []
     seen: dict[tuple[Path, int], int] = {}
-    for line, values in _records(path, ("image", "label") if labelled else ("image",)):
+    for line, values in read_records(path, ("image", "label") if labelled else ("image",), optional=("group",)):
         try:
             page = _page(path.parent, values["image"])
             first = seen.setdefault((page.path, page.number), line)
@@ -93,16 +91,6 @@ def normal(text: str) -> str:
     return unicodedata.normalize("NFC", text.strip())
 
 
-def failed(place: Path, problems: Sequence[str]) -> UserError:
-    """The error that names all problems, each "line 7: ...", or the first ones and their number."""
-    if len(problems) == 1:
-        return UserError(f"{place}, {problems[0]}")
-    lines = [f"  {problem}" for problem in problems[:_SHOWN]]
-    if len(problems) > _SHOWN:
-        lines.append(f"  and {len(problems) - _SHOWN} more")
-    return UserError(f"{place}: {len(problems)} problems\n" + "\n".join(lines))
-
-
 def _labelled(found: Sequence[tuple[Page, str]], names: Sequence[str], problems: list[str]) -> list[Page]:
     numbers = {normal(name): index for index, name in enumerate(names)}
     pages = []
@@ -140,41 +128,3 @@ def _file(folder: Path, text: str) -> Path | None:
     except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, a loop of links: no file in any case
         return None
     return None
-
-
-def _records(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line and stripped values by column of each record that is not blank; "" for values that are missing."""
-    line = 1
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            _check_header(path, header, wanted)
-            line = reader.line_num + 1
-            for values in reader:
-                if len(values) > len(header):
-                    raise UserError(
-                        f"{path}, line {line}: {len(values)} values, but the header names {len(header)} columns; put "
-                        "paths and labels with commas in quotes"
-                    )
-                if any(value.strip() for value in values):
-                    padded = [*values, *[""] * (len(header) - len(values))]
-                    yield line, {key: value.strip() for key, value in zip(header, padded, strict=True)}
-                line = reader.line_num + 1
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text; save it as CSV in UTF-8") from None
-    except csv.Error as error:
-        raise UserError(f"{path}, line {line}: not a CSV table ({error})") from None
-
-
-def _check_header(path: Path, header: Sequence[str], wanted: Sequence[str]) -> None:
-    missing = [name for name in wanted if name not in header]
-    if missing:
-        given = ",".join(header)[:120] or "empty"
-        raise UserError(f"{path}: no column {' and no column '.join(missing)}; the header is {given}, expected "
-                        f"{','.join(wanted)}")  # fmt: skip
-    double = [name for name in (*wanted, "group") if header.count(name) > 1]
-    if double:
-        raise UserError(f"{path}: the column {double[0]} is there twice")

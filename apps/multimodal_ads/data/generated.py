@@ -7,9 +7,7 @@ ad if it shows a price tag. One label in a hundred is wrong, as in real data.
 
 import csv
 import io
-import json
-import shutil
-import uuid
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +15,12 @@ import numpy as np
 from apps.multimodal_ads.data.generated_pictures import draw_picture
 from apps.multimodal_ads.data.generated_texts import write_texts
 from apps.multimodal_ads.data.table import COLUMNS
-from mlcore.errors import UserError
-from mlcore.files import ensure_folder, write_json, write_text
+from mlcore.data.generated import write_once
+from mlcore.files import write_text
 
 __all__ = ["write_generated"]
 
 _FORMAT = 1  # goes up whenever the same arguments give other files
-_STAMP = "generated.json"
 _CUE = 0.7  # probability of a price tag, and of a text that sells
 _NO_TEXT = 0.05
 _WRONG = 0.01
@@ -46,43 +43,11 @@ def write_generated(folder: Path, *, train: int, validation: int, test: int, see
         UserError: `folder` holds something else, or cannot be written to.
     """
     request = {"format": _FORMAT, "train": train, "validation": validation, "test": test, "seed": seed}
-    if _request_of(folder) == request:
-        return
-    parent = ensure_folder(folder.absolute().parent)
-    made = parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
-    made.mkdir()
-    try:
-        _write(made, {"train": train, "val": validation, "test": test}, seed=seed)
-        write_json(made / _STAMP, request)
-        _put(made, folder, request)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    counts = {"train": train, "val": validation, "test": test}
+    write_once(folder, request, partial(_write, counts=counts, seed=seed))
 
 
-def _request_of(folder: Path) -> dict[str, object] | None:
-    """The arguments that the set in `folder` was written with; None: there is nothing."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
-    try:
-        request = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        request = None
-    if not isinstance(request, dict):
-        raise UserError(f"{folder}: holds something that was not generated; remove it, or set data.generated_dir")
-    return request
-
-
-def _put(made: Path, folder: Path, request: dict[str, int]) -> None:
-    """Give the finished folder its name."""
-    found = _request_of(folder)  # another process may have been quicker
-    if found == request:
-        return
-    if folder.exists():
-        shutil.rmtree(folder)
-    made.rename(folder)
-
-
-def _write(folder: Path, counts: dict[str, int], *, seed: int) -> None:
+def _write(folder: Path, *, counts: dict[str, int], seed: int) -> None:
     (folder / "images").mkdir()
     total = sum(counts.values())
     draws = np.random.default_rng([seed, _LABELS]).random((4, total))

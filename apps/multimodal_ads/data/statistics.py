@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 
 from apps.multimodal_ads.data.table import AdRow
 from mlcore.data.images import image_size
-from mlcore.plots.style import BAD, MUTED, PALETTE, picture
+from mlcore.plots.sizes import draw_sizes, spread
+from mlcore.plots.style import BAD, MUTED, picture
 from mlcore.report import Picture, Section, Table
 
 __all__ = ["DatasetStatistics", "dataset_statistics", "draw_statistics", "statistics_sections"]
@@ -48,10 +48,10 @@ class DatasetStatistics:
             ("pictures", f"{count:,}"),
             ("ads", f"{ads:,} ({ads / count:.1%}), others {count - ads:,}"),
             ("without text", f"{int((self.lengths == 0).sum()):,} ({self.without_text():.1%})"),
-            ("width", _spread(widths, "px")),
-            ("height", _spread(heights, "px")),
-            ("width / height", _spread(shapes, "")),
-            ("text", _spread(self.lengths[self.lengths > 0], "characters")),
+            ("width", spread(widths, "px")),
+            ("height", spread(heights, "px")),
+            ("width / height", spread(shapes)),
+            ("text", spread(self.lengths[self.lengths > 0], "characters")),
         ]
 
 
@@ -89,7 +89,7 @@ def draw_statistics(parts: Mapping[str, DatasetStatistics], *, path: Path) -> No
     with picture(path, width=11.0, height=6.4) as figure:
         axes = figure.subplots(2, 2)
         _draw_balance(axes[0, 0], parts)
-        _draw_sizes(axes[0, 1], parts)
+        draw_sizes(axes[0, 1], {name: part.sizes for name, part in parts.items()})
         _draw_lengths(axes[1, 0], parts)
         _draw_missing(axes[1, 1], parts)
 
@@ -105,19 +105,6 @@ def _draw_balance(axes: Axes, parts: Mapping[str, DatasetStatistics]) -> None:
     axes.set(title="Class balance", xlabel="pictures", ylim=(len(names) - 0.4, -0.6))
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axes.legend(loc="best")
-
-
-def _draw_sizes(axes: Axes, parts: Mapping[str, DatasetStatistics]) -> None:
-    """Each size as a point whose area grows with the number of pictures."""
-    for number, (name, part) in enumerate(parts.items()):
-        sizes, counts = np.unique(part.sizes, axis=0, return_counts=True)
-        areas = np.clip(6 * np.sqrt(counts), 10, 150)
-        colour = PALETTE[number % len(PALETTE)]
-        axes.scatter(sizes[:, 1], sizes[:, 0], s=areas, alpha=0.5, label=name, color=colour, linewidths=0)
-    axes.set(title="Sizes", xlabel="width, pixels", ylabel="height, pixels")
-    axes.set_xlim(0, 1.1 * axes.get_xlim()[1])
-    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     axes.legend(loc="best")
 
 
@@ -154,12 +141,3 @@ def _draw_missing(axes: Axes, parts: Mapping[str, DatasetStatistics]) -> None:
     axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.grid(visible=False, axis="y")
     axes.legend(loc="best")
-
-
-def _spread(values: NDArray[Any], unit: str) -> str:
-    if not len(values):
-        return "none"
-    low, middle, high = (float(value) for value in np.quantile(values, (0.0, 0.5, 1.0)))
-    form = ".2f" if not unit else ",.0f"
-    between = "" if low == high else f" ({low:{form}} to {high:{form}})"
-    return f"{middle:{form}}{between} {unit}".rstrip()

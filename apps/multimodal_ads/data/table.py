@@ -7,21 +7,20 @@
 Labels: true, yes and 1 are ads; false, no and 0 are not (any case; 1.0 and 0.0, too). Further columns are ignored.
 """
 
-import csv
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlcore.errors import UserError, listed
+from mlcore.data.records import failed, read_records
+from mlcore.errors import UserError
 
-__all__ = ["COLUMNS", "LABELS", "AdRow", "Places", "clean_text", "failed", "read_records", "read_table"]
+__all__ = ["COLUMNS", "LABELS", "AdRow", "Places", "clean_text", "read_table"]
 
 COLUMNS = ("local_image_path", "label", "text_info")
 LABELS: Mapping[str, int] = {"true": 1, "yes": 1, "1": 1, "1.0": 1, "false": 0, "no": 0, "0": 0, "0.0": 0}
 
-_LONGEST_FIELD = 2**31 - 1  # the csv module's own limit is 128 KiB, less than the text of a long page
+_HINTS = {"text_info": "leave its values empty where there is no text"}
 _KEPT_CONTROLS = "\n\t"
 
 
@@ -62,7 +61,8 @@ def read_table(path: Path, *, base_dir: Path | None, labelled: bool = True) -> l
     places = Places(path.parent if base_dir is None else base_dir, only_inside=base_dir is not None)
     problems: list[str] = []
     rows: list[AdRow] = []
-    for line, values in read_records(path, COLUMNS if labelled else ("local_image_path", "text_info")):
+    columns = COLUMNS if labelled else ("local_image_path", "text_info")
+    for line, values in read_records(path, columns, hints=_HINTS):
         found: list[str] = []
         image = places.find(values["local_image_path"], line, found)
         label = _label(values["label"], found) if labelled else 0
@@ -136,73 +136,6 @@ class Places:
             where = "" if Path(text).is_absolute() else f" (relative paths start at {self._base})"
             return None, f"no such file: {text}{where}"
         return image, ""
-
-
-def read_records(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The records of a CSV table that are not blank.
-
-    Args:
-        path: The file, UTF-8.
-        wanted: Columns that must be there.
-
-    Yields:
-        The line a record starts in, and its stripped values by column; "" for values that are missing at the end.
-
-    Raises:
-        UserError: It cannot be read, is no CSV table, or lacks a column.
-    """
-    line = 1
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file, _long_fields():
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            _check_header(path, header, wanted)
-            line = reader.line_num + 1
-            for values in reader:
-                if len(values) > len(header):
-                    raise UserError(
-                        f"{path}, line {line}: {len(values)} values, but the header names {len(header)} columns; put "
-                        "texts and paths with commas in quotes"
-                    )
-                if any(value.strip() for value in values):
-                    padded = [*values, *[""] * (len(header) - len(values))]
-                    yield line, {k: v.strip() for k, v in zip(header, padded, strict=True)}
-                line = reader.line_num + 1
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text; save it as CSV in UTF-8") from None
-    except csv.Error as error:
-        raise UserError(f"{path}, line {line}: not a CSV table ({error})") from None
-
-
-@contextmanager
-def _long_fields() -> Iterator[None]:
-    before = csv.field_size_limit(_LONGEST_FIELD)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
-def _check_header(path: Path, header: Sequence[str], wanted: Sequence[str]) -> None:
-    missing = [name for name in wanted if name not in header]
-    if missing:
-        hint = "; leave its values empty where there is no text" if missing == ["text_info"] else ""
-        raise UserError(
-            f"{path}: no column {' and no column '.join(missing)}; the header is "
-            f"{_short(','.join(header)) or 'empty'}, expected {','.join(wanted)}{hint}"
-        )
-    double = [name for name in wanted if header.count(name) > 1]
-    if double:
-        raise UserError(f"{path}: the column {double[0]} is there twice")
-
-
-def failed(path: Path, problems: Sequence[str]) -> UserError:
-    """The error that names all problems of a table, each "line 7: ...", or the first ones and their number."""
-    if len(problems) == 1:
-        return UserError(f"{path}, {problems[0]}")
-    return UserError(listed(f"{path}: {len(problems)} problems", problems))
 
 
 def _short(text: str) -> str:

@@ -7,15 +7,15 @@
 The mask of `scans/12.pkl` is `12.nii` or `12.nii.gz` in the mask folder.
 """
 
-import csv
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from apps.sam_med3d_ich.data.volume import MASK_SUFFIXES, SUFFIXES, volume_name
-from apps.sam_med3d_ich.data.words import counted, listed, together
+from apps.sam_med3d_ich.data.words import counted, listed
+from mlcore.data.records import failed, read_records
 from mlcore.errors import UserError
 
 __all__ = ["COLUMNS", "Case", "check_patients", "mask_key", "read_cases"]
@@ -61,7 +61,7 @@ def read_cases(csv_path: Path, *, mask_dir: Path) -> list[Case]:
     problems: list[str] = []
     cases: list[Case] = []
     seen = _Seen()
-    for line, row in _rows(csv_path):
+    for line, row in read_records(csv_path, COLUMNS):
         found: list[str] = []
         case = _case(row, found, csv_path=csv_path, line=line, masks=masks, mask_dir=mask_dir)
         if case is not None:
@@ -69,7 +69,7 @@ def read_cases(csv_path: Path, *, mask_dir: Path) -> list[Case]:
             cases.append(case)
         problems += [f"line {line}: {problem}" for problem in found]
     if problems:
-        raise together(csv_path, problems if len(problems) > 1 else [f"{csv_path}, {problems[0]}"])
+        raise failed(csv_path, problems)
     if not cases:
         raise UserError(f"{csv_path}: no rows below the header {','.join(COLUMNS)}")
     return cases
@@ -122,53 +122,6 @@ class _Seen:
         elif case.mask is not None and (first := self._masks.setdefault(case.mask, line)) != line:
             found.append(f"the mask {case.mask} also belongs to line {first}; give the images different names")
         return found
-
-
-def _rows(csv_path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        with csv_path.open(encoding="utf-8-sig", newline="") as file:
-            _check_separator(csv_path, file.readline())
-            file.seek(0)
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            _check_header(csv_path, header)
-            for values in reader:
-                if any(value.strip() for value in values):
-                    if len(values) > len(header):
-                        raise UserError(
-                            f"{csv_path}, line {reader.line_num}: {len(values)} values, but the header names "
-                            f"{len(header)} columns; put paths with commas in quotes"
-                        )
-                    padded = [*values, *[""] * (len(header) - len(values))]
-                    yield reader.line_num, {k: v.strip() for k, v in zip(header, padded, strict=True)}
-    except OSError as error:
-        raise UserError(f"{csv_path}: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise UserError(
-            f"{csv_path}: not UTF-8 text; save it as CSV in UTF-8 (in Excel: Save As, 'CSV UTF-8 (Comma delimited)')"
-        ) from None
-    except csv.Error as error:
-        raise UserError(f"{csv_path}, line {reader.line_num}: not a CSV table ({error})") from None
-
-
-def _check_separator(csv_path: Path, header: str) -> None:
-    for separator, name in ((";", "';'"), ("\t", "a tab")):
-        cells = {cell.strip(' "\r\n') for cell in header.split(separator)}
-        if len(cells & set(COLUMNS)) > 1:
-            raise UserError(f"{csv_path}: its separator seems to be {name}; expected commas: {','.join(COLUMNS)}")
-
-
-def _check_header(csv_path: Path, header: Sequence[str]) -> None:
-    missing = [name for name in COLUMNS if name not in header]
-    if missing:
-        raise UserError(
-            f"{csv_path}: the column{'s' if len(missing) > 1 else ''} {', '.join(missing)} "
-            f"{'are' if len(missing) > 1 else 'is'} missing; the header is {','.join(header) or 'empty'}, expected "
-            f"{','.join(COLUMNS)}"
-        )
-    double = [name for name in COLUMNS if header.count(name) > 1]
-    if double:
-        raise UserError(f"{csv_path}: the column {double[0]} is there twice")
 
 
 def _case(

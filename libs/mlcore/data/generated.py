@@ -1,0 +1,63 @@
+"""Generated data sets as folders that are written once, whole or not at all."""
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mlcore.errors import UserError
+from mlcore.files import ensure_folder, write_json
+
+__all__ = ["write_once"]
+
+_STAMP = "generated.json"
+
+
+def write_once(folder: Path, request: Mapping[str, int], write: Callable[[Path], None]) -> None:
+    """Fill `folder` through `write`, unless it holds the set of the same `request` already.
+
+    The folder appears complete or not at all; of several processes that write the same set one is kept.
+
+    Args:
+        folder: Created, or replaced if it holds a generated set of another request.
+        request: What makes the set, down to the version of its format and its seed; kept in the folder.
+        write: Writes the set into the empty folder that it gets.
+
+    Raises:
+        UserError: `folder` holds something else, or cannot be written to.
+    """
+    if _request_of(folder) == request:
+        return
+    parent = ensure_folder(folder.absolute().parent)
+    made = parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
+    made.mkdir()
+    try:
+        write(made)
+        write_json(made / _STAMP, dict(request))
+        _put(made, folder, request)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _request_of(folder: Path) -> dict[str, object] | None:
+    """What the set in `folder` was made of; None: there is nothing."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    try:
+        request = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        request = None
+    if not isinstance(request, dict):
+        raise UserError(f"{folder}: holds something that was not generated; remove it, or set data.generated_dir")
+    return request
+
+
+def _put(made: Path, folder: Path, request: Mapping[str, int]) -> None:
+    """Give the finished folder its name."""
+    found = _request_of(folder)  # another process may have been quicker
+    if found == request:
+        return
+    if folder.exists():
+        shutil.rmtree(folder)
+    made.rename(folder)

@@ -1,0 +1,104 @@
+"""The records of a CSV table, and the error that names all the rows that cannot be used."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+
+from mlcore.errors import UserError, listed
+
+__all__ = ["failed", "read_records"]
+
+_LONGEST_FIELD = 2**31 - 1  # the csv module's own limit is 128 KiB, less than the text of a long page
+
+
+def read_records(
+    path: Path, wanted: Sequence[str], *, optional: Sequence[str] = (), hints: Mapping[str, str] | None = None
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """The records of a CSV table (RFC 4180) that are not blank.
+
+    Args:
+        path: The file, UTF-8 with or without byte order mark.
+        wanted: Columns that must be there.
+        optional: Columns that are read if they are there; others are in the records, too, but may be there twice.
+        hints: What to do if a column is missing, for the message.
+
+    Yields:
+        The line a record starts in, and its stripped values by column; "" for values that are missing at the end.
+
+    Raises:
+        UserError: It cannot be read, is no CSV table, or lacks a column or has it twice.
+    """
+    line = 1
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file, _long_fields():
+            first = file.readline()
+            _check_separator(path, first, wanted)
+            reader = csv.reader(chain([first], file), strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            _check_header(path, header, wanted, optional, hints or {})
+            line = reader.line_num + 1
+            for values in reader:
+                if len(values) > len(header):
+                    raise UserError(
+                        f"{path}, line {line}: {len(values)} values, but the header names {len(header)} columns; put "
+                        "values with commas in quotes"
+                    )
+                if any(value.strip() for value in values):
+                    padded = [*values, *[""] * (len(header) - len(values))]
+                    yield line, {key: value.strip() for key, value in zip(header, padded, strict=True)}
+                line = reader.line_num + 1
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{path}: not UTF-8 text; save it as CSV in UTF-8 (in Excel: Save As, 'CSV UTF-8 (Comma delimited)')"
+        ) from None
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line}: not a CSV table ({error})") from None
+
+
+def failed(place: Path, problems: Sequence[str]) -> UserError:
+    """The error that names all problems of a table or folder, each "line 7: ...", or the first ones and their number.
+
+    Args:
+        place: What has the problems.
+        problems: At least one.
+    """
+    if len(problems) == 1:
+        return UserError(f"{place}, {problems[0]}")
+    return UserError(listed(f"{place}: {len(problems)} problems", problems))
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _check_separator(path: Path, header: str, wanted: Sequence[str]) -> None:
+    for separator, name in ((";", "';'"), ("\t", "a tab")):
+        cells = {cell.strip(' "\r\n') for cell in header.split(separator)}
+        if len(cells & set(wanted)) > 1:
+            raise UserError(f"{path}: its separator seems to be {name}; expected commas: {','.join(wanted)}")
+
+
+def _check_header(
+    path: Path, header: Sequence[str], wanted: Sequence[str], optional: Sequence[str], hints: Mapping[str, str]
+) -> None:
+    missing = [name for name in wanted if name not in header]
+    if missing:
+        given = ",".join(header)
+        shown = given if len(given) <= 120 else f"{given[:100]}... ({len(given)} characters)"
+        ending = "".join(f"; {hints[name]}" for name in missing if name in hints)
+        raise UserError(
+            f"{path}: no column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; the header is "
+            f"{shown or 'empty'}, expected {','.join(wanted)}{ending}"
+        )
+    double = [name for name in (*wanted, *optional) if header.count(name) > 1]
+    if double:
+        raise UserError(f"{path}: the column {double[0]} is there twice")

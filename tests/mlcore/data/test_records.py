@@ -1,0 +1,76 @@
+"""CSV tables as records, and what is said of those that are none."""
+
+from pathlib import Path
+
+import pytest
+
+from mlcore.data.records import failed, read_records
+from mlcore.errors import UserError
+
+
+def table(folder: Path, content: str | bytes) -> Path:
+    path = folder / "t.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def records(folder: Path, content: str | bytes) -> list[tuple[int, dict[str, str]]]:
+    columns = {"optional": ("group",), "hints": {"label": "give it one"}}
+    return list(read_records(table(folder, content), ("image", "label"), **columns))
+
+
+def test_lines_are_those_a_record_starts_in(tmp_path: Path) -> None:
+    content = 'image, label ,note\na.png,x,"two\nlines"\n\n ,,\nb.png\n'
+    assert records(tmp_path, content) == [
+        (2, {"image": "a.png", "label": "x", "note": "two\nlines"}),
+        (6, {"image": "b.png", "label": "", "note": ""}),
+    ]
+
+
+def test_byte_order_mark_and_line_ends_of_windows(tmp_path: Path) -> None:
+    assert records(tmp_path, "image,label\r\na.png,x\r\n".encode("utf-8-sig")) == [
+        (2, {"image": "a.png", "label": "x"})
+    ]
+
+
+def test_a_field_of_a_megabyte(tmp_path: Path) -> None:
+    ((_, record),) = records(tmp_path, f"image,label\na.png,{'x' * 2**20}\n")
+    assert len(record["label"]) == 2**20
+
+
+def test_columns_nobody_reads_may_be_there_twice(tmp_path: Path) -> None:
+    assert len(records(tmp_path, "image,label,note,note\na.png,x,1,2\n")) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no columns image, label; the header is empty, expected image,label; give it one"),
+        ("image\n", "no column label; the header is image, expected image,label; give it one"),
+        ("label\n", "no column image; the header is label, expected image,label$"),
+        ("x" * 200, r"the header is x{100}\.\.\. \(200 characters\)"),
+        ("image,label,image\n", "the column image is there twice"),
+        ("group,image,label,group\n", "the column group is there twice"),
+        ("image;label\n", "its separator seems to be ';'; expected commas: image,label"),
+        ('"image";"label"\n', "its separator seems to be ';'"),
+        ("\ufeffimage\tlabel\n", "its separator seems to be a tab"),
+        ("image,label\na,b\na,b,c\n", "line 3: 3 values, but the header names 2 columns"),
+        ('image,label\n"a,b\n', "line 2: not a CSV table"),
+        ("image,label\na,\ud560".encode("cp949", "replace") + b"\xff", "not UTF-8.*in Excel.*'CSV UTF-8"),
+    ],
+)
+def test_tables_that_are_none(tmp_path: Path, content: str | bytes, message: str) -> None:
+    with pytest.raises(UserError, match=r"t\.csv.*" + message):
+        records(tmp_path, content)
+
+
+def test_a_missing_table(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.csv: cannot be read: No such file"):
+        list(read_records(tmp_path / "none.csv", ()))
+
+
+def test_problems_are_named_together() -> None:
+    assert str(failed(Path("t.csv"), ["line 2: bad"])) == "t.csv, line 2: bad"
+    many = str(failed(Path("t.csv"), [f"line {number}: bad" for number in range(2, 14)])).splitlines()
+    assert many[0] == "t.csv: 12 problems"
+    assert [many[1], many[-1]] == ["  line 2: bad", "  and 2 more"]
