@@ -53,7 +53,7 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The network."""
 
-    name: str = field("resnet50", "What the model is called in files and tables", min_length=1)
+    name: str = field("", "What the model is called in files and tables; empty: as model_name", describes="model_name")
     model_name: str = field("resnet50", "Name in timm, or a folder with config.json and weights", min_length=1)
     arguments: dict[str, int | float | bool | str | list[int]] = field(
         {}, "Further arguments of timm's architecture, such as {channels: [32, 64, 128, 256]} of a narrower ResNet"
@@ -68,6 +68,11 @@ class ModelConfig(Section):
     use_focal_loss: bool = field(default=False, description="Train with the focal loss of alpha and gamma below")
     alpha: float = field(1.0, "use_focal_loss: factor of the loss", gt=0)
     gamma: float = field(2.0, "use_focal_loss: how strongly easy samples are discounted", ge=0)
+
+    @property
+    def title(self) -> str:
+        """What the model is called in files and tables."""
+        return self.name or Path(self.model_name).name
 
 
 class LossConfig(Section):

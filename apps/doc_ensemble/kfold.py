@@ -6,7 +6,6 @@ predictions, which every page has exactly one of, by a model that never saw it.
 
 import csv
 import io
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,12 @@ from apps.doc_ensemble.data.split import fold_numbers
 from apps.doc_ensemble.ensemble.combine import log_probabilities
 from apps.doc_ensemble.ensemble.stacking import FoldJudgement, OutOfFold, gather
 from apps.doc_ensemble.splits import Splits
-from mlcore.conclusion import read_results
+from mlcore.conclusion import Pages, read_results
 from mlcore.errors import UserError
-from mlcore.files import atomic_write, write_json, write_text
-from mlcore.report import Headline, RunReport, Table, write_report
+from mlcore.files import atomic_write, write_text
+from mlcore.report import Headline, RunReport, Table
 
 __all__ = ["OUT_OF_FOLD", "fold_configs", "fold_folders", "join_folds", "one_fold", "write_judgement"]
-
-_log = logging.getLogger(__name__)
 
 OUT_OF_FOLD = "out_of_fold.npz"
 _JUDGEMENT = "fold_judgement.npz"
@@ -79,7 +76,7 @@ def write_judgement(folder: Path, *, config: DocConfig, splits: Splits, predicti
         np.savez(
             file,
             allow_pickle=False,
-            member=np.array(config.model.name),
+            member=np.array(config.model.title),
             fold=np.array(config.kfold.fold),
             trained_on=np.array([page.key for page in splits.train]),
             pages=np.array([page.key for page in splits.validation]),
@@ -89,15 +86,18 @@ def write_judgement(folder: Path, *, config: DocConfig, splits: Splits, predicti
         )
 
 
-def join_folds(config: DocConfig, folder: Path) -> None:
-    """Write out-of-fold predictions and the job's report, from what its folds left.
+def join_folds(config: DocConfig, folder: Path) -> Pages:
+    """Write out-of-fold predictions from what a job's folds left.
 
-    Leaves `out_of_fold.npz`, `folds.csv` (page, class, fold, prediction), `summary.json`, `report.html`, and the files
-    of the classes, of all out-of-fold predictions together.
+    Leaves `out_of_fold.npz`, `folds.csv` (page, class, fold, prediction), and the files of the classes, of all
+    out-of-fold predictions together.
 
     Args:
         config: The job's.
         folder: The job's.
+
+    Returns:
+        What the job's summary and report say.
 
     Raises:
         UserError: Folds do not fit together, or a file cannot be written.
@@ -112,18 +112,16 @@ def join_folds(config: DocConfig, folder: Path) -> None:
     report = class_report(logits, labels=together.labels, class_names=class_names)
     sections = [_fold_table(folders), *write_class_files(report, folder=folder, prefix="out_of_fold_")]
     results = {"out_of_fold": {"n": len(together.pages), **report.scalars()}}
-    write_json(folder / "summary.json", {"status": "finished", "results_of_best_checkpoint": results})
-    path = write_report(
-        folder,
+    print(format_class_summary(report))
+    return Pages(
+        summary={"status": "finished", "results_of_best_checkpoint": results},
         report=RunReport(
-            title=f"Document classifier: {len(folders)}-fold cross-validation of {config.model.name}",
+            title=f"Document classifier: {len(folders)}-fold cross-validation of {config.model.title}",
             subtitle="every page is judged by the model that was trained without its fold",
             headlines=[Headline("out-of-fold accuracy", report.accuracy, f"{len(together.pages)} pages")],
             sections=sections,
         ),
     )
-    print(format_class_summary(report))
-    _log.info("report: %s", path)
 
 
 def _read_judgement(path: Path) -> tuple[FoldJudgement, tuple[str, ...]]:

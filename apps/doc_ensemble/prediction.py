@@ -22,7 +22,7 @@ from mlcore.conclusion import best_checkpoint
 from mlcore.console import setup_logging, with_progress
 from mlcore.distributed import pick_device
 from mlcore.errors import UserError
-from mlcore.files import ensure_folder, write_text
+from mlcore.files import ensure_folder, output_folder, write_text
 from mlcore.plots.contact_sheet import Tile, plot_contact_sheet
 
 __all__ = ["PredictRequest", "predict"]
@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 
 _PER_SHEET = 24
 _SIDE = 320  # pixels, longer side of a thumbnail
+
+Problem = tuple[str, str]
+"""What cannot be classified, as it was named, and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,11 @@ def predict(request: PredictRequest) -> int:
         UserError: There is nothing to classify, a checkpoint cannot be used, or checkpoints do not fit together.
     """
     setup_logging()
-    ensure_folder(request.output.absolute().parent)  # a place that cannot be written to is told before the work
+    with output_folder(request.output.absolute().parent):  # a place that cannot be written to is told before the work
+        return _predict(request)
+
+
+def _predict(request: PredictRequest) -> int:
     pages, problems = _wanted(request)
     paths = [_checkpoint(path) for path in request.model_path]
     members = [CheckpointMember(f"model {number}", path) for number, path in enumerate(paths, 1)]
@@ -66,7 +73,7 @@ def predict(request: PredictRequest) -> int:
         batch_size=request.batch_size,
     )
     chances = combine(judged.probabilities[:, 0])
-    problems |= {pages[place].key: message for place, message in judged.problems.items()}
+    problems += [(pages[place].key, message) for place, message in judged.problems.items()]
     kept = [pages[row] for row in judged.rows]
     write_text(request.output, _table(kept, chances, judged, problems))
     _log.info("written: %s (%d pages, %d could not be read)", request.output, len(kept), len(problems))
@@ -81,34 +88,35 @@ def _checkpoint(path: Path) -> Path:
     return (best_checkpoint(path / "checkpoints") or path) if path.is_dir() else path
 
 
-def _wanted(request: PredictRequest) -> tuple[list[Page], dict[str, str]]:
-    """The pages, and files whose pages cannot be counted, with the reason."""
-    if request.csv is not None:
-        if request.inputs:
-            raise UserError("give pages or --csv, not both")
-        return read_table(request.csv, labelled=False)[0], {}
+def _wanted(request: PredictRequest) -> tuple[list[Page], list[Problem]]:
+    """The pages; and what names none, or a file whose pages cannot be counted."""
+    if request.csv is not None and request.inputs:
+        raise UserError("give pages or --csv, not both")
     pages: list[Page] = []
-    problems: dict[str, str] = {}
+    problems: list[Problem] = []
+    if request.csv is not None:
+        pages, _ = read_table(request.csv, labelled=False, unusable=problems)
     for path in (file for given in request.inputs for file in (find_files(given) if given.is_dir() else [given])):
         try:
             pages += [Page(path, number) for number in range(page_count(path))]
         except UserError as error:
-            _log.warning("left out: %s", error)
-            problems[str(path)] = str(error)
+            problems.append((str(path), str(error)))
+    for _, reason in problems:
+        _log.warning("left out: %s", reason)
     if not pages:
-        reason = next(iter(problems.values()), "give images, TIFF or PDF files, folders of them, or --csv")
+        reason = problems[0][1] if problems else "give images, TIFF or PDF files, folders of them, or --csv"
         raise UserError(f"nothing to classify: {reason}")
     return pages, problems
 
 
-def _table(pages: Sequence[Page], chances: NDArray[np.float64], judged: Judged, problems: dict[str, str]) -> str:
+def _table(pages: Sequence[Page], chances: NDArray[np.float64], judged: Judged, problems: Sequence[Problem]) -> str:
     names, guesses = judged.class_names, chances.argmax(axis=1)
     buffer = io.StringIO()
     table = csv.writer(buffer, lineterminator="\n")
     table.writerow(("image", "class", "probability", *(f"p_{name}" for name in names), "problem"))
     for page, guess, row in zip(pages, guesses, chances, strict=True):
         table.writerow((page.key, names[guess], f"{row[guess]:.6f}", *(f"{chance:.6f}" for chance in row), ""))
-    table.writerows((name, *[""] * (len(names) + 2), message) for name, message in problems.items())
+    table.writerows((name, *[""] * (len(names) + 2), reason) for name, reason in problems)
     return buffer.getvalue()
 
 

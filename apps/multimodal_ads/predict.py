@@ -5,8 +5,8 @@
 
 writes predictions.csv (--output): image, probability of an ad, predicted class at the threshold that the run chose on
 its validation data, the picture's share in the gated fusion, and for an image that cannot be read the reason; such
-images do not stop the others, but make the exit code 1. Texts come from the table's column text_info (no labels are
-needed); prepare.py --ocr reads them off the images.
+images do not stop the others, but make the exit code 1. Texts come from --text or the table's column text_info (no
+labels are needed), which prepare.py --ocr fills; a model of texts warns where there are none.
 """
 
 import argparse

@@ -113,6 +113,7 @@ def predict(request: PredictRequest) -> int:
     setup_logging()
     rows = _wanted(request)
     restored = restore(request.model_path, device=pick_device(request.device))
+    _warn_without_texts(restored, rows)
     threshold, _ = _threshold(request.threshold, request.model_path)
     chunks = [rows[start : start + request.batch_size] for start in range(0, len(rows), request.batch_size)]
     lines = [list(_COLUMNS)]
@@ -136,6 +137,15 @@ def _wanted(request: PredictRequest) -> list[AdRow]:
         raise UserError("nothing to score: give images, folders of images, or --csv")
     text = clean_text(request.text)
     return [AdRow(image=path, label=0, text=text, origin=str(path)) for path in paths]
+
+
+def _warn_without_texts(restored: Restored, rows: Sequence[AdRow]) -> None:
+    """Some pictures have no text, which the model knows how to take; that none has any is rather a thing forgotten."""
+    if restored.parts.text is not None and not any(row.text for row in rows):
+        _log.warning(
+            "no texts are given, though the model was trained with them: every picture is judged without its text. "
+            "Give --text, or --csv with the column text_info, which prepare.py --ocr fills"
+        )
 
 
 @torch.inference_mode()

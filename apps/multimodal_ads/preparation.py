@@ -3,7 +3,7 @@
 import csv
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from mlcore.console import setup_logging, with_progress
 from mlcore.data.images import find_images, read_image
 from mlcore.data.records import failed, read_records
 from mlcore.errors import UserError
-from mlcore.files import ensure_folder, write_text
+from mlcore.files import output_folder, write_text
 
 __all__ = ["Preparation", "Sources", "prepare_data", "read_source", "run"]
 
@@ -82,7 +82,8 @@ class Preparation:
 def prepare_data(sources: Sources, output: Path, settings: Preparation) -> dict[str, list[AdRow]]:
     """Write train.csv, val.csv and test.csv into `output`; images stay where they are.
 
-    Every part has the same share of ads; copies of a picture go to one part. `train.csv` is written last.
+    Every part has the same share of ads; copies of a picture go to one part. All tables are written, or none; without
+    them nothing stays but the texts that were found, for the next call.
 
     Returns:
         The rows of each split; those without rows have no table.
@@ -91,10 +92,18 @@ def prepare_data(sources: Sources, output: Path, settings: Preparation) -> dict[
         UserError: An input cannot be used, a part would be empty, `output` has tables already, or text recognition was
             asked for and is not there.
     """
-    ensure_folder(output)
     for split in _SPLITS:
         if (output / f"{split}.csv").exists():
             raise UserError(f"{output / split}.csv: exists already; give another output folder, or remove it first")
+    with output_folder(output):
+        splits = _prepared(sources, settings, record=output / _RECORD)
+        _write(output, {name: _table(rows, settings.base_dir) for name, rows in splits.items() if rows})
+        (output / _RECORD).unlink(missing_ok=True)
+    return splits
+
+
+def _prepared(sources: Sources, settings: Preparation, *, record: Path) -> dict[str, list[AdRow]]:
+    """The rows of each split, with texts."""
     if settings.ocr:
         check_tesseract(settings.ocr_lang)  # before minutes of work
     given = {"train": sources.train, "val": sources.val, "test": sources.test}
@@ -102,14 +111,22 @@ def prepare_data(sources: Sources, output: Path, settings: Preparation) -> dict[
     if settings.skip_unreadable:
         parts = {name: _readable(rows, settings) for name, rows in parts.items()}
     if settings.ocr:
-        parts = {name: _with_texts(rows, settings, record=output / _RECORD) for name, rows in parts.items()}
-    splits = _split(parts, settings)
-    tables = {name: _table(rows, settings.base_dir) for name, rows in splits.items() if rows}
-    for name in reversed(_SPLITS):
-        if name in tables:
-            write_text(output / f"{name}.csv", tables[name])
-    (output / _RECORD).unlink(missing_ok=True)
-    return splits
+        parts = {name: _with_texts(rows, settings, record=record) for name, rows in parts.items()}
+    return _split(parts, settings)
+
+
+def _write(output: Path, tables: Mapping[str, str]) -> None:
+    """All tables or none; a call that is killed meanwhile leaves no `train.csv`, which is written last."""
+    written: list[Path] = []
+    try:
+        for name in reversed(_SPLITS):
+            if name in tables:
+                write_text(output / f"{name}.csv", tables[name])
+                written.append(output / f"{name}.csv")
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def read_source(source: Path, settings: Preparation) -> list[AdRow]:

@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from mlcore.console import setup_logging
 from mlcore.distributed import World, start_world
 from mlcore.errors import UserError
 from mlcore.evaluator import Evaluator, Predictions
-from mlcore.files import ensure_folder, write_json, write_text
+from mlcore.files import output_folder, write_json, write_text
 from mlcore.metrics.classification import ClassificationReport
 from mlcore.plots.classes import plot_confusion_matrix
 from mlcore.plots.confidence import plot_accuracy_by_confidence, plot_confidence_histogram
@@ -104,9 +105,8 @@ def evaluate(
         setup_logging(is_main=world.is_main)
         configure_torch(config)
         data, skipped = load_part(restored, part, config=config)
-        if world.is_main:
-            ensure_folder(folder)
-        metrics, predictions = _run(restored, data, config=config, world=world)
+        with output_folder(folder) if world.is_main else nullcontext():
+            metrics, predictions = _run(restored, data, config=config, world=world)
         if world.is_main:
             done = Evaluation(
                 restored=restored,

@@ -34,7 +34,7 @@ from mlcore.console import Pace, format_duration, setup_logging
 from mlcore.distributed import pick_device
 from mlcore.engine import autocast
 from mlcore.errors import UserError
-from mlcore.files import ensure_folder, write_text
+from mlcore.files import output_folder, write_text
 
 _log = logging.getLogger(__name__)
 
@@ -124,7 +124,13 @@ def predict(request: Request) -> int:
             "all --clicks are outside (,0), so nothing says where the bleed is and the mask may be empty or anywhere; "
             "give at least one inside"
         )
-    ensure_folder(request.output_dir)
+    with output_folder(request.output_dir):
+        return _predict(items, restored, request=request, clicks=clicks, device=device)
+
+
+def _predict(
+    items: Sequence[Item], restored: Restored, *, request: Request, clicks: Sequence[Click], device: torch.device
+) -> int:
     request = replace(request, array_spacing=request.array_spacing or restored.config.data.array_spacing)
     readable = _with_good_headers(items, request)
     done = _segment_all(readable, restored, request=request, clicks=clicks, device=device)

@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from mlcore.assemble import CoreConfig, Problem
 from mlcore.cli.spec import Invocation
+from mlcore.conclusion import Pages
 from mlcore.config.dump import to_values
 from mlcore.config.section import Section as ConfigSection
 from mlcore.distributed import World
@@ -41,7 +42,8 @@ class App(Generic[ConfigT]):
             folder; the report then holds the comparison.
         parts: Configurations, by folder within the run's, that are trained one after the other in place of the run
             itself, such as the folds of a cross-validation; none where the run is a run.
-        join: Writes into the run folder what the parts are together, once all of them are finished; on the main rank.
+        join: Writes the app's files of what the parts are together into the run folder, once all of them are finished,
+            and returns what summary and report say; on the main rank.
     """
 
     name: str
@@ -54,7 +56,7 @@ class App(Generic[ConfigT]):
     rehearse: Callable[[ConfigT], ConfigT] | None = None
     variants: Callable[[ConfigT], Mapping[str, ConfigT]] | None = None
     parts: Callable[[ConfigT], Mapping[str, ConfigT]] | None = None
-    join: Callable[[ConfigT, Path], None] | None = None
+    join: Callable[[ConfigT, Path], Pages] | None = None
 
 
 def root_of_runs(app: App[Any], invocation: Invocation[Any]) -> Path:

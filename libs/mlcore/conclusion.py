@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,19 @@ class Conclusion:
     copied: Copied | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pages:
+    """What is written of a run for programs (`summary.json`) and for people (`report.html`, `summary.md`).
+
+    Attributes:
+        summary: Plain values.
+        report: The same and more, in words, tables and pictures.
+    """
+
+    summary: Mapping[str, Any]
+    report: RunReport
+
+
 def judge(trainer: Trainer, problem: Problem, *, config: CoreConfig, folder: Path, checkpoints: Path) -> Verdict:
     """Load the best checkpoint into the task's model and evaluate it; every rank must call it.
 
@@ -110,7 +123,7 @@ def best_checkpoint(folder: Path) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def write_conclusion(end: Conclusion, problem: Problem, *, folder: Path, device: torch.device) -> None:
+def write_conclusion(end: Conclusion, problem: Problem, *, folder: Path, device: torch.device) -> Pages:
     """Write `summary.json`, the app's own files and the report into the run folder."""
     now, monitor, results = end.outcome.progress, end.monitor, end.verdict.results
     summary = {
@@ -122,16 +135,15 @@ def write_conclusion(end: Conclusion, problem: Problem, *, folder: Path, device:
         "progress": asdict(now),
         "skipped_steps": end.outcome.skipped,
         "demo": end.demo,
-        "copied": None if end.copied is None else asdict(end.copied),
     }
-    write_json(folder / _SUMMARY, summary)
+    written = _write_summary(summary, folder=folder, copied=end.copied)
     if problem.finish is not None:
-        problem.finish(folder, summary)
+        problem.finish(folder, written)
     report = RunReport(
         title=end.title,
         subtitle=f"{end.outcome.status} after {now.epoch} epochs; best at step {now.best_step} of {now.step}",
         headlines=_headlines(results, monitor.metric),
-        warnings=[*_demo_warning(end), *problem.notes, *_skip_warning(end.outcome), *_copy_warning(end, folder)],
+        warnings=[*_demo_warning(end), *problem.notes, *_skip_warning(end.outcome)],
         sections=[
             *_curves(folder, monitor.metric),
             *_comparison(end, folder),
@@ -144,13 +156,46 @@ def write_conclusion(end: Conclusion, problem: Problem, *, folder: Path, device:
             **describe_environment(device),
             "training time": format_duration(now.seconds),
             "peak memory": f"{peak_memory_bytes(device) / 2**30:.2f} GiB",
-            **({} if end.copied is None else {"copy": end.copied.to}),
         },
     )
-    path = write_report(folder, report=report)
     for name, values in results.items():
         _log.info("best checkpoint  %s  %s", name, "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
-    _log.info("report: %s", path)
+    pages = Pages(summary=summary, report=report)
+    _log.info("report: %s", write_pages(pages, folder=folder, copied=end.copied))
+    return pages
+
+
+def write_pages(pages: Pages, *, folder: Path, copied: Copied | None) -> Path:
+    """Write `summary.json`, `summary.md` and `report.html` into the run folder, with what a copy in a bucket lacks.
+
+    Args:
+        pages: What they say.
+        folder: The run's.
+        copied: Where the copy is and what it lacks; None for no copy.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        UserError: As `write_report`.
+    """
+    _write_summary(pages.summary, folder=folder, copied=copied)
+    report = pages.report
+    if copied is not None:
+        complaint = copied.complaint(folder)
+        report = replace(
+            report,
+            warnings=[*report.warnings, *([complaint] if complaint else [])],
+            environment={**report.environment, "copy": copied.to},
+        )
+    return write_report(folder, report=report)
+
+
+def _write_summary(summary: Mapping[str, Any], *, folder: Path, copied: Copied | None) -> dict[str, Any]:
+    where = None if copied is None else {"to": copied.to, "missing": dict(copied.missing)}
+    written = {**summary, "copied": where}
+    write_json(folder / _SUMMARY, written)
+    return written
 
 
 def read_results(folder: Path) -> Results:
@@ -233,7 +278,3 @@ def _skip_warning(outcome: Outcome) -> list[str]:
     if not outcome.skipped:
         return []
     return [f"{outcome.skipped} training steps were skipped because the loss or a gradient was not finite."]
-
-
-def _copy_warning(end: Conclusion, folder: Path) -> list[str]:
-    return [] if end.copied is None or not end.copied.missing else [end.copied.complaint(folder)]

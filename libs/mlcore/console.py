@@ -19,11 +19,19 @@ Item = TypeVar("Item")
 
 
 def setup_logging(*, log_file: Path | None = None, is_main: bool = True, verbose: bool = False) -> None:
-    """Send the project's log to the terminal (main rank only) and, where given, to `log_file` (appended)."""
+    """Send the project's log to the terminal and, where given, to `log_file` (appended); main rank only.
+
+    What is logged at the level DEBUG is for the file alone: the terminal has it in another form, or needs it not.
+
+    Args:
+        log_file: The file.
+        is_main: Whether this is the main rank.
+        verbose: Show on the terminal, too, what is for the file.
+    """
     logging.raiseExceptions = False  # a full disk is reported by whoever writes a file, not by a traceback per line
     for name in (LOGGER, "apps"):
         logger = logging.getLogger(name)
-        logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+        logger.setLevel(logging.DEBUG)
         logger.propagate = False
         for handler in list(logger.handlers):
             logger.removeHandler(handler)
@@ -31,7 +39,9 @@ def setup_logging(*, log_file: Path | None = None, is_main: bool = True, verbose
         if not is_main:
             logger.addHandler(logging.NullHandler())
             continue
-        handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+        terminal = logging.StreamHandler(sys.stdout)
+        terminal.setLevel(logging.DEBUG if verbose else logging.INFO)
+        handlers: list[logging.Handler] = [terminal]
         if log_file is not None:
             handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
         for handler in handlers:

@@ -22,6 +22,7 @@ __all__ = [
     "ensure_folder",
     "format_bytes",
     "free_bytes",
+    "output_folder",
     "remove_leftovers",
     "write_json",
     "write_text",
@@ -128,6 +129,27 @@ def ensure_folder(path: Path) -> Path:
         probe.touch()
         probe.unlink()
     return path
+
+
+@contextlib.contextmanager
+def output_folder(path: Path) -> Iterator[Path]:
+    """`ensure_folder` for what a block writes: if it raises, folders that were made for it and are empty go again.
+
+    Yields:
+        `path`.
+
+    Raises:
+        UserError: As `ensure_folder`.
+    """
+    path = Path(path)
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield ensure_folder(path)
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):  # something is in it by now, or it was never made
+                folder.rmdir()
+        raise
 
 
 def remove_leftovers(folder: Path) -> list[Path]:

@@ -33,10 +33,12 @@ class Copied:
     Attributes:
         to: Address of the copy, `s3://bucket/...`.
         missing: Why a file did not arrive, by its path in the run folder.
+        again: The flag that, with the folder, makes the same command upload what is missing.
     """
 
     to: str
     missing: Mapping[str, str]
+    again: str = "--resume"
 
     def complaint(self, folder: Path) -> str:
         """What did not arrive and how to mend it; empty if all did."""
@@ -46,7 +48,7 @@ class Copied:
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         return (
             f"Not uploaded to {self.to}: {', '.join(names[:5])}{more} ({self.missing[names[0]]}). "
-            f"Nothing is lost: all is in {folder}, and the same command with --resume {folder} uploads it."
+            f"Nothing is lost: all is in {folder}, and the same command with {self.again} {folder} uploads it."
         )
 
 
@@ -57,7 +59,9 @@ def run_key(folder: Path, *, root: Path, name: str) -> str:
     return key.as_posix()
 
 
-def mirror_of(folder: Path, *, upload_to: str | None, app: str, root: Path, name: str) -> "RunMirror | None":
+def mirror_of(
+    folder: Path, *, upload_to: str | None, app: str, root: Path, name: str, again: str = "--resume"
+) -> "RunMirror | None":
     """The copy of a run's folder, if one is wanted.
 
     Args:
@@ -66,10 +70,11 @@ def mirror_of(folder: Path, *, upload_to: str | None, app: str, root: Path, name
         app: Name of the app, the first part of the key.
         root: See `run_key`, as is `name`.
         name: What the run is called.
+        again: See `Copied`.
     """
     if upload_to is None:
         return None
-    return RunMirror(folder, f"{to_address(upload_to)}/{app}/{run_key(folder, root=root, name=name)}")
+    return RunMirror(folder, f"{to_address(upload_to)}/{app}/{run_key(folder, root=root, name=name)}", again=again)
 
 
 class RunMirror:
@@ -78,10 +83,12 @@ class RunMirror:
     Args:
         folder: The run folder, which this process owns.
         address: Where the copy goes, `s3://bucket/...`; nobody else writes there.
+        again: See `Copied`.
     """
 
-    def __init__(self, folder: Path, address: str) -> None:
+    def __init__(self, folder: Path, address: str, *, again: str = "--resume") -> None:
         self.address = address
+        self._again = again
         self._folder = folder
         self._uploader: BackgroundUploader | None = None
 
@@ -108,14 +115,14 @@ class RunMirror:
             status: How the run ended.
         """
         if self._uploader is None:
-            return Copied(self.address, {})
+            return Copied(self.address, {}, self._again)
         _log.info("copying the run to %s", self.address)
         # Checkpoints, which take longest, wait in the queue already or are there.
         for path in sorted(self._files(), key=lambda path: path.suffix in (".pth", ".ckpt")):
             self.submit(path)
         failures = self._uploader.close(_PATIENCE.get(status, _PATIENCE["finished"]))
         missing = {failure.path.relative_to(self._folder).as_posix(): mask_text(failure.reason) for failure in failures}
-        copied = Copied(self.address, missing)
+        copied = Copied(self.address, missing, self._again)
         if missing:
             _log.warning("%s", copied.complaint(self._folder))
         return copied

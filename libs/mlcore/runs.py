@@ -1,7 +1,7 @@
 """Run folders: where a run lives, whether it can be continued, and that only one process writes to it.
 
-A run folder holds `run.json` (status, configuration, command), the checkpoints and everything a run leaves. A killed
-run is recognised by a status of "running" without anybody holding the lock.
+A run folder holds `run.json` (status, why it failed, configuration, command), the checkpoints and everything a run
+leaves. A killed run is recognised by a status of "running" without anybody holding the lock.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlcore.env import mask_text
 from mlcore.errors import UserError
 from mlcore.files import ensure_folder, remove_leftovers, write_json
 
@@ -211,22 +212,30 @@ class RunRecord:
         }
         write_json(self.folder / "run.json", self._record)
 
-    def end(self, *, status: str) -> None:
-        """Note how the run ended, once; the folder stays locked for what is still to be done in it."""
+    def end(self, *, status: str, reason: str | None = None) -> None:
+        """Note how the run ended and why it failed, once; the folder stays locked for what is still to do in it."""
         if self._record and "ended" not in self._record:
             self._record.update(status=status, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+            if reason is not None:
+                self._record["reason"] = reason
             with contextlib.suppress(UserError):  # a full disk must not hide why the run ended
                 write_json(self.folder / "run.json", self._record)
 
-    def close(self, *, status: str) -> None:
+    def close(self, *, status: str, reason: str | None = None) -> None:
         """Note how the run ended and release the folder; a new folder whose run never started goes again."""
-        self.end(status=status)
+        self.end(status=status, reason=reason)
         if not self._record and self._made:
             shutil.rmtree(self.folder, ignore_errors=True)  # nothing of worth is in it
             with contextlib.suppress(OSError):  # nor in the folders above it, unless another run came meanwhile
                 for path in self._made[1:]:
                     path.rmdir()
         self._lock.close()
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a run failed, in words: of a user's mistake the message, of anything else its kind, too; without secrets."""
+    message = mask_text(str(error))
+    return message if isinstance(error, UserError) else f"{type(error).__name__}: {message}".removesuffix(": ")
 
 
 def is_locked(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from mlcore.assemble import Problem, build_tracker, build_trainer, configure_tor
 from mlcore.checkpoint import CheckpointError, CheckpointStore, State, inference_weights, load_checkpoint
 from mlcore.cli.spec import Invocation
 from mlcore.cli.stored import stored_file
-from mlcore.conclusion import Conclusion, Results, judge, read_results, write_conclusion
+from mlcore.conclusion import Conclusion, Pages, Results, judge, read_results, write_conclusion, write_pages
 from mlcore.config.dump import to_values, to_yaml
 from mlcore.console import setup_logging
 from mlcore.distributed import World, barrier, broadcast_object, start_world
@@ -30,7 +30,7 @@ from mlcore.mirror import Copied, RunMirror, mirror_of
 from mlcore.plots.curves import plot_lr_finder
 from mlcore.progress import Outcome
 from mlcore.report import Picture
-from mlcore.runs import ENDED, RunFolder, RunRecord, choose_run_folder, config_differences, finished_run
+from mlcore.runs import ENDED, RunFolder, RunRecord, choose_run_folder, config_differences, finished_run, reason_of
 from mlcore.seeding import seed_everything
 from mlcore.storage import is_remote
 from mlcore.task import check_facts
@@ -72,7 +72,7 @@ def _run_in_folder(app: App[Any], invocation: Invocation[Any], world: World) -> 
     folder = broadcast_object(_choose_folder(app, invocation) if world.is_main else None)
     record = RunRecord(folder.path) if world.is_main else None
     setup_logging(log_file=folder.path / "train.log", is_main=world.is_main)
-    status, session = "failed", None
+    status, session, reason = "failed", None, None
     try:
         if invocation.composed.demo:
             _say_demo(app, invocation)
@@ -87,15 +87,17 @@ def _run_in_folder(app: App[Any], invocation: Invocation[Any], world: World) -> 
             session = _Session(app, invocation, name=name, world=world, folder=folder, record=record, mirror=mirror)
             parts = {} if app.parts is None else app.parts(invocation.config)
             status = session.train_parts(parts) if parts else session.train()
-    except BaseException:
-        _log.debug("the run failed", exc_info=True)
+    except BaseException as error:
+        reason = reason_of(error)
+        # For train.log; the script says it on the terminal.
+        _log.debug("the run failed: %s", reason, exc_info=not isinstance(error, UserError))
         raise
     finally:
         if record is not None:
-            record.end(status=status)  # before it is copied
+            record.end(status=status, reason=reason)  # before it is copied
             if session is not None:
                 session.finish_copy(status)
-            record.close(status=status)
+            record.close(status=status, reason=reason)
     return status
 
 
@@ -155,7 +157,7 @@ class _Session:
         self._record = record
         self._mirror = mirror
         self._folder = folder.path
-        self._written: tuple[Conclusion, Problem] | None = None
+        self._written: Pages | None = None
 
     def train(self) -> str:
         """Train (or go on training), judge the best checkpoint, write the report; returns the status."""
@@ -197,7 +199,8 @@ class _Session:
             return status  # the same command goes on with those that are not
         self._begin()  # where all parts were there already
         if self._world.is_main and self._app.join is not None:
-            self._app.join(self._config, self._folder)
+            self._written = self._app.join(self._config, self._folder)
+            _log.info("report: %s", write_pages(self._written, folder=self._folder, copied=self._copy()))
         barrier()
         return status
 
@@ -296,16 +299,19 @@ class _Session:
             monitor=trainer.monitor,
             config=to_values(self._config),
             demo=self._invocation.composed.demo,
-            copied=None if self._mirror is None else Copied(self._mirror.address, {}),
+            copied=self._copy(),
         )
         self._write(end, problem)
         return end
 
     def _write(self, end: Conclusion, problem: Problem) -> None:
         if self._world.is_main:
-            write_conclusion(end, problem, folder=self._folder, device=self._world.device)
-        self._written = end, problem
+            self._written = write_conclusion(end, problem, folder=self._folder, device=self._world.device)
         barrier()
+
+    def _copy(self) -> Copied | None:
+        """The run's copy, of which nothing is known to be missing yet; that of a part is told with the whole."""
+        return None if self._mirror is None or self._whole is not None else Copied(self._mirror.address, {})
 
     def finish_copy(self, status: str) -> None:
         """Wait a while for the copy in the bucket; summary and report tell what it lacks."""
@@ -313,8 +319,7 @@ class _Session:
             return
         copied = self._mirror.close(status=status)
         if copied.missing and self._written is not None:
-            end, problem = self._written
-            write_conclusion(replace(end, copied=copied), problem, folder=self._folder, device=self._world.device)
+            write_pages(self._written, folder=self._folder, copied=copied)
 
     def _compare(self, end: Conclusion, problem: Problem) -> str:
         """Train the app's variants, if it has any, and add the comparison; returns the status."""
@@ -356,7 +361,7 @@ class _Session:
         record = RunRecord(folder) if self._world.is_main else None
         app = replace(self._app, variants=None, parts=None)
         invocation = replace(self._invocation, composed=replace(self._invocation.composed, config=config))
-        status = "failed"
+        status, reason = "failed", None
         try:
             status = _Session(
                 app,
@@ -368,9 +373,12 @@ class _Session:
                 mirror=self._mirror,
                 whole=self,
             ).train()
+        except BaseException as error:
+            reason = reason_of(error)
+            raise
         finally:
             if record is not None:
-                record.close(status=status)
+                record.close(status=status, reason=reason)
         barrier()  # the main rank has written the results
         gc.collect()  # a trainer's callbacks refer to it
         return status

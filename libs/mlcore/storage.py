@@ -98,10 +98,7 @@ def fetch(uri: str | Path, *, cache_dir: Path) -> Path:
             writer = _HashingWriter(file)
             client.download_fileobj(source.bucket, source.key, writer, Config=_transfer(threads=True))
             if file.tell() != size or expected not in (None, writer.digest.hexdigest()):
-                raise StorageError(
-                    f"{source}: damaged in the bucket or on the way (wrong checksum); the download was thrown away. "
-                    "Try again; if it stays so, upload the file once more."
-                )
+                raise _damaged(source)
     return path
 
 
@@ -199,13 +196,26 @@ _kept = threading.local()
 
 
 def _session() -> Any:
-    """This thread's session (one takes a tenth of a second to make), a new one where the environment has changed."""
+    """This thread's session (one takes tenths of a second to make), a new one where what it is made of has changed."""
     import boto3
 
-    variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    if getattr(_kept, "variables", None) != variables:
-        _kept.session, _kept.variables = boto3.session.Session(), variables
+    sources = _credential_sources()
+    if getattr(_kept, "sources", None) != sources:
+        _kept.session, _kept.sources = boto3.session.Session(), sources
     return _kept.session
+
+
+def _credential_sources() -> tuple[dict[str, str], list[tuple[int, ...]]]:
+    """What tells that somebody has given other credentials: the environment, and the states of the usual AWS files."""
+    variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    states: list[tuple[int, ...]] = []
+    for name, usual in (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config")):
+        try:
+            found = Path(variables.get(name) or f"~/.aws/{usual}").expanduser().stat()
+            states.append((found.st_ino, found.st_mtime_ns, found.st_size))
+        except (OSError, RuntimeError):  # no such file, or nobody's home
+            states.append(())
+    return variables, states
 
 
 def _client(*, attempts: int = 4, timeout: float = 20.0) -> Any:
@@ -234,7 +244,6 @@ def _explained(target: _Object) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        _kept.variables = None  # it may be that somebody has renewed the credentials in a file
         raise _refused(error, target) from error
     except (BotoCoreError, Boto3Error) as error:
         raise _unreachable(error, target) from error
@@ -275,10 +284,19 @@ def _bucket_exists(bucket: str) -> bool:
     return True
 
 
+def _damaged(source: _Object) -> StorageError:
+    return StorageError(
+        f"{source}: damaged in the bucket or on the way (wrong checksum); the download was thrown away. "
+        "Try again; if it stays so, upload the file once more."
+    )
+
+
 def _unreachable(error: Exception, target: _Object) -> StorageError:
     """No answer, or a broken one."""
-    from botocore.exceptions import NoCredentialsError, NoRegionError, PartialCredentialsError
+    from botocore.exceptions import FlexibleChecksumError, NoCredentialsError, NoRegionError, PartialCredentialsError
 
+    if isinstance(error, FlexibleChecksumError):  # a checksum that the server keeps, of an object of another program
+        return _damaged(target)
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return StorageError(f"{target}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (in .env).")
     if isinstance(error, NoRegionError):

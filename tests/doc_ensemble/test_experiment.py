@@ -14,6 +14,7 @@ from apps.doc_ensemble.data.dataset import Fit, PageDataset
 from apps.doc_ensemble.data.folders import read_folders
 from apps.doc_ensemble.data.pages import Page
 from apps.doc_ensemble.restore import restore
+from mlcore.checkpoint import load_checkpoint, save_checkpoint
 from tests.doc_ensemble.conftest import Run
 from tests.doc_ensemble.tiny_runs import write_checkpoint, write_job
 
@@ -223,6 +224,29 @@ def test_pages_that_members_were_trained_on_are_told(tmp_path: Path, pages: Path
     assert code == 0, said
     assert "'tiny_fold_1' was trained on 102 of the 102 judged pages" in said
     assert "was trained on 102" in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+
+
+def test_an_experiment_that_fails_says_why_in_its_log_and_record(tmp_path: Path, members: list[Path], run: Run) -> None:
+    state = load_checkpoint(members[1])
+    for values in filter(torch.is_floating_point, state["model"].values()):
+        values.fill_(float("nan"))
+    save_checkpoint(members[1], state)
+    listed = (
+        "{models: [{checkpoint_path: checkpoints/resnet50.ckpt}, {checkpoint_path: checkpoints/efficientnet.ckpt}]}"
+    )
+    code, said = run(
+        "run_ensemble_experiment",
+        "--config",
+        file_of(tmp_path, f"ensemble: {listed}"),
+        "--output_dir",
+        tmp_path / "out",
+    )
+    assert code == 2
+    record = json.loads((tmp_path / "out" / "run.json").read_text("utf-8"))
+    assert record["status"] == "failed"
+    assert "'efficientnet' are not finite" in record["reason"]
+    assert said.count(record["reason"]) == 1
+    assert record["reason"] in (tmp_path / "out" / "train.log").read_text("utf-8")
 
 
 def test_members_alone_and_a_rehearsal(tmp_path: Path, members: list[Path], run: Run) -> None:

@@ -1,6 +1,7 @@
 """Cross-validation: one job that covers every page once and goes on where it was killed."""
 
 import csv
+import json
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from apps.doc_ensemble.ensemble.stacking import read_out_of_fold
 from apps.doc_ensemble.kfold import fold_folders
 
 APP = Path(__file__).resolve().parents[2] / "apps" / "doc_ensemble"
-LIMIT_S = 120.0
+LIMIT_S = 600.0
 
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
@@ -78,3 +79,18 @@ def test_folds_that_ran_out_of_time_are_not_joined(pages: Path, tiny: list[str],
     assert code == 0, said
     assert said.count("going on with other settings than before: train.max_hours") == 2
     assert len(read_out_of_fold(job / "out_of_fold.npz").pages) == 102
+
+
+def test_a_fold_that_fails_says_why_in_its_own_record_and_in_the_jobs(
+    pages: Path, tiny: list[str], run, tmp_path: Path
+) -> None:
+    job = tmp_path / "job"
+    diverging = ["--optimizer", "sgd", "--lr", "1e30", "--warmup_steps", "0", "--max_bad_steps", "1"]
+    code, said = run("train", *tiny, *diverging, "--data_dir", pages, "kfold.folds=2", "--output_dir", job)
+    assert code == 2
+    for folder in (job, job / "folds" / "fold_1"):
+        record = json.loads((folder / "run.json").read_text("utf-8"))
+        assert record["status"] == "failed"
+        assert "not finite" in record["reason"]
+        assert record["reason"] in said
+    assert not (job / "folds" / "fold_2").exists()

@@ -8,6 +8,8 @@ import pytest
 from apps.doc_ensemble.config import EnsembleConfig, MemberConfig
 from apps.doc_ensemble.ensemble.judging import mean_of_parts
 from apps.doc_ensemble.ensemble.sources import find_sources, out_of_fold
+from apps.doc_ensemble.spec import SPEC
+from mlcore.cli.parse import parse
 from mlcore.errors import UserError
 from tests.doc_ensemble.tiny_runs import write_checkpoint, write_job
 
@@ -44,6 +46,26 @@ def test_a_run_gives_its_snapshots_and_a_job_its_folds(tmp_path: Path, pages: Pa
     assert [source.name for source in find_sources(EnsembleConfig(run=job))] == [f"tiny_fold_{k}" for k in (1, 2, 3)]
     (together,) = find_sources(EnsembleConfig(run=job, method="stacking"))
     assert (len(together.parts), together.whole) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "title"),
+    [
+        ([], "resnet50"),
+        (["model=convnext"], "convnext"),
+        (["model.model_name=efficientnet_b0"], "efficientnet_b0"),
+        (["model=convnext_with_attention", "model.model_name=models/convnext_small/"], "convnext_small"),
+        (["+experiment=documents", "model.model_name=resnet34"], "resnet34"),
+        (["--demo", "model.model_name=resnet18", "model.name=mine"], "mine"),
+    ],
+)
+def test_a_model_is_called_what_it_is(given: list[str], title: str) -> None:
+    assert parse(SPEC, ["--data_dir", "pages", *given]).config.model.title == title
+
+
+def test_a_member_without_a_name_is_called_after_its_network(tmp_path: Path, pages: Path, classes: list[str]) -> None:
+    file = write_checkpoint(tmp_path / "a.ckpt", seed=1, classes=classes, data_dir=pages, name="")
+    assert [source.name for source in find_sources(listed(("", file)))] == ["test_resnet"]
 
 
 def test_all_missing_members_are_told_together(tmp_path: Path, pages: Path, classes: list[str]) -> None:

@@ -102,3 +102,17 @@ def test_without_labels(folder: Path) -> None:
     pages, classes = read_table(table(folder, "image\na.png\nm.tif#2\n"), labelled=False)
     assert [page.label for page in pages] == [None, None]
     assert classes == ()
+
+
+def test_rows_that_cannot_be_used_may_be_left_out(folder: Path) -> None:
+    path = table(folder, "image,label\nnone.png,x\na.png,y\nm.tif#9,y\na.png,y\n,y\n")
+    unusable: list[tuple[str, str]] = []
+    pages, _ = read_table(path, labelled=False, unusable=unusable)
+    assert [page.name for page in pages] == ["a.png"]
+    assert [image for image, _ in unusable] == ["none.png", "m.tif#9", "a.png", ""]
+    reasons = ("no such file", "no page 9", "the same page as in line 3", "the path of the image is empty")
+    for line, (reason, (_, message)) in zip((2, 4, 5, 6), zip(reasons, unusable, strict=True), strict=True):
+        assert message.startswith(f"{path}, line {line}: {reason}")
+    unusable.clear()
+    assert read_table(table(folder, "image\nnone.png\n"), labelled=False, unusable=unusable) == ([], ())
+    assert len(unusable) == 1

@@ -178,6 +178,36 @@ def test_one_class_is_refused(tmp_path: Path, pages: Path) -> None:
         build(config_of(tmp_path / "set", data={"data_dir": tmp_path / "set"}), World(device=CPU))
 
 
+def test_predictions_of_a_table_go_on_after_rows_that_name_no_page(
+    tmp_path: Path, pages: Path, finished: tuple[Path, str], run
+) -> None:
+    good, *_ = sorted((pages / "test").rglob("*.jpg"))
+    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.4 cut")
+    csv_file, output = tmp_path / "pages.csv", tmp_path / "out" / "predictions.csv"
+    csv_file.write_text(f"image\nnone.png\n{good}\nbad.pdf\nnone.png\n", encoding="utf-8")
+    options = ["--model_path", finished[0], "--output", output, "--thumbnails", "0"]
+    code, said = run("predict", "--csv", csv_file, *options)
+    assert code == 1, said
+    with output.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["image"], bool(row["class"])) for row in rows] == [
+        (f"{good.resolve()}#1", True),
+        ("none.png", False),
+        ("bad.pdf", False),
+        ("none.png", False),
+    ]
+    for line, row in zip((2, 4, 5), rows[1:], strict=True):
+        assert row["problem"].startswith(f"{csv_file}, line {line}: ")
+        assert f"left out: {row['problem']}" in said
+    assert "1 pages, 3 could not be read" in said
+    shutil.rmtree(output.parent)
+    csv_file.write_text("image\nnone.png\n", encoding="utf-8")
+    code, said = run("predict", "--csv", csv_file, *options)
+    assert code == 2
+    assert f"nothing to classify: {csv_file}, line 2: no such file: none.png" in said
+    assert not output.parent.exists()
+
+
 def test_predict_reads_every_kind_of_page_and_goes_on_after_a_bad_one(
     tmp_path: Path, pages: Path, finished: tuple[Path, str], run
 ) -> None:

@@ -145,6 +145,13 @@ def test_runs_that_are_not_done_are_listed_with_the_reason(sweep: Path) -> None:
         assert trouble
 
 
+def test_a_failed_run_is_listed_with_its_reason(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path / "a")
+    record.start(CONFIG)
+    record.close(status="failed", reason="2 pictures cannot be used:\n  a.png: empty\n  b.png: empty")
+    assert find_runs([tmp_path])[0].trouble == "2 pictures cannot be used:"
+
+
 def test_a_run_that_somebody_works_on_is_not_called_killed(tmp_path: Path) -> None:
     record = RunRecord(tmp_path / "a")
     record.start(CONFIG)

@@ -29,6 +29,17 @@ def test_durations_read_well() -> None:
     assert [format_duration(s) for s in (None, 0.4, 59.6, 3725)] == ["?", "0:00:00", "0:01:00", "1:02:05"]
 
 
+def test_what_the_terminal_need_not_say_is_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(log_file=tmp_path / "train.log")
+    try:
+        logging.getLogger("mlcore.x").debug("why")
+        logging.getLogger("apps.x").info("what")
+    finally:
+        setup_logging(is_main=False)
+    assert [line.split()[1] for line in (tmp_path / "train.log").read_text("utf-8").splitlines()] == ["why", "what"]
+    assert capsys.readouterr().out.split()[1:] == ["what"]
+
+
 def test_logs_hold_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123")
     setup_logging(log_file=tmp_path / "train.log")

@@ -11,7 +11,15 @@ import torch
 
 from mlcore import files
 from mlcore.errors import UserError
-from mlcore.files import atomic_write, ensure_folder, format_bytes, free_bytes, remove_leftovers, write_text
+from mlcore.files import (
+    atomic_write,
+    ensure_folder,
+    format_bytes,
+    free_bytes,
+    output_folder,
+    remove_leftovers,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -139,6 +147,35 @@ def test_missing_folder_and_folder_that_is_a_file(tmp_path: Path) -> None:
         ensure_folder(tmp_path / "file")
     with pytest.raises(UserError, match="file"):
         ensure_folder(tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("kept", [None, "mine.txt", "new/mine.txt"])
+def test_of_a_block_that_raises_no_empty_folder_stays(tmp_path: Path, kept: str | None) -> None:
+    def work(folder: Path) -> None:
+        assert folder.is_dir()
+        if kept is not None:
+            (tmp_path / kept).touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / "new" / "newer") as folder:
+        work(folder)
+    assert names(tmp_path) == ([] if kept is None else [kept.partition("/")[0]])
+    assert not folder.exists()
+
+
+def test_output_folders_stay_with_what_was_there_and_what_was_written(tmp_path: Path) -> None:
+    with output_folder(tmp_path / "new" / "newer"):
+        pass
+    with pytest.raises(UserError, match="mine"), output_folder(tmp_path / "new"):
+        raise UserError("mine")
+    assert (tmp_path / "new" / "newer").is_dir()
+
+
+def test_an_output_that_cannot_be_made_leaves_no_folder_above_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="must exist and be a folder"), output_folder(tmp_path / "file" / "new"):
+        pass
+    assert names(tmp_path) == ["file"]
 
 
 def test_ensure_folder_creates_parents_and_leaves_no_probe(tmp_path: Path) -> None:

@@ -105,6 +105,12 @@ def test_a_dead_server_costs_one_warning_and_the_next_process_uploads_all(
     assert s3_server.keys() == keys(COPIED)
 
 
+def test_the_complaint_names_the_flag_that_uploads_the_rest(tmp_path: Path) -> None:
+    copied = Copied(ADDRESS, {"summary.json": "denied"}, again="--output_dir")
+    assert f"the same command with --output_dir {tmp_path} uploads it" in copied.complaint(tmp_path)
+    assert Copied(ADDRESS, {}).complaint(tmp_path) == ""
+
+
 def watched(monkeypatch: pytest.MonkeyPatch, event: str, act: Callable[[], None]) -> None:
     """Call `act` before each request of this kind."""
     real_client = storage._client

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mlcore.errors import UserError
-from mlcore.runs import RunRecord, choose_run_folder, config_differences, is_locked
+from mlcore.runs import RunRecord, choose_run_folder, config_differences, is_locked, reason_of
 
 CONFIG: dict[str, Any] = {"train": {"lr": 0.1}, "run": {"seed": 0, "num_workers": 2, "resume": "auto"}}
 
@@ -95,6 +95,22 @@ def test_record_says_how_a_run_ended(tmp_path: Path) -> None:
     record = json.loads((folder / "run.json").read_text("utf-8"))
     assert record["status"] == "interrupted"
     assert record["config"] == CONFIG
+
+
+def test_record_says_why_a_run_failed_until_it_is_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123")
+    for error, reason in (
+        (UserError("a.csv, line 2: no such file"), "a.csv, line 2: no such file"),
+        (KeyError("0123456789abcdef0123"), "KeyError: '***'"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+    ):
+        record = RunRecord(tmp_path / "mine")
+        record.start(CONFIG)
+        assert "reason" not in json.loads((record.folder / "run.json").read_text("utf-8"))
+        record.close(status="failed", reason=reason_of(error))
+        assert json.loads((record.folder / "run.json").read_text("utf-8"))["reason"] == reason
 
 
 def test_differences_name_key_and_both_values() -> None:

@@ -71,6 +71,13 @@ def test_objects_of_other_programs_have_no_checksum_and_are_taken(s3_server: Any
     assert fetch("s3://models/a", cache_dir=tmp_path).read_bytes() == b"content"
 
 
+def test_an_object_of_another_program_is_refused_where_the_server_knows_better(s3_server: Any, tmp_path: Path) -> None:
+    boto3.client("s3").put_object(Bucket="models", Key="a", Body=b"content", ChecksumCRC32="AAAAAA==")
+    with pytest.raises(StorageError, match=r"s3://models/a: damaged.*wrong checksum"):
+        fetch("s3://models/a", cache_dir=tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_denied(s3_server: Any, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upload(model, "s3://models/a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong secret")
@@ -83,6 +90,32 @@ def test_denied(s3_server: Any, tmp_path: Path, model: Path, monkeypatch: pytest
     with pytest.raises(StorageError, match=message):
         check_bucket("models")
     assert not (tmp_path / "cache").exists()
+
+
+def test_credentials_renewed_in_a_file_are_taken(
+    s3_server: Any, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    credentials = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
+    text = "[default]\naws_access_key_id = tester\naws_secret_access_key = {}\n"
+    credentials.write_text(text.format("expired"))
+    with pytest.raises(StorageError, match="access denied"):
+        upload(model, "s3://models/a")
+    credentials.write_text(text.format("testing123"))
+    upload(model, "s3://models/a")
+    assert (s3_server.root / "models" / "a").read_bytes() == model.read_bytes()
+
+
+def test_a_failure_does_not_make_the_next_request_costly(s3_server: Any, model: Path) -> None:
+    """A new session would read megabytes of descriptions, beside the training, for each file that is refused."""
+    check_bucket("models")
+    before = storage._session()
+    for place in ("s3://modles/a", "s3://modles/b"):
+        with pytest.raises(StorageError, match="there is no bucket"):
+            upload(model, place)
+    assert storage._session() is before
 
 
 def test_missing_bucket_and_missing_object(s3_server: Any, tmp_path: Path, model: Path) -> None:

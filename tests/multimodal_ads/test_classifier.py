@@ -54,7 +54,7 @@ def test_attention_pooling_is_attention_with_one_query_for_each_head() -> None:
 
 def test_pooling_that_cannot_be_says_what_can() -> None:
     with pytest.raises(UserError, match="pooling=mean"):
-        SummaryPooling()(tokens())
+        SummaryPooling(has_summary=False)
     with pytest.raises(UserError, match="num_heads=3"):
         AttentionPooling(8, num_heads=3)
 

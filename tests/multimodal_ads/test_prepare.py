@@ -2,6 +2,7 @@
 
 import csv
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_paths_relative_to_base_dir(pictures: Path, tmp_path: Path) -> None:
     assert len(read(tmp_path / "out", base_dir=tmp_path)["train"]) == 20
     with pytest.raises(UserError, match="is outside of --base_dir"):
         prepare_data(Sources(train=pictures), tmp_path / "again", Preparation(base_dir=tmp_path / "out"))
-    assert not list((tmp_path / "again").iterdir())
+    assert not (tmp_path / "again").exists()
 
 
 def test_copies_go_to_one_part(pictures: Path, tmp_path: Path) -> None:
@@ -144,8 +145,8 @@ def test_tables_given_for_parts_stay(pictures: Path, tmp_path: Path) -> None:
 )
 def test_what_cannot_be_used(pictures: Path, tmp_path: Path, settings: Preparation, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        prepare_data(Sources(train=table(pictures, "all.csv", range(30))), tmp_path / "out", settings)
-    assert not list((tmp_path / "out").iterdir())
+        prepare_data(Sources(train=table(pictures, "all.csv", range(30))), tmp_path / "out" / "deeper", settings)
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_class_folder(pictures: Path, tmp_path: Path) -> None:
@@ -160,6 +161,18 @@ def test_tables_are_not_written_over(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"val\.csv: exists already"):
         prepare_data(Sources(train=pictures), tmp_path, Preparation())
     assert (tmp_path / "val.csv").read_text(encoding="utf-8") == "mine"
+
+
+def test_all_tables_are_written_or_none(pictures: Path, tmp_path: Path) -> None:
+    """The table of the training pictures, which is the largest and the last, does not fit."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"train\.csv"):
+            prepare_data(Sources(train=pictures), tmp_path / "out", Preparation(base_dir=tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "out").exists()
 
 
 def test_unreadable_images(pictures: Path, tmp_path: Path) -> None:
@@ -200,6 +213,14 @@ def test_ocr_goes_on_where_it_stopped(pictures: Path, tmp_path: Path, tesseract:
     parts = prepare_data(Sources(train=pictures), tmp_path / "out", settings)
     assert {row.text for rows in parts.values() for row in rows} == {"SALE kor+eng"}
     assert runs(tesseract) - before == 29 - done
+
+
+def test_ocr_that_finds_nothing_leaves_nothing(pictures: Path, tmp_path: Path, tesseract: Path) -> None:
+    for path in pictures.rglob("*.jpg"):
+        path.write_bytes(b"broken")
+    with pytest.raises(UserError, match="not an image"):
+        prepare_data(Sources(train=pictures), tmp_path / "out", Preparation(ocr=True))
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_languages_are_looked_for_again(pictures: Path, tmp_path: Path, tesseract: Path) -> None:

@@ -303,6 +303,25 @@ def test_a_random_backbone_has_to_be_trained(ads: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_backbone_without_a_summary_is_refused_before_the_run_begins(ads: Path, tmp_path: Path) -> None:
+    settings = shlex.split("vision_encoder.kind=timm vision_encoder.model=resnet10t vision_encoder.pretrained=false")
+    settings += shlex.split("train.freeze_backbone=false train.finetune_layers=-1 pooling=cls --cache off")
+    code, said = run("train", *SMALL, *settings, "--base_dir", ads, "--output_dir", tmp_path / "run")
+    assert code == 2
+    assert "pooling=cls: this backbone has no summary" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_judged_without_texts_are_told_once(ads: Path, finished: Path) -> None:
+    pictures = sorted((ads / "images").iterdir())[:3]
+    command = ["predict", "--model_path", finished / "checkpoint_best.ckpt", "--batch_size", "1", "--device", "cpu"]
+    warning = "every picture is judged without its text"
+    for given, count in ((pictures, 1), ([*pictures, "--text", "50 % off"], 0), (["--csv", ads / "test.csv"], 0)):
+        code, said = run(*command, *given)  # type: ignore[misc,arg-type]
+        assert code == 0, said
+        assert said.count(warning) == count
+
+
 def test_ablations_are_trained_and_compared(ads: Path, backbone: list[str], tmp_path: Path) -> None:
     folder = train(tmp_path / "run", *backbone, "--base_dir", ads, "--ablations", "--epochs", "1")
     summary = json.loads((folder / "summary.json").read_text("utf-8"))

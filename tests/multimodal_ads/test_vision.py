@@ -208,6 +208,13 @@ def test_random_start_needs_no_files_and_follows_the_seed() -> None:
     )
 
 
+@pytest.mark.parametrize(("name", "expected"), [("test_vit", True), ("test_vit4", False), ("test_convnext", False)])
+def test_timm_models_with_a_class_token_have_a_summary(name: str, expected: bool) -> None:
+    encoder = load_vision(VisionEncoderConfig(kind="timm", model=name, pretrained=False)).eval()
+    summary = encoder(encoder.processor([np.zeros((9, 9, 3), np.uint8)])).summary
+    assert encoder.has_summary == (summary is not None) == expected
+
+
 def test_timm_models_of_a_fixed_size_start_at_another(pictures: list[NDArray[np.uint8]]) -> None:
     settings = {"kind": "timm", "model": "vit_tiny_patch16_224", "image_size": (32, 64)}
     encoder = load_vision(VisionEncoderConfig(**settings, pretrained=False)).eval()  # type: ignore[arg-type]
@@ -230,7 +237,9 @@ def test_pictures_of_any_shape(kind: str, hub_folder: Any) -> None:
     shapes = [(1, 1), (1, 2000), (2000, 1), (3, 3), (3, 1)]
     pixels = encoder.processor([np.full((*shape, 3), 77, np.uint8) for shape in shapes])
     with torch.no_grad():
-        assert encoder(pixels).values.isfinite().all()
+        tokens = encoder(pixels)
+    assert tokens.values.isfinite().all()
+    assert encoder.has_summary == (tokens.summary is not None) == (kind != "timm")
 
 
 def test_checkpointing_gives_the_same_gradients(hub_folder: Any, pictures: list[NDArray[np.uint8]]) -> None:

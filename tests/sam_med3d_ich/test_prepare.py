@@ -128,7 +128,7 @@ def test_errors_leave_nothing_behind(nifti: Path, tmp_path: Path) -> None:
         prepare_data(nifti, tmp_path / "out", Preparation())
     (nifti / "labels/case 7.nii.gz").write_bytes(b"no")
     with pytest.raises(UserError, match=r"case 7\.nii\.gz: damaged"):
-        prepare_data(nifti, tmp_path / "out", Preparation())
+        prepare_data(nifti, tmp_path / "deep" / "er" / "out", Preparation())
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 

@@ -21,7 +21,11 @@ __all__ = ["class_names", "label_of", "normal", "read_table"]
 
 
 def read_table(
-    path: Path, *, classes: Sequence[str] | None = None, labelled: bool = True
+    path: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    labelled: bool = True,
+    unusable: list[tuple[str, str]] | None = None,
 ) -> tuple[list[Page], tuple[str, ...]]:
     """Read a table.
 
@@ -29,6 +33,8 @@ def read_table(
         path: The CSV file, UTF-8 with or without byte order mark.
         classes: Names of the classes in order, as training had them; None: those that are in this table.
         labelled: Without it the label column may be missing and is not looked at; every label is None.
+        unusable: Rows that name no page, or one that another row has, are left out and added to it: what is in the
+            column image, and the reason with the line. None: such rows are an error.
 
     Returns:
         Pages in file order, and the class names; a page's label is an index into them.
@@ -48,11 +54,14 @@ def read_table(
             if labelled and not values["label"]:
                 raise UserError("the label is empty")
         except UserError as error:
-            problems.append(f"line {line}: {error}")
+            if unusable is None:
+                problems.append(f"line {line}: {error}")
+            else:
+                unusable.append((values["image"], f"{path}, line {line}: {error}"))
             continue
         page = replace(page, origin=f"{path}, line {line}", group=values.get("group", ""))
         found.append((page, normal(values["label"]) if labelled else ""))
-    if not found and not problems:
+    if not found and not problems and not unusable:
         raise UserError(f"{path}: no rows below the header")
     if not labelled:
         names = tuple(classes or ())

@@ -29,13 +29,14 @@ from apps.doc_ensemble.splits import Splits, load_splits
 from mlcore.app import runs_folder
 from mlcore.assemble import configure_torch
 from mlcore.cli.spec import Invocation
+from mlcore.conclusion import write_pages
 from mlcore.config.dump import to_values, to_yaml
 from mlcore.console import setup_logging
 from mlcore.distributed import pick_device
 from mlcore.errors import UserError
 from mlcore.files import write_text
-from mlcore.mirror import Copied, mirror_of
-from mlcore.runs import RunRecord, choose_run_folder
+from mlcore.mirror import Copied, RunMirror, mirror_of
+from mlcore.runs import RunRecord, choose_run_folder, reason_of
 from mlcore.session import run as run_session
 
 __all__ = ["compare", "run"]
@@ -132,9 +133,8 @@ def _run_in_folder(invocation: Invocation[DocConfig], settings: EnsembleConfig, 
     )
     record = RunRecord(place.path)
     setup_logging(log_file=place.path / "train.log")
-    upload_to, root = config.checkpoint.upload_to, runs_folder(APP)
-    mirror = mirror_of(place.path, upload_to=upload_to, app=APP.name, root=root, name=f"ensembles/{name}")
-    status = "failed"
+    mirror = _mirror(config, place.path, name)
+    status, pages, reason = "failed", None, None
     try:
         prepared = _prepare(invocation, settings, sources)  # what cannot be is refused before anything is written
         record.start(values)
@@ -144,16 +144,32 @@ def _run_in_folder(invocation: Invocation[DocConfig], settings: EnsembleConfig, 
         begun = time.perf_counter()
         experiment = _conduct(invocation, settings, sources, prepared, folder=place.path)
         facts = _facts(invocation, values, name, seconds=time.perf_counter() - begun)
-        record_experiment(experiment, folder=place.path, data=prepared.data, facts=facts)
+        pages = record_experiment(experiment, folder=place.path, data=prepared.data, facts=facts)
+        report = write_pages(pages, folder=place.path, copied=None if mirror is None else Copied(mirror.address, {}))
+        print(f"report: {report}")
         status = "finished"
-    except KeyboardInterrupt:
-        status = "interrupted"
+    except BaseException as error:
+        status, reason = "interrupted" if isinstance(error, KeyboardInterrupt) else status, reason_of(error)
+        _log.debug("the experiment failed: %s", reason, exc_info=not isinstance(error, UserError))  # for train.log
         raise
     finally:
-        record.end(status=status)
+        record.end(status=status, reason=reason)
         if mirror is not None:
-            _say(mirror.close(status=status), place.path)
-        record.close(status=status)
+            copied = mirror.close(status=status)
+            if copied.missing and pages is not None:
+                write_pages(pages, folder=place.path, copied=copied)
+        record.close(status=status, reason=reason)
+
+
+def _mirror(config: DocConfig, folder: Path, name: str) -> RunMirror | None:
+    return mirror_of(
+        folder,
+        upload_to=config.checkpoint.upload_to,
+        app=APP.name,
+        root=runs_folder(APP),
+        name=f"ensembles/{name}",
+        again="--output_dir",  # --resume is for the members that are trained
+    )
 
 
 def _facts(invocation: Invocation[DocConfig], values: Mapping[str, Any], name: str, *, seconds: float) -> Facts:
@@ -276,10 +292,3 @@ def _judge(
         scratch=scratch,
         batch_size=config.train.eval_batch_size or config.train.batch_size,
     )
-
-
-def _say(copied: Copied, folder: Path) -> None:
-    if copied.missing:
-        print(f"Not uploaded to {copied.to}: {', '.join(copied.missing)}. Nothing is lost: all is in {folder}.")
-    else:
-        print(f"copy: {copied.to}")

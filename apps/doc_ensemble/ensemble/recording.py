@@ -27,10 +27,10 @@ from apps.doc_ensemble.ensemble.writing import (
     write_ensemble_predictions,
     write_tta_predictions,
 )
+from mlcore.conclusion import Pages
 from mlcore.console import format_duration
-from mlcore.files import write_json
 from mlcore.metrics.classification import ClassificationReport
-from mlcore.report import Headline, RunReport, describe_environment, write_report
+from mlcore.report import Headline, RunReport, describe_environment
 
 __all__ = ["Experiment", "Facts", "record_experiment"]
 
@@ -97,8 +97,8 @@ class Facts:
     seed: int
 
 
-def record_experiment(experiment: Experiment, *, folder: Path, data: DocConfig, facts: Facts) -> Path:
-    """Write all files, and print the methods.
+def record_experiment(experiment: Experiment, *, folder: Path, data: DocConfig, facts: Facts) -> Pages:
+    """Write predictions, tables and pictures, and print the methods.
 
     Args:
         experiment: What was compared.
@@ -107,7 +107,7 @@ def record_experiment(experiment: Experiment, *, folder: Path, data: DocConfig, 
         facts: For the report.
 
     Returns:
-        The path of `report.html`.
+        What summary and report say.
 
     Raises:
         UserError: A file cannot be written.
@@ -125,9 +125,9 @@ def record_experiment(experiment: Experiment, *, folder: Path, data: DocConfig, 
     if len(experiment.sources) > 1:
         sections += cost_sections(judgement, folder=folder, seed=facts.seed)
         sections.append(disagreement_section(judgement, split=experiment.split))
-    _write_summary(experiment, reports, facts, folder)
-    path = write_report(
-        folder,
+    print(_printed(experiment))
+    return Pages(
+        summary=_summary(experiment, reports, facts),
         report=RunReport(
             title=f"Document ensemble: {facts.name}",
             subtitle=_subtitle(experiment),
@@ -138,9 +138,6 @@ def record_experiment(experiment: Experiment, *, folder: Path, data: DocConfig, 
             environment={**describe_environment(facts.device), "judging took": format_duration(facts.seconds)},
         ),
     )
-    print(_printed(experiment))
-    print(f"report: {path}")
-    return path
 
 
 def _write_predictions(experiment: Experiment, chosen: Outcome, folder: Path) -> None:
@@ -188,38 +185,33 @@ def _member_facts(experiment: Experiment, used: Sequence[float] | None) -> list[
     ]
 
 
-def _write_summary(
-    experiment: Experiment, reports: Mapping[str, ClassificationReport], facts: Facts, folder: Path
-) -> None:
+def _summary(experiment: Experiment, reports: Mapping[str, ClassificationReport], facts: Facts) -> dict[str, Any]:
     """In the shape of a training run's, so that runs and ensembles can be compared with each other."""
     best = best_member(experiment.outcomes)
     results = {split: {"n": report.samples, **report.scalars()} for split, report in reports.items()}
-    write_json(
-        folder / "summary.json",
-        {
-            "status": "finished",
-            "monitor": {"metric": "macro_f1", "mode": "max", "best": results["val"]["macro_f1"]},
-            "results_of_best_checkpoint": results,
-            "progress": {"seconds": facts.seconds, "step": 0},
-            "demo": facts.demo,
-            "method": experiment.chosen,
-            "tta": experiment.tta,
-            "best_member": best,
-            "members": list(experiment.judgement.member_names),
-            "methods": [
-                {
-                    "method": o.method.name,
-                    "kind": o.method.kind,
-                    "tta": o.tta,
-                    "pages": o.judged_on,
-                    "accuracy": o.accuracy,
-                    "macro_f1": o.macro_f1,
-                    "log_loss": o.log_loss,
-                }
-                for o in experiment.outcomes
-            ],
-        },
-    )
+    return {
+        "status": "finished",
+        "monitor": {"metric": "macro_f1", "mode": "max", "best": results["val"]["macro_f1"]},
+        "results_of_best_checkpoint": results,
+        "progress": {"seconds": facts.seconds, "step": 0},
+        "demo": facts.demo,
+        "method": experiment.chosen,
+        "tta": experiment.tta,
+        "best_member": best,
+        "members": list(experiment.judgement.member_names),
+        "methods": [
+            {
+                "method": o.method.name,
+                "kind": o.method.kind,
+                "tta": o.tta,
+                "pages": o.judged_on,
+                "accuracy": o.accuracy,
+                "macro_f1": o.macro_f1,
+                "log_loss": o.log_loss,
+            }
+            for o in experiment.outcomes
+        ],
+    }
 
 
 def _subtitle(experiment: Experiment) -> str:

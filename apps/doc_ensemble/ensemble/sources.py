@@ -75,7 +75,7 @@ def find_sources(settings: EnsembleConfig) -> tuple[Source, ...]:
     sources = []
     for place in places:
         parts = tuple(CheckpointMember(place.name, path) for path in place.files)
-        name = place.name or _unused(f"{parts[0].config.model.name}{place.suffix}", taken)
+        name = place.name or _unused(f"{parts[0].config.model.title}{place.suffix}", taken)
         for number, part in enumerate(parts, 1):
             part.name = name if len(parts) == 1 else f"{name}, fold {number}"
         sources.append(Source(name=name, parts=parts, weight=place.weight, job=place.job, whole=place.whole))

@@ -85,6 +85,8 @@ def recognise(rows: Sequence[AdRow], *, languages: str, max_pixels: int, record:
                     file.flush()
     finally:
         pool.shutdown(cancel_futures=True)
+        if record.exists() and not record.stat().st_size:
+            record.unlink()  # it says nothing
     return texts
 
 

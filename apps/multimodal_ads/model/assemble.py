@@ -100,7 +100,7 @@ def make_parts(config: AdsConfig, *, device: torch.device) -> Parts:
         config=config,
         vision=vision if vision is None else _prepare(vision, config),
         base_digest=digest,
-        pooling=None if vision is None else _pooling(config.pooling, vision.width),
+        pooling=None if vision is None else _pooling(config.pooling, vision),
         text=text,
         text_width=None if text is None else text.width,
     )
@@ -136,7 +136,7 @@ def _prepare(vision: VisionEncoder, config: AdsConfig) -> VisionEncoder:
     return vision
 
 
-def _pooling(config: PoolingConfig, width: int) -> nn.Module:
+def _pooling(config: PoolingConfig, vision: VisionEncoder) -> nn.Module:
     if config.name == "attention":
-        return AttentionPooling(width, num_heads=config.num_heads)
-    return MeanPooling() if config.name == "mean" else SummaryPooling()
+        return AttentionPooling(vision.width, num_heads=config.num_heads)
+    return MeanPooling() if config.name == "mean" else SummaryPooling(has_summary=vision.has_summary)

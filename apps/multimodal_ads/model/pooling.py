@@ -19,19 +19,26 @@ class MeanPooling(nn.Module):
 
 
 class SummaryPooling(nn.Module):
-    """The backbone's own summary: its CLS token, or SigLIP's pooled output."""
+    """The backbone's own summary: its CLS token, or SigLIP's pooled output.
 
-    def forward(self, tokens: Tokens) -> Tensor:
-        """[B, D].
+    Args:
+        has_summary: Whether the backbone has one.
 
-        Raises:
-            UserError: The backbone has none.
-        """
-        if tokens.summary is None:
+    Raises:
+        UserError: It has none.
+    """
+
+    def __init__(self, *, has_summary: bool) -> None:
+        super().__init__()
+        if not has_summary:
             raise UserError(
                 "pooling=cls: this backbone has no summary token (convolutional networks have none); "
                 "choose pooling=mean or pooling=attention"
             )
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """[B, D]."""
+        assert tokens.summary is not None  # noqa: S101 - the backbone has one
         return tokens.summary
 
 

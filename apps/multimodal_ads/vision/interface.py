@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-__all__ = ["Processor", "Tokens", "VisionEncoder"]
+__all__ = ["Processor", "Run", "Tokens", "VisionEncoder"]
 
 
 class Tokens(NamedTuple):
@@ -23,6 +23,18 @@ class Tokens(NamedTuple):
     values: Tensor
     mask: Tensor | None
     summary: Tensor | None
+
+
+class Run(NamedTuple):
+    """How a library's module is called.
+
+    Attributes:
+        call: `call(backbone, pixels)`.
+        has_summary: Whether the tokens come with a summary.
+    """
+
+    call: Callable[[nn.Module, Mapping[str, Tensor]], Tokens]
+    has_summary: bool
 
 
 class Processor(Protocol):
@@ -50,7 +62,7 @@ class VisionEncoder(nn.Module):
 
     Args:
         backbone: The library's module.
-        run: Calls it: `run(backbone, pixels) -> Tokens`.
+        run: Calls it.
         architecture: Text that differs whenever a setting differs that the library built `backbone` from: equal
             weights in another architecture are another function.
         width: D, features of a token.
@@ -65,7 +77,7 @@ class VisionEncoder(nn.Module):
         self,
         backbone: nn.Module,
         *,
-        run: Callable[[nn.Module, Mapping[str, Tensor]], Tokens],
+        run: Run,
         architecture: str,
         width: int,
         blocks: Sequence[tuple[nn.Module, Sequence[str]]],
@@ -82,7 +94,8 @@ class VisionEncoder(nn.Module):
         self.blocks = [block for block, _ in blocks]
         self.projections = [list(names) for _, names in blocks]
         self.tail = list(tail)
-        self._run = run
+        self.has_summary = run.has_summary
+        self._run = run.call
         self._use_checkpointing = use_checkpointing
 
     def forward(self, pixels: Mapping[str, Tensor]) -> Tokens:

@@ -16,7 +16,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from apps.multimodal_ads.config import VisionEncoderConfig
-from apps.multimodal_ads.vision.interface import Tokens, VisionEncoder
+from apps.multimodal_ads.vision.interface import Run, Tokens, VisionEncoder
 from mlcore.errors import UserError
 from mlcore.hub import find_model, plain_arguments, read_json, read_weights
 
@@ -183,7 +183,7 @@ def _drop_head(model: nn.Module, name: str, *, size: tuple[int, int], arguments:
     Which parts these are shows in a backward pass on the meta device, whatever the architecture calls them.
 
     Returns:
-        The layout of the features ("maps", "maps_last" or "tokens") and their width.
+        The layout of the features ("maps", "maps_last", "tokens" or "class_token") and their width.
     """
     with torch.device("meta"):
         twin: Any = model if next(model.parameters()).is_meta else timm.create_model(name, **arguments)
@@ -197,7 +197,8 @@ def _drop_head(model: nn.Module, name: str, *, size: tuple[int, int], arguments:
         if key not in used and next(child.parameters(), None) is not None:
             setattr(model, key, nn.Identity())
     if features.ndim == 3:
-        return "tokens", features.shape[2]
+        has_class = getattr(model, "cls_token", None) is not None and _extra_tokens(model) > 0
+        return "class_token" if has_class else "tokens", features.shape[2]
     channels = int(model.num_features)  # type: ignore[arg-type]
     return ("maps", channels) if features.shape[1] == channels else ("maps_last", features.shape[3])
 
@@ -226,12 +227,25 @@ def _run_maps_last(model: nn.Module, pixels: Mapping[str, Tensor]) -> Tokens:
 
 def _run_tokens(model: nn.Module, pixels: Mapping[str, Tensor]) -> Tokens:
     tokens: Tensor = model.forward_features(pixels["pixel_values"])  # type: ignore[operator]  # [B, N, D]
-    extra = int(getattr(model, "num_prefix_tokens", 0))
-    has_class = getattr(model, "cls_token", None) is not None and extra > 0
-    return Tokens(tokens[:, extra:], None, tokens[:, 0] if has_class else None)
+    return Tokens(tokens[:, _extra_tokens(model) :], None, None)
 
 
-_RUN = {"maps": _run_maps, "maps_last": _run_maps_last, "tokens": _run_tokens}
+def _run_class_token(model: nn.Module, pixels: Mapping[str, Tensor]) -> Tokens:
+    tokens: Tensor = model.forward_features(pixels["pixel_values"])  # type: ignore[operator]  # [B, N, D]
+    return Tokens(tokens[:, _extra_tokens(model) :], None, tokens[:, 0])
+
+
+def _extra_tokens(model: nn.Module) -> int:
+    """How many tokens come before those of the patches."""
+    return int(getattr(model, "num_prefix_tokens", 0))
+
+
+_RUN = {
+    "maps": Run(_run_maps, has_summary=False),
+    "maps_last": Run(_run_maps_last, has_summary=False),
+    "tokens": Run(_run_tokens, has_summary=False),
+    "class_token": Run(_run_class_token, has_summary=True),
+}
 
 
 def _use_checkpointing(model: nn.Module) -> None:

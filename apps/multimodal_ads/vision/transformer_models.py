@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from apps.multimodal_ads.config import VisionEncoderConfig
-from apps.multimodal_ads.vision.interface import Tokens, VisionEncoder
+from apps.multimodal_ads.vision.interface import Run, Tokens, VisionEncoder
 from apps.multimodal_ads.vision.processors import HubProcessor, processor_settings
 from apps.multimodal_ads.vision.published import PUBLISHED, Published
 from mlcore.errors import UserError
@@ -49,7 +49,7 @@ class _Family:
         arguments: Further arguments of `model`.
         layers: Where the list of layers is.
         attention: Name of the attention in a layer.
-        run: Calls the model.
+        run: Calls the model; all of them have a summary.
     """
 
     config: type[PreTrainedConfig]
@@ -188,7 +188,7 @@ def _encoder(model: PreTrainedModel, kind: str, processor: HubProcessor) -> Visi
     tail = [module for name, module in model.named_children() if name in {"post_layernorm", "layernorm", "head"}]
     return VisionEncoder(
         model,
-        run=family.run,
+        run=Run(family.run, has_summary=True),
         architecture=_described(family, model.config),
         width=int(model.config.hidden_size),
         blocks=[

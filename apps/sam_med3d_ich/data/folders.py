@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlcore.errors import UserError
-from mlcore.files import ensure_folder
+from mlcore.files import output_folder
 
 __all__ = ["new_folder", "refuse_existing"]
 
@@ -22,18 +22,20 @@ def refuse_existing(target: Path) -> None:
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `target` that takes its name when the block ends, or goes if the block raises.
 
+    Folders above `target` that were made for it go with it.
+
     Raises:
         UserError: `target` exists and is not empty, or its parent cannot be written to.
     """
     refuse_existing(target)
-    parent = ensure_folder(target.absolute().parent)
-    temporary = parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
-    temporary.mkdir()
-    try:
-        yield temporary
-        refuse_existing(target)  # somebody else may have been quicker
-        with contextlib.suppress(FileNotFoundError):
-            target.rmdir()
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with output_folder(target.absolute().parent) as parent:
+        temporary = parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
+        temporary.mkdir()
+        try:
+            yield temporary
+            refuse_existing(target)  # somebody else may have been quicker
+            with contextlib.suppress(FileNotFoundError):
+                target.rmdir()
+            temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)

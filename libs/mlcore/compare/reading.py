@@ -96,7 +96,7 @@ def _read_run(folder: Path) -> Run:
         )
     trouble = {
         "interrupted": "interrupted; the same command continues it",
-        "failed": "failed; the reason is in train.log or on the terminal",
+        "failed": str(record["reason"]).partition("\n")[0] if "reason" in record else "failed",
     }.get(status, "")
     if status == "running":
         status = "running" if is_locked(folder) else "killed"

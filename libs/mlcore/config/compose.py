@@ -2,7 +2,8 @@
 
 Lowest to highest: defaults of the typed model, `default.yaml`, `demo.yaml` (where asked for), group choices,
 experiments, `--config` files, environment-backed settings, command line. A group choice made on the command line also
-decides *which* choice a section has; only the values inside its file rank as a group's.
+decides *which* choice a section has; only the values inside its file rank as a group's. What a preset says about
+another of its values (a field that `describes` one) goes with that value.
 """
 
 import os
@@ -131,7 +132,8 @@ class _Composer:
         for group, choice in groups.items():
             self._settings.select(group, choice)
         self._apply_overrides([pair for pair in request.overrides if pair[0] not in self._groups])
-        return self._settings.result()
+        values = self._settings.result()
+        return {path: value for path, value in values.items() if not self._is_stale(path, values)}
 
     def _apply(self, document: Document, rank: Rank, *, group: str | None = None) -> None:
         """Take a file; the keys of a group's choice are those of the group's section."""
@@ -215,6 +217,12 @@ class _Composer:
             found[leaf.path] = (leaf, text)
         for leaf, text in sorted(found.values(), key=lambda pair: not pair[0].meta.selects):
             self._put(leaf, Text(text), source)
+
+    def _is_stale(self, path: str, values: Mapping[str, Value]) -> bool:
+        """Whether a preset says this of another setting's value than the one that has won."""
+        section, described = path.rpartition(".")[0], self._table.leaves[path].meta.describes
+        other = None if described is None else values.get(f"{section}.{described}")
+        return other is not None and values[path].source.rank < min(Rank.FILE, other.source.rank)
 
     def _put(self, leaf: Leaf, raw: Any, source: Source, *, in_group: bool = False) -> None:
         value = interpolate(raw, self._environ, where=f"{source.where}: {leaf.path}")

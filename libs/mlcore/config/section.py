@@ -37,6 +37,8 @@ class Meta:
         bare: Text that the flag stands for when it is given without a value.
         selects: Choosing another value of this field from a higher-ranking source drops what lower-ranking sources said
             about the rest of the section for the previous choice.
+        describes: Another field of the section that the value is about. What a preset says here is dropped where a
+            higher-ranking source gives that field; what the user says here stays.
     """
 
     unit: str = ""
@@ -44,6 +46,7 @@ class Meta:
     env: str | None = None
     bare: str | None = None
     selects: bool = False
+    describes: str | None = None
 
 
 _NO_META = Meta()
@@ -58,6 +61,7 @@ def field(
     env: str | None = None,
     bare: str | None = None,
     selects: bool = False,
+    describes: str | None = None,
     **constraints: Any,
 ) -> Any:
     """Declare a field of a `Section`.
@@ -65,17 +69,18 @@ def field(
     Args:
         default: Default value; leave it out for a field that the user must give.
         description: What the value means, one sentence without a full stop.
-        unit: See `Meta`, as are `aliases`, `env`, `bare` and `selects`.
+        unit: See `Meta`, as are `aliases`, `env`, `bare`, `selects` and `describes`.
         aliases: Other names of the field.
         env: Environment variable behind the field.
         bare: Value of the flag when given alone.
         selects: Whether this field chooses what the rest of its section means.
+        describes: The field of its section that this one is about.
         **constraints: pydantic constraints such as ge, gt, le, lt, min_length, pattern.
 
     Returns:
         A pydantic field (typed `Any`, so that it can stand as a default of any type).
     """
-    meta = Meta(unit=unit, aliases=aliases, env=env, bare=bare, selects=selects)
+    meta = Meta(unit=unit, aliases=aliases, env=env, bare=bare, selects=selects, describes=describes)
     info: FieldInfo = Field(default, description=description, json_schema_extra={"unit": unit}, **constraints)
     info.metadata.append(meta)
     return info

@@ -29,6 +29,7 @@ class DataConfig(Section):
 class AugmentConfig(Section):
     strength: float = field(0.0, "Strength")
     rotate: float = field(0.0, "Rotation", unit="degrees")
+    title: str = field("", "What the strength is called", describes="strength")
 
 
 class ToyConfig(Section):
@@ -49,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
         "scheduler/cosine.yaml": "name: cosine\nT_max: 100\neta_min: 0.0\n",
         "scheduler/step.yaml": "name: step\nparams:\n  step_size: 30\n  gamma: 0.1\n",
         "augment/weak.yaml": "strength: 0.1\n",
-        "augment/strong.yaml": "strength: 0.9\n",
+        "augment/strong.yaml": "strength: 0.9\ntitle: much\n",
         "experiment/big.yaml": "defaults:\n  augment: strong\ntrain:\n  batch_size: 512\n  lr: 0.1\n",
         "experiment/long.yaml": "scheduler:\n  name: cosine\n  T_max: 7\naugment: weak\n",
     }
@@ -124,6 +125,27 @@ def test_later_override_of_one_setting_wins_by_any_of_its_names(folder: Path) ->
 def test_later_config_file_wins(folder: Path) -> None:
     files = [config_file(folder, "lr: 1", "a.yaml"), config_file(folder, '{"lr": 2}', "b.json")]
     assert run(folder, files=files).config.train.lr == 2.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text", "title"),
+    [
+        (["augment=strong"], "", "much"),
+        (["augment=strong", "rotate=3"], "", "much"),
+        (["augment=strong", "strength=0.5"], "", ""),  # the preset did not mean this strength
+        (["augment=strong"], "augment: {strength: 0.5}", ""),
+        (["augment=strong", "strength=0.5", "title=mine"], "", "mine"),
+        (["augment=strong", "strength=0.5"], "augment: {title: mine}", "mine"),  # the user's own word
+        (["experiment=big"], "", "much"),
+        (["experiment=big", "strength=0.5"], "", ""),
+    ],
+)
+def test_what_a_preset_says_of_a_value_goes_with_the_value(
+    folder: Path, overrides: list[str], text: str, title: str
+) -> None:
+    composed = run(folder, *overrides, files=[config_file(folder, text)] if text else [])
+    assert composed.config.augment.title == title
+    assert (composed.sources["augment.title"].rank is Rank.MODEL) == (title == "")
 
 
 def test_empty_environment_variable_is_as_good_as_none(folder: Path) -> None:
