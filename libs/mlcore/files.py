@@ -23,6 +23,7 @@ __all__ = [
     "format_bytes",
     "free_bytes",
     "output_folder",
+    "partial_folder",
     "remove_leftovers",
     "write_json",
     "write_text",
@@ -150,6 +151,24 @@ def output_folder(path: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # something is in it by now, or it was never made
                 folder.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def partial_folder(target: Path) -> Iterator[Path]:
+    """A new empty folder beside `target`, to be renamed once all is in it; it goes when the block ends otherwise.
+
+    Folders above `target` that were made for it go with it.
+
+    Raises:
+        UserError: The folder that `target` is in cannot be made or written to.
+    """
+    with output_folder(target.absolute().parent) as parent:
+        folder = parent / f".{target.name}.{uuid.uuid4().hex[:8]}{_SUFFIX}"
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> list[Path]:

@@ -97,7 +97,7 @@ def test_written_once_and_replaced_when_asked_for_others(tmp_path: Path) -> None
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
-    with pytest.raises(UserError, match="exists and is not empty"):
+    with pytest.raises(UserError, match="holds something that was not generated"):
         small(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

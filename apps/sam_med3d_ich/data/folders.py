@@ -1,13 +1,11 @@
 """A folder that appears complete or not at all."""
 
 import contextlib
-import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from mlcore.errors import UserError
-from mlcore.files import output_folder
+from mlcore.files import partial_folder
 
 __all__ = ["new_folder", "refuse_existing"]
 
@@ -28,14 +26,9 @@ def new_folder(target: Path) -> Iterator[Path]:
         UserError: `target` exists and is not empty, or its parent cannot be written to.
     """
     refuse_existing(target)
-    with output_folder(target.absolute().parent) as parent:
-        temporary = parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
-        temporary.mkdir()
-        try:
-            yield temporary
-            refuse_existing(target)  # somebody else may have been quicker
-            with contextlib.suppress(FileNotFoundError):
-                target.rmdir()
-            temporary.rename(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with partial_folder(target) as folder:
+        yield folder
+        refuse_existing(target)  # somebody else may have been quicker
+        with contextlib.suppress(FileNotFoundError):
+            target.rmdir()
+        folder.rename(target)

@@ -6,9 +6,7 @@ three irregular bleeds with a dark rim of oedema, the first of 4 to 60 mL (trial
 """
 
 import io
-import json
 import pickle
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from apps.sam_med3d_ich.data.folders import new_folder
 from apps.sam_med3d_ich.data.geometry import Spacing
 from apps.sam_med3d_ich.data.volume import write_nifti
-from mlcore.files import atomic_write, write_json, write_text
+from mlcore.data.generated import write_once
+from mlcore.files import atomic_write, write_text
 
 __all__ = ["PhantomFiles", "make_head", "write_phantoms"]
 
 Array = NDArray[np.float32]
 
 _FORMAT = 3  # goes up whenever the same arguments give other files
-_RECORD = "phantoms.json"
 _FIELD_MM = 192.0  # field of view that the sizes below are for; smaller ones get a smaller head
 _STORED_AS = (".pkl spacing", ".nii.gz", ".npz", ".pkl affine")  # each says how large its voxels are
 _AXES = ("RAS", "LPS", "LAS", "PIR", "SLA")
@@ -95,22 +92,18 @@ def write_phantoms(
     Raises:
         UserError: `folder` holds something else, or cannot be written to.
     """
-    settings: dict[str, object] = {"format": _FORMAT, "train": train, "validation": validation, "seed": seed}
-    settings |= {"shape": list(shape), "spacing": list(spacing)}
-    files = PhantomFiles(folder / "train.csv", folder / "val.csv", folder / "masks")
-    found = _recorded(folder)
-    if found == settings:
-        return files
-    if found is not None:  # phantoms of other arguments
-        shutil.rmtree(folder)
-    with new_folder(folder) as made:
+    request: dict[str, object] = {"format": _FORMAT, "train": train, "validation": validation, "seed": seed}
+    request |= {"shape": list(shape), "spacing": list(spacing)}
+
+    def write(made: Path) -> None:
         (made / "images").mkdir()
         (made / "masks").mkdir()
         for table, first, count in (("train.csv", 1, train), ("val.csv", train + 1, validation)):
             rows = _write_split(made, range(first, first + count), seed=seed, shape=shape, spacing=spacing)
             write_text(made / table, "\n".join(["path,ich,patient_id", *rows]) + "\n")
-        write_json(made / _RECORD, settings)
-    return files
+
+    write_once(folder, request, write)
+    return PhantomFiles(folder / "train.csv", folder / "val.csv", folder / "masks")
 
 
 def make_head(rng: np.random.Generator, *, bleeds: int, shape: tuple[int, int, int], spacing: Spacing) -> Head:
@@ -255,13 +248,6 @@ def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 # -------------------------------------------------------------------------------------------------------------- files
-
-
-def _recorded(folder: Path) -> object:
-    try:
-        return json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _write_split(

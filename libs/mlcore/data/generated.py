@@ -2,26 +2,25 @@
 
 import json
 import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mlcore.errors import UserError
-from mlcore.files import ensure_folder, write_json
+from mlcore.files import partial_folder, write_json
 
 __all__ = ["write_once"]
 
 _STAMP = "generated.json"
 
 
-def write_once(folder: Path, request: Mapping[str, int], write: Callable[[Path], None]) -> None:
+def write_once(folder: Path, request: Mapping[str, object], write: Callable[[Path], None]) -> None:
     """Fill `folder` through `write`, unless it holds the set of the same `request` already.
 
     The folder appears complete or not at all; of several processes that write the same set one is kept.
 
     Args:
         folder: Created, or replaced if it holds a generated set of another request.
-        request: What makes the set, down to the version of its format and its seed; kept in the folder.
+        request: What makes the set, down to the version of its format and its seed: plain JSON values, kept in it.
         write: Writes the set into the empty folder that it gets.
 
     Raises:
@@ -29,15 +28,10 @@ def write_once(folder: Path, request: Mapping[str, int], write: Callable[[Path],
     """
     if _request_of(folder) == request:
         return
-    parent = ensure_folder(folder.absolute().parent)
-    made = parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
-    made.mkdir()
-    try:
+    with partial_folder(folder) as made:
         write(made)
         write_json(made / _STAMP, dict(request))
         _put(made, folder, request)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 def _request_of(folder: Path) -> dict[str, object] | None:
@@ -49,11 +43,11 @@ def _request_of(folder: Path) -> dict[str, object] | None:
     except (OSError, ValueError):
         request = None
     if not isinstance(request, dict):
-        raise UserError(f"{folder}: holds something that was not generated; remove it, or set data.generated_dir")
+        raise UserError(f"{folder}: holds something that was not generated; remove it, or choose another folder")
     return request
 
 
-def _put(made: Path, folder: Path, request: Mapping[str, int]) -> None:
+def _put(made: Path, folder: Path, request: Mapping[str, object]) -> None:
     """Give the finished folder its name."""
     found = _request_of(folder)  # another process may have been quicker
     if found == request:
