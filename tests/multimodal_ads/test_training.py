@@ -344,7 +344,7 @@ def test_a_failing_ablation_leaves_the_runs_own_results(
         raise UserError("no such variant")
 
     with monkeypatch.context() as broken:
-        broken.setattr(_Session, "_train_variant", fail)
+        broken.setattr(_Session, "_train_other", fail)
         code, said = run("train", *settings)
     assert code == 2
     assert "no such variant" in said
