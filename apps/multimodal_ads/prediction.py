@@ -26,7 +26,7 @@ from mlcore.distributed import World, pick_device
 from mlcore.engine import autocast
 from mlcore.errors import UserError
 from mlcore.evaluator import Evaluator
-from mlcore.files import ensure_folder, write_json, write_text
+from mlcore.files import output_folder, write_json, write_text
 from mlcore.restore import run_folder
 
 _log = logging.getLogger(__name__)
@@ -66,14 +66,18 @@ def evaluate(request: TestRequest) -> int:
     """Judge a checkpoint on a labelled table and write results.json, test_predictions.json and test_report.md.
 
     Raises:
-        UserError: The checkpoint or the table cannot be used.
+        UserError: The checkpoint or the table cannot be used, or the folder cannot be written to.
     """
     setup_logging()
+    with output_folder(request.output_dir or run_folder(request.model_path) / f"test_{request.csv.stem}") as folder:
+        return _evaluate(request, folder)
+
+
+def _evaluate(request: TestRequest, folder: Path) -> int:
     rows = read_table(request.csv, base_dir=request.base_dir)
     restored = restore(request.model_path, device=pick_device(request.device))
     threshold, chosen_on = _threshold(request.threshold, request.model_path)
     predictions = predict_rows(restored, rows, batch_size=request.batch_size)
-    folder = ensure_folder(request.output_dir or run_folder(request.model_path) / f"test_{request.csv.stem}")
     figures = split_results(predictions, threshold=threshold)
     about = {"value": threshold, "chosen_on": chosen_on}
     write_json(folder / "results.json", {"threshold": about, "test": figures})
@@ -108,9 +112,14 @@ def predict(request: PredictRequest) -> int:
     """Score images and write a table; exit code 1 where some could not be read (they are in the table with the reason).
 
     Raises:
-        UserError: There is nothing to score, or the checkpoint cannot be used.
+        UserError: There is nothing to score, the checkpoint cannot be used, or the table cannot be written.
     """
     setup_logging()
+    with output_folder(request.output.absolute().parent):  # a place that cannot be written to is told before the work
+        return _predict(request)
+
+
+def _predict(request: PredictRequest) -> int:
     rows = _wanted(request)
     restored = restore(request.model_path, device=pick_device(request.device))
     _warn_without_texts(restored, rows)

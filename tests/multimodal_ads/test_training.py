@@ -322,6 +322,23 @@ def test_pictures_judged_without_texts_are_told_once(ads: Path, finished: Path) 
         assert said.count(warning) == count
 
 
+def test_a_place_that_cannot_be_written_to_is_told_before_the_work(ads: Path, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    model = ["--model_path", finished / "checkpoint_best.ckpt", "--csv", ads / "test.csv"]
+    for name, place in (
+        ("predict", ["--output", tmp_path / "file/a.csv"]),
+        ("test", ["--output_dir", tmp_path / "file/a"]),
+    ):
+        code, said = run(name, *model, *place)
+        assert code == 2
+        assert str(tmp_path / "file") in said
+        assert "batches" not in said
+        assert said.startswith("error: ")
+    code, said = run("predict", *model, tmp_path / "none.jpg", "--output", tmp_path / "new/folder/a.csv")
+    assert code == 2, said
+    assert not (tmp_path / "new").exists()
+
+
 def test_ablations_are_trained_and_compared(ads: Path, backbone: list[str], tmp_path: Path) -> None:
     folder = train(tmp_path / "run", *backbone, "--base_dir", ads, "--ablations", "--epochs", "1")
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
