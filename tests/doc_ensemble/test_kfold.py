@@ -69,6 +69,7 @@ def test_a_class_with_fewer_pages_than_folds_is_named(pages: Path, tiny: list[st
     assert not (tmp_path / "job").exists()
 
 
+@pytest.mark.slow
 def test_folds_that_ran_out_of_time_are_not_joined(pages: Path, tiny: list[str], run, tmp_path: Path) -> None:
     job = tmp_path / "job"
     settings = [*tiny, "--data_dir", pages, "kfold.folds=2", "--output_dir", job]

@@ -246,6 +246,7 @@ def test_a_run_does_not_go_on_with_another_backbone(
     assert (folder / "metrics.csv").read_bytes().startswith(before)
 
 
+@pytest.mark.slow
 def test_a_trial_keeps_no_features(ads: Path, backbone: list[str], tmp_path: Path) -> None:
     settings = [*SMALL, *backbone, "--base_dir", ads, CACHE.format(tmp_path)]
     code, said = run("train", *settings, "--dry_run")
@@ -339,6 +340,7 @@ def test_a_place_that_cannot_be_written_to_is_told_before_the_work(ads: Path, fi
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_ablations_are_trained_and_compared(ads: Path, backbone: list[str], tmp_path: Path) -> None:
     folder = train(tmp_path / "run", *backbone, "--base_dir", ads, "--ablations", "--epochs", "1")
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
