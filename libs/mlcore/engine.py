@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from mlcore.batch import MicroBatch
 from mlcore.distributed import World, all_reduce_sum, broadcast
 from mlcore.ledger import Ledger, Totals
-from mlcore.optim import Buffers, trainable_parameters
+from mlcore.optim import Buffers, adopt_layouts, trainable_parameters
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 
@@ -287,6 +287,7 @@ class Engine:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken."""
         self.optimizer.load_state_dict(state["optimizer"])
+        adopt_layouts(self.optimizer)
         self._adopt_learning_rates()
         self.scaler.load_state_dict(state["scaler"])
         for name, average in self._averages():

@@ -121,6 +121,19 @@ def trainable_parameters(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
+@torch.no_grad()
+def adopt_layouts(optimizer: Optimizer) -> None:
+    """Give the state of each parameter the parameter's strides again, which a file does not keep.
+
+    Fused steps walk a parameter and its state through memory side by side: with other strides (`channels_last`) they
+    would join the wrong elements, and say nothing.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 class Buffers:
     """A model's floating-point buffers (running statistics of batch norms) as one vector.
 

@@ -4,9 +4,9 @@ import json
 import os
 import random
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -51,9 +51,8 @@ def jitter(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
 class Regression:
     """A small network with dropout, so that the global generator matters."""
 
-    def __init__(self, *, score: list[float] | None = None, width: int = 8, batch_norm: bool = False) -> None:
-        norm = nn.BatchNorm1d(width) if batch_norm else nn.Identity()
-        layers = [nn.Linear(5, width), nn.Dropout(0.2), norm, nn.ReLU(), nn.Linear(width, 1)]
+    def __init__(self, *, score: list[float] | None = None, width: int = 8, inner: nn.Module | None = None) -> None:
+        layers = [nn.Linear(5, width), nn.Dropout(0.2), inner or nn.Identity(), nn.ReLU(), nn.Linear(width, 1)]
         self.model: nn.Module = nn.Sequential(*layers)
         self._score = score
 
@@ -104,18 +103,19 @@ def make(
     width: int = 8,
     max_seconds: float | None = None,
     workers: int = 0,
-    batch_norm: bool = False,
+    inner: Callable[[], nn.Module] = nn.Identity,
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw",
 ) -> Trainer:
     seed_everything(3)
     data = data or Points()
-    task = Regression(score=score, width=width, batch_norm=batch_norm)
+    task = Regression(score=score, width=width, inner=inner())
     groups = parameter_groups(task.model, lr=0.05, weight_decay=0.01)
     loader = BatchLoader(data, EpochOrder(len(data), 4, seed=3), transform=jitter, num_workers=workers)
     steps = -(-len(loader) // 3)
     rates = lr_table("cosine", {}, base_lrs=[0.05, 0.05], total_steps=epochs * steps, steps_per_epoch=steps)
     engine = Engine(
         task.model,
-        build_optimizer(groups),
+        build_optimizer(groups, name=optimizer),
         learning_rates=rates,
         precision=precision,
         max_grad_norm=1.0,
@@ -158,13 +158,26 @@ def assert_same_state(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
         assert same, f"{a} != {b}"
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
+def batch_norm() -> nn.Module:
+    return nn.BatchNorm1d(8)
+
+
+def convolution() -> nn.Module:
+    """With weights whose strides are not those of a new tensor."""
+    layers = [nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, 2, 3, padding=1), nn.Flatten()]
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("inner", [nn.Identity, batch_norm, convolution])
 @pytest.mark.parametrize("step", range(1, 20, 3))
-def test_resuming_from_any_step_ends_bit_identical(step: int, batch_norm: bool, tmp_path: Path) -> None:
-    whole = make(tmp_path, save_every=1, batch_norm=batch_norm)
+def test_resuming_from_any_step_ends_bit_identical(
+    step: int, inner: Callable[[], nn.Module], optimizer: Literal["adamw", "adam", "sgd"], tmp_path: Path
+) -> None:
+    whole = make(tmp_path, save_every=1, inner=inner, optimizer=optimizer)
     whole.fit()
     checkpoint = tmp_path / "checkpoints" / f"step_{step:08d}.pth"
-    resumed = make(batch_norm=batch_norm)
+    resumed = make(inner=inner, optimizer=optimizer)
     state = load_checkpoint(checkpoint)
     resumed.load_state_dict(state, source=checkpoint)
     resumed.fit()
@@ -248,9 +261,9 @@ def test_a_signal_saves_at_the_step_boundary(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_a_bad_sample_skips_its_step_and_moves_nothing(batch_norm: bool, tmp_path: Path) -> None:
-    outcome = make(tmp_path, epochs=2, data=Points(bad={11}), batch_norm=batch_norm).fit()
+@pytest.mark.parametrize("inner", [nn.Identity, batch_norm])
+def test_a_bad_sample_skips_its_step_and_moves_nothing(inner: Callable[[], nn.Module], tmp_path: Path) -> None:
+    outcome = make(tmp_path, epochs=2, data=Points(bad={11}), inner=inner).fit()
     assert outcome.skipped == 2, "once an epoch"
     state = load_checkpoint(tmp_path / "checkpoints" / "latest_model.pth")
     assert int(state["engine"]["updates"]) == outcome.progress.step - 2
@@ -259,7 +272,7 @@ def test_a_bad_sample_skips_its_step_and_moves_nothing(batch_norm: bool, tmp_pat
 
 
 def test_running_statistics_are_averaged_like_the_weights() -> None:
-    trainer = make(epochs=1, batch_norm=True)
+    trainer = make(epochs=1, inner=batch_norm)
     norm = trainer.task.model[2]  # type: ignore[index]
     expected, live = norm.running_mean.clone(), []
     advance = trainer._advance
