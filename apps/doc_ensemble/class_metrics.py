@@ -229,6 +229,7 @@ def _comparison(train: ClassificationReport, val: ClassificationReport, path: Pa
         path=path,
         title="Training against validation: F1 of each class",
         x_label="F1",
+        others=1,
     )
 
 

@@ -20,6 +20,7 @@ from apps.doc_ensemble.ensemble.combine import log_probabilities
 from apps.doc_ensemble.ensemble.stacking import FoldJudgement, OutOfFold, gather
 from apps.doc_ensemble.splits import Splits
 from mlcore.conclusion import Pages, read_results
+from mlcore.config.text import read_document
 from mlcore.errors import UserError
 from mlcore.files import atomic_write, write_text
 from mlcore.report import Headline, RunReport, Table
@@ -114,7 +115,12 @@ def join_folds(config: DocConfig, folder: Path) -> Pages:
     results = {"out_of_fold": {"n": len(together.pages), **report.scalars()}}
     print(format_class_summary(report))
     return Pages(
-        summary={"status": "finished", "results_of_best_checkpoint": results},
+        summary={
+            "status": "finished",
+            "monitor": {"metric": "macro_f1", "mode": "max", "best": report.scalars()["macro_f1"]},
+            "results_of_best_checkpoint": results,
+            "progress": _progress(folders),
+        },
         report=RunReport(
             title=f"Document classifier: {len(folders)}-fold cross-validation of {config.model.title}",
             subtitle="every page is judged by the model that was trained without its fold",
@@ -122,6 +128,12 @@ def join_folds(config: DocConfig, folder: Path) -> Pages:
             sections=sections,
         ),
     )
+
+
+def _progress(folders: Sequence[Path]) -> dict[str, float]:
+    """Of all folds together."""
+    each = [read_document(folder / "summary.json").values["progress"] for folder in folders]
+    return {key: sum(progress[key] for progress in each) for key in ("seconds", "step")}
 
 
 def _read_judgement(path: Path) -> tuple[FoldJudgement, tuple[str, ...]]:

@@ -24,6 +24,7 @@ from mlcore.distributed import pick_device
 from mlcore.errors import UserError
 from mlcore.files import ensure_folder, output_folder, write_text
 from mlcore.plots.contact_sheet import Tile, plot_contact_sheet
+from mlcore.plots.style import displayable
 
 __all__ = ["PredictRequest", "predict"]
 
@@ -126,13 +127,17 @@ def _draw(
     """Sheets of pages under their classes, in the order of the table."""
     ensure_folder(folder)
     starts = range(0, len(pages), _PER_SHEET)
+    drawable = displayable(names)
     for start in with_progress(starts, total=len(starts), what="sheets of thumbnails"):
         tiles = []
         for row in range(start, min(start + _PER_SHEET, len(pages))):
             guess = int(chances[row].argmax())
             image = _small(read_page(pages[row].path, pages[row].number, max_pixels=max_pixels))
-            tiles.append(Tile(image=image, text=names[guess], caption=f"{pages[row].name}\n{chances[row, guess]:.0%}"))
+            tiles.append(
+                Tile(image=image, text=drawable.labels[guess], caption=f"{pages[row].name}\n{chances[row, guess]:.0%}")
+            )
         title = f"Pages {start + 1} to {start + len(tiles)} of {len(pages)}"
+        title += f"\n{drawable.note}" if drawable.note else ""
         plot_contact_sheet(tiles, path=folder / f"{start // _PER_SHEET + 1:04d}.png", title=title)
     _log.info("thumbnails: %s", folder)
 

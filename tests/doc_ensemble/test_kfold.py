@@ -59,6 +59,10 @@ def test_a_job_killed_in_its_third_fold_goes_on_there(tmp_path: Path, pages: Pat
     assert (job / "report.html").is_file()
     assert [folder.name for folder in fold_folders(job)] == ["fold_1", "fold_2", "fold_3"]
 
+    whole, *parts = (json.loads((folder / "summary.json").read_text("utf-8")) for folder in (job, *fold_folders(job)))
+    assert whole["progress"]["step"] == sum(part["progress"]["step"] for part in parts)
+    assert whole["monitor"]["best"] == whole["results_of_best_checkpoint"]["out_of_fold"]["macro_f1"]
+
     # What is out of fold is what the fold's own model says of pages that it was trained without.
     fold = judged.folds.tolist().index(2)
     with np.load(job / "folds" / "fold_2" / "fold_judgement.npz") as file:

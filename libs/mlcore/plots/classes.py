@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,7 @@ def plot_train_val_comparison(
     path: Path,
     title: str = "Training against validation",
     x_label: str = "",
+    others: int = 0,
 ) -> Path:
     """Draw the gap between two sets: a dot each, joined, one row per metric or class.
 
@@ -129,6 +131,8 @@ def plot_train_val_comparison(
         path: the PNG to write.
         title: above the picture.
         x_label: below it.
+        others: so many rows at the top are no classes, as "all classes"; they are not counted where no font has the
+            classes' names and numbers stand for these.
 
     Returns:
         `path`.
@@ -136,7 +140,8 @@ def plot_train_val_comparison(
     Raises:
         UserError: values or names that do not fit, or the file cannot be written.
     """
-    names = _names(row_names, len(row_names))
+    names = _names(row_names[others:], len(row_names) - others)
+    names = replace(names, labels=(*row_names[:others], *names.labels))
     left, right = _column("train", train, len(row_names)), _column("val", val, len(row_names))
     row = _row_height(len(row_names))
     with picture(path, width=7.2, height=1.5 + row * len(row_names)) as figure:
