@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apps.multimodal_ads.config import AdsConfig
-from apps.multimodal_ads.model.assemble import make_parts
-from apps.multimodal_ads.task import AdTask, Objective
 from benchmarks.ads_models import write_tower
 from benchmarks.common import Goal, Options, Report, alternate, median_text, peer, ratio, ratio_text, run_alone, seconds
-from mlcore.batch import MicroBatch
-from mlcore.distributed import World
-from mlcore.engine import Engine, Precision, autocast
-from mlcore.hub import quiet_loading
-from mlcore.optim import build_optimizer, parameter_groups
+from mlcore.base.distributed import World
+from mlcore.data.batch import MicroBatch
+from mlcore.remote.hub import quiet_loading
+from mlcore.training.engine import Engine, Precision, autocast
+from mlcore.training.optim import build_optimizer, parameter_groups
+from quartet.apps.multimodal_ads.config import AdsConfig
+from quartet.apps.multimodal_ads.model.assemble import make_parts
+from quartet.apps.multimodal_ads.task import AdTask, Objective
 
 _SIDE = 224
 _RATE, _DECAY, _CLIP = 1e-5, 0.01, 1.0

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from apps.multimodal_ads.build import build
-from apps.multimodal_ads.config import AdsConfig
-from apps.multimodal_ads.data.generated import write_generated
-from apps.multimodal_ads.task import AdTask
 from benchmarks.ads_models import write_tower
 from benchmarks.common import NOT_INSTALLED, Goal, Options, Report, median_text, peer, ratio, ratio_text, run_alone
-from mlcore.assemble import Problem, build_trainer
-from mlcore.distributed import World
-from mlcore.optim import parameter_groups
-from mlcore.seeding import seed_everything
+from mlcore.base.distributed import World
+from mlcore.base.seeding import seed_everything
+from mlcore.run.build import TrainingSetup, build_trainer
+from mlcore.training.optim import parameter_groups
+from quartet.apps.multimodal_ads.build import build
+from quartet.apps.multimodal_ads.config import AdsConfig
+from quartet.apps.multimodal_ads.data.generated import write_generated
+from quartet.apps.multimodal_ads.task import AdTask
 
 _FASTER, _EQUAL = 20.0, 1e-6
 _TITLES = {"kept": "ours, features kept", "anew": "ours, features computed anew", "lightning": "Lightning"}
@@ -190,11 +190,11 @@ def _run(side: str, folder: Path, pooling: str, setup: _Setup) -> _Run:
         config = _config(folder, Path(own), pooling=pooling, cache="auto" if side == "kept" else "off", epochs=epochs)
         seed_everything(config.run.seed)
         run = _Run()
-        problem = build(config, World())
+        built = build(config, World())
         if side == "lightning":
-            _fit_lightning(problem, config, run)
+            _fit_lightning(built, config, run)
         else:
-            _fit_ours(problem, config, run, Path(own))
+            _fit_ours(built, config, run, Path(own))
     return run
 
 
@@ -214,22 +214,22 @@ def _config(folder: Path, own: Path, *, pooling: str, cache: str, epochs: int) -
     )
 
 
-def _fit_ours(problem: Problem, config: AdsConfig, run: _Run, own: Path) -> None:
+def _fit_ours(setup: TrainingSetup, config: AdsConfig, run: _Run, own: Path) -> None:
     def note(_: int, metrics: Mapping[str, float], predictions: Mapping[str, Tensor]) -> None:
         run.end_epoch()
         run.metrics.append(dict(metrics))
         run.logits.append(predictions["logit"])
 
-    trainer = build_trainer(config, problem, world=World(), folder=own / "checkpoints")
+    trainer = build_trainer(config, setup, world=World(), folder=own / "checkpoints")
     trainer.on_evaluation = note
     trainer.fit()
 
 
-def _fit_lightning(problem: Problem, config: AdsConfig, run: _Run) -> None:
+def _fit_lightning(setup: TrainingSetup, config: AdsConfig, run: _Run) -> None:
     """The same task as a LightningModule: `training_step` sees pixels and texts."""
     library = peer("lightning.pytorch")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    task = problem.task
+    task = setup.task
     assert isinstance(task, AdTask)
 
     class Module(library.LightningModule):  # type: ignore[name-defined,misc]
@@ -273,7 +273,7 @@ def _fit_lightning(problem: Problem, config: AdsConfig, run: _Run) -> None:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(Module(), loader(problem.train, shuffle=True), loader(problem.validation, shuffle=False))
+        trainer.fit(Module(), loader(setup.train, shuffle=True), loader(setup.validation, shuffle=False))
 
 
 if __name__ == "__main__":

@@ -19,15 +19,15 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import decode_image
 from torchvision.transforms import v2
 
-from apps.multimodal_ads.data.augment import Augmentation
-from apps.multimodal_ads.data.batches import Pixels, collate
-from apps.multimodal_ads.data.dataset import AdDataset
-from apps.multimodal_ads.data.table import AdRow
-from apps.multimodal_ads.vision.processors import HubProcessor
-from apps.multimodal_ads.vision.published import PUBLISHED
 from benchmarks.common import Goal, Options, Report, alternate, median_text, ratio, ratio_text, run_alone, seconds
 from mlcore.data.loader import BatchLoader
 from mlcore.data.order import EpochOrder
+from quartet.apps.multimodal_ads.data.augment import Augmentation
+from quartet.apps.multimodal_ads.data.batches import Pixels, collate
+from quartet.apps.multimodal_ads.data.dataset import AdDataset
+from quartet.apps.multimodal_ads.data.table import AdRow
+from quartet.apps.multimodal_ads.vision.processors import HubProcessor
+from quartet.apps.multimodal_ads.vision.published import PUBLISHED
 
 Strength = Literal["none", "weak", "strong"]
 

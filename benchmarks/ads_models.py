@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from apps.multimodal_ads.vision.published import PUBLISHED
-from mlcore.hub import quiet_loading
+from mlcore.remote.hub import quiet_loading
+from quartet.apps.multimodal_ads.vision.published import PUBLISHED
 
 BASE = "google/siglip2-base-patch16-224"
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import ROOT, Goal, Options, Report, median_text, run_alone, seconds
-from mlcore.batch import MicroBatch
-from mlcore.checkpoint import CheckpointStore
-from mlcore.engine import Engine, StepOutput
-from mlcore.optim import build_optimizer
+from mlcore.data.batch import MicroBatch
+from mlcore.training.checkpoint import CheckpointStore
+from mlcore.training.engine import Engine, StepOutput
+from mlcore.training.optim import build_optimizer
 
 _SHARE = 0.2
 _THREADS = 2

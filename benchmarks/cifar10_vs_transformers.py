@@ -19,22 +19,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apps.perceiver.data.image_augment import image_augmentation
-from apps.perceiver.data.images import ImageSource
-from apps.perceiver.data.patches import ImagePatches
-from apps.perceiver.data.samples import Subset
-from apps.perceiver.task import Objective, PerceiverTask
 from benchmarks.common import NOT_INSTALLED, Goal, Options, Report, peer, run_alone
 from benchmarks.perceivers import Shape, of_transformers, ours, parameter_count
+from mlcore.base.seeding import seed_everything
 from mlcore.data.loader import BatchLoader
 from mlcore.data.order import EpochOrder
-from mlcore.engine import Engine
-from mlcore.evaluator import Evaluator
-from mlcore.optim import build_optimizer, parameter_groups
-from mlcore.progress import Limits
-from mlcore.schedules import lr_table
-from mlcore.seeding import seed_everything
-from mlcore.trainer import Trainer
+from mlcore.training.engine import Engine
+from mlcore.training.evaluator import Evaluator
+from mlcore.training.optim import build_optimizer, parameter_groups
+from mlcore.training.progress import Limits
+from mlcore.training.schedules import lr_table
+from mlcore.training.trainer import Trainer
+from quartet.apps.perceiver.data.image_augment import image_augmentation
+from quartet.apps.perceiver.data.images import ImageSource
+from quartet.apps.perceiver.data.patches import ImagePatches
+from quartet.apps.perceiver.data.samples import Subset
+from quartet.apps.perceiver.task import Objective, PerceiverTask
 
 _THREADS, _BATCH, _DECAY = 2, 64, 0.05
 _RATES = (3e-4, 1e-3, 3e-3)

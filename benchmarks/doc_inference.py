@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from apps.doc_ensemble.data.dataset import Fit
-from apps.doc_ensemble.data.pages import Page, read_page
-from apps.doc_ensemble.ensemble.inference import Pages, judge
-from apps.doc_ensemble.ensemble.reading import document_pages
-from apps.doc_ensemble.ensemble.views import View, ViewKind, with_identity
 from benchmarks.common import Goal, Options, Report, alternate, median_text, ratio, ratio_text, run_alone, seconds
 from benchmarks.doc_models import IMAGE_SIZE, TITLES, PageKind, Random, write_member, write_pages
+from quartet.apps.doc_ensemble.data.dataset import Fit
+from quartet.apps.doc_ensemble.data.pages import Page, read_page
+from quartet.apps.doc_ensemble.ensemble.inference import Pages, predict_pages
+from quartet.apps.doc_ensemble.ensemble.reading import document_pages
+from quartet.apps.doc_ensemble.ensemble.views import View, ViewKind, with_identity
 
 _BATCH, _MAX_PIXELS = 32, 10**8
 _READERS = 8 if torch.cuda.is_available() else 2
@@ -38,7 +38,7 @@ _AT_LEAST = 2.0
 
 @dataclass(frozen=True)
 class _Case:
-    """An ensemble and the pages that it judges."""
+    """An ensemble and the pages that it evaluates."""
 
     ensemble: str
     models: tuple[str, ...]
@@ -95,10 +95,10 @@ def _report(
     return Report(
         title="An ensemble with views, one pass",
         method=(
-            f"{where}, fp32. Four members with random weights at {IMAGE_SIZE[0]} x {IMAGE_SIZE[1]}, grey, each judging "
+            f"{where}, fp32. Four members with random weights at {IMAGE_SIZE[0]} x {IMAGE_SIZE[1]}, grey, each predicting "
             "six views of every page: as it is, flipped, turned by 90 and 180 degrees, scaled by 0.9 and 1.1. Light: "
             f"{', '.join(_LIGHT)} of timm, which cost about what reading a page costs; heavy: four resnet18. Ours: "
-            "`judge`, which reads each page once. The naive ways: each member has a DataLoader over the image files, "
+            "`predict_pages`, which reads each page once. The naive ways: each member has a DataLoader over the files, "
             "and a wrapper that makes the views of a batch and averages nothing, as ttach does; or a pass of the "
             "DataLoader for every view of every member. All sides read with the same functions, in "
             f"{_READERS} workers (threads, processes), in batches of {_BATCH}, with inference_mode and channels_last; "
@@ -142,12 +142,12 @@ def _rate(side: Callable[[], object], pages: int) -> float:
 def _check(case: _Case, members: Sequence[Random], pages: Sequence[Page], device: torch.device) -> tuple[float, float]:
     """That all sides say the same; seconds per page that our pass spends on reading and on networks."""
     views = with_identity(_VIEWS)
-    judged = judge(members, _pages(members, pages), views=views, device=device, batch_size=_BATCH)
-    ours, naive = judged.probabilities, _naive(members, pages, views, device)
+    predicted = predict_pages(members, _pages(members, pages), views=views, device=device, batch_size=_BATCH)
+    ours, naive = predicted.probabilities, _naive(members, pages, views, device)
     difference = float(np.abs(ours - naive).max())
     if difference > 1e-5 or (ours.argmax(axis=-1) != naive.argmax(axis=-1)).any():
         raise RuntimeError(f"{case.title}: the sides do not agree, the largest difference is {difference:.1e}")
-    return judged.reading_seconds, float(judged.member_seconds.sum())
+    return predicted.reading_seconds, float(predicted.member_seconds.sum())
 
 
 def _pages(members: Sequence[Random], pages: Sequence[Page]) -> Pages[Page]:
@@ -155,7 +155,7 @@ def _pages(members: Sequence[Random], pages: Sequence[Page]) -> Pages[Page]:
 
 
 def _ours(members: Sequence[Random], pages: Sequence[Page], views: Sequence[View], device: torch.device) -> object:
-    return judge(members, _pages(members, pages), views=views, device=device, batch_size=_BATCH)
+    return predict_pages(members, _pages(members, pages), views=views, device=device, batch_size=_BATCH)
 
 
 # ------------------------------------------------------------------------------------------------------- the naive way

@@ -1,4 +1,4 @@
-"""What judging with an ensemble needs of memory: one member, four, and four held one at a time.
+"""What evaluating with an ensemble needs of memory: one member, four, and four held one at a time.
 
 python -m benchmarks.doc_memory            about three minutes on two cores
 """
@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from apps.doc_ensemble.ensemble.inference import judge
-from apps.doc_ensemble.ensemble.reading import document_pages
-from apps.doc_ensemble.ensemble.views import ViewKind, with_identity
 from benchmarks.common import ROOT, Goal, Options, Report, alternate, median_text, ratio, ratio_text, run_alone
 from benchmarks.doc_models import IMAGE_SIZE, Random, write_member, write_pages
+from quartet.apps.doc_ensemble.ensemble.inference import predict_pages
+from quartet.apps.doc_ensemble.ensemble.reading import document_pages
+from quartet.apps.doc_ensemble.ensemble.views import ViewKind, with_identity
 
 _MEMBERS, _BATCH = 4, 8
 _AT_MOST = 1.25
@@ -58,8 +58,8 @@ def measure(options: Options) -> Report:
         title="Memory of an ensemble",
         method=(
             f"Members of {setup.model} at {IMAGE_SIZE[0]} x {IMAGE_SIZE[1]}, {size / 2**20:.0f} MiB of weights each, "
-            f"judge {setup.pages} pages and their flips in batches of {_BATCH}; every measurement is a process of its "
-            "own. cpu: peak resident memory above that before judging, with everything imported and a small network "
+            f"predict {setup.pages} pages and their flips in batches of {_BATCH}; every measurement is a process of its "
+            "own. cpu: peak resident memory above that before evaluating, with everything imported and a small network "
             "run; cuda: peak of what torch allocates there. Median (smallest..largest) in MiB; ratios are of the same "
             "round."
         ),
@@ -101,7 +101,7 @@ def _peak(*, folder: str, model: str, pages: int, device: str, members: int, low
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    judge(asked, read, views=views, device=place, batch_size=_BATCH, low_memory=low_memory)
+    predict_pages(asked, read, views=views, device=place, batch_size=_BATCH, low_memory=low_memory)
     if place.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return _resident("VmHWM") - before

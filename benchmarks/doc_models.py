@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from apps.doc_ensemble.data.generated import TYPES, draw_page
-from apps.doc_ensemble.data.pages import Page
-from apps.doc_ensemble.model.classifier import DocClassifier, create_model, make_model
+from quartet.apps.doc_ensemble.data.generated import TYPES, draw_page
+from quartet.apps.doc_ensemble.data.pages import Page
+from quartet.apps.doc_ensemble.model.classifier import DocClassifier, create_model, make_model
 
 IMAGE_SIZE = (256, 192)
 
@@ -58,7 +58,7 @@ class Random:
     def load(self, device: torch.device) -> DocClassifier:
         """The network as it would come from a checkpoint."""
         state = torch.load(self.path, weights_only=True, map_location="cpu")
-        model = make_model(state["facts"])
+        model = make_model(state["metadata"])
         model.load_state_dict(state["weights"])
         return model.eval().to(device)
 
@@ -69,5 +69,5 @@ def write_member(folder: Path, model_name: str, number: int) -> Random:
     model = create_model(model_name, class_names=TYPES, pretrained=False, image_size=IMAGE_SIZE, in_channels=1)
     model.classifier.weight.data.mul_(10)
     path = folder / f"member{number}.pt"
-    torch.save({"facts": model.facts, "weights": model.state_dict()}, path)
+    torch.save({"metadata": model.metadata, "weights": model.state_dict()}, path)
     return Random(name=f"{model_name}_{number}", model_name=model_name, path=path)

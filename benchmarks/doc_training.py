@@ -16,20 +16,20 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from apps.doc_ensemble.data.dataset import Fit, PageDataset, Prepare
-from apps.doc_ensemble.data.generated import TYPES
-from apps.doc_ensemble.model.classifier import create_model
-from apps.doc_ensemble.task import DocTask
 from benchmarks.common import Goal, Options, Report, alternate, median_text, peer, ratio, ratio_text, run_alone
 from benchmarks.doc_models import IMAGE_SIZE, TITLES, PageKind, write_pages
+from mlcore.base.distributed import World
 from mlcore.data.loader import BatchLoader
 from mlcore.data.order import EpochOrder
-from mlcore.distributed import World
-from mlcore.engine import Engine, Precision, autocast
-from mlcore.optim import build_optimizer, parameter_groups
-from mlcore.progress import Cadence, Limits
-from mlcore.schedules import lr_table
-from mlcore.trainer import Trainer
+from mlcore.training.engine import Engine, Precision, autocast
+from mlcore.training.optim import build_optimizer, parameter_groups
+from mlcore.training.progress import Cadence, Limits
+from mlcore.training.schedules import lr_table
+from mlcore.training.trainer import Trainer
+from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset, Prepare
+from quartet.apps.doc_ensemble.data.generated import TYPES
+from quartet.apps.doc_ensemble.model.classifier import create_model
+from quartet.apps.doc_ensemble.task import DocTask
 
 _RATE, _DECAY, _CLIP, _LOG_EVERY = 1e-3, 0.05, 1.0, 50
 _AT_LEAST = 0.95

@@ -15,20 +15,20 @@ import torch
 from monai.networks.nets.unet import UNet
 from torch import Tensor, nn
 
-from apps.sam_med3d_ich.build import build
-from apps.sam_med3d_ich.config import SamMed3DConfig
-from apps.sam_med3d_ich.data.split import SplitSizes
-from apps.sam_med3d_ich.model.ich import Answer
-from apps.sam_med3d_ich.preparation import Preparation, prepare_data
-from apps.sam_med3d_ich.spec import SPEC
-from apps.sam_med3d_ich.task import IchTask
 from benchmarks.common import Goal, Options, Report, run_alone
-from mlcore.assemble import Problem, build_trainer, evaluation_loader
-from mlcore.checkpoint import CheckpointStore, inference_weights, load_checkpoint
+from mlcore.base.distributed import World
+from mlcore.base.seeding import seed_everything
 from mlcore.cli.parse import parse
-from mlcore.distributed import World
-from mlcore.evaluator import Evaluator
-from mlcore.seeding import seed_everything
+from mlcore.run.build import TrainingSetup, build_trainer, evaluation_loader
+from mlcore.training.checkpoint import CheckpointStore, inference_weights, load_checkpoint
+from mlcore.training.evaluator import Evaluator
+from quartet.apps.sam_med3d_ich.app import APP
+from quartet.apps.sam_med3d_ich.build import build
+from quartet.apps.sam_med3d_ich.config import SamMed3DConfig
+from quartet.apps.sam_med3d_ich.data.split import SplitSizes
+from quartet.apps.sam_med3d_ich.model.ich import Answer
+from quartet.apps.sam_med3d_ich.preparation import Preparation, prepare_data
+from quartet.apps.sam_med3d_ich.task import IchTask
 
 _MINUTES = 5.0
 _TRIAL_STEPS = 30  # from whose pace the number of epochs follows
@@ -78,7 +78,7 @@ class Result:
 
 
 def measure(options: Options) -> Report:
-    """Train both sides one after the other and judge their best checkpoints."""
+    """Train both sides one after the other and evaluate their best checkpoints."""
     source = options.data_dir / "hippocampus"
     title = "Hippocampus from scratch, beside MONAI's UNet"
     minutes = 0.2 if options.quick else _MINUTES
@@ -130,7 +130,7 @@ def _train(base: Path, change: Callable[[IchTask], IchTask], *, minutes: float) 
     data = base / "data"
     arguments = ["+experiment=hippocampus", "--train_csv", data / "train.csv", "--val_csv", data / "val.csv"]
     arguments += ["--mask_dir", data / "masks", "--cache_dir", base / "cache", "--num_workers", "0"]
-    config: SamMed3DConfig = parse(SPEC, [str(argument) for argument in arguments]).config
+    config: SamMed3DConfig = parse(APP, [str(argument) for argument in arguments]).config
     trial = _problem(config, change)
     pace = _seconds_per_step(config, trial)
     steps_per_epoch = -(-len(trial.train.dataset) // config.train.batch_size)
@@ -139,34 +139,34 @@ def _train(base: Path, change: Callable[[IchTask], IchTask], *, minutes: float) 
     config = config.model_copy(
         update={"train": config.train.model_copy(update={"epochs": epochs, "eval_every": every})}
     )
-    problem = _problem(config, change)
+    setup = _problem(config, change)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(config, problem, world=World(), folder=Path(folder))
+        trainer = build_trainer(config, setup, world=World(), folder=Path(folder))
         begun = time.monotonic()
         trainer.fit()
         taken = time.monotonic() - begun
         best = Path(folder) / CheckpointStore.BEST
-        problem.task.model.load_state_dict(inference_weights(load_checkpoint(best), source=best))
-    evaluator = Evaluator(problem.task, evaluation_loader(config, problem.validation, world=World()), world=World())
-    figures, rows = evaluator.run(problem.task.model)
-    parameters = sum(p.numel() for p in problem.task.model.parameters() if p.requires_grad)
+        setup.task.model.load_state_dict(inference_weights(load_checkpoint(best), source=best))
+    evaluator = Evaluator(setup.task, evaluation_loader(config, setup.validation, world=World()), world=World())
+    figures, rows = evaluator.run(setup.task.model)
+    parameters = sum(p.numel() for p in setup.task.model.parameters() if p.requires_grad)
     return Result(figures["dice"], float(rows["figures"][:, 0].min()), taken / 60, epochs, parameters)
 
 
-def _problem(config: SamMed3DConfig, change: Callable[[IchTask], IchTask]) -> Problem:
+def _problem(config: SamMed3DConfig, change: Callable[[IchTask], IchTask]) -> TrainingSetup:
     seed_everything(config.run.seed)
-    problem = build(config, World())
-    assert isinstance(problem.task, IchTask)
-    return replace(problem, task=change(problem.task), group_rules=())
+    setup = build(config, World())
+    assert isinstance(setup.task, IchTask)
+    return replace(setup, task=change(setup.task), group_rules=())
 
 
-def _seconds_per_step(config: SamMed3DConfig, problem: Problem) -> float:
-    trainer = build_trainer(config, problem, world=World())
+def _seconds_per_step(config: SamMed3DConfig, setup: TrainingSetup) -> float:
+    trainer = build_trainer(config, setup, world=World())
     begun = 0.0
     for step, window in enumerate(trainer.windows_over_epochs(_TRIAL_STEPS)):
         if step == _TRIAL_STEPS // 3:
             begun = time.monotonic()
-        trainer.engine.run_window(problem.task.training_step, window)
+        trainer.engine.run_window(setup.task.training_step, window)
     return (time.monotonic() - begun) / (_TRIAL_STEPS - _TRIAL_STEPS // 3)
 
 

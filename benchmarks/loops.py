@@ -101,7 +101,7 @@ def bare(model: ClockedModel, data: Data, steps: int, *, fused: bool) -> None:
 
 
 def ours(model: ClockedModel, data: Data, steps: int, *, fused: bool) -> None:
-    """`mlcore.trainer.Trainer`, in a module of its own, so that the other loops do not pay for its imports."""
+    """`mlcore.training.trainer.Trainer`, in a module of its own, so that the other loops do not pay for its imports."""
     from benchmarks.our_loop import train
 
     if not fused:

@@ -2,20 +2,21 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.loops import BATCH, LOG_EVERY, RATE, STEPS_PER_EPOCH, ClockedModel, Data
-from mlcore.batch import MicroBatch
+from mlcore.data.batch import MicroBatch
 from mlcore.data.loader import BatchLoader
 from mlcore.data.order import EpochOrder
-from mlcore.engine import Engine, StepOutput
-from mlcore.optim import build_optimizer
-from mlcore.progress import Cadence, Limits
-from mlcore.schedules import lr_table
-from mlcore.trainer import Trainer
+from mlcore.training.engine import Engine, StepOutput
+from mlcore.training.optim import build_optimizer
+from mlcore.training.progress import Cadence, Limits
+from mlcore.training.schedules import lr_table
+from mlcore.training.trainer import Trainer
 
 
 def train(model: ClockedModel, data: Data, steps: int) -> None:
@@ -40,6 +41,8 @@ def train(model: ClockedModel, data: Data, steps: int) -> None:
 class _Task:
     """A loss sum and its count."""
 
+    metadata: Mapping[str, Any] = MappingProxyType({})
+
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
@@ -52,9 +55,6 @@ class _Task:
 
     def metrics(self, predictions: Mapping[str, Tensor]) -> dict[str, float]:
         return {"n": float(len(predictions["logits"]))}
-
-    def metadata(self) -> dict[str, Any]:
-        return {}
 
 
 class _Memory:

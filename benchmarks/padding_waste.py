@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import yaml
 
-from apps.perceiver.data.ts_files import read_ts
 from benchmarks.common import ROOT, Goal, Options, Report, run_alone
 from mlcore.data.order import EpochOrder
+from quartet.apps.perceiver.data.ts_files import read_ts
 
 _LIMIT = 0.05
 _CONFIG = ROOT / "configs" / "perceiver" / "experiment" / "japanese_vowels.yaml"

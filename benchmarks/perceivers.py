@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from apps.perceiver.model import SIZES, PerceiverModel, PerceiverOptions
+from quartet.apps.perceiver.model import SIZES, PerceiverModel, PerceiverOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def shape_of(size: str, *, channels: int, classes: int = 10, widening: int = 1) 
 
 
 def ours(shape: Shape, *, pooling: Literal["mean", "query"] = "mean") -> nn.Module:
-    """`apps.perceiver.model.PerceiverModel` without position features of its own."""
+    """`quartet.apps.perceiver.model.PerceiverModel` without position features of its own."""
     return PerceiverModel(
         shape.channels,
         d_model=shape.width,

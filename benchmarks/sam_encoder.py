@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apps.sam_med3d_ich.model.clicks import next_click
-from apps.sam_med3d_ich.model.ich import IchModel
-from apps.sam_med3d_ich.model.sam import PRESETS
 from benchmarks.common import ROOT, Goal, Options, Report, median_text, peer, ratio, ratio_text, run_alone
-from mlcore import losses
+from mlcore.training import losses
+from quartet.apps.sam_med3d_ich.model.clicks import next_click
+from quartet.apps.sam_med3d_ich.model.ich import IchModel
+from quartet.apps.sam_med3d_ich.model.sam import PRESETS
 
 _GFLOP = 105.0  # of a forward pass at 128^3, batch 1
 _SIDE, _CLICKS = 128, 11

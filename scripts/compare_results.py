@@ -13,7 +13,7 @@ import argparse
 import os
 from pathlib import Path
 
-from mlcore.cli.app import guarded
+from mlcore.cli.main import guarded
 
 
 def main() -> int:

@@ -5,11 +5,11 @@
 
 from pathlib import Path
 
-from apps.doc_ensemble.spec import SPEC as DOC_ENSEMBLE
-from apps.multimodal_ads.spec import SPEC as MULTIMODAL_ADS
-from apps.perceiver.spec import SPEC as PERCEIVER
-from apps.sam_med3d_ich.spec import SPEC as SAM_MED3D_ICH
 from mlcore.cli.flag_table import insert_flag_tables
+from quartet.apps.doc_ensemble.app import APP as DOC_ENSEMBLE
+from quartet.apps.multimodal_ads.app import APP as MULTIMODAL_ADS
+from quartet.apps.perceiver.app import APP as PERCEIVER
+from quartet.apps.sam_med3d_ich.app import APP as SAM_MED3D_ICH
 
 _DOCS = Path(__file__).resolve().parents[1] / "docs"
 

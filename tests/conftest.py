@@ -114,7 +114,7 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def _logging_as_it_was() -> Iterator[None]:
     """Scripts run inside the test process set up logging; the next test must not notice."""
     yield
-    for name in ("mlcore", "apps"):
+    for name in ("mlcore", "quartet"):
         logger = logging.getLogger(name)
         for handler in list(logger.handlers):
             logger.removeHandler(handler)

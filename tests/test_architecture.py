@@ -29,7 +29,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 RANK = {unit: (layer, place) for layer, units in enumerate(LAYERS) for place, unit in enumerate(units)}
 
 # Imported before the command line is parsed.
-LIGHT = ("mlcore.errors", "mlcore.files", "mlcore.env", "mlcore.config", "mlcore.cli", "apps.*.config", "apps.*.train")
+LIGHT = (
+    "mlcore.base.errors",
+    "mlcore.base.files",
+    "mlcore.base.env",
+    "mlcore.config",
+    "mlcore.cli",
+    "apps.*.config",
+    "apps.*.train",
+)
 HEAVY = {"boto3", "lightning", "matplotlib", "monai", "pandas", "scipy", "sklearn", "tensorboard", "torch", "wandb"}
 
 # "apps.x.data", "apps/x/train.py", and "apps.{}" or "apps.%s" to be filled in; not "docs/apps.md" or "all apps.".
@@ -194,12 +202,12 @@ def tree(tmp_path: Path) -> Path:
     return write(
         tmp_path,
         libs__mlcore__errors="",
-        libs__mlcore__config__schema='"""Used by apps.perceiver.train and mlcore.trainer."""\nfrom ..errors import x\n',
-        libs__mlcore__losses="from mlcore.errors import UserError\nMESSAGE = 'shared by all apps. See docs/apps.md'\n",
+        libs__mlcore__config__schema='"""Used by quartet.apps.perceiver.train and mlcore.training.trainer."""\nfrom ..errors import x\n',
+        libs__mlcore__losses="from mlcore.base.errors import UserError\nMESSAGE = 'shared by all apps. See docs/apps.md'\n",
         libs__mlcore__trainer="from mlcore import errors, losses\nfrom mlcore.config.schema import x\n",
         apps__perceiver__config="from mlcore.config.schema import x\n",
-        apps__perceiver__data="import torch\nfrom mlcore.trainer import x\nfrom apps.perceiver.config import y\n",
-        apps__perceiver__train="def main():\n    from apps.perceiver import data\n",
+        apps__perceiver__data="import torch\nfrom mlcore.training.trainer import x\nfrom quartet.apps.perceiver.config import y\n",
+        apps__perceiver__train="def main():\n    from quartet.apps.perceiver import data\n",
         apps__other__config="",
     )
 
@@ -244,22 +252,26 @@ def test_a_tree_that_keeps_the_rules_passes(tree: Path) -> None:
     [
         (
             "libs__mlcore__losses",
-            "from mlcore.trainer import fit",
-            "mlcore.trainer of layer 3, itself being of layer 1",
+            "from mlcore.training.trainer import fit",
+            "mlcore.training.trainer of layer 3, itself being of layer 1",
         ),
-        ("libs__mlcore__losses", "from mlcore import trainer", "mlcore.trainer of layer 3"),
-        ("libs__mlcore__losses", "from . import trainer", "mlcore.trainer of layer 3"),
-        ("libs__mlcore__losses", "def f():\n    import mlcore.trainer", "mlcore.trainer of layer 3"),
-        ("libs__mlcore__losses", "if TYPE_CHECKING:\n    import mlcore.trainer", "mlcore.trainer of layer 3"),
-        ("libs__mlcore__config__schema", "from ..trainer import fit", "mlcore.trainer of layer 3"),
-        ("libs__mlcore__errors", "import mlcore.config.schema", "stands after mlcore.errors in layer 0"),
+        ("libs__mlcore__losses", "from mlcore import trainer", "mlcore.training.trainer of layer 3"),
+        ("libs__mlcore__losses", "from . import trainer", "mlcore.training.trainer of layer 3"),
+        ("libs__mlcore__losses", "def f():\n    import mlcore.training.trainer", "mlcore.training.trainer of layer 3"),
+        (
+            "libs__mlcore__losses",
+            "if TYPE_CHECKING:\n    import mlcore.training.trainer",
+            "mlcore.training.trainer of layer 3",
+        ),
+        ("libs__mlcore__config__schema", "from ..trainer import fit", "mlcore.training.trainer of layer 3"),
+        ("libs__mlcore__errors", "import mlcore.config.schema", "stands after mlcore.base.errors in layer 0"),
         ("libs__mlcore__novelty", "", "mlcore.novelty has no layer"),
-        ("libs__mlcore__trainer", "import apps.perceiver.data", "the core knows no app"),
+        ("libs__mlcore__trainer", "import quartet.apps.perceiver.data", "the core knows no app"),
         ("libs__mlcore__trainer", "from apps import perceiver", "the core knows no app"),
-        ("libs__mlcore__trainer", "BUILD = 'apps.perceiver.build:main'", "the core knows no app"),
+        ("libs__mlcore__trainer", "BUILD = 'quartet.apps.perceiver.build:main'", "the core knows no app"),
         (
             "libs__mlcore__trainer",
-            "def f():\n    run(['python', '-m', 'apps.perceiver.train'])",
+            "def f():\n    run(['python', '-m', 'quartet.apps.perceiver.train'])",
             "the core knows no app",
         ),
         ("libs__mlcore__trainer", "run(['python', 'apps/perceiver/train.py'])", "the core knows no app"),
@@ -267,14 +279,18 @@ def test_a_tree_that_keeps_the_rules_passes(tree: Path) -> None:
         ("libs__mlcore__trainer", "load(f'apps.{name}')", "only known when it runs"),
         ("libs__mlcore__trainer", "load('apps.' + name)", "only known when it runs"),
         ("libs__mlcore__trainer", "importlib.import_module(name)", "only known when it runs"),
-        ("libs__mlcore__errors", "importlib.import_module('mlcore.trainer')", "mlcore.trainer of layer 3"),
+        (
+            "libs__mlcore__errors",
+            "importlib.import_module('mlcore.training.trainer')",
+            "mlcore.training.trainer of layer 3",
+        ),
         ("libs__mlcore__errors", "from tests import conftest", "the product must not need tests/"),
         ("apps__perceiver__data", "import benchmarks.run", "the product must not need benchmarks/"),
         ("apps__perceiver__data", "from libs.mlcore import errors", "import it as mlcore"),
         ("apps__perceiver__data", "from apps.other.config import x", "apps share code through mlcore only"),
         ("apps__perceiver__data", "from ..other import config", "apps share code through mlcore only"),
         ("apps__perceiver__data", "import_module('apps.other.config')", "apps share code through mlcore only"),
-        ("apps__perceiver__data", "import config", "write apps.perceiver.config"),
+        ("apps__perceiver__data", "import config", "write quartet.apps.perceiver.config"),
     ],
 )
 def test_a_planted_violation_is_found_where_it_stands(tree: Path, file: str, line: str, reason: str) -> None:
@@ -287,21 +303,22 @@ def test_a_planted_violation_is_found_where_it_stands(tree: Path, file: str, lin
 
 
 @pytest.mark.parametrize(
-    "line", ["import torch", "from torch import nn", "from apps.perceiver import data", "class A:\n    import wandb"]
+    "line",
+    ["import torch", "from torch import nn", "from quartet.apps.perceiver import data", "class A:\n    import wandb"],
 )
 def test_a_heavy_import_is_found_through_the_chain(tree: Path, line: str) -> None:
     path = tree / "apps/perceiver/config.py"
     path.write_text(path.read_text("utf-8") + line + "\n")
-    assert any(chain.startswith("apps.perceiver.config -> ") for chain in heavy_imports(tree))
+    assert any(chain.startswith("quartet.apps.perceiver.config -> ") for chain in heavy_imports(tree))
 
 
 def test_a_violation_planted_in_a_copy_of_the_product_is_found(repository: Path, tmp_path: Path) -> None:
     for folder in ("libs", "apps"):
         shutil.copytree(repository / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     before = violations(tmp_path)
-    errors = tmp_path / "libs/mlcore/errors.py"
+    errors = tmp_path / "libs/mlcore/base/errors.py"
     errors.write_text(
-        errors.read_text("utf-8") + "\n\ndef late() -> None:\n    from mlcore.losses import x  # noqa: F401\n"
+        errors.read_text("utf-8") + "\n\ndef late() -> None:\n    from mlcore.training.losses import x  # noqa: F401\n"
     )
     (new,) = set(violations(tmp_path)) - set(before)
-    assert "mlcore.losses of layer 1, itself being of layer 0" in new
+    assert "mlcore.training.losses of layer 1, itself being of layer 0" in new

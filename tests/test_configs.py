@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from apps.doc_ensemble.config import DocConfig
-from apps.multimodal_ads.config import AdsConfig
-from apps.perceiver.config import PerceiverConfig
-from apps.sam_med3d_ich.config import SamMed3DConfig
 from mlcore.config.compose import EXPERIMENT, Composed, Request, compose, group_choices
 from mlcore.config.errors import ConfigError
 from mlcore.config.names import NameTable
 from mlcore.config.section import Section
 from mlcore.config.text import dump_value, read_document
+from quartet.apps.doc_ensemble.config import DocConfig
+from quartet.apps.multimodal_ads.config import AdsConfig
+from quartet.apps.perceiver.config import PerceiverConfig
+from quartet.apps.sam_med3d_ich.config import SamMed3DConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 APPS: dict[str, type[Section]] = {

@@ -1,7 +1,7 @@
 """From the typed configuration to objects; the only place of this app where the two meet."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,31 +10,29 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from apps.doc_ensemble.config import DocConfig
-from apps.doc_ensemble.data.augment import PageAugmentation
-from apps.doc_ensemble.data.balance import Balanced
-from apps.doc_ensemble.data.dataset import Fit, PageDataset, Prepare
-from apps.doc_ensemble.data.mixing import Mixing
-from apps.doc_ensemble.data.pages import Page
-from apps.doc_ensemble.data.statistics import page_statistics, statistics_sections
-from apps.doc_ensemble.kfold import fold_configs, join_folds, one_fold
-from apps.doc_ensemble.model.classifier import DocClassifier, create_model
-from apps.doc_ensemble.outputs import Inspector, write_outputs
-from apps.doc_ensemble.spec import SPEC
-from apps.doc_ensemble.splits import Splits, load_splits
-from apps.doc_ensemble.task import DocTask, Objective
-from mlcore.app import App
-from mlcore.assemble import Data, Problem
+from mlcore.base.distributed import World, broadcast_object
 from mlcore.data.loader import Collate
-from mlcore.distributed import World, broadcast_object
-from mlcore.report import Section
+from mlcore.report.page import Section
+from mlcore.run.build import Data, TrainingSetup
+from quartet.apps.doc_ensemble.config import DocConfig
+from quartet.apps.doc_ensemble.data.augment import PageAugmentation
+from quartet.apps.doc_ensemble.data.balance import Balanced
+from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset, Prepare
+from quartet.apps.doc_ensemble.data.mixing import Mixing
+from quartet.apps.doc_ensemble.data.pages import Page
+from quartet.apps.doc_ensemble.data.statistics import page_statistics, statistics_sections
+from quartet.apps.doc_ensemble.ensemble.folds import one_fold
+from quartet.apps.doc_ensemble.model.classifier import DocClassifier, create_model
+from quartet.apps.doc_ensemble.outputs import Inspector, write_outputs
+from quartet.apps.doc_ensemble.splits import Splits, load_splits
+from quartet.apps.doc_ensemble.task import DocTask, Objective
 
-__all__ = ["APP", "build"]
+__all__ = ["build"]
 
 _log = logging.getLogger(__name__)
 
 
-def build(config: DocConfig, world: World) -> Problem:
+def build(config: DocConfig, world: World) -> TrainingSetup:
     """Data, model and task of a run.
 
     Raises:
@@ -44,23 +42,24 @@ def build(config: DocConfig, world: World) -> Problem:
     if config.kfold.fold is not None:
         splits = one_fold(splits, config.kfold, seed=config.run.seed)
     model = _model(config, splits.classes)
-    facts = {"model": model.facts, "fit": config.data.fit}
+    metadata = {"model": model.metadata, "fit": config.data.fit}
     task = DocTask(
-        model=model, class_names=splits.classes, objective=_objective(config, splits.train, splits.classes), facts=facts
+        model=model,
+        class_names=splits.classes,
+        objective=_objective(config, splits.train, splits.classes),
+        extra=metadata,
     )
     data = partial(_data, config=config)
     inspector = Inspector(splits, max_pixels=round(config.data.max_megapixels * 1e6))
-    return Problem(
+    return TrainingSetup(
         task=task,
         train=_training_data(splits, config),
-        validation=data(splits.validation),
-        test=None if splits.test is None else data(splits.test),
-        train_again=data(splits.train),
+        evaluation={name: data(pages) for name, pages in splits.named().items()},
         transform=PageAugmentation(config.augmentation.name),
         overview=partial(_overview, splits),
         analyse=inspector,
         finish=partial(write_outputs, inspector, config),
-        notes=splits.notes,
+        warnings=splits.notes,
     )
 
 
@@ -135,35 +134,3 @@ def _overview(splits: Splits, folder: Path) -> list[Section]:
 def _label(page: Page) -> int:
     assert page.label is not None  # noqa: S101 - pages of splits have one
     return page.label
-
-
-def _run_name(config: DocConfig) -> str:
-    if config.data.source == "generated":
-        return "generated"
-    data = config.data.data_dir or (config.data.train_csv or Path("pages")).with_suffix("")
-    name = data.resolve().name
-    return data.resolve().parent.name if name == "train" else name
-
-
-def _rehearsal(config: DocConfig) -> DocConfig:
-    """A trial of a cross-validation is one of its first fold."""
-    if not config.kfold.folds or config.kfold.fold is not None:
-        return config
-    return config.model_copy(update={"kfold": config.kfold.model_copy(update={"fold": 1})})
-
-
-def _parts(config: DocConfig) -> Mapping[str, DocConfig]:
-    return {} if config.kfold.fold is not None else fold_configs(config)
-
-
-APP = App(
-    name="doc_ensemble",
-    title="Document classifier",
-    build=build,
-    run_name=_run_name,
-    own_data='make train APP=doc_ensemble ARGS="--data_dir DIR"  (a folder per class; tables: docs/doc_ensemble.md)',
-    root=SPEC.root,
-    rehearse=_rehearsal,
-    parts=_parts,
-    join=join_folds,
-)

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mlcore.errors import UserError
-from mlcore.files import write_json
+from mlcore.base.errors import UserError
+from mlcore.base.files import write_json
 from mlcore.metrics.arrays import Array, as_labels, as_probabilities
 from mlcore.metrics.calibration import reliability_bins
 from mlcore.metrics.temperature import fit_temperature, measure_temperature, softmax
-from mlcore.plots.confidence import plot_reliability
-from mlcore.plots.contact_sheet import Tile, plot_contact_sheet
-from mlcore.report import Picture, Section, Table, Text
+from mlcore.report.page import Picture, Section, Table, Text
+from mlcore.report.plots.confidence import plot_reliability
+from mlcore.report.plots.contact_sheet import Tile, plot_contact_sheet
 
 __all__ = ["ConfusedPair", "calibration_sections", "confused_sections", "most_confused"]
 

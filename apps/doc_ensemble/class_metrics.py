@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlcore import losses
-from mlcore.errors import UserError
-from mlcore.files import write_text
+from mlcore.base.errors import UserError
+from mlcore.base.files import write_text
 from mlcore.metrics.arrays import Array, as_floats, as_labels
 from mlcore.metrics.classification import ClassificationReport, ClassRow, classification_report
 from mlcore.metrics.temperature import softmax
-from mlcore.plots.classes import plot_class_bars, plot_confusion_matrix, plot_train_val_comparison
-from mlcore.report import Picture, Section, Table
+from mlcore.report.page import Picture, Section, Table
+from mlcore.report.plots.classes import plot_class_bars, plot_confusion_matrix, plot_train_val_comparison
+from mlcore.training import losses
 
 __all__ = [
     "class_report",
@@ -105,7 +105,7 @@ def evaluate_single_class_performance(
 ) -> dict[str, float]:
     """Figures of one class.
 
-    All batches are judged: how often other pages are taken for this class is part of its precision and F1.
+    All batches are predicted: how often other pages are taken for this class is part of its precision and F1.
 
     Args:
         model: From pixels to logits [B, classes].
@@ -119,7 +119,7 @@ def evaluate_single_class_performance(
         precision and F1 where it is not predicted either.
 
     Raises:
-        UserError: The model has no such class, or there is nothing to judge.
+        UserError: The model has no such class, or there is nothing to evaluate.
     """
     logits, labels = predict_logits(model, dataloader, device=device)
     classes = logits.shape[1]

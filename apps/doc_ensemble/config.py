@@ -1,4 +1,4 @@
-"""Typed configuration of the document classifier; `apps.doc_ensemble.build` turns it into objects."""
+"""Typed configuration of the document classifier; `quartet.apps.doc_ensemble.build` turns it into objects."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -126,9 +126,9 @@ class MemberConfig(Section):
 
 
 class EnsembleConfig(Section):
-    """How several models judge together."""
+    """How several models evaluate together."""
 
-    enabled: bool = field(default=True, description="Judge together; otherwise only the members are judged")
+    enabled: bool = field(default=True, description="Evaluate together; otherwise only the members are evaluated")
     method: Literal["voting", "averaging", "weighted", "stacking"] = field("averaging", "How votes are put together")
     average: Literal["probabilities", "logits"] = field("probabilities", "averaging, weighted: what is averaged")
     fit_weights: bool = field(default=False, description="weighted: fit the weights on the validation pages")
@@ -153,7 +153,9 @@ class KFoldConfig(Section):
 
     folds: int = field(0, "Number of folds; 0: no cross-validation", unit="folds", ge=0)
     fold: int | None = field(
-        None, "Train only this fold's model, which is judged on the fold's pages; null: all, one after the other", ge=1
+        None,
+        "Train only this fold's model, which is evaluated on the fold's pages; null: all, one after the other",
+        ge=1,
     )
 
     @model_validator(mode="after")

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from apps.doc_ensemble.class_analysis import calibration_sections, most_confused
-from apps.doc_ensemble.class_metrics import (
+from mlcore.base.files import ensure_folder
+from mlcore.cli.main import guarded
+from mlcore.metrics.temperature import softmax
+from quartet.apps.doc_ensemble.class_analysis import calibration_sections, most_confused
+from quartet.apps.doc_ensemble.class_metrics import (
     class_report,
     evaluate_class_performance,
     evaluate_single_class_performance,
@@ -22,10 +25,7 @@ from apps.doc_ensemble.class_metrics import (
     predict_logits,
     write_class_files,
 )
-from apps.doc_ensemble.model.classifier import create_model
-from mlcore.cli.app import guarded
-from mlcore.files import ensure_folder
-from mlcore.metrics.temperature import softmax
+from quartet.apps.doc_ensemble.model.classifier import create_model
 
 CLASSES = ("text", "table", "photo", "blank")
 

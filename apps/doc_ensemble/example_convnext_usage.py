@@ -11,9 +11,9 @@ from functools import partial
 
 import torch
 
-from apps.doc_ensemble.model.classifier import DocClassifier, make_model
-from apps.doc_ensemble.model.convnext import SIZES, create_convnext_model
-from mlcore.cli.app import guarded
+from mlcore.cli.main import guarded
+from quartet.apps.doc_ensemble.model.classifier import DocClassifier, make_model
+from quartet.apps.doc_ensemble.model.convnext import SIZES, create_convnext_model
 
 _TINY = "test_convnext"  # timm's own for trying things, 0.3 M parameters
 
@@ -60,13 +60,13 @@ def with_focal_loss(*, name: str, pretrained: bool) -> None:
 
 
 def saved_and_rebuilt(*, name: str) -> None:
-    """`model.facts` are plain values that rebuild the model, class names included, without any download."""
+    """`model.metadata` are plain values that rebuild the model, class names included, without any download."""
     model = create_convnext_model(model_name=name, num_classes=3, pretrained=False, use_attention=True).eval()
-    again = make_model(model.facts).eval()
+    again = make_model(model.metadata).eval()
     again.load_state_dict(model.state_dict())
     pages = torch.rand(1, 3, 64, 48)
     with torch.inference_mode():
-        print(f"the same logits: {torch.equal(model(pages), again(pages))}, classes {again.facts['class_names']}")
+        print(f"the same logits: {torch.equal(model(pages), again(pages))}, classes {again.metadata['class_names']}")
 
 
 def _millions(model: DocClassifier) -> float:

@@ -1,4 +1,4 @@
-"""Several networks judge pages together: all methods, views, selection and the cost of each member, from Python.
+"""Several networks evaluate pages together: all methods, views, selection and the cost of each member, from Python.
 
     python apps/doc_ensemble/example_ensemble_usage.py                 seconds, without network or data
     python apps/doc_ensemble/example_ensemble_usage.py --output DIR    where the files go
@@ -16,18 +16,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from apps.doc_ensemble.ensemble.combine import average_views, combine, fit_weights
-from apps.doc_ensemble.ensemble.curve import cost_curve, plot_cost_curve, single_points
-from apps.doc_ensemble.ensemble.disagreement import disagreement
-from apps.doc_ensemble.ensemble.inference import Judged, Pages, judge
-from apps.doc_ensemble.ensemble.members import InputFormat, Network
-from apps.doc_ensemble.ensemble.selection import growing_order, select
-from apps.doc_ensemble.ensemble.views import ViewKind, with_identity
-from apps.doc_ensemble.ensemble.writing import Verdict, write_ensemble_predictions
-from apps.doc_ensemble.model.classifier import create_model
-from mlcore.cli.app import guarded
-from mlcore.files import ensure_folder
+from mlcore.base.files import ensure_folder
+from mlcore.cli.main import guarded
 from mlcore.metrics.arrays import FloatArray, IntArray
+from quartet.apps.doc_ensemble.ensemble.combine import average_views, combine, fit_weights
+from quartet.apps.doc_ensemble.ensemble.curve import cost_curve, plot_cost_curve, single_points
+from quartet.apps.doc_ensemble.ensemble.disagreement import disagreement
+from quartet.apps.doc_ensemble.ensemble.inference import PagePredictions, Pages, predict_pages
+from quartet.apps.doc_ensemble.ensemble.members import InputFormat, Network
+from quartet.apps.doc_ensemble.ensemble.selection import growing_order, select
+from quartet.apps.doc_ensemble.ensemble.views import ViewKind, with_identity
+from quartet.apps.doc_ensemble.ensemble.writing import EnsemblePredictions, write_ensemble_predictions
+from quartet.apps.doc_ensemble.model.classifier import create_model
 
 CLASSES = ("text", "table", "photo", "blank")
 SIZE = (64, 48)
@@ -110,9 +110,11 @@ def decisions(seen: FloatArray, truth: IntArray, fit: slice, test: slice) -> dic
     }
 
 
-def draw_costs(judged: Judged, seen: FloatArray, truth: IntArray, *, fit: slice, test: slice, path: Path) -> None:
+def draw_costs(
+    predicted: PagePredictions, seen: FloatArray, truth: IntArray, *, fit: slice, test: slice, path: Path
+) -> None:
     """Score against pages per second, as members are added in the order that is best on the pages `fit`."""
-    names, seconds, reading = judged.member_names, judged.member_seconds, judged.reading_seconds
+    names, seconds, reading = predicted.member_names, predicted.member_seconds, predicted.reading_seconds
     order = growing_order(seen[:, fit], truth[fit])
     points = cost_curve(
         seen[:, test], truth[test], order=order, names=names, member_seconds=seconds, reading_seconds=reading
@@ -122,19 +124,19 @@ def draw_costs(judged: Judged, seen: FloatArray, truth: IntArray, *, fit: slice,
 
 
 def main() -> int:
-    """Train members, let them judge, and compare ways to decide."""
+    """Train members, let them evaluate, and compare ways to decide."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs/doc_ensemble/example_ensemble"))
     folder = ensure_folder(parser.parse_args().output)
     pages, labels = drawn_pages(320, seed=0)
     members = [TrainedMember(f"network {seed}", train(seed, pages, labels)) for seed in (1, 2, 3)]
 
-    # One pass: every page is read once for all members and views. The first half is for fitting, the second is judged.
+    # One pass: every page is read once for all members and views. The first half is for fitting, the second for figures.
     asked, truth = drawn_pages(240, seed=9)
     views = with_identity([ViewKind(type="color_jitter", probability=0.5, brightness=0.1, contrast=0.0)])
     items = Pages(items=asked, read=as_it_is, prepare=fitted)
-    judged = judge(members, items, views=views, device=torch.device("cpu"))
-    seen = average_views(judged.probabilities, weights=judged.view_weights)  # [members, pages, classes]
+    predicted = predict_pages(members, items, views=views, device=torch.device("cpu"))
+    seen = average_views(predicted.probabilities, weights=predicted.view_weights)  # [members, pages, classes]
     fit, test = slice(0, 120), slice(120, 240)
 
     alone = {member.name: seen[index, test] for index, member in enumerate(members)}
@@ -142,16 +144,16 @@ def main() -> int:
     for name, chances in (alone | together).items():
         print(f"{name:28} accuracy {(chances.argmax(axis=1) == truth[test]).mean():.4f}")
     print(f"two members disagree on {disagreement(seen[:, test]).mean:.1%} of the pages")
-    draw_costs(judged, seen, truth, fit=fit, test=test, path=folder / "cost_curve.png")
-    verdict = Verdict(
+    draw_costs(predicted, seen, truth, fit=fit, test=test, path=folder / "cost_curve.png")
+    predictions = EnsemblePredictions(
         pages=[f"page {row}" for row in range(120, 240)],
         class_names=CLASSES,
-        member_names=judged.member_names,
+        member_names=predicted.member_names,
         ensemble=together["averaging of probabilities"],
         members=seen[:, test],
         labels=truth[test],
     )
-    write_ensemble_predictions(folder, verdict)
+    write_ensemble_predictions(folder, predictions)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return 0
 

@@ -11,8 +11,8 @@ import argparse
 import os
 from collections.abc import Mapping
 
-from mlcore.cli.app import guarded
-from mlcore.env import load_env, mask_secrets, wandb_key_source
+from mlcore.base.env import load_env, mask_secrets, wandb_key_source
+from mlcore.cli.main import guarded
 
 EXAMPLE = "env_example.txt"
 

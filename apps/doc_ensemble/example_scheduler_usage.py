@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mlcore.cli.app import guarded
+from mlcore.base.files import ensure_folder
+from mlcore.cli.main import guarded
 from mlcore.config.sections import SchedulerConfig
-from mlcore.files import ensure_folder
-from mlcore.plots.curves import Series, plot_panels
-from mlcore.schedules import Plateau, lr_table
+from mlcore.report.plots.curves import Series, plot_panels
+from mlcore.training.schedules import Plateau, lr_table
 
 LR = 1e-3
 EPOCHS, STEPS_PER_EPOCH = 100, 100

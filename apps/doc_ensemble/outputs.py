@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from apps.doc_ensemble.class_analysis import calibration_sections, confused_sections
-from apps.doc_ensemble.class_metrics import class_report, format_class_summary, write_class_files
-from apps.doc_ensemble.config import DocConfig
-from apps.doc_ensemble.data.pages import Page, read_page
-from apps.doc_ensemble.kfold import write_judgement
-from apps.doc_ensemble.splits import Splits
-from mlcore.files import write_text
+from mlcore.base.files import write_text
 from mlcore.metrics.classification import ClassificationReport
-from mlcore.report import Section
+from mlcore.report.page import Section
+from quartet.apps.doc_ensemble.class_analysis import calibration_sections, confused_sections
+from quartet.apps.doc_ensemble.class_metrics import class_report, format_class_summary, write_class_files
+from quartet.apps.doc_ensemble.config import DocConfig
+from quartet.apps.doc_ensemble.data.pages import Page, read_page
+from quartet.apps.doc_ensemble.ensemble.folds import write_fold_predictions
+from quartet.apps.doc_ensemble.splits import Splits
 
 __all__ = ["Inspector", "write_outputs"]
 
@@ -89,7 +89,7 @@ def write_outputs(inspector: Inspector, config: DocConfig, folder: Path, _summar
         if split != "train":
             write_text(folder / f"{split}_predictions.csv", _table(inspector.predictions[split], pages, splits.classes))
     if config.kfold.fold is not None:
-        write_judgement(folder, config=config, splits=splits, predictions=inspector.predictions["val"])
+        write_fold_predictions(folder, config=config, splits=splits, predictions=inspector.predictions["val"])
     print(inspector.summary())
 
 

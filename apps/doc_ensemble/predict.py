@@ -12,8 +12,8 @@ go to predictions_pages/ beside the table.
 import argparse
 from pathlib import Path
 
-from mlcore.cli.app import guarded
-from mlcore.cli.stored import stored_file
+from mlcore.cli.main import guarded
+from mlcore.remote.stored import stored_file
 
 
 def main() -> int:
@@ -37,7 +37,10 @@ def main() -> int:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     given = parser.parse_args()
 
-    from apps.doc_ensemble.prediction import PredictRequest, predict  # after parsing: torch takes seconds to import
+    from quartet.apps.doc_ensemble.prediction import (  # after parsing: torch takes seconds to import
+        PredictRequest,
+        predict,
+    )
 
     return predict(PredictRequest(**vars(given)))
 

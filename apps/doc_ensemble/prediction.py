@@ -11,20 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from apps.doc_ensemble.data.folders import find_files
-from apps.doc_ensemble.data.pages import Page, page_count, read_page
-from apps.doc_ensemble.data.table import read_table
-from apps.doc_ensemble.ensemble.combine import combine
-from apps.doc_ensemble.ensemble.inference import Judged, judge
-from apps.doc_ensemble.ensemble.reading import document_pages
-from apps.doc_ensemble.restore import CheckpointMember
-from mlcore.conclusion import best_checkpoint
-from mlcore.console import setup_logging, with_progress
-from mlcore.distributed import pick_device
-from mlcore.errors import UserError
-from mlcore.files import ensure_folder, output_folder, write_text
-from mlcore.plots.contact_sheet import Tile, plot_contact_sheet
-from mlcore.plots.style import displayable
+from mlcore.base.console import setup_logging, with_progress
+from mlcore.base.distributed import pick_device
+from mlcore.base.errors import UserError
+from mlcore.base.files import ensure_folder, output_folder, write_text
+from mlcore.report.plots.contact_sheet import Tile, plot_contact_sheet
+from mlcore.report.plots.style import displayable
+from mlcore.run.final_evaluation import best_checkpoint
+from quartet.apps.doc_ensemble.data.folders import find_files
+from quartet.apps.doc_ensemble.data.pages import Page, page_count, read_page
+from quartet.apps.doc_ensemble.data.table import read_table
+from quartet.apps.doc_ensemble.ensemble.combine import combine
+from quartet.apps.doc_ensemble.ensemble.inference import PagePredictions, predict_pages
+from quartet.apps.doc_ensemble.ensemble.reading import document_pages
+from quartet.apps.doc_ensemble.restore import CheckpointMember
 
 __all__ = ["PredictRequest", "predict"]
 
@@ -67,20 +67,20 @@ def _predict(request: PredictRequest) -> int:
     members = [CheckpointMember(f"model {number}", path) for number, path in enumerate(paths, 1)]
     data = members[0].config.data
     max_pixels = round(data.max_megapixels * 1e6)
-    judged = judge(
+    predicted = predict_pages(
         members,
         document_pages(pages, members, max_pixels=max_pixels, fit=data.fit, skip_bad=True),
         device=pick_device(request.device),
         batch_size=request.batch_size,
     )
-    chances = combine(judged.probabilities[:, 0])
-    problems += [(pages[place].key, message) for place, message in judged.problems.items()]
-    kept = [pages[row] for row in judged.rows]
-    write_text(request.output, _table(kept, chances, judged, problems))
+    chances = combine(predicted.probabilities[:, 0])
+    problems += [(pages[place].key, message) for place, message in predicted.problems.items()]
+    kept = [pages[row] for row in predicted.rows]
+    write_text(request.output, _table(kept, chances, predicted, problems))
     _log.info("written: %s (%d pages, %d could not be read)", request.output, len(kept), len(problems))
     if request.thumbnails:
         folder = request.output.with_name(f"{request.output.stem}_pages")
-        _draw(folder, kept[: request.thumbnails], chances, judged.class_names, max_pixels=max_pixels)
+        _draw(folder, kept[: request.thumbnails], chances, predicted.class_names, max_pixels=max_pixels)
     return 1 if problems else 0
 
 
@@ -110,8 +110,10 @@ def _wanted(request: PredictRequest) -> tuple[list[Page], list[Problem]]:
     return pages, problems
 
 
-def _table(pages: Sequence[Page], chances: NDArray[np.float64], judged: Judged, problems: Sequence[Problem]) -> str:
-    names, guesses = judged.class_names, chances.argmax(axis=1)
+def _table(
+    pages: Sequence[Page], chances: NDArray[np.float64], predicted: PagePredictions, problems: Sequence[Problem]
+) -> str:
+    names, guesses = predicted.class_names, chances.argmax(axis=1)
     buffer = io.StringIO()
     table = csv.writer(buffer, lineterminator="\n")
     table.writerow(("image", "class", "probability", *(f"p_{name}" for name in names), "problem"))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from apps.doc_ensemble.config import DocConfig
-from apps.doc_ensemble.model.classifier import DocClassifier, make_model
-from mlcore.checkpoint import load_model_weights
-from mlcore.errors import UserError
-from mlcore.restore import RunCheckpoint, another_version, load_run_checkpoint
+from mlcore.base.errors import UserError
+from mlcore.run.restore import RunCheckpoint, another_version, load_run_checkpoint
+from mlcore.training.checkpoint import load_model_weights
+from quartet.apps.doc_ensemble.config import DocConfig
+from quartet.apps.doc_ensemble.model.classifier import DocClassifier, make_model
 
 __all__ = ["CheckpointMember", "Restored", "restore"]
 
@@ -45,7 +45,7 @@ def restore(path: Path, *, device: torch.device) -> Restored:
     read, model = _read(path)
     load_model_weights(model, read.weights, source=path)
     model.eval().to(device)
-    return Restored(model=model, class_names=tuple(read.facts["class_names"]), config=read.config, step=read.step)
+    return Restored(model=model, class_names=tuple(read.metadata["class_names"]), config=read.config, step=read.step)
 
 
 class CheckpointMember:
@@ -65,13 +65,13 @@ class CheckpointMember:
         self.name = name
         self.path = path
         self.config = read.config
-        self.class_names: Sequence[str] = tuple(read.facts["class_names"])
-        height, width = model.facts["image_size"]
+        self.class_names: Sequence[str] = tuple(read.metadata["class_names"])
+        height, width = model.metadata["image_size"]
         self.image_size: tuple[int, int] = (height, width)
-        self.in_channels: int = model.facts["in_channels"]
+        self.in_channels: int = model.metadata["in_channels"]
 
     def load(self, device: torch.device) -> DocClassifier:
-        """The network, ready to judge."""
+        """The network, ready to evaluate."""
         return restore(self.path, device=device).model
 
 
@@ -79,6 +79,6 @@ def _read(path: Path) -> tuple[RunCheckpoint[DocConfig], DocClassifier]:
     """A checkpoint and its network, still with random weights."""
     read = load_run_checkpoint(path, app="doc_ensemble", config_cls=DocConfig)
     try:
-        return read, make_model(read.facts["model"])
+        return read, make_model(read.metadata["model"])
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise another_version(path, error) from None

@@ -1,4 +1,4 @@
-"""Judge document pages with several models and views, and say what each method gains over the best model.
+"""Evaluate document pages with several models and views, and say what each method gains over the best model.
 
     python apps/doc_ensemble/run_ensemble_experiment.py                     the demo: trains three folds, then compares
     python apps/doc_ensemble/run_ensemble_experiment.py --config mine.yaml  ensemble.models lists checkpoints
@@ -11,17 +11,17 @@ models of a cross-validation are trained first, with the settings of train.py. L
 outputs/doc_ensemble/ensembles/; docs/doc_ensemble.md says what is in it.
 """
 
-from apps.doc_ensemble.spec import ENSEMBLE_SPEC
-from mlcore.cli.app import run_app
-from mlcore.cli.spec import Invocation
+from mlcore.cli.invocation import Invocation
+from mlcore.cli.main import run_app
+from quartet.apps.doc_ensemble.app import APP, ENSEMBLE
 
 
 def act(invocation: Invocation) -> int:  # type: ignore[type-arg]
     """Find or train the members, and compare."""
-    from apps.doc_ensemble.ensemble.experiment import run  # after parsing: torch takes seconds to import
+    from quartet.apps.doc_ensemble.ensemble.experiment import run  # after parsing: torch takes seconds to import
 
-    return run(invocation)
+    return run(APP, invocation)
 
 
 if __name__ == "__main__":
-    run_app(ENSEMBLE_SPEC, act)
+    run_app(ENSEMBLE, act)

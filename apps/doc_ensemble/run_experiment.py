@@ -1,8 +1,7 @@
 """Another name of `train.py`, which says what it does: python apps/doc_ensemble/run_experiment.py scheduler=cosine."""
 
-from apps.doc_ensemble.spec import SPEC
-from apps.doc_ensemble.train import act
-from mlcore.cli.app import run_app
+from mlcore.run.app import train
+from quartet.apps.doc_ensemble.app import APP
 
 if __name__ == "__main__":
-    run_app(SPEC, act)
+    train(APP)

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from apps.doc_ensemble.config import DataConfig, DocConfig
-from apps.doc_ensemble.data.duplicates import check_duplicates
-from apps.doc_ensemble.data.folders import Folders, read_folders
-from apps.doc_ensemble.data.generated import write_generated
-from apps.doc_ensemble.data.pages import Page
-from apps.doc_ensemble.data.split import hold_out
-from apps.doc_ensemble.data.table import read_table
+from mlcore.base.errors import UserError
 from mlcore.data.fingerprints import cache_file
-from mlcore.errors import UserError
+from quartet.apps.doc_ensemble.config import DataConfig, DocConfig
+from quartet.apps.doc_ensemble.data.duplicates import check_duplicates
+from quartet.apps.doc_ensemble.data.folders import Folders, read_folders
+from quartet.apps.doc_ensemble.data.generated import write_generated
+from quartet.apps.doc_ensemble.data.pages import Page
+from quartet.apps.doc_ensemble.data.split import hold_out
+from quartet.apps.doc_ensemble.data.table import read_table
 
 __all__ = ["Splits", "load_splits"]
 

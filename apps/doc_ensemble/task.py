@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mlcore import losses
-from mlcore.analysis import measure
-from mlcore.engine import StepOutput
+from mlcore.report.classification import measure
+from mlcore.training import losses
+from mlcore.training.engine import StepOutput
 
 __all__ = ["DocTask", "Objective"]
 
@@ -53,13 +53,13 @@ class DocTask:
         model: From pixels float [B, channels, H, W] in 0..1 to logits [B, classes].
         class_names: In the order of the logits.
         objective: The training loss.
-        facts: Plain values that a checkpoint carries for whoever loads the model alone.
+        extra: Metadata besides the class names: plain values for whoever loads the model alone.
     """
 
     model: nn.Module
     class_names: Sequence[str]
     objective: Objective = field(default_factory=Objective)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Loss and accuracy of a batch with "pixels", "label" int64 [B], and "target" [B, classes] where mixed."""
@@ -86,9 +86,10 @@ class DocTask:
         """Accuracy, macro F1, AUROC, calibration and the rest of the classification report's figures."""
         return measure(predictions, class_names=self.class_names).scalars()
 
+    @property
     def metadata(self) -> dict[str, Any]:
-        """Class names and `facts`."""
-        return {"class_names": list(self.class_names), **self.facts}
+        """What a checkpoint carries for whoever loads the model alone."""
+        return {"class_names": list(self.class_names), **self.extra}
 
 
 def _channels_last(pixels: Tensor) -> Tensor:

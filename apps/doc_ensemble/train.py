@@ -10,18 +10,8 @@ outputs/doc_ensemble/; docs/doc_ensemble.md says what is in it. An interrupted r
 same command is given again. `run_experiment.py` is another name of this script.
 """
 
-from apps.doc_ensemble.spec import SPEC
-from mlcore.cli.app import run_app
-from mlcore.cli.spec import Invocation
-
-
-def act(invocation: Invocation) -> int:  # type: ignore[type-arg]
-    """Train, or rehearse, or check the system, as the command line says."""
-    from apps.doc_ensemble.build import APP  # after parsing: torch takes seconds to import
-    from mlcore.session import run
-
-    return run(APP, invocation)
-
+from mlcore.run.app import train
+from quartet.apps.doc_ensemble.app import APP
 
 if __name__ == "__main__":
-    run_app(SPEC, act)
+    train(APP)

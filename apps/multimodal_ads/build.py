@@ -6,30 +6,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, DataConfig
-from apps.multimodal_ads.data.augment import Augmentation, InTurn, TextDropout
-from apps.multimodal_ads.data.batches import KnownFeatures, Pixels, SampleSource, collate
-from apps.multimodal_ads.data.dataset import AdDataset
-from apps.multimodal_ads.data.duplicates import check_duplicates, picture_groups
-from apps.multimodal_ads.data.generated import write_generated
-from apps.multimodal_ads.data.split import stratified_split
-from apps.multimodal_ads.data.statistics import dataset_statistics, statistics_sections
-from apps.multimodal_ads.data.table import AdRow, read_table
-from apps.multimodal_ads.frozen import picture_features, text_features
-from apps.multimodal_ads.model.assemble import Parts, describe, make_parts
-from apps.multimodal_ads.outputs import Inspector, write_outputs
-from apps.multimodal_ads.spec import SPEC
-from apps.multimodal_ads.task import AdTask, Objective
-from mlcore.app import App
-from mlcore.assemble import Data, Problem
+from mlcore.base.distributed import World, broadcast_object
+from mlcore.base.errors import UserError
 from mlcore.data.fingerprints import cache_file
 from mlcore.data.loader import Transform
-from mlcore.distributed import World, broadcast_object
-from mlcore.errors import UserError
-from mlcore.optim import GroupRule
-from mlcore.report import Section
+from mlcore.report.page import Section
+from mlcore.run.build import Data, TrainingSetup
+from mlcore.training.optim import GroupRule
+from quartet.apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, DataConfig
+from quartet.apps.multimodal_ads.data.augment import Augmentation, InTurn, TextDropout
+from quartet.apps.multimodal_ads.data.batches import KnownFeatures, Pixels, SampleSource, collate
+from quartet.apps.multimodal_ads.data.dataset import AdDataset
+from quartet.apps.multimodal_ads.data.duplicates import check_duplicates, picture_groups
+from quartet.apps.multimodal_ads.data.generated import write_generated
+from quartet.apps.multimodal_ads.data.split import stratified_split
+from quartet.apps.multimodal_ads.data.statistics import dataset_statistics, statistics_sections
+from quartet.apps.multimodal_ads.data.table import AdRow, read_table
+from quartet.apps.multimodal_ads.frozen import picture_features, text_features
+from quartet.apps.multimodal_ads.model.assemble import Parts, describe, make_parts
+from quartet.apps.multimodal_ads.outputs import Inspector, write_outputs
+from quartet.apps.multimodal_ads.task import AdTask, Objective
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +55,7 @@ class Splits:
         return {name: rows for name, rows in parts.items() if rows is not None}
 
 
-def build(config: AdsConfig, world: World) -> Problem:
+def build(config: AdsConfig, world: World) -> TrainingSetup:
     """Data, model and task of a run.
 
     Raises:
@@ -72,24 +69,22 @@ def build(config: AdsConfig, world: World) -> Problem:
         model=parts.classifier(with_vision=not cached),
         objective=_objective(config.train, splits.train),
         text_encoder=None if parts.text is None or sources["train"].knows_texts else parts.text,
-        facts=describe(config, parts),
+        metadata=describe(config, parts),
     )
     prepare = None if parts.vision is None or cached else Pixels(parts.vision.processor)
     datasets = {name: Data(dataset=source, prepare=prepare, collate=collate) for name, source in sources.items()}
     inspector = Inspector(splits.named(), max_pixels=_max_pixels(config))
-    return Problem(
+    return TrainingSetup(
         task=task,
         train=datasets["train"],
-        validation=datasets["val"],
-        test=datasets["test"] if splits.test is not None else None,
+        evaluation={name: data for name, data in datasets.items() if name != "train"},
         transform=_transform(config, parts),
         group_rules=_learning_rates(config, task),
         overview=partial(_overview, splits),
         analyse=inspector,
         export_command=_export_command,
         finish=partial(write_outputs, inspector, config),
-        notes=splits.notes,
-        identity=("class_names", "vision_weights", "text_fingerprint"),
+        warnings=splits.notes,
     )
 
 
@@ -249,44 +244,3 @@ def _learning_rates(config: AdsConfig, task: AdTask) -> list[GroupRule]:
     else:
         rate = settings.backbone_lr or settings.lr * (0.1 if config.vision_encoder.pretrained else 1.0)
     return [] if rate == settings.lr else [GroupRule("vision.", rate)]
-
-
-def variants(config: AdsConfig) -> Mapping[str, AdsConfig]:
-    """Each modality alone and the other fusion, where asked for; none for a demo that has one modality only."""
-    if not config.train.ablations or config.train.modality != "multimodal" or config.text_encoder.model is None:
-        return {}
-    other = "concat" if config.fusion.name == "gated" else "gated"
-    return {
-        f"fusion_{other}": _changed(config, fusion={"name": other}),
-        "vision_only": _changed(config, train={"modality": "vision_only", "align_weight": 0.0}),
-        "text_only": _changed(config, train={"modality": "text_only", "align_weight": 0.0}),
-    }
-
-
-def rehearsal(config: AdsConfig) -> AdsConfig:
-    """The configuration of a trial, which computes what it needs and keeps nothing."""
-    return _changed(config, features={"cache": "off"})
-
-
-def _changed(config: AdsConfig, **changes: Mapping[str, Any]) -> AdsConfig:
-    sections = {name: getattr(config, name).model_copy(update=values) for name, values in changes.items()}
-    return config.model_copy(update=sections)
-
-
-def _run_name(config: AdsConfig) -> str:
-    if config.data.source == "generated":
-        return "generated"
-    table = config.data.train_csv or (config.data.base_dir or Path("data")) / "train.csv"
-    return table.stem if table.stem != "train" else f"{table.resolve().parent.name}"
-
-
-APP = App(
-    name="multimodal_ads",
-    title="Multimodal ad classifier",
-    build=build,
-    run_name=_run_name,
-    own_data='make train APP=multimodal_ads ARGS="--train_csv train.csv"  (columns local_image_path, label, text_info)',
-    root=SPEC.root,
-    rehearse=rehearsal,
-    variants=variants,
-)

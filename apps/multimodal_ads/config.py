@@ -1,4 +1,4 @@
-"""Typed configuration of the ad classifier; `apps.multimodal_ads.build` turns it into objects."""
+"""Typed configuration of the ad classifier; `quartet.apps.multimodal_ads.build` turns it into objects."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self

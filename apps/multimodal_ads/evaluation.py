@@ -23,10 +23,10 @@ from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_floats, as_lab
 from mlcore.metrics.calibration import brier_score, expected_calibration_error, reliability_bins
 from mlcore.metrics.classification import accuracy, class_scores, confusion_matrix
 from mlcore.metrics.ranking import auroc, auroc_interval, average_precision
-from mlcore.plots.binary import plot_operating_point
-from mlcore.plots.classes import plot_confusion_matrix
-from mlcore.plots.confidence import plot_confidence_histogram, plot_reliability
-from mlcore.report import Picture, Section, Text
+from mlcore.report.page import Picture, Section, Text
+from mlcore.report.plots.binary import plot_operating_point
+from mlcore.report.plots.classes import plot_confusion_matrix
+from mlcore.report.plots.confidence import plot_confidence_histogram, plot_reliability
 
 __all__ = [
     "CLASS_NAMES",
@@ -134,7 +134,7 @@ def results(validation: Mapping[str, Tensor], test: Mapping[str, Tensor] | None 
 
     Returns:
         "threshold" (its value, what it was chosen on, and a note where nothing could be chosen), "val" and, with test
-        data, "test" (see `split_results`); plain values for `mlcore.files.write_json`.
+        data, "test" (see `split_results`); plain values for `mlcore.base.files.write_json`.
 
     Raises:
         UserError: As in `ad_metrics`.

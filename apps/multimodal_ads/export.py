@@ -18,8 +18,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mlcore.cli.app import guarded
-from mlcore.cli.stored import stored_file
+from mlcore.cli.main import guarded
+from mlcore.remote.stored import stored_file
 
 
 def main() -> int:
@@ -32,8 +32,8 @@ def main() -> int:
     )
     given = parser.parse_args()
 
-    from apps.multimodal_ads.exporting import export, verify  # after parsing: torch takes seconds to import
-    from mlcore.restore import run_folder
+    from mlcore.run.restore import run_folder
+    from quartet.apps.multimodal_ads.exporting import export, verify  # after parsing: torch takes seconds to import
 
     folder: Path = given.output_dir or run_folder(given.model_path) / "export"
     if given.verify:

@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.export import Dim
 
-from apps.multimodal_ads.config import AdsConfig
-from apps.multimodal_ads.model.assemble import make_parts
-from apps.multimodal_ads.model.classifier import AdClassifier
-from apps.multimodal_ads.restore import Restored, restore
-from apps.multimodal_ads.vision.lora import merge_adapters
-from mlcore.checkpoint import load_model_weights
-from mlcore.errors import UserError
-from mlcore.files import atomic_write, ensure_folder, write_json
-from mlcore.hub import find_model
+from mlcore.base.errors import UserError
+from mlcore.base.files import atomic_write, ensure_folder, write_json
+from mlcore.remote.hub import find_model
+from mlcore.training.checkpoint import load_model_weights
+from quartet.apps.multimodal_ads.config import AdsConfig
+from quartet.apps.multimodal_ads.model.assemble import make_parts
+from quartet.apps.multimodal_ads.model.classifier import AdClassifier
+from quartet.apps.multimodal_ads.restore import Restored, restore
+from quartet.apps.multimodal_ads.vision.lora import merge_adapters
 
 TOLERANCE = 1e-5
 """Largest difference of a logit, relative to the largest logit."""

@@ -25,9 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mlcore.console import format_duration, with_progress
-from mlcore.errors import UserError
-from mlcore.files import ensure_folder, format_bytes, free_bytes, sync, write_json
+from mlcore.base.console import format_duration, with_progress
+from mlcore.base.errors import UserError
+from mlcore.base.files import ensure_folder, format_bytes, free_bytes, sync, write_json
 
 _log = logging.getLogger(__name__)
 

@@ -9,21 +9,21 @@ import PIL
 import torch
 from torch import Tensor
 
-from apps.multimodal_ads.config import AdsConfig, FeaturesConfig
-from apps.multimodal_ads.data.batches import KnownFeatures
-from apps.multimodal_ads.data.table import AdRow
-from apps.multimodal_ads.features import FeatureStore, text_digest
-from apps.multimodal_ads.model.assemble import Parts
-from apps.multimodal_ads.model.classifier import given
-from apps.multimodal_ads.model.pooling import AttentionPooling
-from apps.multimodal_ads.text.encoder import TextEncoder
-from apps.multimodal_ads.vision.interface import Processor, Tokens
+from mlcore.base.distributed import World, any_rank, barrier, broadcast_object
+from mlcore.base.errors import UserError
 from mlcore.data.images import content_digest, read_image
 from mlcore.data.loader import BatchLoader, worker_count
 from mlcore.data.order import EpochOrder
-from mlcore.distributed import World, any_rank, barrier, broadcast_object
-from mlcore.engine import autocast, autocast_dtype
-from mlcore.errors import UserError
+from mlcore.training.engine import autocast, autocast_dtype
+from quartet.apps.multimodal_ads.config import AdsConfig, FeaturesConfig
+from quartet.apps.multimodal_ads.data.batches import KnownFeatures
+from quartet.apps.multimodal_ads.data.table import AdRow
+from quartet.apps.multimodal_ads.features import FeatureStore, text_digest
+from quartet.apps.multimodal_ads.model.assemble import Parts
+from quartet.apps.multimodal_ads.model.classifier import given
+from quartet.apps.multimodal_ads.model.pooling import AttentionPooling
+from quartet.apps.multimodal_ads.text.encoder import TextEncoder
+from quartet.apps.multimodal_ads.vision.interface import Processor, Tokens
 
 Named = Mapping[str, Sequence[AdRow]]
 Rows = Mapping[str, Tensor]

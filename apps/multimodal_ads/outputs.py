@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-from apps.multimodal_ads.config import AdsConfig
-from apps.multimodal_ads.data.table import AdRow
-from apps.multimodal_ads.evaluation import ad_sections, probabilities_of, results, threshold_for_f1
-from apps.multimodal_ads.wrong_ones import judge, write_predictions, write_report, wrong_sections
-from mlcore.checkpoint import CheckpointStore
-from mlcore.conclusion import best_checkpoint
+from mlcore.base.files import atomic_write, ensure_folder, write_json, write_text
 from mlcore.config.dump import to_yaml
 from mlcore.data.images import read_image
-from mlcore.files import atomic_write, ensure_folder, write_json, write_text
-from mlcore.report import Section
+from mlcore.report.page import Section
+from mlcore.run.final_evaluation import best_checkpoint
+from mlcore.training.checkpoint import CheckpointStore
+from quartet.apps.multimodal_ads.config import AdsConfig
+from quartet.apps.multimodal_ads.data.table import AdRow
+from quartet.apps.multimodal_ads.evaluation import ad_sections, probabilities_of, results, threshold_for_f1
+from quartet.apps.multimodal_ads.wrong_ones import classify, write_predictions, write_report, wrong_sections
 
 _log = logging.getLogger(__name__)
 
@@ -48,10 +48,10 @@ class Inspector:
         """Sections of the report; `prefix` is "" for validation, which comes first, and "test_" for the test."""
         split = prefix.removesuffix("_") or "val"
         self.predictions[split] = predictions
-        judged = judge(predictions, self.rows[split], threshold=self.threshold)
+        classified = classify(predictions, self.rows[split], threshold=self.threshold)
         return [
             *ad_sections(predictions, threshold=self.threshold, folder=folder, prefix=prefix),
-            *wrong_sections(judged, folder=folder, prefix=prefix, read_image=self.read_image),
+            *wrong_sections(classified, folder=folder, prefix=prefix, read_image=self.read_image),
         ]
 
     @property
@@ -104,16 +104,16 @@ def write_test_files(
 
     Args:
         folder: Where they go.
-        predictions: Evaluation rows, see `apps.multimodal_ads.evaluation`.
+        predictions: Evaluation rows, see `quartet.apps.multimodal_ads.evaluation`.
         rows: The table's rows.
         threshold: Least probability of what is taken for an ad.
         figures: One split of results.json.
         read: Reads a picture.
     """
-    judged = judge(predictions, rows, threshold=threshold)
-    write_predictions(folder / "test_predictions.json", judged)
+    classified = classify(predictions, rows, threshold=threshold)
+    write_predictions(folder / "test_predictions.json", classified)
     headlines = {name: figures[name] for name in _HEADLINES}
-    write_report(folder / "test_report.md", judged, headlines=headlines, threshold=threshold, read_image=read)
+    write_report(folder / "test_report.md", classified, headlines=headlines, threshold=threshold, read_image=read)
 
 
 def _link(source: Path, name: Path) -> None:

@@ -12,8 +12,8 @@ labels are needed), which prepare.py --ocr fills; a model of texts warns where t
 import argparse
 from pathlib import Path
 
-from mlcore.cli.app import guarded
-from mlcore.cli.stored import stored_file
+from mlcore.cli.main import guarded
+from mlcore.remote.stored import stored_file
 
 
 def main() -> int:
@@ -33,7 +33,10 @@ def main() -> int:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     given = parser.parse_args()
 
-    from apps.multimodal_ads.prediction import PredictRequest, predict  # after parsing: torch takes seconds to import
+    from quartet.apps.multimodal_ads.prediction import (  # after parsing: torch takes seconds to import
+        PredictRequest,
+        predict,
+    )
 
     return predict(PredictRequest(**vars(given)))
 

@@ -11,23 +11,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from apps.multimodal_ads.data.batches import SampleSource, collate
-from apps.multimodal_ads.data.dataset import AdDataset
-from apps.multimodal_ads.data.table import AdRow, clean_text, read_table
-from apps.multimodal_ads.evaluation import probabilities_of, split_results
-from apps.multimodal_ads.outputs import write_test_files
-from apps.multimodal_ads.restore import Restored, chosen_threshold, restore
-from mlcore.batch import MicroBatch
-from mlcore.console import setup_logging, with_progress
+from mlcore.base.console import setup_logging, with_progress
+from mlcore.base.distributed import World, pick_device
+from mlcore.base.errors import UserError
+from mlcore.base.files import output_folder, write_json, write_text
+from mlcore.data.batch import MicroBatch
 from mlcore.data.images import find_images, read_image
 from mlcore.data.loader import BatchLoader, worker_count
 from mlcore.data.order import EpochOrder
-from mlcore.distributed import World, pick_device
-from mlcore.engine import autocast
-from mlcore.errors import UserError
-from mlcore.evaluator import Evaluator
-from mlcore.files import output_folder, write_json, write_text
-from mlcore.restore import run_folder
+from mlcore.run.restore import run_folder
+from mlcore.training.engine import autocast
+from mlcore.training.evaluator import Evaluator
+from quartet.apps.multimodal_ads.data.batches import SampleSource, collate
+from quartet.apps.multimodal_ads.data.dataset import AdDataset
+from quartet.apps.multimodal_ads.data.table import AdRow, clean_text, read_table
+from quartet.apps.multimodal_ads.evaluation import probabilities_of, split_results
+from quartet.apps.multimodal_ads.outputs import write_test_files
+from quartet.apps.multimodal_ads.restore import Restored, chosen_threshold, restore
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class PredictRequest:
 
 
 def evaluate(request: TestRequest) -> int:
-    """Judge a checkpoint on a labelled table and write results.json, test_predictions.json and test_report.md.
+    """Evaluate a checkpoint on a labelled table and write results.json, test_predictions.json and test_report.md.
 
     Raises:
         UserError: The checkpoint or the table cannot be used, or the folder cannot be written to.
@@ -152,7 +152,7 @@ def _warn_without_texts(restored: Restored, rows: Sequence[AdRow]) -> None:
     """Some pictures have no text, which the model knows how to take; that none has any is rather a thing forgotten."""
     if restored.parts.text is not None and not any(row.text for row in rows):
         _log.warning(
-            "no texts are given, though the model was trained with them: every picture is judged without its text. "
+            "no texts are given, though the model was trained with them: every picture is evaluated without its text. "
             "Give --text, or --csv with the column text_info, which prepare.py --ocr fills"
         )
 

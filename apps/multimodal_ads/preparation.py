@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from apps.multimodal_ads.data.duplicates import picture_groups
-from apps.multimodal_ads.data.ocr import check_tesseract, recognise
-from apps.multimodal_ads.data.split import stratified_split
-from apps.multimodal_ads.data.table import COLUMNS, LABELS, AdRow, Places, clean_text
-from mlcore.console import setup_logging, with_progress
+from mlcore.base.console import setup_logging, with_progress
+from mlcore.base.errors import UserError
+from mlcore.base.files import output_folder, write_text
 from mlcore.data.images import find_images, read_image
 from mlcore.data.records import failed, read_records
-from mlcore.errors import UserError
-from mlcore.files import output_folder, write_text
+from quartet.apps.multimodal_ads.data.duplicates import picture_groups
+from quartet.apps.multimodal_ads.data.ocr import check_tesseract, recognise
+from quartet.apps.multimodal_ads.data.split import stratified_split
+from quartet.apps.multimodal_ads.data.table import COLUMNS, LABELS, AdRow, Places, clean_text
 
 __all__ = ["Preparation", "Sources", "prepare_data", "read_source", "run"]
 

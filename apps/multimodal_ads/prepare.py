@@ -13,7 +13,7 @@ pictures that have none with Tesseract (about a second a picture and core); stop
 import argparse
 from pathlib import Path
 
-from mlcore.cli.app import guarded
+from mlcore.cli.main import guarded
 
 
 def main() -> int:
@@ -40,7 +40,7 @@ def main() -> int:
     add("--skip_unreadable", action="store_true", help="leave out images that cannot be read, with a warning")
     given = vars(parser.parse_args())
 
-    from apps.multimodal_ads.preparation import Preparation, Sources, run  # after parsing: --help comes at once
+    from quartet.apps.multimodal_ads.preparation import Preparation, Sources, run  # after parsing: --help comes at once
 
     sources = Sources(train=given.pop("input"), val=given.pop("val_input"), test=given.pop("test_input"))
     output = given.pop("output")

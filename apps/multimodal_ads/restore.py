@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from apps.multimodal_ads.config import AdsConfig
-from apps.multimodal_ads.data.batches import Pixels
-from apps.multimodal_ads.model.assemble import Parts, describe, make_parts
-from apps.multimodal_ads.model.classifier import AdClassifier
-from apps.multimodal_ads.outputs import RESULTS
-from apps.multimodal_ads.task import AdTask, Objective
-from mlcore.checkpoint import CheckpointError, load_model_weights
-from mlcore.restore import another_version, load_run_checkpoint
+from mlcore.run.restore import another_version, load_run_checkpoint
+from mlcore.training.checkpoint import CheckpointError, load_model_weights
+from quartet.apps.multimodal_ads.config import AdsConfig
+from quartet.apps.multimodal_ads.data.batches import Pixels
+from quartet.apps.multimodal_ads.model.assemble import Parts, describe, make_parts
+from quartet.apps.multimodal_ads.model.classifier import AdClassifier
+from quartet.apps.multimodal_ads.outputs import RESULTS
+from quartet.apps.multimodal_ads.task import AdTask, Objective
 
 __all__ = ["Restored", "chosen_threshold", "restore"]
 
@@ -38,7 +38,7 @@ class Restored:
 
     @property
     def task(self) -> AdTask:
-        """For `mlcore.evaluator`; losses are plain binary cross entropy."""
+        """For `mlcore.training.evaluator`; losses are plain binary cross entropy."""
         return AdTask(model=self.model, objective=Objective(loss_type="bce"), text_encoder=self.parts.text)
 
     @property
@@ -62,7 +62,7 @@ def restore(path: Path, *, device: torch.device) -> Restored:
     read = load_run_checkpoint(path, app="multimodal_ads", config_cls=AdsConfig)
     parts = make_parts(read.config, device=device)
     try:
-        _compare(read.facts, describe(read.config, parts), path)
+        _compare(read.metadata["frozen_weights"], describe(read.config, parts)["frozen_weights"], path)
     except KeyError as error:
         raise another_version(path, error) from None
     model = parts.classifier()
@@ -71,9 +71,9 @@ def restore(path: Path, *, device: torch.device) -> Restored:
     return Restored(model=model, parts=parts, config=read.config, step=read.step)
 
 
-def _compare(noted: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> None:
+def _compare(kept: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> None:
     for key, what in (("vision_weights", "vision backbone"), ("text_fingerprint", "text encoder")):
-        if noted[key] != found[key]:
+        if kept[key] != found[key]:
             raise CheckpointError(
                 f"{path}: was trained on another {what} than the one that is found now under the same name; "
                 "put the weights back that the run was trained with"

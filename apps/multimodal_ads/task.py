@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from apps.multimodal_ads.evaluation import ad_metrics
-from apps.multimodal_ads.model.classifier import AdClassifier, full_precision, given
-from apps.multimodal_ads.text.encoder import TextEncoder
-from mlcore import losses
-from mlcore.engine import StepOutput
+from mlcore.training import losses
+from mlcore.training.engine import StepOutput
+from quartet.apps.multimodal_ads.evaluation import ad_metrics
+from quartet.apps.multimodal_ads.model.classifier import AdClassifier, full_precision, given
+from quartet.apps.multimodal_ads.text.encoder import TextEncoder
 
 Batch = Mapping[str, Any]
 
@@ -61,13 +61,13 @@ class AdTask:
         model: The classifier.
         objective: The training loss.
         text_encoder: Encodes texts that come as they are ("texts" in the batch); None where embeddings come.
-        facts: Plain values that a checkpoint carries for whoever loads the model alone.
+        metadata: Plain values that a checkpoint carries for whoever loads the model alone.
     """
 
     model: AdClassifier
     objective: Objective = field(default_factory=Objective)
     text_encoder: TextEncoder | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Loss of a batch as `AdClassifier` takes it, with "label" int64 [B]."""
@@ -89,10 +89,6 @@ class AdTask:
     def metrics(self, predictions: Mapping[str, Tensor]) -> dict[str, float]:
         """AUROC, average precision, and figures at probability one half."""
         return ad_metrics(predictions)
-
-    def metadata(self) -> dict[str, Any]:
-        """`facts`."""
-        return dict(self.facts)
 
     def _complete(self, batch: Batch) -> Batch:
         """The batch with embeddings in place of texts."""

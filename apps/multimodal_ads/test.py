@@ -1,4 +1,4 @@
-"""Judge a trained ad classifier on any labelled table.
+"""Evaluate a trained ad classifier on any labelled table.
 
     python apps/multimodal_ads/test.py --model_path <run>/checkpoint_best.ckpt --csv test.csv
 
@@ -10,8 +10,8 @@ thumbnails) to the folder test_<table>/ of the run, or to --output_dir.
 import argparse
 from pathlib import Path
 
-from mlcore.cli.app import guarded
-from mlcore.cli.stored import stored_file
+from mlcore.cli.main import guarded
+from mlcore.remote.stored import stored_file
 
 
 def main() -> int:
@@ -29,7 +29,10 @@ def main() -> int:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     given = parser.parse_args()
 
-    from apps.multimodal_ads.prediction import TestRequest, evaluate  # after parsing: torch takes seconds to import
+    from quartet.apps.multimodal_ads.prediction import (  # after parsing: torch takes seconds to import
+        TestRequest,
+        evaluate,
+    )
 
     return evaluate(TestRequest(**vars(given)))
 

@@ -20,20 +20,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from apps.multimodal_ads.evaluation import CLASS_NAMES, probabilities_of
-from mlcore.env import mask_text
-from mlcore.errors import UserError
-from mlcore.files import atomic_write, ensure_folder, write_json, write_text
+from mlcore.base.env import mask_text
+from mlcore.base.errors import UserError
+from mlcore.base.files import atomic_write, ensure_folder, write_json, write_text
 from mlcore.metrics.arrays import as_floats, as_labels
-from mlcore.plots.binary import plot_values_by_class
-from mlcore.plots.contact_sheet import Tile, plot_contact_sheet
-from mlcore.report import Picture, Section, Text
+from mlcore.report.page import Picture, Section, Text
+from mlcore.report.plots.binary import plot_values_by_class
+from mlcore.report.plots.contact_sheet import Tile, plot_contact_sheet
+from quartet.apps.multimodal_ads.evaluation import CLASS_NAMES, probabilities_of
 
 __all__ = [
-    "Judged",
+    "Classified",
     "Listed",
     "ReadImage",
-    "judge",
+    "classify",
     "literal",
     "worst_first",
     "write_predictions",
@@ -63,7 +63,7 @@ class Listed(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class Classified:
     """A sample and what the model made of it.
 
     Attributes:
@@ -88,11 +88,11 @@ class Judged:
         return self.predicted != self.row.label
 
 
-def judge(predictions: Mapping[str, Tensor], rows: Sequence[Listed], *, threshold: float) -> list[Judged]:
+def classify(predictions: Mapping[str, Tensor], rows: Sequence[Listed], *, threshold: float) -> list[Classified]:
     """Put predictions and rows together.
 
     Args:
-        predictions: As `apps.multimodal_ads.evaluation` describes.
+        predictions: As `quartet.apps.multimodal_ads.evaluation` describes.
         rows: Those of the data set, in its order.
         threshold: Least probability of what is taken for an ad.
 
@@ -111,7 +111,7 @@ def judge(predictions: Mapping[str, Tensor], rows: Sequence[Listed], *, threshol
     confidence = np.abs(as_floats(predictions["logit"], name="logit") - np.log(edge / (1 - edge)))
     gates = as_floats(predictions["gate"], name="gate", rows=len(rows)).tolist() if "gate" in predictions else None
     return [
-        Judged(
+        Classified(
             index=index,
             row=row,
             probability=float(chances[index]),
@@ -123,12 +123,12 @@ def judge(predictions: Mapping[str, Tensor], rows: Sequence[Listed], *, threshol
     ]
 
 
-def worst_first(judged: Sequence[Judged]) -> list[Judged]:
+def worst_first(classified: Sequence[Classified]) -> list[Classified]:
     """Wrong ones first, the most confident first; ties keep their order."""
-    return sorted(judged, key=lambda sample: (not sample.is_wrong, -sample.confidence))
+    return sorted(classified, key=lambda sample: (not sample.is_wrong, -sample.confidence))
 
 
-def write_predictions(path: Path, judged: Sequence[Judged]) -> None:
+def write_predictions(path: Path, classified: Sequence[Classified]) -> None:
     """Write test_predictions.json: one object per sample, in the order of the data.
 
     Keys: "image", "label", "probability", "predicted" (0 or 1, at the threshold), "text" (its first 300 characters),
@@ -147,21 +147,26 @@ def write_predictions(path: Path, judged: Sequence[Judged]) -> None:
             "has_text": bool(sample.row.text),
             "gate": sample.gate,
         }
-        for sample in judged
+        for sample in classified
     ]
     write_json(path, rows)
 
 
 def write_report(
-    path: Path, judged: Sequence[Judged], *, headlines: Mapping[str, object], threshold: float, read_image: ReadImage
+    path: Path,
+    classified: Sequence[Classified],
+    *,
+    headlines: Mapping[str, object],
+    threshold: float,
+    read_image: ReadImage,
 ) -> Path:
     """Write test_report.md and, in the folder `thumbnails` next to it, small JPEG files that it shows.
 
     Args:
         path: The Markdown file; its folder exists. It is written last, when its pictures are there.
-        judged: All samples, in the order of the data.
+        classified: All samples, in the order of the data.
         headlines: Figures for its top, by name; floats are shown with four digits, None as a dash.
-        threshold: The one `judged` was made with.
+        threshold: The one `evaluated` was made with.
         read_image: Reads a picture; one that cannot be read is named as such.
 
     Returns:
@@ -170,14 +175,14 @@ def write_report(
     Raises:
         UserError: a file cannot be written.
     """
-    ordered = worst_first(judged)
+    ordered = worst_first(classified)
     wrong = [sample for sample in ordered if sample.is_wrong]
     right = [sample for sample in ordered if not sample.is_wrong]
     about = [
         f"Taken for an ad: probability at least {threshold:.4g}.",
         "All samples are in test_predictions.json, in the order of the data (row, from 0).",
         "gate: share of the picture in the fused features."
-        if any(sample.gate is not None for sample in judged)
+        if any(sample.gate is not None for sample in classified)
         else "",
     ]
     blocks = [
@@ -188,7 +193,7 @@ def write_report(
     for name, samples, most in (("Wrong", wrong, _WRONG), ("Right", right, _RIGHT)):
         shown = samples[:most]
         some = f", the {most} most confident ones" if len(samples) > most else ", most confident first"
-        blocks.append(f"## {name}: {len(samples):,} of {len(judged):,}{some if samples else ''}")
+        blocks.append(f"## {name}: {len(samples):,} of {len(classified):,}{some if samples else ''}")
         if shown:
             thumbnails = ensure_folder(path.parent / "thumbnails")
             blocks.append(_sample_table(shown, thumbnails, read_image))
@@ -196,13 +201,15 @@ def write_report(
     return path
 
 
-def wrong_sections(judged: Sequence[Judged], *, folder: Path, prefix: str = "", read_image: ReadImage) -> list[Section]:
+def wrong_sections(
+    classified: Sequence[Classified], *, folder: Path, prefix: str = "", read_image: ReadImage
+) -> list[Section]:
     """Draw the most confident wrong ones and, for a gated fusion, the gate by class.
 
     Writes `{prefix}wrong_ones.png` (if anything is wrong) and `{prefix}gate.png` (if there is a gate).
 
     Args:
-        judged: All samples.
+        classified: All samples.
         folder: Where the files go; it exists.
         prefix: Start of every file's name, such as "test_".
         read_image: Reads a picture; for one that cannot be read the frame stays empty.
@@ -211,14 +218,16 @@ def wrong_sections(judged: Sequence[Judged], *, folder: Path, prefix: str = "", 
         UserError: a file cannot be written.
     """
     title = {"": "Validation"}.get(prefix, prefix.strip("_").capitalize())
-    wrong = [sample for sample in worst_first(judged) if sample.is_wrong]
-    sections: list[Section] = [Text(f"{title}: wrong ones", f"None of {len(judged):,} samples.")] if not wrong else []
+    wrong = [sample for sample in worst_first(classified) if sample.is_wrong]
+    sections: list[Section] = (
+        [Text(f"{title}: wrong ones", f"None of {len(classified):,} samples.")] if not wrong else []
+    )
     if wrong:
         tiles = [_tile(sample, read_image) for sample in wrong[:_ON_SHEET]]
         heading = f"Wrong, most confident first: {len(tiles)} of {len(wrong):,}"
         sheet = plot_contact_sheet(tiles, path=folder / f"{prefix}wrong_ones.png", title=heading)
         sections.append(Picture(f"{title}: wrong ones", sheet, wide=True))
-    gates = [(sample.gate, sample.row.label) for sample in judged if sample.gate is not None]
+    gates = [(sample.gate, sample.row.label) for sample in classified if sample.gate is not None]
     if gates:
         values, labels = zip(*gates, strict=True)
         drawn = plot_values_by_class(
@@ -247,7 +256,7 @@ def _headline_rows(headlines: Mapping[str, object]) -> list[str]:
     return [f"| {literal(name)} | {value} |" for name, value in shown.items()]
 
 
-def _sample_table(samples: Sequence[Judged], folder: Path, read_image: ReadImage) -> str:
+def _sample_table(samples: Sequence[Classified], folder: Path, read_image: ReadImage) -> str:
     gated = any(sample.gate is not None for sample in samples)
     columns = ["picture", "label", "predicted", "probability", *(["gate"] if gated else []), "row", "file", "text"]
     lines = [columns, ["---"] * len(columns)]
@@ -267,7 +276,7 @@ def _sample_table(samples: Sequence[Judged], folder: Path, read_image: ReadImage
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _thumbnail(sample: Judged, folder: Path, read_image: ReadImage) -> str:
+def _thumbnail(sample: Classified, folder: Path, read_image: ReadImage) -> str:
     """Write the sample's thumbnail; Markdown that shows it, or says that there is none."""
     pixels = _small(sample.row.image, read_image)
     if pixels is None:
@@ -289,7 +298,7 @@ def _small(path: Path, read_image: ReadImage) -> NDArray[np.uint8] | None:
     return None
 
 
-def _tile(sample: Judged, read_image: ReadImage) -> Tile:
+def _tile(sample: Classified, read_image: ReadImage) -> Tile:
     gate = "" if sample.gate is None else f", gate {sample.gate:.2f}"
     return Tile(
         image=_small(sample.row.image, read_image),

@@ -12,29 +12,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apps.perceiver.config import DataConfig, ObjectiveConfig, PerceiverConfig
-from apps.perceiver.data.arrays import read_npz
-from apps.perceiver.data.augment import series_augmentation
-from apps.perceiver.data.cifar import load_cifar10
-from apps.perceiver.data.collate import PadCollate
-from apps.perceiver.data.image_augment import image_augmentation
-from apps.perceiver.data.images import ImageSource, LabelledImages
-from apps.perceiver.data.inspection import Inspection, inspect_dataset
-from apps.perceiver.data.patches import ImagePatches
-from apps.perceiver.data.samples import SampleDataset, SequenceDataset, Subset
-from apps.perceiver.data.splits import stratified_split
-from apps.perceiver.data.synthetic import SyntheticPatterns
-from apps.perceiver.data.ts_files import find_ts_files, read_ts
-from apps.perceiver.restore import Restored, make_model, model_settings
-from apps.perceiver.task import Objective, PerceiverTask
-from mlcore.analysis import classification_sections
-from mlcore.app import App
-from mlcore.assemble import Data, Problem
+from mlcore.base.distributed import World
+from mlcore.base.errors import UserError
 from mlcore.data.loader import Transform
-from mlcore.distributed import World
-from mlcore.errors import UserError
-from mlcore.evaluator import Predictions
-from mlcore.report import Section, Table
+from mlcore.report.classification import classification_sections
+from mlcore.report.page import Section, Table
+from mlcore.run.build import Data, TrainingSetup
+from mlcore.training.evaluator import Predictions
+from quartet.apps.perceiver.config import DataConfig, ObjectiveConfig, PerceiverConfig
+from quartet.apps.perceiver.data.arrays import read_npz
+from quartet.apps.perceiver.data.augment import series_augmentation
+from quartet.apps.perceiver.data.cifar import load_cifar10
+from quartet.apps.perceiver.data.collate import PadCollate
+from quartet.apps.perceiver.data.image_augment import image_augmentation
+from quartet.apps.perceiver.data.images import ImageSource, LabelledImages
+from quartet.apps.perceiver.data.inspection import Inspection, inspect_dataset
+from quartet.apps.perceiver.data.patches import ImagePatches
+from quartet.apps.perceiver.data.samples import SampleDataset, SequenceDataset, Subset
+from quartet.apps.perceiver.data.splits import stratified_split
+from quartet.apps.perceiver.data.synthetic import SyntheticPatterns
+from quartet.apps.perceiver.data.ts_files import find_ts_files, read_ts
+from quartet.apps.perceiver.restore import Restored, make_model, model_settings
+from quartet.apps.perceiver.task import Objective, PerceiverTask
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ class Sources:
 # ------------------------------------------------------------------------------------------------------- the problem
 
 
-def build(config: PerceiverConfig, world: World) -> Problem:
+def build(config: PerceiverConfig, world: World) -> TrainingSetup:
     """Data, model and task of a run.
 
     Raises:
@@ -85,14 +84,16 @@ def build(config: PerceiverConfig, world: World) -> Problem:
     skipped = [*sources.skipped, *(message for look in looks.values() for message in look.problems)]
     for message in skipped:
         _log.warning("left out: %s", message)
-    return Problem(
+    return TrainingSetup(
         task=task,
         train=data(train, looks["train"]),
-        validation=data(validation, looks["val"]),
-        test=data(sources.test, looks["test"]) if sources.test is not None else None,
+        evaluation={
+            "val": data(validation, looks["val"]),
+            **({} if sources.test is None else {"test": data(sources.test, looks["test"])}),
+        },
         transform=_transform(config, sources.train, longest=longest),
         overview=partial(_overview, looks),
-        notes=[f"{len(skipped)} samples were left out, see train.log: {skipped[0]} ..."] if skipped else (),
+        warnings=[f"{len(skipped)} samples were left out, see train.log: {skipped[0]} ..."] if skipped else (),
         analyse=partial(_analyse, class_names=tuple(sources.classes)),
         export_command=_export_command,
     )
@@ -115,7 +116,7 @@ def _task(
         model=model,
         class_names=tuple(sources.classes),
         objective=_objective(config.objective, statistics.class_counts, device=device),
-        facts={"model": settings, "preprocessing": dict(sources.preprocessing)},
+        extra={"model": settings, "preprocessing": dict(sources.preprocessing)},
     )
 
 
@@ -162,16 +163,16 @@ def load_part(restored: Restored, part: Part, *, config: PerceiverConfig) -> tup
     if list(sources.classes) != list(restored.class_names):
         here, there = (", ".join(names) for names in (sources.classes, restored.class_names))
         raise UserError(f"the data has the classes {here}; the model was trained on {there}")
-    if sources.preprocessing != restored.facts["preprocessing"]:
+    if sources.preprocessing != restored.metadata["preprocessing"]:
         raise UserError(
-            f"the data is {sources.preprocessing}; the model was trained on {restored.facts['preprocessing']}"
+            f"the data is {sources.preprocessing}; the model was trained on {restored.metadata['preprocessing']}"
         )
     train, validation = _split(sources, fraction=config.data.val_fraction, seed=config.run.seed)
     dataset = {"train": train, "val": validation, "test": sources.test}[part]
     if dataset is None:
         raise UserError("this data has no test part; give --test_path, or look at --split val")
     name = {"train": "training data", "val": "validation data", "test": "test data"}[part]
-    channels = restored.facts["model"]["input_dim"]
+    channels = restored.metadata["model"]["input_dim"]
     look = _inspect(dataset, name, settings=config.data, classes=sources.classes, channels=channels)
     return _data(dataset, look, settings=config.data), [*sources.skipped, *look.problems]
 
@@ -345,12 +346,3 @@ def _path(path: Path | None, flag: str, what: str) -> Path:
     if not path.exists():
         raise UserError(f"{path}: not found; --{flag} should be {what}")
     return path
-
-
-APP = App(
-    name="perceiver",
-    title="Perceiver",
-    build=build,
-    run_name=lambda config: config.data.dataset or "run",
-    own_data='make train APP=perceiver ARGS="--dataset image_folder --data_dir DIR"  (more kinds: docs/perceiver.md)',
-)

@@ -1,4 +1,4 @@
-"""Typed configuration of the Perceiver app; `apps.perceiver.build` turns it into objects."""
+"""Typed configuration of the Perceiver app; `quartet.apps.perceiver.build` turns it into objects."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self

@@ -12,27 +12,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.perceiver.build import Part, load_part
-from apps.perceiver.config import PerceiverConfig
-from apps.perceiver.data.samples import origin_of
-from apps.perceiver.restore import Restored, restore
-from apps.perceiver.task import PerceiverTask
-from mlcore.analysis import classification_sections, measure
-from mlcore.assemble import Data, configure_torch, evaluation_loader
+from mlcore.base.console import setup_logging
+from mlcore.base.distributed import World, start_world
+from mlcore.base.errors import UserError
+from mlcore.base.files import output_folder, write_json, write_text
 from mlcore.config.dump import to_values
 from mlcore.config.layers import Rank, Source, Value
 from mlcore.config.names import NameTable
 from mlcore.config.validation import validate
-from mlcore.console import setup_logging
-from mlcore.distributed import World, start_world
-from mlcore.errors import UserError
-from mlcore.evaluator import Evaluator, Predictions
-from mlcore.files import output_folder, write_json, write_text
 from mlcore.metrics.classification import ClassificationReport
-from mlcore.plots.classes import plot_confusion_matrix
-from mlcore.plots.confidence import plot_accuracy_by_confidence, plot_confidence_histogram
-from mlcore.report import Headline, RunReport, Table, describe_environment, write_report
-from mlcore.restore import run_folder
+from mlcore.report.classification import classification_sections, measure
+from mlcore.report.page import Headline, RunReport, Table, describe_environment, write_report
+from mlcore.report.plots.classes import plot_confusion_matrix
+from mlcore.report.plots.confidence import plot_accuracy_by_confidence, plot_confidence_histogram
+from mlcore.run.build import Data, configure_torch, evaluation_loader
+from mlcore.run.restore import run_folder
+from mlcore.training.evaluator import Evaluator, Predictions
+from quartet.apps.perceiver.build import Part, load_part
+from quartet.apps.perceiver.config import PerceiverConfig
+from quartet.apps.perceiver.data.samples import origin_of
+from quartet.apps.perceiver.restore import Restored, restore
+from quartet.apps.perceiver.task import PerceiverTask
 
 _log = logging.getLogger(__name__)
 

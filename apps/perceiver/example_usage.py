@@ -14,11 +14,15 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from apps.perceiver.config import PerceiverConfig
-from apps.perceiver.data import PadCollate, UnifiedPreprocessor, create_synthetic_sequence_dataloader
-from apps.perceiver.data.modalities import join
-from apps.perceiver.data.samples import Sample
-from apps.perceiver.model import (
+from mlcore.base.distributed import World
+from mlcore.cli.main import guarded
+from mlcore.config.sections import TrainConfig
+from mlcore.run.build import Data, TrainingSetup, build_trainer
+from quartet.apps.perceiver.config import PerceiverConfig
+from quartet.apps.perceiver.data import PadCollate, UnifiedPreprocessor, create_synthetic_sequence_dataloader
+from quartet.apps.perceiver.data.modalities import join
+from quartet.apps.perceiver.data.samples import Sample
+from quartet.apps.perceiver.model import (
     SIZES,
     PerceiverDecoder,
     PerceiverEncoder,
@@ -26,12 +30,8 @@ from apps.perceiver.model import (
     PerceiverModel,
     create_perceiver_model,
 )
-from apps.perceiver.model.perceiver import ModelSize
-from apps.perceiver.task import PerceiverTask
-from mlcore.assemble import Data, Problem, build_trainer
-from mlcore.cli.app import guarded
-from mlcore.config.sections import TrainConfig
-from mlcore.distributed import World
+from quartet.apps.perceiver.model.perceiver import ModelSize
+from quartet.apps.perceiver.task import PerceiverTask
 
 
 def three_sizes(*sizes: ModelSize) -> None:
@@ -108,13 +108,13 @@ class Bursts(Dataset[Sample]):
 def own_data(*, samples: int, epochs: int) -> None:
     """Train on your own dataset with the project's loop: a task, two data sets, a trainer."""
     torch.manual_seed(0)
-    problem = Problem(
+    setup = TrainingSetup(
         task=PerceiverTask(model=tiny_model(input_dim=2), class_names=("calm", "burst")),
         train=Data(dataset=Bursts(samples, seed=0), collate=PadCollate()),
-        validation=Data(dataset=Bursts(64, seed=1), collate=PadCollate()),
+        evaluation={"val": Data(dataset=Bursts(64, seed=1), collate=PadCollate())},
     )
     config = PerceiverConfig(train=TrainConfig(epochs=epochs, batch_size=32, lr=3e-3))
-    outcome = build_trainer(config, problem, world=World()).fit()
+    outcome = build_trainer(config, setup, world=World()).fit()
     print(f"{outcome.status} after {outcome.progress.step} steps: accuracy {outcome.metrics['accuracy']:.3f}")
 
 

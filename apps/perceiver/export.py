@@ -18,9 +18,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mlcore.cli.app import guarded
-from mlcore.cli.stored import stored_file
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from mlcore.cli.main import guarded
+from mlcore.remote.stored import stored_file
 
 _TOLERANCE = 1e-5  # largest difference of a logit, relative to the largest logit
 _SHAPES = ((1, 1), (2, 7), (5, 33))  # batch, length
@@ -36,7 +36,7 @@ def main() -> int:
     )
     given = parser.parse_args()
 
-    from mlcore.restore import run_folder  # after parsing: torch takes seconds to import
+    from mlcore.run.restore import run_folder  # after parsing: torch takes seconds to import
 
     folder: Path = given.output_dir or run_folder(given.model_path) / "export"
     if given.verify:
@@ -52,15 +52,15 @@ def export(model_path: Path, folder: Path) -> None:
     from safetensors.torch import save
     from torch.export import Dim
 
-    from apps.perceiver.restore import restore
-    from mlcore.files import atomic_write, ensure_folder
+    from mlcore.base.files import atomic_write, ensure_folder
+    from quartet.apps.perceiver.restore import restore
 
     restored = restore(model_path)
     ensure_folder(folder)
-    header = {key: json.dumps(restored.facts[key], ensure_ascii=False) for key in ("class_names", "model")}
+    header = {key: json.dumps(restored.metadata[key], ensure_ascii=False) for key in ("class_names", "model")}
     with atomic_write(folder / "model.safetensors") as file:
         file.write(save(dict(restored.model.state_dict()), metadata=header))
-    example = torch.zeros(2, 8, restored.facts["model"]["input_dim"]), torch.ones(2, 8, dtype=torch.bool)
+    example = torch.zeros(2, 8, restored.metadata["model"]["input_dim"]), torch.ones(2, 8, dtype=torch.bool)
     batch, length = Dim("batch"), Dim("length")
     shapes = ({0: batch, 1: length}, {0: batch, 1: length})
     program = torch.export.export(restored.model, example, dynamic_shapes=shapes)
@@ -76,7 +76,7 @@ def verify(model_path: Path, folder: Path) -> int:
     from safetensors import safe_open
     from safetensors.torch import load_file
 
-    from apps.perceiver.restore import make_model, restore
+    from quartet.apps.perceiver.restore import make_model, restore
 
     eager = restore(model_path).model
     with safe_open(folder / "model.safetensors", framework="pt") as file:

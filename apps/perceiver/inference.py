@@ -12,8 +12,8 @@ reliability.png, class_metrics.csv, predictions.csv (most confident mistakes fir
 import argparse
 from pathlib import Path
 
-from mlcore.cli.app import guarded
-from mlcore.cli.stored import stored_file
+from mlcore.cli.main import guarded
+from mlcore.remote.stored import stored_file
 
 _SETTINGS = "Any setting of the run's sections data and run can be changed: --data_dir DIR, data_dir=DIR, device=cpu."
 
@@ -35,7 +35,7 @@ def main() -> int:
     add("--batch_size", type=int, help="samples per batch (default: that of the run's evaluations)")
     given, settings = parser.parse_known_args()
 
-    from apps.perceiver.evaluation import evaluate  # after parsing: torch takes seconds to import
+    from quartet.apps.perceiver.evaluation import evaluate  # after parsing: torch takes seconds to import
 
     return evaluate(
         given.model_path,

@@ -12,8 +12,8 @@ a CSV file, complete or not at all: input, class, probability, then p_<class> fo
 import argparse
 from pathlib import Path
 
-from mlcore.cli.app import guarded
-from mlcore.cli.stored import stored_file
+from mlcore.cli.main import guarded
+from mlcore.remote.stored import stored_file
 
 
 def main() -> int:
@@ -30,7 +30,7 @@ def main() -> int:
     add("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N (default: auto)")
     given = parser.parse_args()
 
-    from apps.perceiver.prediction import predict  # after parsing: torch takes seconds to import
+    from quartet.apps.perceiver.prediction import predict  # after parsing: torch takes seconds to import
 
     return predict(
         given.model_path,

@@ -15,18 +15,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from apps.perceiver.data.arrays import read_npz
-from apps.perceiver.data.collate import PadCollate
-from apps.perceiver.data.images import SUFFIXES, decode_image
-from apps.perceiver.data.inspection import check_sample
-from apps.perceiver.data.patches import PatchLayout
-from apps.perceiver.data.samples import Array, SequenceDataset
-from apps.perceiver.data.ts_files import read_ts
-from apps.perceiver.restore import Restored, restore
-from mlcore.console import Pace, format_duration, setup_logging
-from mlcore.distributed import pick_device
-from mlcore.errors import UserError
-from mlcore.files import atomic_write
+from mlcore.base.console import Pace, format_duration, setup_logging
+from mlcore.base.distributed import pick_device
+from mlcore.base.errors import UserError
+from mlcore.base.files import atomic_write
+from quartet.apps.perceiver.data.arrays import read_npz
+from quartet.apps.perceiver.data.collate import PadCollate
+from quartet.apps.perceiver.data.images import SUFFIXES, decode_image
+from quartet.apps.perceiver.data.inspection import check_sample
+from quartet.apps.perceiver.data.patches import PatchLayout
+from quartet.apps.perceiver.data.samples import Array, SequenceDataset
+from quartet.apps.perceiver.data.ts_files import read_ts
+from quartet.apps.perceiver.restore import Restored, restore
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class Classifier:
     """A restored model that takes raw items.
 
     Args:
-        restored: The model and its facts.
+        restored: The model and its metadata.
         device: Where it runs.
     """
 
@@ -129,7 +129,7 @@ class Classifier:
         self.restored = restored
         self._device = device
         self._model = restored.model.to(device)
-        data, settings = restored.config.data, restored.facts["model"]
+        data, settings = restored.config.data, restored.metadata["model"]
         limited = settings["options"]["position"] in ("fourier", "learned")
         self._collate = PadCollate(
             max_seq_len=data.max_seq_len or (settings["options"]["max_seq_len"] if limited else None),
@@ -162,7 +162,7 @@ class Classifier:
         check_sample(
             sample,
             num_classes=1,
-            channels=self.restored.facts["model"]["input_dim"],
+            channels=self.restored.metadata["model"]["input_dim"],
             max_seq_len=self._collate.max_seq_len,
             on_too_long=self._collate.on_too_long,
         )
@@ -185,7 +185,7 @@ def find_items(inputs: Sequence[Path], restored: Restored, *, problems: Problems
     Raises:
         UserError: A path is missing or of another kind than the model's data.
     """
-    preprocessing = restored.facts["preprocessing"]
+    preprocessing = restored.metadata["preprocessing"]
     suffixes = SUFFIXES if preprocessing["kind"] == "image" else tuple(_READERS)
     paths = [path for given in inputs for path in _files(given, suffixes)]
     if preprocessing["kind"] == "image":

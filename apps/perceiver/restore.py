@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from apps.perceiver.config import ModelConfig, PerceiverConfig
-from apps.perceiver.model import SIZES, PerceiverModel, PerceiverOptions
-from mlcore.checkpoint import load_model_weights
-from mlcore.engine import autocast
-from mlcore.restore import another_version, load_run_checkpoint
+from mlcore.run.restore import another_version, load_run_checkpoint
+from mlcore.training.checkpoint import load_model_weights
+from mlcore.training.engine import autocast
+from quartet.apps.perceiver.config import ModelConfig, PerceiverConfig
+from quartet.apps.perceiver.model import SIZES, PerceiverModel, PerceiverOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,14 +22,14 @@ class Restored:
     Attributes:
         model: In evaluation mode, on the CPU, with the averaged weights where the run kept an average.
         class_names: In the order of the logits.
-        facts: What the training run noted for its users: "model" (constructor arguments), "preprocessing".
+        metadata: What the training run noted for its users: "model" (constructor arguments), "preprocessing".
         config: The training run's configuration.
         step: Training step of the checkpoint.
     """
 
     model: PerceiverModel
     class_names: Sequence[str]
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     config: PerceiverConfig
     step: int
 
@@ -79,9 +79,11 @@ def restore(path: Path) -> Restored:
     """
     read = load_run_checkpoint(path, app="perceiver", config_cls=PerceiverConfig)
     try:
-        model = make_model(read.facts["model"])
-        class_names = list(read.facts["class_names"])
+        model = make_model(read.metadata["model"])
+        class_names = list(read.metadata["class_names"])
     except (KeyError, TypeError, ValueError) as error:
         raise another_version(path, error) from None
     load_model_weights(model, read.weights, source=path)
-    return Restored(model=model.eval(), class_names=class_names, facts=read.facts, config=read.config, step=read.step)
+    return Restored(
+        model=model.eval(), class_names=class_names, metadata=read.metadata, config=read.config, step=read.step
+    )

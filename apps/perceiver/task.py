@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlcore import losses
-from mlcore.analysis import measure
-from mlcore.engine import StepOutput
+from mlcore.report.classification import measure
+from mlcore.training import losses
+from mlcore.training.engine import StepOutput
 
 Batch = Mapping[str, Tensor]
 
@@ -49,13 +49,13 @@ class PerceiverTask:
         model: `model(input [B, M, C], mask [B, M] or None) -> logits [B, classes]`.
         class_names: Names of the classes, in the order of the logits.
         objective: The training loss.
-        facts: Plain values that a checkpoint carries for whoever loads the model alone.
+        extra: Metadata besides the class names: plain values for whoever loads the model alone.
     """
 
     model: nn.Module
     class_names: Sequence[str]
     objective: Callable[[Tensor, Tensor], tuple[Tensor, int | Tensor]] = field(default_factory=Objective)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Loss and accuracy sums of a batch with "input" [B, M, C], "mask" [B, M] (where padded), "label" [B]."""
@@ -78,6 +78,7 @@ class PerceiverTask:
         """Accuracy, macro F1, AUROC, calibration and the rest of the classification report's figures."""
         return measure(predictions, class_names=self.class_names).scalars()
 
+    @property
     def metadata(self) -> dict[str, Any]:
-        """Class names and `facts`."""
-        return {"class_names": list(self.class_names), **self.facts}
+        """What a checkpoint carries for whoever loads the model alone."""
+        return {"class_names": list(self.class_names), **self.extra}

@@ -11,18 +11,8 @@ Leaves a run folder below outputs/perceiver/; docs/perceiver.md says what is in 
 continues when the same command is given again.
 """
 
-from apps.perceiver.spec import SPEC
-from mlcore.cli.app import run_app
-from mlcore.cli.spec import Invocation
-
-
-def act(invocation: Invocation) -> int:  # type: ignore[type-arg]
-    """Train, or rehearse, or check the system, as the command line says."""
-    from apps.perceiver.build import APP  # after parsing: torch takes seconds to import
-    from mlcore.session import run
-
-    return run(APP, invocation)
-
+from mlcore.run.app import train
+from quartet.apps.perceiver.app import APP
 
 if __name__ == "__main__":
-    run_app(SPEC, act)
+    train(APP)

@@ -24,10 +24,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from apps.sam_med3d_ich.data.crops import cut, starts
-from apps.sam_med3d_ich.data.preprocess import EVERYWHERE, Prepared, prepare
-from apps.sam_med3d_ich.data.volume import Spacing, read_volume
-from apps.sam_med3d_ich.vision_tower import (
+from mlcore.base.console import setup_logging
+from mlcore.base.distributed import pick_device
+from mlcore.base.errors import UserError
+from mlcore.base.files import atomic_write, write_json
+from mlcore.base.seeding import seed_everything
+from quartet.apps.sam_med3d_ich.data.crops import cut, starts
+from quartet.apps.sam_med3d_ich.data.preprocess import EVERYWHERE, Prepared, prepare
+from quartet.apps.sam_med3d_ich.data.volume import Spacing, read_volume
+from quartet.apps.sam_med3d_ich.vision_tower import (
     EncoderTower,
     QFormerSizes,
     TrainedEncoder,
@@ -35,11 +40,6 @@ from apps.sam_med3d_ich.vision_tower import (
     build_blip2,
     read_encoder,
 )
-from mlcore.console import setup_logging
-from mlcore.distributed import pick_device
-from mlcore.errors import UserError
-from mlcore.files import atomic_write, write_json
-from mlcore.seeding import seed_everything
 
 __all__ = ["Language", "Request", "ask", "central_cube", "demo_language", "load_language", "run"]
 

@@ -14,8 +14,8 @@ language model.
 import argparse
 from pathlib import Path
 
-from mlcore.cli.app import guarded
-from mlcore.cli.stored import stored_file
+from mlcore.cli.main import guarded
+from mlcore.remote.stored import stored_file
 
 
 def main() -> int:
@@ -44,7 +44,7 @@ def main() -> int:
     if given["max_new_tokens"] < 1:
         parser.error("--max_new_tokens must be at least 1")
 
-    from apps.sam_med3d_ich.answering import Request, run  # after parsing: transformers takes seconds to import
+    from quartet.apps.sam_med3d_ich.answering import Request, run  # after parsing: transformers takes seconds to import
 
     given["qformer"] = None if given["qformer"] == "none" else Path(given["qformer"])
     given["array_spacing"] = tuple(given["array_spacing"]) if given["array_spacing"] else None

@@ -7,26 +7,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apps.sam_med3d_ich.config import DataConfig, ModelConfig, ObjectiveConfig, SamMed3DConfig
-from apps.sam_med3d_ich.data.cache import Cache
-from apps.sam_med3d_ich.data.dataset import CaseDataset, CropDataset, CropTransform
-from apps.sam_med3d_ich.data.phantoms import write_phantoms
-from apps.sam_med3d_ich.data.statistics import DatasetStatistics, dataset_statistics, statistics_sections
-from apps.sam_med3d_ich.data.table import Case, check_patients, read_cases
-from apps.sam_med3d_ich.data.words import counted
-from apps.sam_med3d_ich.inspection import Inspector
-from apps.sam_med3d_ich.model.ich import IchModel
-from apps.sam_med3d_ich.model.weights import fetch_released, load_weights, read_weights, resize_tables
-from apps.sam_med3d_ich.outputs import write_outputs
-from apps.sam_med3d_ich.restore import describe, make_model, make_segmenter
-from apps.sam_med3d_ich.task import IchTask, MaskLoss
-from mlcore import losses
-from mlcore.app import App
-from mlcore.assemble import Data, Problem
-from mlcore.cli.stored import stored_file
-from mlcore.distributed import World, barrier
-from mlcore.errors import UserError
-from mlcore.optim import GroupRule
+from mlcore.base.distributed import World, barrier
+from mlcore.base.errors import UserError
+from mlcore.remote.stored import stored_file
+from mlcore.run.build import Data, TrainingSetup
+from mlcore.training import losses
+from mlcore.training.optim import GroupRule
+from quartet.apps.sam_med3d_ich.config import DataConfig, ModelConfig, ObjectiveConfig, SamMed3DConfig
+from quartet.apps.sam_med3d_ich.data.cache import Cache
+from quartet.apps.sam_med3d_ich.data.dataset import CaseDataset, CropDataset, CropTransform
+from quartet.apps.sam_med3d_ich.data.phantoms import write_phantoms
+from quartet.apps.sam_med3d_ich.data.statistics import DatasetStatistics, dataset_statistics, statistics_sections
+from quartet.apps.sam_med3d_ich.data.table import Case, check_patients, read_cases
+from quartet.apps.sam_med3d_ich.data.words import counted
+from quartet.apps.sam_med3d_ich.inspection import Inspector
+from quartet.apps.sam_med3d_ich.model.ich import IchModel
+from quartet.apps.sam_med3d_ich.model.weights import fetch_released, load_weights, read_weights, resize_tables
+from quartet.apps.sam_med3d_ich.outputs import write_outputs
+from quartet.apps.sam_med3d_ich.restore import describe, make_model, make_segmenter
+from quartet.apps.sam_med3d_ich.task import IchTask, MaskLoss
 
 _log = logging.getLogger(__name__)
 
@@ -50,19 +49,19 @@ class Splits:
     notes: Sequence[str] = ()
 
 
-def build(config: SamMed3DConfig, world: World) -> Problem:
+def build(config: SamMed3DConfig, world: World) -> TrainingSetup:
     """Data, model and task of a run.
 
     Raises:
         UserError: Data or weights are missing or cannot be used, or settings do not fit together.
     """
     splits = load_splits(config.data, world=world)
-    facts = describe(config)
+    metadata = describe(config)
     model = make_model(
-        facts, freeze_encoder=config.model.freeze_encoder, gradient_checkpointing=config.train.gradient_checkpointing
+        metadata, freeze_encoder=config.model.freeze_encoder, gradient_checkpointing=config.train.gradient_checkpointing
     )
     notes = [*splits.notes, *_load_weights(model, config.model)]
-    task = _task(config, model, facts)
+    task = _task(config, model, metadata)
     folder, spacing = config.data.cache_dir or _OUTPUTS / "cache", config.data.array_spacing
     cache = Cache(folder, task.segmenter.preprocessing, array_spacing=spacing)
     cache.fill(splits.train, rank=world.rank, world_size=world.size)
@@ -74,11 +73,12 @@ def build(config: SamMed3DConfig, world: World) -> Problem:
         for prefix, cases in (("", splits.validation), ("test_", splits.test))
         if cases is not None
     }
-    return Problem(
+    return TrainingSetup(
         task=task,
         train=Data(dataset=crops),
-        validation=Data(dataset=whole[""], collate=list),
-        test=Data(dataset=whole["test_"], collate=list) if "test_" in whole else None,
+        evaluation={
+            prefix.removesuffix("_") or "val": Data(dataset=dataset, collate=list) for prefix, dataset in whole.items()
+        },
         transform=CropTransform(
             crop_size=side,
             augmentation_prob=config.data.augmentation_prob,
@@ -88,7 +88,7 @@ def build(config: SamMed3DConfig, world: World) -> Problem:
         overview=partial(statistics_sections, _statistics(splits, cache)) if world.is_main else None,
         analyse=Inspector(task=task, datasets=whole, window=task.segmenter.preprocessing.window),
         finish=partial(write_outputs, task, config),
-        notes=notes,
+        warnings=notes,
     )
 
 
@@ -111,14 +111,14 @@ def _load_weights(model: IchModel, settings: ModelConfig) -> list[str]:
     return [f"not loaded of {path}: {counted(len(left_out), 'tensor')}, first {left_out[0]}"] if left_out else []
 
 
-def _task(config: SamMed3DConfig, model: IchModel, facts: Mapping[str, Any]) -> IchTask:
+def _task(config: SamMed3DConfig, model: IchModel, metadata: Mapping[str, Any]) -> IchTask:
     return IchTask(
         model=model,
-        segmenter=make_segmenter(facts, model),
+        segmenter=make_segmenter(metadata, model),
         mask_loss=_mask_loss(config.objective),
         ich_weight=config.objective.ich_weight,
         prompted=config.objective.prompt_mode == "clicks",
-        facts=facts,
+        metadata=metadata,
     )
 
 
@@ -186,13 +186,3 @@ def _statistics(splits: Splits, cache: Cache) -> dict[str, DatasetStatistics]:
     """What the report says of the data; now, so that a held-out case that cannot be used is told before training."""
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     return {name: dataset_statistics(cases, cache=cache) for name, cases in parts.items() if cases is not None}
-
-
-APP = App(
-    name="sam_med3d_ich",
-    title="SAM-Med3D for intracerebral haemorrhage",
-    build=build,
-    run_name=lambda config: config.data.train_csv.stem if config.data.train_csv else config.data.source,
-    own_data='make train APP=sam_med3d_ich ARGS="--train_csv train.csv --val_csv val.csv --mask_dir masks"  '
-    "(making these from NIfTI or DICOM: docs/sam_med3d_ich.md)",
-)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, distance_transform_edt, label
 from scipy.spatial import KDTree
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 from mlcore.metrics.arrays import Array, as_floats, as_labels
 from mlcore.metrics.masks import dice_per_case, iou_per_case
 from mlcore.metrics.ranking import auroc
@@ -109,7 +109,7 @@ def case_metrics(predicted: Mask, *, target: Mask, spacing: Sequence[float]) -> 
 
 
 def summarise(rows: Sequence[CaseMetrics], *, ich_scores: Array, ich_labels: Array) -> dict[str, float]:
-    """The figures of a data set, always the same keys; undefined is NaN (`mlcore.files.write_json` makes it null).
+    """The figures of a data set, always the same keys; undefined is NaN (`mlcore.base.files.write_json` makes it null).
 
     - "dice", "iou": means over all cases; "dice_lesion": mean over cases with a lesion.
     - "hd95": mean in mm over the cases where it is defined, "hd95_undefined": number of the others.

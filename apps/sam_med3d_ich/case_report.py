@@ -14,14 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from apps.sam_med3d_ich.case_metrics import FIELDS, CaseMetrics
-from apps.sam_med3d_ich.data.words import counted
-from apps.sam_med3d_ich.legends import legend_below
-from mlcore.errors import UserError
-from mlcore.files import write_text
+from mlcore.base.errors import UserError
+from mlcore.base.files import write_text
 from mlcore.metrics.ranking import auroc, auroc_interval
-from mlcore.plots.style import BAD, GOOD, INK, MUTED, TRAIN, VAL, note, picture
-from mlcore.report import Picture, Section, Table
+from mlcore.report.page import Picture, Section, Table
+from mlcore.report.plots.style import BAD, GOOD, INK, MUTED, TRAIN, VAL, note, picture
+from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, CaseMetrics
+from quartet.apps.sam_med3d_ich.data.words import counted
+from quartet.apps.sam_med3d_ich.legends import legend_below
 
 __all__ = ["COLUMNS", "CaseRow", "case_sections", "plot_dice", "plot_roc", "plot_volumes", "write_cases"]
 
@@ -236,9 +236,9 @@ def _bland_altman(
 ) -> None:
     """Difference over mean of all cases; where some have a bleed, mean and 95 % limits are those of them alone."""
     difference, mean = predicted - true, (predicted + true) / 2
-    judged = difference[lesion] if lesion.any() else difference  # heads rightly left alone would narrow the limits
+    evaluated = difference[lesion] if lesion.any() else difference  # heads rightly left alone would narrow the limits
     whose = "bleed: " if lesion.any() else ""
-    bias, spread = float(judged.mean()), 1.96 * float(judged.std(ddof=1)) if len(judged) > 1 else 0.0
+    bias, spread = float(evaluated.mean()), 1.96 * float(evaluated.std(ddof=1)) if len(evaluated) > 1 else 0.0
     axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.axhline(bias, color=INK, linewidth=1.2, label=f"{whose}mean {_signed(bias)} mL")
     if spread > 0:

@@ -1,4 +1,4 @@
-"""Typed configuration of the SAM-Med3D app; `apps.sam_med3d_ich.build` turns it into objects."""
+"""Typed configuration of the SAM-Med3D app; `quartet.apps.sam_med3d_ich.build` turns it into objects."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from apps.sam_med3d_ich.case_metrics import CaseMetrics
-from apps.sam_med3d_ich.case_report import CaseRow, case_sections
-from apps.sam_med3d_ich.data.dataset import CaseDataset
-from apps.sam_med3d_ich.data.volume import Volume
-from apps.sam_med3d_ich.overlays import best_median_worst, plot_overlay
-from apps.sam_med3d_ich.task import IchTask
-from mlcore.evaluator import Predictions
-from mlcore.report import Picture, Section
+from mlcore.report.page import Picture, Section
+from mlcore.training.evaluator import Predictions
+from quartet.apps.sam_med3d_ich.case_metrics import CaseMetrics
+from quartet.apps.sam_med3d_ich.case_report import CaseRow, case_sections
+from quartet.apps.sam_med3d_ich.data.dataset import CaseDataset
+from quartet.apps.sam_med3d_ich.data.volume import Volume
+from quartet.apps.sam_med3d_ich.overlays import best_median_worst, plot_overlay
+from quartet.apps.sam_med3d_ich.task import IchTask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from apps.sam_med3d_ich.config import SamMed3DConfig
-from apps.sam_med3d_ich.model.weights import encoder_state
-from apps.sam_med3d_ich.task import IchTask
-from mlcore.checkpoint import save_checkpoint
+from mlcore.base.files import write_json
 from mlcore.config.dump import to_values
-from mlcore.files import write_json
+from mlcore.training.checkpoint import save_checkpoint
+from quartet.apps.sam_med3d_ich.config import SamMed3DConfig
+from quartet.apps.sam_med3d_ich.model.weights import encoder_state
+from quartet.apps.sam_med3d_ich.task import IchTask
 
 ENCODER_KEY = "image_encoder_state_dict"
 
@@ -24,13 +24,13 @@ def write_outputs(task: IchTask, config: SamMed3DConfig, folder: Path, summary: 
         folder: The run's.
         summary: Results of the run.
     """
-    facts = task.facts
+    metadata = task.metadata
     save_checkpoint(
         folder / "sam_encoder.pth",
         {
             ENCODER_KEY: encoder_state(task.model.sam.state_dict()),
-            "shape": facts["model"]["shape"],
-            "preprocessing": facts["preprocessing"],
+            "shape": metadata["model"]["shape"],
+            "preprocessing": metadata["preprocessing"],
         },
     )
     write_json(folder / "config.json", to_values(config))

@@ -24,10 +24,10 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects, label
 
-from apps.sam_med3d_ich.case_metrics import Mask
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 from mlcore.metrics.masks import dice_per_case
-from mlcore.plots.style import INK, displayable, picture
+from mlcore.report.plots.style import INK, displayable, picture
+from quartet.apps.sam_med3d_ich.case_metrics import Mask
 
 __all__ = ["CONTOUR", "MISSED", "RIGHT", "WRONG", "best_median_worst", "plot_overlay"]
 

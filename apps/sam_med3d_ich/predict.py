@@ -12,8 +12,8 @@ with --csv and --mask_dir also the validation table that training would give (ca
 import argparse
 from pathlib import Path
 
-from mlcore.cli.app import guarded
-from mlcore.cli.stored import stored_file
+from mlcore.cli.main import guarded
+from mlcore.remote.stored import stored_file
 
 
 def main() -> int:
@@ -42,7 +42,7 @@ def main() -> int:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     given = parser.parse_args()
 
-    from apps.sam_med3d_ich.prediction import Request, predict  # after parsing: torch takes seconds to import
+    from quartet.apps.sam_med3d_ich.prediction import Request, predict  # after parsing: torch takes seconds to import
 
     given.array_spacing = None if given.array_spacing is None else tuple(given.array_spacing)
     return predict(Request(**vars(given)))

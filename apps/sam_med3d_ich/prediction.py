@@ -12,11 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from apps.sam_med3d_ich.case_metrics import case_metrics, summarise
-from apps.sam_med3d_ich.case_report import CaseRow, case_sections
-from apps.sam_med3d_ich.data.geometry import Spacing
-from apps.sam_med3d_ich.data.table import Case, read_cases
-from apps.sam_med3d_ich.data.volume import (
+from mlcore.base.console import Pace, format_duration, setup_logging
+from mlcore.base.distributed import pick_device
+from mlcore.base.errors import UserError
+from mlcore.base.files import output_folder, write_text
+from mlcore.training.engine import autocast
+from quartet.apps.sam_med3d_ich.case_metrics import case_metrics, summarise
+from quartet.apps.sam_med3d_ich.case_report import CaseRow, case_sections
+from quartet.apps.sam_med3d_ich.data.geometry import Spacing
+from quartet.apps.sam_med3d_ich.data.table import Case, read_cases
+from quartet.apps.sam_med3d_ich.data.volume import (
     SUFFIXES,
     Volume,
     check_case_header,
@@ -26,15 +31,10 @@ from apps.sam_med3d_ich.data.volume import (
     volume_name,
     write_nifti,
 )
-from apps.sam_med3d_ich.data.words import counted, together
-from apps.sam_med3d_ich.inspection import draw_case
-from apps.sam_med3d_ich.restore import Restored, restore
-from apps.sam_med3d_ich.segmentation import Click, Segmentation, clicks_from_mask
-from mlcore.console import Pace, format_duration, setup_logging
-from mlcore.distributed import pick_device
-from mlcore.engine import autocast
-from mlcore.errors import UserError
-from mlcore.files import output_folder, write_text
+from quartet.apps.sam_med3d_ich.data.words import counted, together
+from quartet.apps.sam_med3d_ich.inspection import draw_case
+from quartet.apps.sam_med3d_ich.restore import Restored, restore
+from quartet.apps.sam_med3d_ich.segmentation import Click, Segmentation, clicks_from_mask
 
 _log = logging.getLogger(__name__)
 

@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.sam_med3d_ich.data.dicom import Series, find_series, read_series, series_in
-from apps.sam_med3d_ich.data.folders import new_folder, refuse_existing
-from apps.sam_med3d_ich.data.split import SplitSizes, Subject, split_by_patient, summary_counts, wanted_counts
-from apps.sam_med3d_ich.data.table import COLUMNS, mask_key
-from apps.sam_med3d_ich.data.volume import (
+from mlcore.base.console import setup_logging, with_progress
+from mlcore.base.errors import UserError
+from mlcore.base.files import write_text
+from quartet.apps.sam_med3d_ich.data.dicom import Series, find_series, read_series, series_in
+from quartet.apps.sam_med3d_ich.data.folders import new_folder, refuse_existing
+from quartet.apps.sam_med3d_ich.data.split import SplitSizes, Subject, split_by_patient, summary_counts, wanted_counts
+from quartet.apps.sam_med3d_ich.data.table import COLUMNS, mask_key
+from quartet.apps.sam_med3d_ich.data.volume import (
     MASK_SUFFIXES,
     Volume,
     read_labels,
@@ -24,10 +27,7 @@ from apps.sam_med3d_ich.data.volume import (
     volume_name,
     write_nifti,
 )
-from apps.sam_med3d_ich.data.words import counted, listed, together
-from mlcore.console import setup_logging, with_progress
-from mlcore.errors import UserError
-from mlcore.files import write_text
+from quartet.apps.sam_med3d_ich.data.words import counted, listed, together
 
 __all__ = ["Preparation", "find_scans", "prepare_data"]
 

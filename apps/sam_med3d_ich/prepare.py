@@ -13,7 +13,7 @@ complete or not at all. All scans of a patient go to one split; a hundred CTs ta
 import argparse
 from pathlib import Path
 
-from mlcore.cli.app import guarded
+from mlcore.cli.main import guarded
 
 
 def main() -> int:
@@ -40,8 +40,10 @@ def main() -> int:
     add("--seed", type=int, default=0, help="names the draw of the split (default: 0)")
     given = vars(parser.parse_args())
 
-    from apps.sam_med3d_ich.data.split import SplitSizes  # after parsing: what reads images takes a second to import
-    from apps.sam_med3d_ich.preparation import Preparation, run
+    from quartet.apps.sam_med3d_ich.data.split import (
+        SplitSizes,  # after parsing: what reads images takes a second to import
+    )
+    from quartet.apps.sam_med3d_ich.preparation import Preparation, run
 
     sizes = ("val_fraction", "test_fraction", "val_cases", "test_cases", "train_cases")
     drawn = SplitSizes(**{name: given.pop(name) for name in sizes})

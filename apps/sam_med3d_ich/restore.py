@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from apps.sam_med3d_ich.config import DataConfig, ModelConfig, SamMed3DConfig
-from apps.sam_med3d_ich.data.preprocess import WINDOWS, Preprocessing
-from apps.sam_med3d_ich.model.encoder import EncoderShape
-from apps.sam_med3d_ich.model.ich import IchModel
-from apps.sam_med3d_ich.model.sam import PRESETS
-from apps.sam_med3d_ich.segmentation import Segmenter
-from mlcore.checkpoint import load_model_weights
-from mlcore.restore import another_version, load_run_checkpoint
+from mlcore.run.restore import another_version, load_run_checkpoint
+from mlcore.training.checkpoint import load_model_weights
+from quartet.apps.sam_med3d_ich.config import DataConfig, ModelConfig, SamMed3DConfig
+from quartet.apps.sam_med3d_ich.data.preprocess import WINDOWS, Preprocessing
+from quartet.apps.sam_med3d_ich.model.encoder import EncoderShape
+from quartet.apps.sam_med3d_ich.model.ich import IchModel
+from quartet.apps.sam_med3d_ich.model.sam import PRESETS
+from quartet.apps.sam_med3d_ich.segmentation import Segmenter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,23 +57,28 @@ def preprocessing(config: DataConfig) -> Preprocessing:
     return Preprocessing(spacing=config.spacing, window=window, normalize=config.normalize)
 
 
-def make_model(facts: Mapping[str, Any], **options: Any) -> IchModel:
+def make_model(metadata: Mapping[str, Any], **options: Any) -> IchModel:
     """The network that `describe` describes.
 
     Args:
-        facts: What `describe` returned.
+        metadata: What `describe` returned.
         **options: Those of `IchModel` that matter only in training.
     """
-    shape = {**facts["model"]["shape"], "global_blocks": tuple(facts["model"]["shape"]["global_blocks"])}
+    shape = {**metadata["model"]["shape"], "global_blocks": tuple(metadata["model"]["shape"]["global_blocks"])}
     return IchModel(
-        EncoderShape(**shape), visual_tokens=facts["model"]["visual_tokens"], prompted=facts["prompted"], **options
+        EncoderShape(**shape),
+        visual_tokens=metadata["model"]["visual_tokens"],
+        prompted=metadata["prompted"],
+        **options,
     )
 
 
-def make_segmenter(facts: Mapping[str, Any], model: IchModel) -> Segmenter:
+def make_segmenter(metadata: Mapping[str, Any], model: IchModel) -> Segmenter:
     """A segmenter with the settings that `describe` noted."""
-    given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in facts["preprocessing"].items()}
-    return Segmenter(model=model, preprocessing=Preprocessing(**given), **facts["inference"])
+    given: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in metadata["preprocessing"].items()
+    }
+    return Segmenter(model=model, preprocessing=Preprocessing(**given), **metadata["inference"])
 
 
 def restore(path: Path, *, device: torch.device) -> Restored:
@@ -88,9 +93,9 @@ def restore(path: Path, *, device: torch.device) -> Restored:
     """
     read = load_run_checkpoint(path, app="sam_med3d_ich", config_cls=SamMed3DConfig)
     try:
-        model = make_model(read.facts)
-        segmenter = make_segmenter(read.facts, model)
-        prompted = bool(read.facts["prompted"])
+        model = make_model(read.metadata)
+        segmenter = make_segmenter(read.metadata, model)
+        prompted = bool(read.metadata["prompted"])
     except (KeyError, TypeError, ValueError) as error:
         raise another_version(path, error) from None
     load_model_weights(model, read.weights, source=path)

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from apps.sam_med3d_ich.data.crops import cut, starts
-from apps.sam_med3d_ich.data.preprocess import EVERYWHERE, Prepared, Preprocessing, prepare, to_native
-from apps.sam_med3d_ich.data.volume import Volume
-from apps.sam_med3d_ich.model.ich import IchModel
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.sam_med3d_ich.data.crops import cut, starts
+from quartet.apps.sam_med3d_ich.data.preprocess import EVERYWHERE, Prepared, Preprocessing, prepare, to_native
+from quartet.apps.sam_med3d_ich.data.volume import Volume
+from quartet.apps.sam_med3d_ich.model.ich import IchModel
 
 _NEVER = -20.0  # logit of voxels that no window with a click covers
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apps.sam_med3d_ich.case_metrics import CaseMetrics, case_metrics, summarise
-from apps.sam_med3d_ich.model.ich import IchModel
-from apps.sam_med3d_ich.segmentation import Segmentation, Segmenter, clicks_from_mask
-from mlcore import losses
-from mlcore.engine import StepOutput
+from mlcore.training import losses
+from mlcore.training.engine import StepOutput
+from quartet.apps.sam_med3d_ich.case_metrics import CaseMetrics, case_metrics, summarise
+from quartet.apps.sam_med3d_ich.model.ich import IchModel
+from quartet.apps.sam_med3d_ich.segmentation import Segmentation, Segmenter, clicks_from_mask
 
 WholeCase = Mapping[str, Any]
 """An item of `CaseDataset`: "volume", "mask", "ich", "name", "index"."""
@@ -29,7 +29,7 @@ class IchTask:
         mask_loss: Loss of a predicted mask.
         ich_weight: Weight of the image-level loss.
         prompted: Train and evaluate with simulated clicks.
-        facts: Plain values that a checkpoint carries for whoever loads the model alone.
+        metadata: Plain values that a checkpoint carries for whoever loads the model alone.
     """
 
     model: IchModel
@@ -37,7 +37,7 @@ class IchTask:
     mask_loss: MaskLoss
     ich_weight: float = 0.1
     prompted: bool = False
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def training_step(self, model: nn.Module, batch: Mapping[str, Tensor]) -> StepOutput:
         """Losses of crops: "image" [B, 1, S, S, S], "mask" likewise, "label" [B], and "draws" [B, K] for clicks."""
@@ -68,7 +68,7 @@ class IchTask:
         }
 
     def segment(self, case: WholeCase) -> Segmentation:
-        """The segmentation that a case is judged by."""
+        """The segmentation that a case is evaluated by."""
         return self.segmenter(
             case["volume"], clicks=clicks_from_mask(case["mask"], case["volume"].affine) if self.prompted else None
         )
@@ -80,10 +80,6 @@ class IchTask:
             ich_scores=predictions["ich_score"],
             ich_labels=predictions["ich_label"],
         )
-
-    def metadata(self) -> dict[str, Any]:
-        """`facts`."""
-        return dict(self.facts)
 
 
 def _hard_dice(logits: Tensor, mask: Tensor) -> Tensor:

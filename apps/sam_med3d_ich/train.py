@@ -10,18 +10,8 @@ network). Leaves a run folder; docs/sam_med3d_ich.md says what is in it. An inte
 when the same command is given again.
 """
 
-from apps.sam_med3d_ich.spec import SPEC
-from mlcore.cli.app import run_app
-from mlcore.cli.spec import Invocation
-
-
-def act(invocation: Invocation) -> int:  # type: ignore[type-arg]
-    """Train, or rehearse, or check the system, as the command line says."""
-    from apps.sam_med3d_ich.build import APP  # after parsing: torch takes seconds to import
-    from mlcore.session import run
-
-    return run(APP, invocation)
-
+from mlcore.run.app import train
+from quartet.apps.sam_med3d_ich.app import APP
 
 if __name__ == "__main__":
-    run_app(SPEC, act)
+    train(APP)

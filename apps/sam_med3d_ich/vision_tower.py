@@ -40,11 +40,11 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from apps.sam_med3d_ich.data.preprocess import Preprocessing
-from apps.sam_med3d_ich.model.encoder import EncoderShape, ImageEncoder
-from mlcore.checkpoint import CheckpointError, load_checkpoint, load_model_weights
-from mlcore.files import atomic_write
-from mlcore.restore import another_version
+from mlcore.base.files import atomic_write
+from mlcore.run.restore import another_version
+from mlcore.training.checkpoint import CheckpointError, load_checkpoint, load_model_weights
+from quartet.apps.sam_med3d_ich.data.preprocess import Preprocessing
+from quartet.apps.sam_med3d_ich.model.encoder import EncoderShape, ImageEncoder
 
 __all__ = [
     "EncoderTower",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from apps.doc_ensemble.data.generated import write_generated
+from quartet.apps.doc_ensemble.data.generated import write_generated
 from tests.scripts import run_script
 
 TINY = shlex.split("""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from apps.doc_ensemble.data.augment import PageAugmentation
+from quartet.apps.doc_ensemble.data.augment import PageAugmentation
 
 GREY = np.kron(np.random.default_rng(0).integers(0, 256, (15, 12)), np.ones((6, 6))).astype(np.uint8)[..., None]
 COLOUR = np.repeat(GREY, 3, axis=2)

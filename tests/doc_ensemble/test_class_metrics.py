@@ -12,8 +12,12 @@ from PIL import Image
 from sklearn.metrics import f1_score, log_loss
 from torch import Tensor, nn
 
-from apps.doc_ensemble.class_analysis import calibration_sections, confused_sections, most_confused
-from apps.doc_ensemble.class_metrics import (
+from mlcore.base.errors import UserError
+from mlcore.metrics.classification import ClassificationReport, ClassRow, ClassScores
+from mlcore.metrics.temperature import fit_temperature, measure_temperature, negative_log_likelihood, softmax
+from mlcore.report.page import Picture, Table, Text
+from quartet.apps.doc_ensemble.class_analysis import calibration_sections, confused_sections, most_confused
+from quartet.apps.doc_ensemble.class_metrics import (
     class_report,
     evaluate_class_performance,
     evaluate_single_class_performance,
@@ -21,10 +25,6 @@ from apps.doc_ensemble.class_metrics import (
     predict_logits,
     write_class_files,
 )
-from mlcore.errors import UserError
-from mlcore.metrics.classification import ClassificationReport, ClassRow, ClassScores
-from mlcore.metrics.temperature import fit_temperature, measure_temperature, negative_log_likelihood, softmax
-from mlcore.report import Picture, Table, Text
 
 NAMES = ("송장", "letter", "form", "unused")
 

@@ -7,9 +7,9 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 
-from apps.doc_ensemble.ensemble.combine import average_views, combine, fit_weights, normalise_weights
-from apps.doc_ensemble.ensemble.disagreement import disagreement
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.doc_ensemble.ensemble.combine import average_views, combine, fit_weights, normalise_weights
+from quartet.apps.doc_ensemble.ensemble.disagreement import disagreement
 
 K, N, C = 4, 60, 5
 

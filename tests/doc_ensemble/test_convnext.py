@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from apps.doc_ensemble.model.convnext import SIZES, create_convnext_model
-from mlcore import losses
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from mlcore.training import losses
+from quartet.apps.doc_ensemble.model.convnext import SIZES, create_convnext_model
 
 
 def test_has_the_promised_arguments() -> None:
@@ -42,7 +42,7 @@ def test_gives_logits_of_pages_of_any_size(use_attention: bool) -> None:
     for size in ((64, 48), (96, 160)):
         with torch.inference_mode():
             assert model(torch.rand(2, 3, *size)).shape == (2, 5)
-    assert model.facts["class_names"] == ["class_0", "class_1", "class_2", "class_3", "class_4"]
+    assert model.metadata["class_names"] == ["class_0", "class_1", "class_2", "class_3", "class_4"]
     assert (model.attention is not None) is use_attention
 
 

@@ -15,20 +15,20 @@ import timm
 import yaml
 from PIL import Image
 
-from apps.doc_ensemble.class_metrics import class_report, format_class_summary
-from apps.doc_ensemble.config import DocConfig
-from apps.doc_ensemble.data.folders import read_folders
-from apps.doc_ensemble.data.generated import write_generated
-from apps.doc_ensemble.data.pages import Page as DocumentPage
-from apps.doc_ensemble.spec import ENSEMBLE_SPEC, SPEC
 from mlcore.cli.parse import parse
 from mlcore.config.compose import Request, compose
+from quartet.apps.doc_ensemble.app import APP, ENSEMBLE
+from quartet.apps.doc_ensemble.class_metrics import class_report, format_class_summary
+from quartet.apps.doc_ensemble.config import DocConfig
+from quartet.apps.doc_ensemble.data.folders import read_folders
+from quartet.apps.doc_ensemble.data.generated import write_generated
+from quartet.apps.doc_ensemble.data.pages import Page as DocumentPage
 from tests.docs_page import Block, Page, commands, run_apart, run_script
 
 PAGE = Page("doc_ensemble")
 FIRST = "outputs/doc_ensemble/first"
 ONCE = f"--output_dir {FIRST}"  # trained once, for all tests
-ENSEMBLE = "run_ensemble_experiment.py"
+SCRIPT = "run_ensemble_experiment.py"
 HERE = "--num_threads 1 --device cpu"
 SMALLER = (
     f"{HERE} --num_workers 0 --epochs 1 --max_steps 2 --num_train 34 --num_val 17 --num_test 17"
@@ -66,7 +66,7 @@ make train APP=doc_ensemble
 
 
 def runs(command: str) -> bool:
-    """Whether it trains or judges."""
+    """Whether it trains or evaluates."""
     script, *arguments = PAGE.as_python(command)
     return script.endswith(("experiment.py", "train.py")) and not {"--test", "--cfg"} & set(arguments)
 
@@ -102,7 +102,7 @@ def smaller(command: str) -> list[str]:
     if "--config" in arguments or "ensemble.run" in command:
         return [script, *arguments, *HERE.split()]
     small = [*SMALLER.split(), f"model.model_name=test_{'convnext' if 'convnext' in command else 'resnet'}"]
-    if "kfold.folds" in command or script.endswith(ENSEMBLE):
+    if "kfold.folds" in command or script.endswith(SCRIPT):
         small.append("kfold.folds=2")
     if "snapshots" in command:
         small += CYCLES.split()
@@ -167,7 +167,7 @@ def there(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_commands_parse(command: str, there: Path) -> None:
     script, *arguments = PAGE.as_python(command)
-    parse(ENSEMBLE_SPEC if script.endswith(ENSEMBLE) else SPEC, arguments)
+    parse(ENSEMBLE if script.endswith(SCRIPT) else APP, arguments)
 
 
 @pytest.mark.parametrize("command", QUICK)
@@ -227,14 +227,14 @@ def run_block(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch, setti
     """An ensemble experiment of a block of YAML."""
     (folder / "mine.yaml").write_text(block.text, encoding="utf-8")
     command = ["--config", str(folder / "mine.yaml"), *settings.split(), "--output_dir", str(folder / "run")]
-    run_script([f"apps/doc_ensemble/{ENSEMBLE}", *command], monkeypatch)
+    run_script([f"apps/doc_ensemble/{SCRIPT}", *command], monkeypatch)
 
 
 @pytest.mark.parametrize("block", PAGE.blocks("yaml"), ids=lambda block: f"{block.heading}: {block.text[:60]!r}")
 def test_configuration_files_fit_the_typed_model(block: Block, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(block.text, encoding="utf-8")
-    config = compose(DocConfig, SPEC.config_dir, Request(files=[file], base=ENSEMBLE_SPEC.base), environ={}).config
+    config = compose(DocConfig, APP.config_dir, Request(files=[file], base=ENSEMBLE.base), environ={}).config
     ((section, given),) = yaml.safe_load(block.text).items()
     made = getattr(config, section).model_dump(mode="json")
     if section == "scheduler":

@@ -7,20 +7,20 @@ import pytest
 import torch
 import yaml
 
-from apps.doc_ensemble.config import DocConfig, LossConfig, ViewConfig
-from apps.doc_ensemble.example_env_usage import PURPOSES
-from apps.doc_ensemble.model.classifier import create_model
-from apps.doc_ensemble.spec import SPEC
 from mlcore.cli.flag_table import BEGIN, flag_tables, insert_flag_tables
 from mlcore.config.compose import Request, compose, group_choices
+from quartet.apps.doc_ensemble.app import APP
+from quartet.apps.doc_ensemble.config import DocConfig, LossConfig, ViewConfig
+from quartet.apps.doc_ensemble.example_env_usage import PURPOSES
+from quartet.apps.doc_ensemble.model.classifier import create_model
 from tests.docs_page import REPOSITORY, Page
 
 PAGE = Page("doc_ensemble")
-GROUPS = group_choices(SPEC.config_dir)
+GROUPS = group_choices(APP.config_dir)
 
 
 def configured(group: str, choice: str) -> DocConfig:
-    return compose(DocConfig, SPEC.config_dir, Request(overrides=[(group, choice)]), environ={}).config
+    return compose(DocConfig, APP.config_dir, Request(overrides=[(group, choice)]), environ={}).config
 
 
 def rows_of_tables() -> dict[str, list[str]]:
@@ -35,10 +35,10 @@ def rows_of_tables() -> dict[str, list[str]]:
 
 
 def test_the_table_of_flags_is_up_to_date() -> None:
-    expected = insert_flag_tables(PAGE.path, SPEC)
+    expected = insert_flag_tables(PAGE.path, APP)
     assert PAGE.text() == expected, "run scripts/flag_tables.py"
     assert BEGIN in expected
-    assert "| `--image_size` | `[224, 224]` |" in flag_tables(SPEC)
+    assert "| `--image_size` | `[224, 224]` |" in flag_tables(APP)
 
 
 @pytest.mark.parametrize("name", GROUPS["model"])

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
-from apps.doc_ensemble.data.duplicates import check_duplicates, page_groups
-from apps.doc_ensemble.data.generated import TYPES, draw_page
-from apps.doc_ensemble.data.pages import Page
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.doc_ensemble.data.duplicates import check_duplicates, page_groups
+from quartet.apps.doc_ensemble.data.generated import TYPES, draw_page
+from quartet.apps.doc_ensemble.data.pages import Page
 
 LIMIT = 10**8
 WORDS = (

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from apps.doc_ensemble import example_env_usage, example_scheduler_usage
 from mlcore.config.sections import SchedulerConfig
+from quartet.apps.doc_ensemble import example_env_usage, example_scheduler_usage
 from tests.docs_page import REPOSITORY, run_script
 
 FOLDER = "apps/doc_ensemble"

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from apps.doc_ensemble.data.dataset import Fit, PageDataset
-from apps.doc_ensemble.data.folders import read_folders
-from apps.doc_ensemble.data.pages import Page
-from apps.doc_ensemble.restore import restore
-from mlcore.checkpoint import load_checkpoint, save_checkpoint
+from mlcore.training.checkpoint import load_checkpoint, save_checkpoint
+from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset
+from quartet.apps.doc_ensemble.data.folders import read_folders
+from quartet.apps.doc_ensemble.data.pages import Page
+from quartet.apps.doc_ensemble.restore import restore
 from tests.doc_ensemble.conftest import Run
 from tests.doc_ensemble.tiny_runs import write_checkpoint, write_job
 
@@ -209,7 +209,7 @@ def test_without_test_pages_fitted_figures_are_cross_fitted(
 
 
 def test_pages_that_members_were_trained_on_are_told(tmp_path: Path, pages: Path, classes: list[str], run: Run) -> None:
-    """The pages given for judging are those that the folds were trained on."""
+    """The pages given for evaluating are those that the folds were trained on."""
     job = write_job(tmp_path / "job", seed=3, classes=classes, data_dir=pages)
     leaky = tmp_path / "leaky"
     leaky.mkdir()
@@ -222,7 +222,7 @@ def test_pages_that_members_were_trained_on_are_told(tmp_path: Path, pages: Path
     code, said = run("run_ensemble_experiment", f"ensemble.run={job}", "--output_dir", tmp_path / "out",
                      "--train_csv", tables["train"], "--val_csv", tables["val"])  # fmt: skip
     assert code == 0, said
-    assert "'tiny_fold_1' was trained on 102 of the 102 judged pages" in said
+    assert "'tiny_fold_1' was trained on 102 of the 102 evaluated pages" in said
     assert "was trained on 102" in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
 
 
@@ -249,7 +249,7 @@ def test_an_experiment_that_fails_says_why_in_its_log_and_record(tmp_path: Path,
     assert record["reason"] in (tmp_path / "out" / "train.log").read_text("utf-8")
 
 
-def test_members_alone_and_a_rehearsal(tmp_path: Path, members: list[Path], run: Run) -> None:
+def test_members_alone_and_a_dry_run(tmp_path: Path, members: list[Path], run: Run) -> None:
     settings = file_of(tmp_path, WEIGHTED)
     code, said = run("run_ensemble_experiment", "--config", settings, "--dry_run")
     assert code == 0, said

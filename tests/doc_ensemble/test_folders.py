@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apps.doc_ensemble.data.folders import find_pages, read_class_folder, read_folders
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.doc_ensemble.data.folders import find_pages, read_class_folder, read_folders
 
 BLANK = Image.fromarray(np.full((20, 16), 255, np.uint8))
 

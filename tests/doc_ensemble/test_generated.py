@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apps.doc_ensemble.data.folders import read_folders
-from apps.doc_ensemble.data.generated import TYPES, draw_page, write_generated
-from apps.doc_ensemble.data.pages import page_size, read_page
-from apps.doc_ensemble.data.statistics import page_statistics, statistics_sections
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.doc_ensemble.data.folders import read_folders
+from quartet.apps.doc_ensemble.data.generated import TYPES, draw_page, write_generated
+from quartet.apps.doc_ensemble.data.pages import page_size, read_page
+from quartet.apps.doc_ensemble.data.statistics import page_statistics, statistics_sections
 
 
 @pytest.fixture(scope="module")

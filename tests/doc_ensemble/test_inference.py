@@ -18,20 +18,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from apps.doc_ensemble.data.dataset import Fit
-from apps.doc_ensemble.data.pages import Page, read_page
-from apps.doc_ensemble.ensemble.combine import average_views, combine
-from apps.doc_ensemble.ensemble.inference import Judged, Pages, judge
-from apps.doc_ensemble.ensemble.members import InputFormat, Network, check_members
-from apps.doc_ensemble.ensemble.reading import document_pages
-from apps.doc_ensemble.ensemble.views import ViewKind, with_identity
-from apps.doc_ensemble.ensemble.writing import (
-    Verdict,
+from mlcore.base.errors import UserError
+from quartet.apps.doc_ensemble.data.dataset import Fit
+from quartet.apps.doc_ensemble.data.pages import Page, read_page
+from quartet.apps.doc_ensemble.ensemble.combine import average_views, combine
+from quartet.apps.doc_ensemble.ensemble.inference import PagePredictions, Pages, predict_pages
+from quartet.apps.doc_ensemble.ensemble.members import InputFormat, Network, check_members
+from quartet.apps.doc_ensemble.ensemble.reading import document_pages
+from quartet.apps.doc_ensemble.ensemble.views import ViewKind, with_identity
+from quartet.apps.doc_ensemble.ensemble.writing import (
+    EnsemblePredictions,
     write_ensemble_meta,
     write_ensemble_predictions,
     write_tta_predictions,
 )
-from mlcore.errors import UserError
 
 CPU = torch.device("cpu")
 CLASSES = ("편지", "form", "table")
@@ -108,7 +108,7 @@ def naive(member: Small, pages: Sequence[Page]) -> np.ndarray:
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_one_pass_is_the_naive_way(pages: list[Page], low_memory: bool, batch_size: int) -> None:
     members = ensemble()
-    found = judge(
+    found = predict_pages(
         members, read_all(pages, members), views=VIEWS, device=CPU, batch_size=batch_size, low_memory=low_memory
     )
     assert found.probabilities.shape == (4, 4, 7, 3)
@@ -123,7 +123,7 @@ def test_one_pass_is_the_naive_way(pages: list[Page], low_memory: bool, batch_si
 def test_members_one_at_a_time_answer_bit_by_bit_the_same(pages: list[Page], tmp_path: Path) -> None:
     members = ensemble()
     together, apart = (
-        judge(
+        predict_pages(
             members, read_all(pages, members), views=VIEWS, device=CPU, batch_size=3, low_memory=low, scratch=tmp_path
         )
         for low in (False, True)
@@ -135,9 +135,9 @@ def test_members_one_at_a_time_answer_bit_by_bit_the_same(pages: list[Page], tmp
 def test_low_memory_holds_one_network_at_a_time(pages: list[Page]) -> None:
     alive: list[ref] = []
     members = [Small(name, alive=alive) for name in "abc"]
-    judge(members, read_all(pages, members), device=CPU, low_memory=True)
+    predict_pages(members, read_all(pages, members), device=CPU, low_memory=True)
     assert [member.others_at_load for member in members] == [0, 0, 0]
-    judge(members, read_all(pages, members), device=CPU)
+    predict_pages(members, read_all(pages, members), device=CPU)
     assert [member.others_at_load for member in members] == [0, 1, 2]
 
 
@@ -158,7 +158,7 @@ def test_each_page_is_read_once_and_made_once_for_each_format(low_memory: bool) 
         return np.resize(image, shape)
 
     members = ensemble()
-    judge(
+    predict_pages(
         members,
         Pages(items=range(50), read=read_one, prepare=prepare),
         views=VIEWS,
@@ -175,13 +175,15 @@ def test_pages_that_cannot_be_read_end_the_pass_or_are_left_out(
     pages: list[Page], low_memory: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     members = ensemble()[:2]
-    whole = judge(members, read_all(pages, members), device=CPU)
+    whole = predict_pages(members, read_all(pages, members), device=CPU)
     for bad in (2, 6):
         pages[bad].path.write_bytes(b"")
     with pytest.raises(UserError, match=r"page2\.png: empty file"):
-        judge(members, read_all(pages, members), device=CPU, low_memory=low_memory)
+        predict_pages(members, read_all(pages, members), device=CPU, low_memory=low_memory)
     with caplog.at_level(logging.WARNING):
-        found = judge(members, read_all(pages, members, skip_bad=True), device=CPU, batch_size=2, low_memory=low_memory)
+        found = predict_pages(
+            members, read_all(pages, members, skip_bad=True), device=CPU, batch_size=2, low_memory=low_memory
+        )
     assert found.rows.tolist() == [0, 1, 3, 4, 5]
     assert sorted(found.problems) == [2, 6]
     assert "page6.png" in found.problems[6]
@@ -190,7 +192,7 @@ def test_pages_that_cannot_be_read_end_the_pass_or_are_left_out(
     for page in pages:
         page.path.write_bytes(b"")
     with pytest.raises(UserError, match=r"none of the pages can be read; the first: .*page0\.png"):
-        judge(members, read_all(pages, members, skip_bad=True), device=CPU, low_memory=low_memory)
+        predict_pages(members, read_all(pages, members, skip_bad=True), device=CPU, low_memory=low_memory)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ def test_pages_that_cannot_be_read_end_the_pass_or_are_left_out(
 def test_members_of_other_classes_are_named_and_never_permuted(classes: tuple[str, ...], message: str) -> None:
     members = [Small("resnet"), Small("fine"), Small("vit", class_names=classes)]
     with pytest.raises(UserError, match=f"'resnet' and 'vit' do not fit together: .*{message}"):
-        judge(members, Pages(items=[1], read=np.array, prepare=np.resize), device=CPU)
+        predict_pages(members, Pages(items=[1], read=np.array, prepare=np.resize), device=CPU)
     assert not members[0].alive  # found out before anything was loaded
 
 
@@ -219,9 +221,9 @@ def test_members_that_cannot_be_an_ensemble_are_refused(pages: list[Page], tmp_p
         (Small("wild", scale=float("nan")), "'wild' are not finite"),
     ):
         with pytest.raises(UserError, match=message):
-            judge([member], read_all(pages, [member]), device=CPU)
-    with pytest.raises(UserError, match="nothing to judge: 0 pages"):
-        judge([Small("a")], read_all([], [Small("a")]), device=CPU)
+            predict_pages([member], read_all(pages, [member]), device=CPU)
+    with pytest.raises(UserError, match="nothing to evaluate: 0 pages"):
+        predict_pages([Small("a")], read_all([], [Small("a")]), device=CPU)
 
 
 def test_too_little_room_for_prepared_pages_is_said_before_reading(
@@ -233,21 +235,21 @@ def test_too_little_room_for_prepared_pages_is_said_before_reading(
     monkeypatch.setattr(os, "posix_fallocate", full)
     members = ensemble()
     with pytest.raises(UserError, match=r"no room for 2\.\d KiB of prepared pages, .* free .No space left"):
-        judge(members, read_all(pages, members), device=CPU, low_memory=True, scratch=tmp_path / "new")
+        predict_pages(members, read_all(pages, members), device=CPU, low_memory=True, scratch=tmp_path / "new")
     assert not members[0].alive
 
 
 def test_an_ensemble_of_invariant_members_gains_nothing_from_views(pages: list[Page]) -> None:
     class Invariant(Small):
         def load(self, device: torch.device) -> Network:
-            def judge_mean(pixels: Tensor) -> Tensor:
+            def predict_mean(pixels: Tensor) -> Tensor:
                 mean = pixels.double().mean(dim=(1, 2, 3)).float()  # knows nothing of places
                 return torch.stack([mean, 2 * mean, 1 - mean], dim=1)
 
-            return judge_mean
+            return predict_mean
 
     member = Invariant("mean", image_size=(20, 20))
-    found = judge([member], read_all(pages, [member]), views=VIEWS, device=CPU)
+    found = predict_pages([member], read_all(pages, [member]), views=VIEWS, device=CPU)
     mean = average_views(found.probabilities, weights=found.view_weights)
     np.testing.assert_allclose(mean, found.probabilities[:, 0], atol=1e-6)
 
@@ -256,17 +258,17 @@ def test_an_ensemble_of_invariant_members_gains_nothing_from_views(pages: list[P
 
 
 @pytest.fixture
-def judged(pages: list[Page]) -> Judged:
+def evaluated(pages: list[Page]) -> PagePredictions:
     members = ensemble()
-    return judge(members, read_all(pages, members), views=VIEWS, device=CPU)
+    return predict_pages(members, read_all(pages, members), views=VIEWS, device=CPU)
 
 
-def verdict_of(judged: Judged, labels: list[int] | None) -> Verdict:
-    members = average_views(judged.probabilities, weights=judged.view_weights)
-    return Verdict(
+def predictions_of(predicted: PagePredictions, labels: list[int] | None) -> EnsemblePredictions:
+    members = average_views(predicted.probabilities, weights=predicted.view_weights)
+    return EnsemblePredictions(
         pages=[f"scan, {row}.pdf#2" for row in range(7)],
-        class_names=judged.class_names,
-        member_names=judged.member_names,
+        class_names=predicted.class_names,
+        member_names=predicted.member_names,
         ensemble=combine(members),
         members=members,
         labels=None if labels is None else np.array(labels),
@@ -278,27 +280,27 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_predictions_are_written_with_all_that_speaks_for_them(judged: Judged, tmp_path: Path) -> None:
-    verdict = verdict_of(judged, [0, 1, 2, 0, 1, -1, 2])
-    rows = rows_of(write_ensemble_predictions(tmp_path, verdict))
+def test_predictions_are_written_with_all_that_speaks_for_them(predicted: PagePredictions, tmp_path: Path) -> None:
+    predictions = predictions_of(predicted, [0, 1, 2, 0, 1, -1, 2])
+    rows = rows_of(write_ensemble_predictions(tmp_path, predictions))
     assert (tmp_path / "ensemble_predictions.csv").exists()
-    assert [row["image"] for row in rows] == list(verdict.pages)
+    assert [row["image"] for row in rows] == list(predictions.pages)
     for number, row in enumerate(rows):
-        chances = verdict.ensemble[number]
+        chances = predictions.ensemble[number]
         assert row["predicted"] == CLASSES[chances.argmax()]
         assert float(row["probability"]) == pytest.approx(chances.max(), abs=1e-6)
         assert [float(row[f"p_{name}"]) for name in CLASSES] == pytest.approx(chances.tolist(), abs=1e-6)
-        votes = [row[f"member_{name}"] for name in judged.member_names]
-        assert votes == [CLASSES[index] for index in verdict.members[:, number].argmax(axis=1)]
+        votes = [row[f"member_{name}"] for name in predicted.member_names]
+        assert votes == [CLASSES[index] for index in predictions.members[:, number].argmax(axis=1)]
         assert int(row["votes"]) == votes.count(row["predicted"])
     assert [row["label"] for row in rows] == ["편지", "form", "table", "편지", "form", "", "table"]
-    assert "label" not in rows_of(write_ensemble_predictions(tmp_path, verdict_of(judged, None)))[0]
+    assert "label" not in rows_of(write_ensemble_predictions(tmp_path, predictions_of(predicted, None)))[0]
 
 
-def test_what_views_did_is_written(judged: Judged, tmp_path: Path) -> None:
-    verdict = verdict_of(judged, None)
-    by_view = np.stack([combine(judged.probabilities[:, number]) for number in range(len(VIEWS))])
-    rows = rows_of(write_tta_predictions(tmp_path, verdict, views=judged.views, by_view=by_view))
+def test_what_views_did_is_written(predicted: PagePredictions, tmp_path: Path) -> None:
+    predictions = predictions_of(predicted, None)
+    by_view = np.stack([combine(predicted.probabilities[:, number]) for number in range(len(VIEWS))])
+    rows = rows_of(write_tta_predictions(tmp_path, predictions, views=predicted.views, by_view=by_view))
     assert (tmp_path / "tta_predictions.csv").exists()
     for number, row in enumerate(rows):
         seen = [row[f"view_{view.name}"] for view in VIEWS]
@@ -306,35 +308,35 @@ def test_what_views_did_is_written(judged: Judged, tmp_path: Path) -> None:
         assert row["without_tta"] == seen[0]
         assert int(row["views_agreeing"]) == seen.count(row["predicted"])
     with pytest.raises(UserError, match="by view"):
-        write_tta_predictions(tmp_path, verdict, views=judged.views, by_view=by_view[1:])
+        write_tta_predictions(tmp_path, predictions, views=predicted.views, by_view=by_view[1:])
 
 
-def test_the_facts_of_an_ensemble_are_written(judged: Judged, tmp_path: Path) -> None:
+def test_the_facts_of_an_ensemble_are_written(predicted: PagePredictions, tmp_path: Path) -> None:
     labels = [0, 1, 2, 0, 1, -1, 2]
-    verdict = verdict_of(judged, labels)
-    facts = [{"checkpoint": f"{name}.ckpt", "weight": 0.25} for name in judged.member_names]
+    predictions = predictions_of(predicted, labels)
+    metadata = [{"checkpoint": f"{name}.ckpt", "weight": 0.25} for name in predicted.member_names]
     path = write_ensemble_meta(
         tmp_path,
-        verdict,
+        predictions,
         method="averaging",
         average="probabilities",
-        views=judged.views,
-        members=facts,
+        views=predicted.views,
+        members=metadata,
         extra={"seconds": 1.5},
     )
     assert path.name == "ensemble_predictions_meta.json"
     values = json.loads(path.read_text("utf-8"))
     known = [0, 1, 2, 3, 4, 6]
-    right = verdict.ensemble[known].argmax(axis=1) == np.array(labels)[known]
+    right = predictions.ensemble[known].argmax(axis=1) == np.array(labels)[known]
     assert values["scores"]["accuracy"] == pytest.approx(right.mean())
-    assert [model["name"] for model in values["models"]] == list(judged.member_names)
+    assert [model["name"] for model in values["models"]] == list(predicted.member_names)
     assert values["models"][2]["checkpoint"] == "convnext.ckpt"
     assert values["tta"]["views"][1] == {"name": "horizontal_flip", "weight": 0.5}
     assert (values["num_models"], values["num_pages"], values["seconds"]) == (4, 7, 1.5)
-    without = verdict_of(judged, None)
+    without = predictions_of(predicted, None)
     assert without.scores(without.ensemble) is None
 
 
-def test_parts_of_a_verdict_must_fit_together(judged: Judged) -> None:
+def test_parts_of_predictions_must_fit_together(predicted: PagePredictions) -> None:
     with pytest.raises(UserError, match="do not fit"):
-        verdict_of(judged, [0, 1])
+        predictions_of(predicted, [0, 1])

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apps.doc_ensemble.ensemble.stacking import read_out_of_fold
-from apps.doc_ensemble.kfold import fold_folders
+from quartet.apps.doc_ensemble.ensemble.folds import fold_folders
+from quartet.apps.doc_ensemble.ensemble.stacking import read_out_of_fold
 
 APP = Path(__file__).resolve().parents[2] / "apps" / "doc_ensemble"
 LIMIT_S = 300.0
@@ -48,11 +48,14 @@ def test_a_job_killed_in_its_third_fold_goes_on_there(tmp_path: Path, pages: Pat
     # Killed or not, the fold ends the same, bit by bit.
     code, alone = run("train", *settings, "kfold.fold=3", "--output_dir", tmp_path / "alone")
     assert code == 0, alone
-    with np.load(tmp_path / "alone/fold_judgement.npz") as one, np.load(job / "folds/fold_3/fold_judgement.npz") as two:
+    with (
+        np.load(tmp_path / "alone/fold_predictions.npz") as one,
+        np.load(job / "folds/fold_3/fold_predictions.npz") as two,
+    ):
         np.testing.assert_array_equal(one["probabilities"], two["probabilities"])
 
-    judged = read_out_of_fold(job / "out_of_fold.npz")
-    assert sorted(judged.pages) == sorted(f"{path}#1" for path in (pages / "train").rglob("*.jpg"))
+    predicted = read_out_of_fold(job / "out_of_fold.npz")
+    assert sorted(predicted.pages) == sorted(f"{path}#1" for path in (pages / "train").rglob("*.jpg"))
     with (job / "folds.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["fold"] for row in rows} == {"1", "2", "3"}
@@ -64,10 +67,10 @@ def test_a_job_killed_in_its_third_fold_goes_on_there(tmp_path: Path, pages: Pat
     assert whole["monitor"]["best"] == whole["results_of_best_checkpoint"]["out_of_fold"]["macro_f1"]
 
     # What is out of fold is what the fold's own model says of pages that it was trained without.
-    fold = judged.folds.tolist().index(2)
-    with np.load(job / "folds" / "fold_2" / "fold_judgement.npz") as file:
-        row = file["pages"].tolist().index(judged.pages[fold])
-        np.testing.assert_allclose(judged.probabilities[0, fold], file["probabilities"][row], atol=1e-6)
+    fold = predicted.folds.tolist().index(2)
+    with np.load(job / "folds" / "fold_2" / "fold_predictions.npz") as file:
+        row = file["pages"].tolist().index(predicted.pages[fold])
+        np.testing.assert_allclose(predicted.probabilities[0, fold], file["probabilities"][row], atol=1e-6)
         assert not set(file["pages"].tolist()) & set(file["trained_on"].tolist())
 
 

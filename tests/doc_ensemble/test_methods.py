@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 from scipy.special import softmax
 
-from apps.doc_ensemble.config import EnsembleConfig
-from apps.doc_ensemble.data.pages import Page
-from apps.doc_ensemble.ensemble.combine import fit_weights
-from apps.doc_ensemble.ensemble.methods import (
+from mlcore.base.errors import UserError
+from quartet.apps.doc_ensemble.config import EnsembleConfig
+from quartet.apps.doc_ensemble.data.pages import Page
+from quartet.apps.doc_ensemble.ensemble.combine import fit_weights
+from quartet.apps.doc_ensemble.ensemble.methods import (
     CrossFitted,
     Method,
     Outcome,
@@ -24,9 +25,8 @@ from apps.doc_ensemble.ensemble.methods import (
     member_methods,
     methods_of,
 )
-from apps.doc_ensemble.ensemble.methods_plot import method_rows, plot_methods, write_methods
-from apps.doc_ensemble.ensemble.selection import growing_order
-from mlcore.errors import UserError
+from quartet.apps.doc_ensemble.ensemble.methods_plot import method_rows, plot_methods, write_methods
+from quartet.apps.doc_ensemble.ensemble.selection import growing_order
 
 K, V, C = 3, 2, 4
 NAMES = ("합성곱", "vit", "resnet")
@@ -77,7 +77,7 @@ def test_methods_are_direct_computations(both: dict[str, Votes]) -> None:
     np.testing.assert_allclose(fitted, np.tensordot(weights, both["test"].by_view[:, 0], axes=1), atol=1e-9)
 
 
-def test_a_method_never_judges_a_page_it_was_fitted_on(both: dict[str, Votes]) -> None:
+def test_a_method_never_evaluates_a_page_it_was_fitted_on(both: dict[str, Votes]) -> None:
     """One that knows the pages it has seen by heart, and is wrong on all others, is wrong on all."""
 
     def memorise(chances: np.ndarray, labels: np.ndarray) -> Rule:
@@ -96,7 +96,7 @@ def test_a_method_never_judges_a_page_it_was_fitted_on(both: dict[str, Votes]) -
     method = Method(name="by heart", fit=memorise, learns=True)
     (fair,) = apply_methods([method], only, view_weights=None, seed=0)
     assert isinstance(fair.rule, CrossFitted)
-    assert fair.judged_on == "validation, cross-fitted"
+    assert fair.evaluated_on == "validation, cross-fitted"
     assert fair.accuracy == 0.0
     assert (fair.fitted(both["val"].by_view[:, 0]).argmax(axis=1) == both["val"].labels).all()  # it could have cheated
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from apps.doc_ensemble.data.mixing import Mixing, mix, sample_keys
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.doc_ensemble.data.mixing import Mixing, mix, sample_keys
 
 CLASSES = 4
 LABELS = torch.tensor([0, 1, 2, 3, 1, 2])

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from apps.doc_ensemble.model.classifier import CellAttention, DocClassifier, create_model, make_model
-from mlcore.checkpoint import load_checkpoint, save_checkpoint
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from mlcore.training.checkpoint import load_checkpoint, save_checkpoint
+from quartet.apps.doc_ensemble.model.classifier import CellAttention, DocClassifier, create_model, make_model
 
 NAMES = ("form", "letter", "표")
 
@@ -32,9 +32,9 @@ def pages(*shape: int) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(1))
 
 
-def write_folder(folder: Path, trunk: nn.Module, name: str, *, weights: str = "safetensors", **facts: Any) -> Path:
+def write_folder(folder: Path, trunk: nn.Module, name: str, *, weights: str = "safetensors", **metadata: Any) -> Path:
     folder.mkdir()
-    config = {"architecture": name, "num_classes": 1000, "pretrained_cfg": {"mean": [0.1, 0.2, 0.3]}, **facts}
+    config = {"architecture": name, "num_classes": 1000, "pretrained_cfg": {"mean": [0.1, 0.2, 0.3]}, **metadata}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     state = {key: value.contiguous() for key, value in trunk.state_dict().items()}
     if weights == "safetensors":
@@ -72,7 +72,7 @@ def test_is_timms_own_network() -> None:
     whole.load_state_dict(model.trunk.state_dict(), strict=False)
     whole.get_classifier().load_state_dict(model.classifier.state_dict())
     x = pages(2, 3, 64, 48)
-    mean, std = (torch.tensor(model.facts[key])[:, None, None] for key in ("mean", "std"))
+    mean, std = (torch.tensor(model.metadata[key])[:, None, None] for key in ("mean", "std"))
     with torch.inference_mode():
         torch.testing.assert_close(model(x), whole((x - mean) / std))
 
@@ -81,15 +81,15 @@ def test_facts_rebuild_the_network_from_a_checkpoint(tmp_path: Path) -> None:
     for name in ("test_vit", "test_convnext"):
         model = small(name, in_channels=1, attention_dim=10, dropout_rate=0.2, drop_path_rate=0.1)
         path = tmp_path / f"{name}.pth"
-        save_checkpoint(path, {"facts": model.facts, "weights": model.state_dict()})
+        save_checkpoint(path, {"metadata": model.metadata, "weights": model.state_dict()})
         read = load_checkpoint(path)  # plain values only, or this refuses
-        again = make_model(read["facts"])
+        again = make_model(read["metadata"])
         again.load_state_dict(read["weights"])
         x = pages(2, 1, 64, 48)
         with torch.inference_mode():
             assert torch.equal(again.eval()(x), model(x))
-        assert again.facts == model.facts
-        assert again.facts["class_names"] == list(NAMES)
+        assert again.metadata == model.metadata
+        assert again.metadata["class_names"] == list(NAMES)
         assert again.training is False
         assert again.dropout.p == 0.2
 
@@ -103,7 +103,7 @@ def test_normalises_by_itself() -> None:
     model.trunk.forward_features = lambda x: (seen.append(x), forward_features(x))[1]
     with torch.inference_mode():
         model(white)
-    expected = [(1 - mean) / std for mean, std in zip(model.facts["mean"], model.facts["std"], strict=True)]
+    expected = [(1 - mean) / std for mean, std in zip(model.metadata["mean"], model.metadata["std"], strict=True)]
     torch.testing.assert_close(seen[-1][0, :, 0, 0], torch.tensor(expected))
 
 
@@ -131,7 +131,7 @@ def test_attention_begins_as_the_plain_network() -> None:
     plain.trunk.load_state_dict(model.trunk.state_dict())
     x = pages(2, 3, 64, 48)
     with torch.inference_mode():
-        width = model.facts["width"]
+        width = model.metadata["width"]
         torch.testing.assert_close(model.embed(x)[:, :width], plain.embed(x))
         assert model.embed(x).shape == (2, width + 16)
         assert torch.count_nonzero(model.embed(x)[:, width:]) == 0
@@ -183,8 +183,8 @@ def test_loads_a_folder_that_timm_could_have_written(tmp_path: Path, weights: st
     model = small(str(folder), pretrained=True)
     published = whole.state_dict()
     assert all(torch.equal(value, published[key]) for key, value in model.trunk.state_dict().items())
-    assert model.facts["mean"] == [0.1, 0.2, 0.3]
-    assert str(tmp_path) not in str(model.facts)
+    assert model.metadata["mean"] == [0.1, 0.2, 0.3]
+    assert str(tmp_path) not in str(model.metadata)
 
 
 def test_grey_input_sums_the_first_layer_over_colours(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_grey_input_sums_the_first_layer_over_colours(tmp_path: Path) -> None:
     model = small(str(folder), pretrained=True, in_channels=1)
     first = whole.pretrained_cfg["first_conv"] + ".weight"
     torch.testing.assert_close(model.trunk.state_dict()[first], whole.state_dict()[first].sum(dim=1, keepdim=True))
-    assert model.facts["mean"] == pytest.approx([0.2])
+    assert model.metadata["mean"] == pytest.approx([0.2])
 
 
 def test_position_embeddings_are_resampled_to_the_page(tmp_path: Path) -> None:
@@ -271,10 +271,10 @@ def test_mistakes_in_a_folder_are_told(tmp_path: Path, config: dict[str, Any], w
 
 
 def test_facts_of_a_strange_checkpoint_are_not_believed() -> None:
-    facts = small().facts
+    metadata = small().metadata
     with pytest.raises(UserError, match="no model"):
-        make_model({**facts, "architecture": "local-dir:/etc"})
+        make_model({**metadata, "architecture": "local-dir:/etc"})
     with pytest.raises(UserError, match="checkpoint_path"):
-        make_model({**facts, "arguments": {"checkpoint_path": "weights"}})
+        make_model({**metadata, "arguments": {"checkpoint_path": "weights"}})
     with pytest.raises(KeyError):
-        make_model({key: value for key, value in facts.items() if key != "width"})
+        make_model({key: value for key, value in metadata.items() if key != "width"})

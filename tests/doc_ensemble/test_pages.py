@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apps.doc_ensemble.data.dataset import Fit, PageDataset, Prepare
-from apps.doc_ensemble.data.pages import Page, page_count, page_size, read_page
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset, Prepare
+from quartet.apps.doc_ensemble.data.pages import Page, page_count, page_size, read_page
 
 GREY = np.kron(np.random.default_rng(0).integers(0, 256, (6, 4)), np.ones((8, 8))).astype(np.uint8)  # [48, 32]
 BITS = np.where(GREY > 127, 255, 0).astype(np.uint8)

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from scipy.special import softmax
 
-from apps.doc_ensemble.ensemble.curve import cost_curve, plot_cost_curve, single_points, write_cost_curve
-from apps.doc_ensemble.ensemble.selection import fast_macro_f1, log_loss, select, select_bagged
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 from mlcore.metrics.classification import accuracy, class_scores
+from quartet.apps.doc_ensemble.ensemble.curve import cost_curve, plot_cost_curve, single_points, write_cost_curve
+from quartet.apps.doc_ensemble.ensemble.selection import fast_macro_f1, log_loss, select, select_bagged
 
 C = 4
 NAMES = ("resnet", "vit", "convnext", "합성곱")

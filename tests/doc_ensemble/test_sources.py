@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apps.doc_ensemble.config import EnsembleConfig, MemberConfig
-from apps.doc_ensemble.ensemble.judging import mean_of_parts
-from apps.doc_ensemble.ensemble.sources import find_sources, out_of_fold
-from apps.doc_ensemble.spec import SPEC
+from mlcore.base.errors import UserError
 from mlcore.cli.parse import parse
-from mlcore.errors import UserError
+from quartet.apps.doc_ensemble.app import APP
+from quartet.apps.doc_ensemble.config import EnsembleConfig, MemberConfig
+from quartet.apps.doc_ensemble.ensemble.predicting import mean_of_parts
+from quartet.apps.doc_ensemble.ensemble.sources import find_sources, out_of_fold
 from tests.doc_ensemble.tiny_runs import write_checkpoint, write_job
 
 
@@ -60,7 +60,7 @@ def test_a_run_gives_its_snapshots_and_a_job_its_folds(tmp_path: Path, pages: Pa
     ],
 )
 def test_a_model_is_called_what_it_is(given: list[str], title: str) -> None:
-    assert parse(SPEC, ["--data_dir", "pages", *given]).config.model.title == title
+    assert parse(APP, ["--data_dir", "pages", *given]).config.model.title == title
 
 
 def test_a_member_without_a_name_is_called_after_its_network(tmp_path: Path, pages: Path, classes: list[str]) -> None:

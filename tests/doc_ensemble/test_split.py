@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apps.doc_ensemble.data.pages import Page
-from apps.doc_ensemble.data.split import fold_numbers, hold_out
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.doc_ensemble.data.pages import Page
+from quartet.apps.doc_ensemble.data.split import fold_numbers, hold_out
 
 CLASSES = ("form", "letter", "memo")
 

@@ -9,27 +9,27 @@ import pytest
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
-from apps.doc_ensemble.ensemble.stacking import (
-    FoldJudgement,
+from mlcore.base.errors import UserError
+from quartet.apps.doc_ensemble.ensemble.stacking import (
+    FoldPredictions,
     OutOfFold,
     fit_stacker,
     gather,
     read_out_of_fold,
     read_stacker,
 )
-from mlcore.errors import UserError
 
 CLASSES = ("편지", "form", "table")
 
 
-def folds_of(member: str, *, seed: int, pages: int = 90, folds: int = 3, classes: int = 3) -> list[FoldJudgement]:
+def folds_of(member: str, *, seed: int, pages: int = 90, folds: int = 3, classes: int = 3) -> list[FoldPredictions]:
     """A cross-validation of one member: page i is in fold i % folds."""
     names, labels = [f"page{i}" for i in range(pages)], np.arange(pages) % classes
     rng = np.random.default_rng(seed)
     chances = softmax(rng.normal(size=(pages, classes)) + 1.5 * np.eye(classes)[labels], axis=1)
     fold_of = np.arange(pages) // classes % folds
     return [
-        FoldJudgement(
+        FoldPredictions(
             member=member,
             fold=fold,
             trained_on=[names[i] for i in np.flatnonzero(fold_of != fold)],
@@ -42,16 +42,16 @@ def folds_of(member: str, *, seed: int, pages: int = 90, folds: int = 3, classes
 
 
 @pytest.fixture
-def parts() -> list[FoldJudgement]:
+def parts() -> list[FoldPredictions]:
     return folds_of("resnet", seed=0) + folds_of("vit", seed=1)
 
 
 @pytest.fixture
-def data(parts: list[FoldJudgement]) -> OutOfFold:
+def data(parts: list[FoldPredictions]) -> OutOfFold:
     return gather(parts, class_names=CLASSES)
 
 
-def judged(stacker: object, data: OutOfFold) -> np.ndarray:
+def evaluated(stacker: object, data: OutOfFold) -> np.ndarray:
     return stacker(data.probabilities, member_names=data.member_names, class_names=data.class_names)
 
 
@@ -59,17 +59,17 @@ def test_stacking_is_scikit_learn(data: OutOfFold) -> None:
     stacker = fit_stacker(data, inverse_strength=0.5)
     columns = np.concatenate(list(data.probabilities), axis=1)
     direct = LogisticRegression(C=0.5, max_iter=5000).fit(columns, data.labels)
-    np.testing.assert_allclose(judged(stacker, data), direct.predict_proba(columns), rtol=1e-10)
+    np.testing.assert_allclose(evaluated(stacker, data), direct.predict_proba(columns), rtol=1e-10)
 
 
 def test_two_classes_too() -> None:
     data = gather(folds_of("a", seed=0, classes=2) + folds_of("b", seed=1, classes=2), class_names=("x", "y"))
     columns = np.concatenate(list(data.probabilities), axis=1)
     direct = LogisticRegression(max_iter=5000).fit(columns, data.labels)
-    np.testing.assert_allclose(judged(fit_stacker(data), data), direct.predict_proba(columns), rtol=1e-10)
+    np.testing.assert_allclose(evaluated(fit_stacker(data), data), direct.predict_proba(columns), rtol=1e-10)
 
 
-def test_gathering_keeps_each_page_once_with_its_fold(parts: list[FoldJudgement], data: OutOfFold) -> None:
+def test_gathering_keeps_each_page_once_with_its_fold(parts: list[FoldPredictions], data: OutOfFold) -> None:
     assert sorted(data.pages) == sorted(f"page{i}" for i in range(90))
     assert data.member_names == ("resnet", "vit")
     for part in parts:
@@ -84,7 +84,7 @@ def test_gathering_keeps_each_page_once_with_its_fold(parts: list[FoldJudgement]
             )
 
 
-def test_a_leak_planted_in_the_training_pages_is_refused(parts: list[FoldJudgement]) -> None:
+def test_a_leak_planted_in_the_training_pages_is_refused(parts: list[FoldPredictions]) -> None:
     leaky = replace(parts[4], trained_on=[*parts[4].trained_on, parts[4].pages[3]])
     with pytest.raises(UserError, match=rf"'vit' for fold 1 was trained on 1 of the pages .*'{parts[4].pages[3]}'"):
         gather([*parts[:4], leaky, *parts[5:]], class_names=CLASSES)
@@ -93,7 +93,9 @@ def test_a_leak_planted_in_the_training_pages_is_refused(parts: list[FoldJudgeme
 def test_a_leak_planted_in_the_rows_is_refused(data: OutOfFold) -> None:
     left_out = data.left_out.copy()
     left_out[1, 5] = (data.folds[5] + 1) % 3
-    with pytest.raises(UserError, match=rf"{data.pages[5]!r} of fold {data.folds[5]} was judged by the model of 'vit'"):
+    with pytest.raises(
+        UserError, match=rf"{data.pages[5]!r} of fold {data.folds[5]} was evaluated by the model of 'vit'"
+    ):
         replace(data, left_out=left_out)
 
 
@@ -122,7 +124,7 @@ def test_a_leak_would_have_paid() -> None:
     assert trust[0] < 0.6 < 0.75 < trust[1]
 
 
-def test_pages_twice_or_missing_or_elsewhere_are_refused(parts: list[FoldJudgement]) -> None:
+def test_pages_twice_or_missing_or_elsewhere_are_refused(parts: list[FoldPredictions]) -> None:
     with pytest.raises(UserError, match="is in folds 0 and 0"):
         gather([*parts, parts[0]], class_names=CLASSES)
     with pytest.raises(UserError, match="not cross-validated alike"):
@@ -151,7 +153,7 @@ def test_files_come_back_bit_by_bit_and_hold_no_pickle(data: OutOfFold, tmp_path
     stacker = fit_stacker(again)
     stacker.save(tmp_path / "stacking.json")
     restored = read_stacker(tmp_path / "stacking.json")
-    np.testing.assert_array_equal(judged(restored, data), judged(stacker, data))
+    np.testing.assert_array_equal(evaluated(restored, data), evaluated(stacker, data))
     assert restored.class_names == CLASSES
 
 

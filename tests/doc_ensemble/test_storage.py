@@ -14,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mlcore import mirror, storage
-from mlcore.checkpoint import load_checkpoint
-from mlcore.storage import upload
-from mlcore.uploader import BackgroundUploader
+from mlcore.remote import s3
+from mlcore.remote.s3 import upload
+from mlcore.remote.uploader import BackgroundUploader
+from mlcore.run import copy
+from mlcore.training.checkpoint import load_checkpoint
 from tests.doc_ensemble.conftest import Run
 from tests.doc_ensemble.tiny_runs import write_checkpoint
 
@@ -27,7 +28,7 @@ BEST = "checkpoints/best_model.pth"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror, "BackgroundUploader", partial(BackgroundUploader, attempts=2, backoff=0.01))
+    monkeypatch.setattr(copy, "BackgroundUploader", partial(BackgroundUploader, attempts=2, backoff=0.01))
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +168,7 @@ def test_a_server_killed_in_the_middle_of_an_upload_harms_nothing_here(
     run: Run, settings: list[str], alone: Path, s3_server: Any, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model goes up in two parts; the server dies when the second is about to be sent."""
-    real_client = storage._client
+    real_client = s3._client
     parts: list[object] = []
 
     def on_part(**details: object) -> None:
@@ -180,8 +181,8 @@ def test_a_server_killed_in_the_middle_of_an_upload_harms_nothing_here(
         made.meta.events.register("before-send.s3.UploadPart", on_part)
         return made
 
-    monkeypatch.setattr(storage, "_client", client)
-    monkeypatch.setattr(storage, "_PART", 5 << 20)
+    monkeypatch.setattr(s3, "_client", client)
+    monkeypatch.setattr(s3, "_PART", 5 << 20)
     code, said = run("train", *settings, "--output_dir", "run", "--upload_to", "models")
     assert code == 0, said
     assert len(parts) >= 2

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apps.doc_ensemble.data.table import read_table
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.doc_ensemble.data.table import read_table
 
 
 @pytest.fixture

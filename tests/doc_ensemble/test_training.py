@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from apps.doc_ensemble.build import build
-from apps.doc_ensemble.config import DocConfig
-from apps.doc_ensemble.data.balance import Balanced
-from apps.doc_ensemble.restore import CheckpointMember, restore
-from apps.doc_ensemble.task import DocTask, Objective
-from mlcore import losses
-from mlcore.distributed import World
-from mlcore.errors import UserError
+from mlcore.base.distributed import World
+from mlcore.base.errors import UserError
+from mlcore.training import losses
+from quartet.apps.doc_ensemble.build import build
+from quartet.apps.doc_ensemble.config import DocConfig
+from quartet.apps.doc_ensemble.data.balance import Balanced
+from quartet.apps.doc_ensemble.restore import CheckpointMember, restore
+from quartet.apps.doc_ensemble.task import DocTask, Objective
 
 PROMISED = (
     "val_class_metrics.csv",
@@ -59,8 +59,8 @@ def test_a_run_leaves_the_promised_files_and_prints_the_summary(finished: tuple[
 
 def test_predictions_are_those_of_the_restored_model(finished: tuple[Path, str], pages: Path) -> None:
     restored = restore(finished[0] / "checkpoints" / "best_model.pth", device=CPU)
-    problem = build(config_of(pages), World(device=CPU))
-    data = problem.validation
+    setup = build(config_of(pages), World(device=CPU))
+    data = setup.validation
     assert data.prepare is not None
     with (finished[0] / "val_predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -104,9 +104,9 @@ def test_a_table_and_folders_of_the_same_pages_give_the_same_validation(tmp_path
 
 def test_without_validation_pages_every_class_gives_some_up(tmp_path: Path, pages: Path) -> None:
     shutil.copytree(pages / "train", tmp_path / "all")
-    problem = build(config_of(tmp_path / "all", data={"data_dir": tmp_path / "all"}), World(device=CPU))
+    setup = build(config_of(tmp_path / "all", data={"data_dir": tmp_path / "all"}), World(device=CPU))
     train, val = (
-        Counter(d[i]["label"] for i in range(len(d))) for d in (problem.train.dataset, problem.validation.dataset)
+        Counter(d[i]["label"] for i in range(len(d))) for d in (setup.train.dataset, setup.validation.dataset)
     )
     assert set(val) == set(range(17))
     assert sum(train.values()) + sum(val.values()) == 102
@@ -132,7 +132,7 @@ def test_the_same_page_in_two_splits_is_refused(tmp_path: Path, pages: Path, run
 
 def test_mixed_batches_follow_from_pages_and_epochs_alone(pages: Path) -> None:
     config = config_of(pages, augmentation={"name": "page", "mixup": 0.4, "cutmix": 1.0}, train={"batch_size": 8})
-    from mlcore.assemble import train_loader
+    from mlcore.run.build import train_loader
 
     batches = []
     for workers in (0, 2):
@@ -229,7 +229,7 @@ def test_predict_reads_every_kind_of_page_and_goes_on_after_a_bad_one(
     assert "damaged" in problems["bad.pdf"]
     assert "empty file" in problems["bad.png#1"]
     restored = restore(model, device=CPU)
-    from apps.doc_ensemble.data.dataset import Fit, Prepare
+    from quartet.apps.doc_ensemble.data.dataset import Fit, Prepare
 
     pixels = Prepare(Fit((64, 48)), mean=(0,), std=(1,)).pixels(np.asarray(images[1].convert("L"))[..., None])
     with torch.inference_mode():

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from apps.doc_ensemble.ensemble.combine import average_views
-from apps.doc_ensemble.ensemble.views import IDENTITY, View, ViewKind, with_identity
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.doc_ensemble.ensemble.combine import average_views
+from quartet.apps.doc_ensemble.ensemble.views import IDENTITY, View, ViewKind, with_identity
 
 EVERYTHING = [
     ViewKind(type="horizontal_flip", probability=0.5),
@@ -106,9 +106,9 @@ def test_views_of_a_model_that_cannot_tell_them_apart_change_nothing() -> None:
 
     kinds = [ViewKind(type=kind, probability=0.3) for kind in ("horizontal_flip", "vertical_flip", "rotation")]
     found = with_identity(kinds)
-    judged = np.stack([model(view.apply(page)).numpy() for view in found])
-    mean = average_views(judged[None], weights=[view.weight for view in found])[0]
-    np.testing.assert_allclose(mean, judged[0], atol=1e-7)
+    predicted = np.stack([model(view.apply(page)).numpy() for view in found])
+    mean = average_views(predicted[None], weights=[view.weight for view in found])[0]
+    np.testing.assert_allclose(mean, predicted[0], atol=1e-7)
 
 
 def test_scales_and_turns_change_nothing_on_a_blank_page() -> None:

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apps.doc_ensemble.config import DataConfig, DocConfig, ModelConfig
-from apps.doc_ensemble.data.dataset import Fit, PageDataset
-from apps.doc_ensemble.data.folders import read_folders
-from apps.doc_ensemble.ensemble.stacking import OutOfFold
-from apps.doc_ensemble.model.classifier import create_model
-from mlcore.checkpoint import save_checkpoint
 from mlcore.config.dump import to_values
+from mlcore.training.checkpoint import save_checkpoint
+from quartet.apps.doc_ensemble.config import DataConfig, DocConfig, ModelConfig
+from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset
+from quartet.apps.doc_ensemble.data.folders import read_folders
+from quartet.apps.doc_ensemble.ensemble.stacking import OutOfFold
+from quartet.apps.doc_ensemble.model.classifier import create_model
 
 
 def write_checkpoint(
@@ -39,7 +39,7 @@ def write_checkpoint(
             "config": to_values(config),
             "model": model.state_dict(),
             "engine": {"ema": {}},
-            "task": {"class_names": list(classes), "model": dict(model.facts)},
+            "task": {"class_names": list(classes), "model": dict(model.metadata)},
             "progress": {"step": 1},
         },
     )

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from apps.multimodal_ads.data.augment import Augmentation, TextDropout
-from apps.multimodal_ads.data.batches import collate
+from quartet.apps.multimodal_ads.data.augment import Augmentation, TextDropout
+from quartet.apps.multimodal_ads.data.batches import collate
 
 IMAGE = np.kron(np.random.default_rng(0).integers(0, 256, (15, 20, 3)), np.ones((8, 8, 1))).astype(np.uint8)
 

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from apps.multimodal_ads.model.classifier import AdClassifier, given
-from apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, Single
-from apps.multimodal_ads.model.head import make_head
-from apps.multimodal_ads.model.pooling import AttentionPooling, MeanPooling, SummaryPooling
-from apps.multimodal_ads.task import AdTask, Objective
-from apps.multimodal_ads.vision.interface import Tokens
-from mlcore.checkpoint import CheckpointError, load_model_weights
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from mlcore.training.checkpoint import CheckpointError, load_model_weights
+from quartet.apps.multimodal_ads.model.classifier import AdClassifier, given
+from quartet.apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, Single
+from quartet.apps.multimodal_ads.model.head import make_head
+from quartet.apps.multimodal_ads.model.pooling import AttentionPooling, MeanPooling, SummaryPooling
+from quartet.apps.multimodal_ads.task import AdTask, Objective
+from quartet.apps.multimodal_ads.vision.interface import Tokens
 
 
 def tokens(batch: int = 3, length: int = 5, width: int = 8) -> Tokens:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apps.multimodal_ads.data.dataset import AdDataset
-from apps.multimodal_ads.data.table import AdRow
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.multimodal_ads.data.dataset import AdDataset
+from quartet.apps.multimodal_ads.data.table import AdRow
 
 LIMIT = 100_000_000
 

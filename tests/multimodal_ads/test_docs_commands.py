@@ -21,14 +21,14 @@ import timm
 from huggingface_hub import constants
 from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel
 
-from apps.multimodal_ads.config import AdsConfig
-from apps.multimodal_ads.data.generated import write_generated
-from apps.multimodal_ads.data.table import COLUMNS, LABELS
-from apps.multimodal_ads.spec import SPEC
-from apps.multimodal_ads.text.encoder import _packaged
-from mlcore import dry_run
 from mlcore.cli.parse import parse
 from mlcore.config.compose import Request, compose
+from mlcore.run import dry_run
+from quartet.apps.multimodal_ads.app import APP
+from quartet.apps.multimodal_ads.config import AdsConfig
+from quartet.apps.multimodal_ads.data.generated import write_generated
+from quartet.apps.multimodal_ads.data.table import COLUMNS, LABELS
+from quartet.apps.multimodal_ads.text.encoder import _packaged
 from tests.docs_page import REPOSITORY, Page, commands, run_apart, run_script
 
 PAGE = Page("multimodal_ads")
@@ -207,7 +207,7 @@ def there(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "train.py" in command or DEMO in command])
 def test_training_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA_DIR", "data")
-    parse(SPEC, as_python(command)[1:])
+    parse(APP, as_python(command)[1:])
 
 
 @pytest.mark.parametrize("command", QUICK)
@@ -221,7 +221,7 @@ def test_commands_run(command: str, there: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     "command", [command for command in TRAININGS if not any(mark in command for mark in APART[:2])]
 )
-def test_trainings_can_be_rehearsed(command: str, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainings_pass_a_dry_run(command: str, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if command == DEMO:
         monkeypatch.delenv("DATA_DIR")
     monkeypatch.setattr(dry_run, "_export", lambda command: None)  # two processes more; test_training has it
@@ -295,7 +295,7 @@ def test_the_configuration_file_fits_the_typed_model(tmp_path: Path) -> None:
     (block,) = PAGE.blocks("yaml")
     file = tmp_path / "config.yaml"
     file.write_text(block.text)
-    config = compose(AdsConfig, SPEC.config_dir, Request(files=[file]), environ={}).config
+    config = compose(AdsConfig, APP.config_dir, Request(files=[file]), environ={}).config
     assert (config.train.epochs, config.train.lora.target_layers, config.scheduler.name) == (30, 6, "cosine_warmup")
 
 

@@ -5,22 +5,22 @@ import re
 import pytest
 import yaml
 
-from apps.multimodal_ads.config import AdsConfig
-from apps.multimodal_ads.spec import SPEC
-from apps.multimodal_ads.text.published import PUBLISHED as PUBLISHED_TEXT
-from apps.multimodal_ads.vision.encoder import meta_vision
 from mlcore.cli.flag_table import BEGIN, flag_tables, insert_flag_tables
 from mlcore.config.compose import Request, compose, group_choices
+from quartet.apps.multimodal_ads.app import APP
+from quartet.apps.multimodal_ads.config import AdsConfig
+from quartet.apps.multimodal_ads.text.published import PUBLISHED as PUBLISHED_TEXT
+from quartet.apps.multimodal_ads.vision.encoder import meta_vision
 from tests.docs_page import REPOSITORY, Page
 
 PAGE = Page("multimodal_ads")
 
 
 def test_the_table_of_flags_is_up_to_date() -> None:
-    expected = insert_flag_tables(PAGE.path, SPEC)
+    expected = insert_flag_tables(PAGE.path, APP)
     assert PAGE.text() == expected, "run scripts/flag_tables.py"
     assert BEGIN in expected
-    assert "| `--lr` | `0.001` |" in flag_tables(SPEC)
+    assert "| `--lr` | `0.001` |" in flag_tables(APP)
 
 
 def rows_of_tables() -> dict[str, list[str]]:
@@ -33,19 +33,19 @@ def rows_of_tables() -> dict[str, list[str]]:
     return rows
 
 
-@pytest.mark.parametrize("name", group_choices(SPEC.config_dir)["vision_encoder"])
+@pytest.mark.parametrize("name", group_choices(APP.config_dir)["vision_encoder"])
 def test_the_table_of_backbones_is_true(name: str) -> None:
     request = Request(overrides=[("vision_encoder", name)])
-    settings = compose(AdsConfig, SPEC.config_dir, request, environ={}).config.vision_encoder
+    settings = compose(AdsConfig, APP.config_dir, request, environ={}).config.vision_encoder
     width, library = rows_of_tables()[f"`{name}`"][1:3]
     assert width == str(meta_vision(settings.model).width)
     assert library == ("timm" if settings.kind == "timm" else "transformers")
 
 
-@pytest.mark.parametrize("name", group_choices(SPEC.config_dir)["text_encoder"])
+@pytest.mark.parametrize("name", group_choices(APP.config_dir)["text_encoder"])
 def test_the_table_of_text_encoders_is_true(name: str) -> None:
     request = Request(overrides=[("text_encoder", name)])
-    model = compose(AdsConfig, SPEC.config_dir, request, environ={}).config.text_encoder.model
+    model = compose(AdsConfig, APP.config_dir, request, environ={}).config.text_encoder.model
     assert rows_of_tables()[f"`{name}`"][1] == ("-" if model is None else str(PUBLISHED_TEXT[model][0]))
 
 

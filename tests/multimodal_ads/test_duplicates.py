@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apps.multimodal_ads.build import load_splits, rehearsal
-from apps.multimodal_ads.config import AdsConfig
-from apps.multimodal_ads.data.duplicates import check_duplicates, picture_groups
-from apps.multimodal_ads.data.generated import write_generated
-from apps.multimodal_ads.data.generated_pictures import draw_picture
-from apps.multimodal_ads.data.split import stratified_split
-from apps.multimodal_ads.data.table import AdRow
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.multimodal_ads.app import APP
+from quartet.apps.multimodal_ads.build import load_splits
+from quartet.apps.multimodal_ads.config import AdsConfig
+from quartet.apps.multimodal_ads.data.duplicates import check_duplicates, picture_groups
+from quartet.apps.multimodal_ads.data.generated import write_generated
+from quartet.apps.multimodal_ads.data.generated_pictures import draw_picture
+from quartet.apps.multimodal_ads.data.split import stratified_split
+from quartet.apps.multimodal_ads.data.table import AdRow
 
 LIMIT = 10**8
 
@@ -96,11 +97,11 @@ def test_a_run_looks_at_new_pictures_only(tmp_path: Path, monkeypatch: pytest.Mo
         load_splits(AdsConfig.model_validate({"data": data, "features": {"cache_dir": tmp_path / "elsewhere"}}))
 
 
-@pytest.mark.parametrize("trial", [False, True])
-def test_nothing_is_kept_without_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trial: bool) -> None:
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_nothing_is_kept_without_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool) -> None:
     monkeypatch.chdir(tmp_path)
     write_generated(tmp_path / "set", train=24, validation=8, test=8, seed=1)
-    features = {"cache": "auto" if trial else "off"}
+    features = {"cache": "auto" if dry_run else "off"}
     config = AdsConfig.model_validate({"data": {"base_dir": tmp_path / "set"}, "features": features})
-    load_splits(rehearsal(config) if trial else config)
+    load_splits(APP.dry_run_config(config) if dry_run else config)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]

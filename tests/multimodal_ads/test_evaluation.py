@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 from torch import Tensor
 
-from apps.multimodal_ads.evaluation import (
+from mlcore.base.errors import UserError
+from mlcore.base.files import write_json
+from mlcore.report.page import Picture, Text
+from mlcore.report.plots.binary import plot_operating_point, plot_values_by_class
+from mlcore.report.plots.contact_sheet import plot_contact_sheet
+from quartet.apps.multimodal_ads.evaluation import (
     ad_metrics,
     ad_sections,
     probabilities_of,
@@ -22,11 +27,6 @@ from apps.multimodal_ads.evaluation import (
     threshold_for_f1,
     undefined_figures,
 )
-from mlcore.errors import UserError
-from mlcore.files import write_json
-from mlcore.plots.binary import plot_operating_point, plot_values_by_class
-from mlcore.plots.contact_sheet import plot_contact_sheet
-from mlcore.report import Picture, Text
 
 
 def predictions(labels: list[int], logits: list[float]) -> dict[str, Tensor]:

@@ -14,14 +14,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, FeaturesConfig, PoolingConfig, VisionEncoderConfig
-from apps.multimodal_ads.data.table import AdRow
-from apps.multimodal_ads.features import FeatureStore, text_digest, weights_digest
-from apps.multimodal_ads.frozen import _fill, picture_features, text_features
-from apps.multimodal_ads.model.assemble import make_parts
+from mlcore.base.distributed import World, barrier, start_world
+from mlcore.base.errors import UserError
 from mlcore.config.sections import RunConfig
-from mlcore.distributed import World, barrier, start_world
-from mlcore.errors import UserError
+from quartet.apps.multimodal_ads.config import (
+    AdsConfig,
+    AdsTrainConfig,
+    FeaturesConfig,
+    PoolingConfig,
+    VisionEncoderConfig,
+)
+from quartet.apps.multimodal_ads.data.table import AdRow
+from quartet.apps.multimodal_ads.features import FeatureStore, text_digest, weights_digest
+from quartet.apps.multimodal_ads.frozen import _fill, picture_features, text_features
+from quartet.apps.multimodal_ads.model.assemble import make_parts
 
 TEXTS = ["sale", "news", "sale", "세일", ""]
 DIGESTS = [text_digest(text) for text in TEXTS]
@@ -107,14 +113,16 @@ def test_ranks_share_the_work_and_see_all_of_it(tmp_path: Path, free_port: int) 
 
 
 def test_ranks_without_a_common_folder_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apps.multimodal_ads.frozen.any_rank", lambda _own: True)  # the other one never sees the rows
-    monkeypatch.setattr("apps.multimodal_ads.frozen.time.sleep", lambda _seconds: None)
+    monkeypatch.setattr(
+        "quartet.apps.multimodal_ads.frozen.any_rank", lambda _own: True
+    )  # the other one never sees the rows
+    monkeypatch.setattr("quartet.apps.multimodal_ads.frozen.time.sleep", lambda _seconds: None)
     with pytest.raises(UserError, match=r"another does not see; give a --cache_dir"):
         _fill(FeatureStore(tmp_path, {}), {"train": DIGESTS}, Counting(), label="texts", batch_size=2, world=World())
 
 
 def test_a_killed_fill_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apps.multimodal_ads.features._PART_BYTES", 1)  # every batch is a part
+    monkeypatch.setattr("quartet.apps.multimodal_ads.features._PART_BYTES", 1)  # every batch is a part
 
     class Killed(Counting):
         def encode(self, positions: Sequence[int]) -> Mapping[str, Tensor]:
@@ -157,7 +165,7 @@ def test_a_part_that_cannot_be_opened_is_kept(tmp_path: Path, monkeypatch: pytes
 def test_there_may_be_more_parts_than_files_may_be_open_at_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("apps.multimodal_ads.features._PART_BYTES", 1)
+    monkeypatch.setattr("quartet.apps.multimodal_ads.features._PART_BYTES", 1)
     filled(tmp_path, {}, Counting(batch_size=1))
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 4, limits[1]))  # noqa: PTH208
@@ -188,7 +196,7 @@ def test_a_part_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
 
 
 def test_a_full_disk_is_noticed_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apps.multimodal_ads.features.free_bytes", lambda _path: 10_000)
+    monkeypatch.setattr("quartet.apps.multimodal_ads.features.free_bytes", lambda _path: 10_000)
     store = FeatureStore(tmp_path, {})
     store.check_room(10, {"values": torch.zeros(1, 50, dtype=torch.bfloat16)})  # stored as 200 bytes
     with pytest.raises(UserError, match=r"need .* are\s*free; give --cache_dir"):
@@ -288,7 +296,7 @@ def test_weights_are_digested_once_and_random_ones_never(
         digested.append(module)
         return "digest"
 
-    monkeypatch.setattr("apps.multimodal_ads.model.assemble.weights_digest", digest)
+    monkeypatch.setattr("quartet.apps.multimodal_ads.model.assemble.weights_digest", digest)
     pooled(pictured, hub_folder("siglip2"), tmp_path, num_workers=0)
     assert len(digested) == 1
     config = AdsConfig(

@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from apps.multimodal_ads.config import VisionEncoderConfig
-from apps.multimodal_ads.vision.encoder import VisionEncoder, load_vision, meta_vision
-from apps.multimodal_ads.vision.freezing import freeze
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.multimodal_ads.config import VisionEncoderConfig
+from quartet.apps.multimodal_ads.vision.encoder import VisionEncoder, load_vision, meta_vision
+from quartet.apps.multimodal_ads.vision.freezing import freeze
 
 KINDS = ("siglip2", "siglip2_naflex", "vit", "timm")
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apps.multimodal_ads.data.generated import write_generated
-from apps.multimodal_ads.data.generated_texts import write_texts
-from apps.multimodal_ads.data.table import AdRow, read_table
 from mlcore.data.images import read_image
+from quartet.apps.multimodal_ads.data.generated import write_generated
+from quartet.apps.multimodal_ads.data.generated_texts import write_texts
+from quartet.apps.multimodal_ads.data.table import AdRow, read_table
 
 SPLITS = ("train", "val", "test")
 

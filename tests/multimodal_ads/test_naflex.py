@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from apps.multimodal_ads.config import VisionEncoderConfig
-from apps.multimodal_ads.vision.encoder import Tokens, VisionEncoder, load_vision
+from quartet.apps.multimodal_ads.config import VisionEncoderConfig
+from quartet.apps.multimodal_ads.vision.encoder import Tokens, VisionEncoder, load_vision
 
 Pictures = list[NDArray[np.uint8]]
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apps.multimodal_ads.data import ocr
-from apps.multimodal_ads.data.duplicates import check_duplicates
-from apps.multimodal_ads.data.generated_pictures import draw_picture
-from apps.multimodal_ads.data.table import AdRow, read_table
-from apps.multimodal_ads.preparation import Preparation, Sources, prepare_data
+from mlcore.base.errors import UserError
 from mlcore.data.images import content_digest
-from mlcore.errors import UserError
+from quartet.apps.multimodal_ads.data import ocr
+from quartet.apps.multimodal_ads.data.duplicates import check_duplicates
+from quartet.apps.multimodal_ads.data.generated_pictures import draw_picture
+from quartet.apps.multimodal_ads.data.table import AdRow, read_table
+from quartet.apps.multimodal_ads.preparation import Preparation, Sources, prepare_data
 
 # Knows two languages, finds the name of the language and the size of the picture's file, and counts its runs.
 TESSERACT = """#!{python}

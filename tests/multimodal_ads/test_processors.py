@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from apps.multimodal_ads.vision.processors import HubProcessor
-from apps.multimodal_ads.vision.published import PUBLISHED
+from quartet.apps.multimodal_ads.vision.processors import HubProcessor
+from quartet.apps.multimodal_ads.vision.published import PUBLISHED
 
 
 @pytest.mark.parametrize(

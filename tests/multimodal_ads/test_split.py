@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from apps.multimodal_ads.data.split import stratified_split
-from apps.multimodal_ads.data.table import AdRow
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.multimodal_ads.data.split import stratified_split
+from quartet.apps.multimodal_ads.data.table import AdRow
 
 
 def rows_of(labels: list[int], folder: Path = Path("/nowhere")) -> list[AdRow]:

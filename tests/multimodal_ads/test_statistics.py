@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apps.multimodal_ads.data.statistics import DatasetStatistics, dataset_statistics, statistics_sections
-from apps.multimodal_ads.data.table import AdRow
-from mlcore.errors import UserError
-from mlcore.report import Picture, RunReport, Table, write_report
+from mlcore.base.errors import UserError
+from mlcore.report.page import Picture, RunReport, Table, write_report
+from quartet.apps.multimodal_ads.data.statistics import DatasetStatistics, dataset_statistics, statistics_sections
+from quartet.apps.multimodal_ads.data.table import AdRow
 
 
 def make_rows(folder: Path, *, ads: int, others: int) -> list[AdRow]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from apps.multimodal_ads.data.generated import write_generated
+from quartet.apps.multimodal_ads.data.generated import write_generated
 
 SETTINGS = shlex.split("""
 text_encoder=minilm text_encoder.max_length=16 fusion.hidden_dim=8 head.hidden_dims=[8] --epochs 2 --batch_size 16

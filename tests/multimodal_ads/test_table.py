@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from apps.multimodal_ads.data.table import LABELS, clean_text, read_table
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.multimodal_ads.data.table import LABELS, clean_text, read_table
 
 HEADER = "local_image_path,label,text_info\n"
 

@@ -15,10 +15,10 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from apps.multimodal_ads.config import TextEncoderConfig
-from apps.multimodal_ads.text.encoder import TextEncoder, load_text
-from apps.multimodal_ads.text.published import meta_text
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.multimodal_ads.config import TextEncoderConfig
+from quartet.apps.multimodal_ads.text.encoder import TextEncoder, load_text
+from quartet.apps.multimodal_ads.text.published import meta_text
 
 SETTINGS = Path(__file__).resolve().parents[2] / "configs" / "multimodal_ads" / "text_encoder"
 # Width and weights in millions, as on the models' pages.
@@ -154,7 +154,7 @@ def test_nothing_is_loaded_before_the_first_text(folder: Path, monkeypatch: pyte
     def fail(*_: object) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("apps.multimodal_ads.text.encoder._load_model", fail)
+    monkeypatch.setattr("quartet.apps.multimodal_ads.text.encoder._load_model", fail)
     encoder = load(folder)
     assert encoder.width == 12
     assert encoder.fingerprint()

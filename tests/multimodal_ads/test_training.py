@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, PoolingConfig, VisionEncoderConfig
-from apps.multimodal_ads.data.generated import write_generated
-from apps.multimodal_ads.data.table import read_table
-from apps.multimodal_ads.frozen import picture_features
-from apps.multimodal_ads.model.assemble import make_parts
-from mlcore.checkpoint import load_checkpoint
-from mlcore.distributed import World
-from mlcore.errors import UserError
-from mlcore.session import _Session
+from mlcore.base.distributed import World
+from mlcore.base.errors import UserError
+from mlcore.run.session import _Session
+from mlcore.training.checkpoint import load_checkpoint
+from quartet.apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, PoolingConfig, VisionEncoderConfig
+from quartet.apps.multimodal_ads.data.generated import write_generated
+from quartet.apps.multimodal_ads.data.table import read_table
+from quartet.apps.multimodal_ads.frozen import picture_features
+from quartet.apps.multimodal_ads.model.assemble import make_parts
 from tests.scripts import run_script
 
 SMALL = shlex.split("""
@@ -158,7 +158,7 @@ def test_a_stale_feature_is_never_used(
         rows = {name: read_table(mine / f"{name}.csv", base_dir=None) for name in ("train", "val")}
         parts = make_parts(config, device=torch.device("cpu"))
         caplog.clear()
-        with caplog.at_level("INFO", logger="apps"):
+        with caplog.at_level("INFO", logger="quartet"):
             picture_features(rows, parts, config=config, root=tmp_path / "features", world=World())
         said = [message for message in caplog.messages if "computing features of" in message]
         return int(said[0].split("features of ")[1].split()[0]) if said else 0
@@ -313,10 +313,10 @@ def test_a_backbone_without_a_summary_is_refused_before_the_run_begins(ads: Path
     assert not (tmp_path / "run").exists()
 
 
-def test_pictures_judged_without_texts_are_told_once(ads: Path, finished: Path) -> None:
+def test_pictures_classified_without_texts_are_told_once(ads: Path, finished: Path) -> None:
     pictures = sorted((ads / "images").iterdir())[:3]
     command = ["predict", "--model_path", finished / "checkpoint_best.ckpt", "--batch_size", "1", "--device", "cpu"]
-    warning = "every picture is judged without its text"
+    warning = "every picture is evaluated without its text"
     for given, count in ((pictures, 1), ([*pictures, "--text", "50 % off"], 0), (["--csv", ads / "test.csv"], 0)):
         code, said = run(*command, *given)  # type: ignore[misc,arg-type]
         assert code == 0, said

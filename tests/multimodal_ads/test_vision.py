@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from transformers import SiglipModel, SiglipVisionModel
 
-from apps.multimodal_ads.config import VisionEncoderConfig
-from apps.multimodal_ads.vision.encoder import VisionEncoder, load_vision, meta_vision
-from apps.multimodal_ads.vision.published import PUBLISHED
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.multimodal_ads.config import VisionEncoderConfig
+from quartet.apps.multimodal_ads.vision.encoder import VisionEncoder, load_vision, meta_vision
+from quartet.apps.multimodal_ads.vision.published import PUBLISHED
 
 SETTINGS = Path(__file__).resolve().parents[2] / "configs" / "multimodal_ads" / "vision_encoder"
 KINDS = ("siglip2", "siglip2_naflex", "vit", "timm")

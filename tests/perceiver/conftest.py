@@ -78,7 +78,7 @@ def image_run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
 def _loggers_as_they_were() -> Iterator[None]:
     """Scripts direct the loggers to their own streams, which are gone after the test."""
     yield
-    for logger in map(logging.getLogger, ("mlcore", "apps")):
+    for logger in map(logging.getLogger, ("mlcore", "quartet")):
         for handler in list(logger.handlers):
             logger.removeHandler(handler)
             handler.close()

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from mlcore import doctor, mirror
-from mlcore.checkpoint import load_checkpoint
-from mlcore.uploader import BackgroundUploader
+from mlcore.remote.uploader import BackgroundUploader
+from mlcore.run import copy, doctor
+from mlcore.training.checkpoint import load_checkpoint
 
 DATA = shlex.split("--dataset synthetic --num_samples 40 --seq_len_range 5 9 --feature_dim 4 --num_classes 3")
 SECRETS = ("testing123-very-secret", "tester-access-key")
@@ -21,7 +21,7 @@ Script = Callable[..., Any]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror, "BackgroundUploader", partial(BackgroundUploader, attempts=2, backoff=0.01))
+    monkeypatch.setattr(copy, "BackgroundUploader", partial(BackgroundUploader, attempts=2, backoff=0.01))
     monkeypatch.setattr(doctor, "DEADLINE", 60.0)  # a busy machine takes seconds to import boto3
 
 
@@ -50,8 +50,8 @@ def test_a_run_goes_to_the_bucket_of_the_environment_and_comes_back(
     assert summary["copied"] == {"to": f"s3://{prefix}", "missing": {}}
 
     best = f"s3://{prefix}/checkpoints/best_model.pth"
-    judged = script("inference", "--model_path", best)
-    assert judged.code == 0, judged.err
+    evaluated = script("inference", "--model_path", best)
+    assert evaluated.code == 0, evaluated.err
     assert (tmp_path / "outputs/s3" / prefix / "evaluation_val" / "results.json").is_file()
 
     latest = f"s3://{prefix}/checkpoints/latest_model.pth"

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apps.perceiver.data import ImagePatches, find_ts_files, load_cifar10, read_npz, read_ts
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.perceiver.data import ImagePatches, find_ts_files, load_cifar10, read_npz, read_ts
 
 HEADER = """# a comment
 @problemName Tiny

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apps.perceiver.data import ImageAugmentation, ImagePatches, ImageSource, PatchLayout, image_augmentation
-from apps.perceiver.data.images import decode_image
-from apps.perceiver.data.patches import fourier_positions
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.perceiver.data import ImageAugmentation, ImagePatches, ImageSource, PatchLayout, image_augmentation
+from quartet.apps.perceiver.data.images import decode_image
+from quartet.apps.perceiver.data.patches import fourier_positions
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:

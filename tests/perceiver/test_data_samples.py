@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from apps.perceiver.data import (
+from mlcore.base.errors import UserError
+from quartet.apps.perceiver.data import (
     PadCollate,
     SequenceDataset,
     Subset,
@@ -20,10 +21,9 @@ from apps.perceiver.data import (
     series_augmentation,
     stratified_split,
 )
-from apps.perceiver.data.augment import ChannelDrop, Jitter, Pipeline, Scaling, TimeMask, TimeWarp, WindowSlice
-from apps.perceiver.data.modalities import join
-from apps.perceiver.model import PerceiverModel
-from mlcore.errors import UserError
+from quartet.apps.perceiver.data.augment import ChannelDrop, Jitter, Pipeline, Scaling, TimeMask, TimeWarp, WindowSlice
+from quartet.apps.perceiver.data.modalities import join
+from quartet.apps.perceiver.model import PerceiverModel
 
 
 def test_synthetic_samples_are_functions_of_seed_and_index() -> None:

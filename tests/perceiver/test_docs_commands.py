@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apps.perceiver.config import PerceiverConfig
-from apps.perceiver.model import SIZES, create_perceiver_model
-from apps.perceiver.spec import SPEC
 from mlcore.cli.flag_table import BEGIN, flag_tables, insert_flag_tables
 from mlcore.config.compose import Request, compose
+from quartet.apps.perceiver.app import APP
+from quartet.apps.perceiver.config import PerceiverConfig
+from quartet.apps.perceiver.model import SIZES, create_perceiver_model
 from tests.docs_page import Block, Page, commands, run_apart, run_script
 
 PAGE = Page("perceiver")
@@ -142,7 +142,7 @@ def test_commands_of_several_processes_run(command: str, there: Path) -> None:
 @pytest.mark.parametrize("block", PAGE.blocks("python"), ids=lambda block: block.heading)
 def test_python_blocks_run(block: Block, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "exported/" in block.text and not Path("exported").exists():
-        from apps.perceiver.export import export
+        from quartet.apps.perceiver.export import export
 
         export(Path("checkpoints/best_model.pth"), Path("exported"))
     PAGE.execute(block)
@@ -152,7 +152,7 @@ def test_python_blocks_run(block: Block, there: Path, monkeypatch: pytest.Monkey
 def test_configuration_files_fit_the_typed_model(block: Block, tmp_path: Path) -> None:
     file = tmp_path / f"config.{block.language}"
     file.write_text(block.text)
-    config = compose(PerceiverConfig, SPEC.config_dir, Request(files=[file]), environ={}).config
+    config = compose(PerceiverConfig, APP.config_dir, Request(files=[file]), environ={}).config
     assert config.train.epochs == 100
 
 
@@ -162,10 +162,10 @@ def test_everything_promised_is_on_the_page() -> None:
 
 
 def test_the_table_of_flags_is_up_to_date() -> None:
-    expected = insert_flag_tables(PAGE.path, SPEC)
+    expected = insert_flag_tables(PAGE.path, APP)
     assert PAGE.text() == expected, "run scripts/flag_tables.py"
     assert BEGIN in expected
-    assert "| `--lr` | `0.0001` |" in flag_tables(SPEC)
+    assert "| `--lr` | `0.0001` |" in flag_tables(APP)
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -11,16 +11,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from apps.perceiver import export as exporter
-from apps.perceiver.restore import make_model, restore
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.perceiver import export as exporter
+from quartet.apps.perceiver.restore import make_model, restore
 
 # Runs in a fresh process that never imports the repository's code.
 WITHOUT_THE_REPOSITORY = """
 import sys, torch
 x, mask, logits = torch.load("case.pt", weights_only=True)
 program = torch.export.load("exported/model.pt2").module()
-assert not any(name.split(".")[0] in ("apps", "mlcore") for name in sys.modules)
+assert not any(name.split(".")[0] in ("quartet", "mlcore") for name in sys.modules)
 print(float((program(x, mask) - logits).abs().max()))
 """
 

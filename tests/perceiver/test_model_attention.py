@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apps.perceiver.model import CrossAttentionBlock, MultiHeadAttention, SelfAttentionBlock
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.perceiver.model import CrossAttentionBlock, MultiHeadAttention, SelfAttentionBlock
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from apps.perceiver.model import (
+from mlcore.base.errors import UserError
+from quartet.apps.perceiver.model import (
     SIZES,
     PerceiverDecoder,
     PerceiverEncoder,
@@ -15,7 +16,6 @@ from apps.perceiver.model import (
     PerceiverOptions,
     create_perceiver_model,
 )
-from mlcore.errors import UserError
 
 CHANNELS, CLASSES = 3, 5
 TINY = {"d_model": 16, "num_heads": 4, "num_cross_attention_layers": 2, "num_self_attention_layers": 1}

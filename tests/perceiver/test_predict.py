@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from apps.perceiver.data import ImageSource
-from apps.perceiver.data.patches import PatchLayout
-from apps.perceiver.prediction import Classifier, Item, Problems
-from apps.perceiver.restore import restore
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.perceiver.data import ImageSource
+from quartet.apps.perceiver.data.patches import PatchLayout
+from quartet.apps.perceiver.prediction import Classifier, Item, Problems
+from quartet.apps.perceiver.restore import restore
 
 
 def best(run: Path) -> Path:
@@ -162,10 +162,10 @@ def test_what_cannot_be_predicted_is_said(arguments: list[str], message: str, se
 def test_long_inputs_say_how_long_it_still_takes(
     series_run: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("apps.perceiver.prediction._REPORT_EVERY_S", -1.0)
+    monkeypatch.setattr("quartet.apps.perceiver.prediction._REPORT_EVERY_S", -1.0)
     classifier = Classifier(restore(best(series_run)), device=torch.device("cpu"))
     items = [Item(str(number), lambda: np.ones((4, 4), dtype=np.float32)) for number in range(3)]
-    with caplog.at_level("INFO", logger="apps.perceiver.prediction"):
+    with caplog.at_level("INFO", logger="quartet.apps.perceiver.prediction"):
         batches = list(classifier.run(items, batch_size=2, problems=Problems("error")))
     assert [len(names) for names, _ in batches] == [2, 1]
     assert [record.getMessage().split(",")[0] for record in caplog.records] == ["1 of 3", "2 of 3", "3 of 3"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mlcore.checkpoint import load_checkpoint
+from mlcore.training.checkpoint import load_checkpoint
 
 SETTINGS = """
 --dataset synthetic --num_samples 240 --seq_len_range 8 24 --feature_dim 6 --num_classes 3 --d_model 16 --num_heads 2

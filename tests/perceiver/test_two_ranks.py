@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlcore.checkpoint import load_checkpoint
+from mlcore.training.checkpoint import load_checkpoint
 
 SETTINGS = """
 --dataset synthetic --num_samples 110 --seq_len_range 8 24 --feature_dim 6 --num_classes 3 --d_model 16 --num_heads 2

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from apps.sam_med3d_ich.model.encoder import EncoderShape
-from apps.sam_med3d_ich.model.ich import IchModel
+from quartet.apps.sam_med3d_ich.model.encoder import EncoderShape
+from quartet.apps.sam_med3d_ich.model.ich import IchModel
 
 TINY = EncoderShape(
     image_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2, window=3, global_blocks=(1,), out_channels=48
@@ -66,7 +66,7 @@ def filled() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def released() -> Path:
-    """Folder with the facts of the released model; tests that need it are skipped where it is absent."""
+    """Folder with the metadata of the released model; tests that need it are skipped where it is absent."""
     if not (RELEASED / "expected.npz").is_file():
         pytest.skip(f"reference outputs of the released model not found at {RELEASED}")
     return RELEASED

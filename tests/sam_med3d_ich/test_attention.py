@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apps.sam_med3d_ich.model.attention import GridAttention
-from apps.sam_med3d_ich.model.encoder import Block, EncoderShape, ImageEncoder
+from quartet.apps.sam_med3d_ich.model.attention import GridAttention
+from quartet.apps.sam_med3d_ich.model.encoder import Block, EncoderShape, ImageEncoder
 
 Fill = Callable[..., None]
 SIDE = 4

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from apps.sam_med3d_ich.data.augment import Augmentation, affine_crop, plain_crop
-from apps.sam_med3d_ich.data.cache import CachedCase
-from apps.sam_med3d_ich.data.crops import label_components
-from apps.sam_med3d_ich.data.facts import case_facts
-from apps.sam_med3d_ich.data.preprocess import Preprocessing, prepare
-from apps.sam_med3d_ich.data.volume import Volume
+from quartet.apps.sam_med3d_ich.data.augment import Augmentation, affine_crop, plain_crop
+from quartet.apps.sam_med3d_ich.data.cache import CachedCase
+from quartet.apps.sam_med3d_ich.data.crops import label_components
+from quartet.apps.sam_med3d_ich.data.metadata import case_metadata
+from quartet.apps.sam_med3d_ich.data.preprocess import Preprocessing, prepare
+from quartet.apps.sam_med3d_ich.data.volume import Volume
 
 START = np.array([10, 12, 14])
 SIZE = 24
@@ -34,7 +34,7 @@ def make_case(mask: np.ndarray, spacing: tuple[float, float, float] = (1.0, 1.0,
         boxes=boxes,
         background=-1.0,
         grid=prepared.grid,
-        facts=case_facts(volume, mask),
+        metadata=case_metadata(volume, mask),
     )
 
 

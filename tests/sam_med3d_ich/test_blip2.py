@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, OPTConfig
 
-from apps.sam_med3d_ich.answering import Language, ask, central_cube, demo_language, load_language
-from apps.sam_med3d_ich.data.phantoms import make_head
-from apps.sam_med3d_ich.data.preprocess import Preprocessing, prepare
-from apps.sam_med3d_ich.data.volume import Volume, write_nifti
-from apps.sam_med3d_ich.model.encoder import EncoderShape, ImageEncoder
-from apps.sam_med3d_ich.vision_tower import (
+from mlcore.base.errors import UserError
+from mlcore.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from quartet.apps.sam_med3d_ich.answering import Language, ask, central_cube, demo_language, load_language
+from quartet.apps.sam_med3d_ich.data.phantoms import make_head
+from quartet.apps.sam_med3d_ich.data.preprocess import Preprocessing, prepare
+from quartet.apps.sam_med3d_ich.data.volume import Volume, write_nifti
+from quartet.apps.sam_med3d_ich.model.encoder import EncoderShape, ImageEncoder
+from quartet.apps.sam_med3d_ich.vision_tower import (
     EncoderTower,
     QFormerSizes,
     VolumeBlip2,
@@ -29,8 +31,6 @@ from apps.sam_med3d_ich.vision_tower import (
     read_encoder,
     save_qformer,
 )
-from mlcore.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from mlcore.errors import UserError
 
 SHAPE = EncoderShape(
     image_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2, window=3, global_blocks=(1,), out_channels=48

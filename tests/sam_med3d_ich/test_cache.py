@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from apps.sam_med3d_ich.data import cache as cache_module
-from apps.sam_med3d_ich.data.cache import Cache, open_entry
-from apps.sam_med3d_ich.data.preprocess import Preprocessing, prepare, prepare_mask
-from apps.sam_med3d_ich.data.table import Case
-from apps.sam_med3d_ich.data.volume import load_case, write_nifti
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.sam_med3d_ich.data import cache as cache_module
+from quartet.apps.sam_med3d_ich.data.cache import Cache, open_entry
+from quartet.apps.sam_med3d_ich.data.preprocess import Preprocessing, prepare, prepare_mask
+from quartet.apps.sam_med3d_ich.data.table import Case
+from quartet.apps.sam_med3d_ich.data.volume import load_case, write_nifti
 
 SETTINGS = Preprocessing(spacing=(2.0, 2.0, 2.0))
 
@@ -51,10 +51,10 @@ def test_an_entry_is_what_preprocessing_gives(tmp_path: Path) -> None:
     np.testing.assert_array_equal(cached.grid.affine, prepared.grid.affine)
     assert cached.background == prepared.background
     assert len(cached.boxes) == cached.components.max() == 2
-    assert cached.facts.shape == volume.array.shape
-    assert cached.facts.volume_ml == pytest.approx(mask.sum() * volume.voxel_ml)
-    assert sum(cached.facts.histogram) == volume.array.size
-    assert sum(cached.facts.lesion_histogram) == mask.sum()
+    assert cached.metadata.shape == volume.array.shape
+    assert cached.metadata.volume_ml == pytest.approx(mask.sum() * volume.voxel_ml)
+    assert sum(cached.metadata.histogram) == volume.array.size
+    assert sum(cached.metadata.lesion_histogram) == mask.sum()
 
 
 def test_arrays_are_mapped_not_read_and_cannot_be_written(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_case_without_a_mask_has_no_components(tmp_path: Path) -> None:
     cached = Cache(tmp_path / "cache", SETTINGS).read(make_case(tmp_path, "2", bleed=False))
     assert cached.boxes.shape == (0, 3, 2)
     assert not cached.mask.any()
-    assert cached.facts.lesions_ml == ()
+    assert cached.metadata.lesions_ml == ()
 
 
 def test_the_second_reading_prepares_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, damage: str, caplog: pyte
     cache = Cache(tmp_path / "cache", SETTINGS)
     before = np.array(cache.read(case).image)
     entry = cache.entry(case)
-    facts = (entry / "entry.json").read_text("utf-8")
+    metadata = (entry / "entry.json").read_text("utf-8")
     if damage == "cut image":
         os.truncate(entry / "image.npy", 600)
     elif damage == "empty components":
@@ -118,13 +118,13 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, damage: str, caplog: pyte
     elif damage == "no components":
         (entry / "components.npy").unlink()
     elif damage == "half json":
-        (entry / "entry.json").write_text(facts[: len(facts) // 2])
+        (entry / "entry.json").write_text(metadata[: len(metadata) // 2])
     else:
         np.save(entry / "image.npy", np.zeros((2, 2, 2), dtype=np.float32))
     with caplog.at_level(logging.WARNING):
         np.testing.assert_array_equal(cache.read(case).image, before)
     assert "damaged" in caplog.text
-    assert (entry / "entry.json").read_text("utf-8") == facts
+    assert (entry / "entry.json").read_text("utf-8") == metadata
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [entry.name]
 
 
@@ -228,7 +228,7 @@ def test_leftovers_of_killed_processes_go_when_they_are_old(tmp_path: Path) -> N
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlcore.files.free_bytes", lambda _: 100)
+    monkeypatch.setattr("mlcore.base.files.free_bytes", lambda _: 100)
     with pytest.raises(UserError, match="no space left"):
         Cache(tmp_path / "cache", SETTINGS).read(make_case(tmp_path, "2", bleed=False))
     assert list((tmp_path / "cache").iterdir()) == []

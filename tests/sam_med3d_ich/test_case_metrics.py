@@ -15,9 +15,9 @@ import torch
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from numpy.typing import NDArray
 
-from apps.sam_med3d_ich.case_metrics import FIELDS, CaseMetrics, case_metrics, summarise
-from mlcore.errors import UserError
-from mlcore.files import write_json
+from mlcore.base.errors import UserError
+from mlcore.base.files import write_json
+from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, CaseMetrics, case_metrics, summarise
 
 SPACING = (0.5, 0.75, 5.0)
 KEYS = {
@@ -71,7 +71,7 @@ def test_hd95_of_large_surfaces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> 
     rng = np.random.default_rng(3)
     target, predicted = _ball((14, 12, 9), (6, 5, 4), 4), (rng.random((14, 12, 9)) < 0.5).astype(np.uint8)
     few = case_metrics(predicted, target=target, spacing=SPACING).hd95_mm
-    monkeypatch.setattr("apps.sam_med3d_ich.case_metrics._MANY", 0)
+    monkeypatch.setattr("quartet.apps.sam_med3d_ich.case_metrics._MANY", 0)
     assert case_metrics(predicted, target=target, spacing=SPACING).hd95_mm == pytest.approx(few, rel=1e-12)
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from apps.sam_med3d_ich import case_report
-from apps.sam_med3d_ich.case_metrics import FIELDS, CaseMetrics
-from apps.sam_med3d_ich.case_report import COLUMNS, CaseRow, case_sections, plot_dice, plot_roc, write_cases
-from mlcore.errors import UserError
-from mlcore.plots.style import picture
-from mlcore.report import Picture, RunReport, Table, write_report
+from mlcore.base.errors import UserError
+from mlcore.report.page import Picture, RunReport, Table, write_report
+from mlcore.report.plots.style import picture
+from quartet.apps.sam_med3d_ich import case_report
+from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, CaseMetrics
+from quartet.apps.sam_med3d_ich.case_report import COLUMNS, CaseRow, case_sections, plot_dice, plot_roc, write_cases
 
 
 def _row(name: str, *, ich: int = 1, score: float = 0.5, **values: float) -> CaseRow:

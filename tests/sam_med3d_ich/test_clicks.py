@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from apps.sam_med3d_ich.model.clicks import next_click
-from apps.sam_med3d_ich.model.ich import IchModel
-from apps.sam_med3d_ich.model.prompts import NOT_A_POINT
+from quartet.apps.sam_med3d_ich.model.clicks import next_click
+from quartet.apps.sam_med3d_ich.model.ich import IchModel
+from quartet.apps.sam_med3d_ich.model.prompts import NOT_A_POINT
 
 MakeModel = Callable[..., IchModel]
 SHAPE = (5, 4, 3)

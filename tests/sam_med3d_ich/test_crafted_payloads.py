@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 import torch
 
-from apps.sam_med3d_ich.data.table import Case
-from apps.sam_med3d_ich.data.volume import load_case, read_volume
-from apps.sam_med3d_ich.model.weights import read_weights
-from mlcore.checkpoint import load_checkpoint
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from mlcore.training.checkpoint import load_checkpoint
+from quartet.apps.sam_med3d_ich.data.table import Case
+from quartet.apps.sam_med3d_ich.data.volume import load_case, read_volume
+from quartet.apps.sam_med3d_ich.model.weights import read_weights
 
 
 class Calls:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from apps.sam_med3d_ich.data.crops import cover, cut, label_components, place, starts
+from quartet.apps.sam_med3d_ich.data.crops import cover, cut, label_components, place, starts
 
 
 def boxes_of(*boxes: tuple[tuple[int, int], ...]) -> np.ndarray:

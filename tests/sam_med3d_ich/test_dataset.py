@@ -9,15 +9,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from apps.sam_med3d_ich.data.cache import Cache
-from apps.sam_med3d_ich.data.dataset import CaseDataset, CropDataset, CropTransform, missed_components
-from apps.sam_med3d_ich.data.preprocess import Preprocessing
-from apps.sam_med3d_ich.data.table import Case
-from apps.sam_med3d_ich.data.volume import write_nifti
+from mlcore.base.errors import UserError
+from mlcore.base.seeding import numpy_rng
 from mlcore.data.loader import BatchLoader
 from mlcore.data.order import EpochOrder
-from mlcore.errors import UserError
-from mlcore.seeding import numpy_rng
+from quartet.apps.sam_med3d_ich.data.cache import Cache
+from quartet.apps.sam_med3d_ich.data.dataset import CaseDataset, CropDataset, CropTransform, missed_components
+from quartet.apps.sam_med3d_ich.data.preprocess import Preprocessing
+from quartet.apps.sam_med3d_ich.data.table import Case
+from quartet.apps.sam_med3d_ich.data.volume import write_nifti
 
 COARSE = Preprocessing(spacing=(1.5, 1.5, 1.5))
 STORED = Preprocessing(spacing=None, normalize="none", window=None)

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from apps.sam_med3d_ich.config import SamMed3DConfig
-from apps.sam_med3d_ich.data.phantoms import make_head, write_phantoms
-from apps.sam_med3d_ich.data.table import COLUMNS
-from apps.sam_med3d_ich.data.volume import write_nifti
-from apps.sam_med3d_ich.model.sam import PRESETS
-from apps.sam_med3d_ich.spec import SPEC
 from mlcore.cli.flag_table import BEGIN, flag_tables, insert_flag_tables
 from mlcore.cli.parse import parse
 from mlcore.config.compose import Request, compose
+from quartet.apps.sam_med3d_ich.app import APP
+from quartet.apps.sam_med3d_ich.config import SamMed3DConfig
+from quartet.apps.sam_med3d_ich.data.phantoms import make_head, write_phantoms
+from quartet.apps.sam_med3d_ich.data.table import COLUMNS
+from quartet.apps.sam_med3d_ich.data.volume import write_nifti
+from quartet.apps.sam_med3d_ich.model.sam import PRESETS
 from tests.docs_page import Block, Page, commands, run_apart, run_script
 
 PAGE = Page("sam_med3d_ich")
@@ -161,7 +161,7 @@ def test_the_two_trainings_are_on_the_page() -> None:
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "/train.py" in PAGE.as_python(command)[0]])
 def test_training_commands_parse(command: str) -> None:
-    parse(SPEC, PAGE.as_python(command)[1:])
+    parse(APP, PAGE.as_python(command)[1:])
 
 
 @pytest.mark.parametrize("command", QUICK)
@@ -176,7 +176,7 @@ def test_commands_that_take_longer_run(
 ) -> None:
     arguments = fresh(PAGE.as_python(command), tmp_path / "run")
     if "--language_model" in command and not Path("opt-125m").exists():
-        from apps.sam_med3d_ich.answering import demo_language
+        from quartet.apps.sam_med3d_ich.answering import demo_language
 
         language = demo_language()
         language.model.save_pretrained("opt-125m")
@@ -196,7 +196,7 @@ def test_the_configuration_file_fits_the_typed_model(tmp_path: Path) -> None:
     (block,) = PAGE.blocks("yaml")
     file = tmp_path / "config.yaml"
     file.write_text(block.text)
-    config = compose(SamMed3DConfig, SPEC.config_dir, Request(files=[file]), environ={}).config
+    config = compose(SamMed3DConfig, APP.config_dir, Request(files=[file]), environ={}).config
     assert (config.train.epochs, config.data.window, config.scheduler.name) == (100, "subdural", "cosine")
 
 
@@ -225,10 +225,10 @@ def test_the_columns_on_the_page_are_those_that_are_read() -> None:
 
 
 def test_the_table_of_flags_is_up_to_date() -> None:
-    expected = insert_flag_tables(PAGE.path, SPEC)
+    expected = insert_flag_tables(PAGE.path, APP)
     assert PAGE.text() == expected, "run scripts/flag_tables.py"
     assert BEGIN in expected
-    assert "| `--lr` | `0.0001` |" in flag_tables(SPEC)
+    assert "| `--lr` | `0.0001` |" in flag_tables(APP)
 
 
 @pytest.mark.parametrize("name", PRESETS)

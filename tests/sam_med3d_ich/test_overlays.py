@@ -13,8 +13,8 @@ from matplotlib import image as reader
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
-from apps.sam_med3d_ich.overlays import CONTOUR, MISSED, RIGHT, WRONG, best_median_worst, plot_overlay
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.sam_med3d_ich.overlays import CONTOUR, MISSED, RIGHT, WRONG, best_median_worst, plot_overlay
 
 BRAIN = (40.0, 80.0)
 CORONAL, SAGITTAL, ENLARGED, BARE = (1, 0), (1, 1), (1, 2), (1, 3)  # row and column of the picture

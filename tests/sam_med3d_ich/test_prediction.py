@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from apps.sam_med3d_ich import prediction
-from apps.sam_med3d_ich.data.phantoms import PhantomFiles, write_phantoms
-from apps.sam_med3d_ich.data.volume import write_nifti
-from apps.sam_med3d_ich.prediction import Request, predict
-from apps.sam_med3d_ich.restore import Restored, describe, make_model, make_segmenter
-from apps.sam_med3d_ich.segmentation import Segmenter
-from apps.sam_med3d_ich.spec import SPEC
+from mlcore.base.errors import UserError
 from mlcore.cli.parse import parse
-from mlcore.errors import UserError
+from quartet.apps.sam_med3d_ich import prediction
+from quartet.apps.sam_med3d_ich.app import APP
+from quartet.apps.sam_med3d_ich.data.phantoms import PhantomFiles, write_phantoms
+from quartet.apps.sam_med3d_ich.data.volume import write_nifti
+from quartet.apps.sam_med3d_ich.prediction import Request, predict
+from quartet.apps.sam_med3d_ich.restore import Restored, describe, make_model, make_segmenter
+from quartet.apps.sam_med3d_ich.segmentation import Segmenter
 
 SHAPE, SPACING = (32, 32, 16), (6.0, 6.0, 10.0)
 AFFINE = np.diag([*SPACING, 1.0])
@@ -26,11 +26,11 @@ Ask = Callable[..., Request]
 def restored(*options: str) -> Restored:
     """An untrained model of a moment's work a volume."""
     line = "--train_csv t --val_csv v --mask_dir m --model_type vit_tiny --image_size 16 --weights none"
-    config = parse(SPEC, [*line.split(), "--spacing", "12", "12", "12", *options]).config
+    config = parse(APP, [*line.split(), "--spacing", "12", "12", "12", *options]).config
     torch.manual_seed(0)
-    facts = describe(config)
-    model = make_model(facts).eval()
-    return Restored(segmenter=make_segmenter(facts, model), prompted=facts["prompted"], config=config, step=1)
+    metadata = describe(config)
+    model = make_model(metadata).eval()
+    return Restored(segmenter=make_segmenter(metadata, model), prompted=metadata["prompted"], config=config, step=1)
 
 
 @pytest.fixture(autouse=True)

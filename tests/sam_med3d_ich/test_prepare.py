@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from apps.sam_med3d_ich.data.dicom import find_series, read_series
-from apps.sam_med3d_ich.data.split import SplitSizes, Subject, split_by_patient
-from apps.sam_med3d_ich.data.table import check_patients, read_cases
-from apps.sam_med3d_ich.data.volume import Volume, load_case, read_volume, write_nifti
-from apps.sam_med3d_ich.preparation import Preparation, prepare_data
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.sam_med3d_ich.data.dicom import find_series, read_series
+from quartet.apps.sam_med3d_ich.data.split import SplitSizes, Subject, split_by_patient
+from quartet.apps.sam_med3d_ich.data.table import check_patients, read_cases
+from quartet.apps.sam_med3d_ich.data.volume import Volume, load_case, read_volume, write_nifti
+from quartet.apps.sam_med3d_ich.preparation import Preparation, prepare_data
 
 SHAPE = (8, 7, 6)
 AFFINE = np.array([[-0.5, 0, 0, 10], [0, -0.5, 0, 20], [0, 0, 5, -30], [0, 0, 0, 1]], dtype=np.float64)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from apps.sam_med3d_ich.data.preprocess import (
+from quartet.apps.sam_med3d_ich.data.preprocess import (
     EVERYWHERE,
     WINDOWS,
     Grid,
@@ -18,7 +18,7 @@ from apps.sam_med3d_ich.data.preprocess import (
     prepare_mask,
     to_native,
 )
-from apps.sam_med3d_ich.data.volume import Volume
+from quartet.apps.sam_med3d_ich.data.volume import Volume
 
 PLAIN = Preprocessing(spacing=None, window=None, normalize="none")
 

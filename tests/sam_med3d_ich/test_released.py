@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from apps.sam_med3d_ich.model.sam import PRESETS, SamMed3D
+from quartet.apps.sam_med3d_ich.model.sam import PRESETS, SamMed3D
 
 _NORM_WEIGHTS = tuple(
     f"{name}.weight" for name in ("neck.1", "neck.3", "output_upscaling.1", "mask_downscaling.1", "mask_downscaling.4")

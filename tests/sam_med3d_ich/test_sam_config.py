@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from apps.sam_med3d_ich.config import SamMed3DConfig
-from apps.sam_med3d_ich.model.weights import fetch_released
-from apps.sam_med3d_ich.restore import describe, encoder_shape, make_model, make_segmenter, preprocessing
-from apps.sam_med3d_ich.spec import SPEC
 from mlcore.cli.parse import parse
 from mlcore.config.errors import ConfigError
+from quartet.apps.sam_med3d_ich.app import APP
+from quartet.apps.sam_med3d_ich.config import SamMed3DConfig
+from quartet.apps.sam_med3d_ich.model.weights import fetch_released
+from quartet.apps.sam_med3d_ich.restore import describe, encoder_shape, make_model, make_segmenter, preprocessing
 
 BASIC = "--train_csv train.csv --val_csv val.csv --mask_dir masks --output_dir ./outputs"
 ADVANCED = f"""{BASIC} --epochs 200 --batch_size 2 --lr 1e-4 --use_mixed_precision --gradient_accumulation_steps 4
@@ -53,11 +53,11 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(line: str) -> SamMed3DConfig:
-    return parse(SPEC, shlex.split(line)).config
+    return parse(APP, shlex.split(line)).config
 
 
 def test_the_basic_command_is_a_training_on_own_files() -> None:
-    invocation = parse(SPEC, shlex.split(f"{BASIC} --epochs 200 --batch_size 2 --lr 1e-4"))
+    invocation = parse(APP, shlex.split(f"{BASIC} --epochs 200 --batch_size 2 --lr 1e-4"))
     data = invocation.config.data
     assert invocation.action == "train"
     assert not invocation.composed.demo
@@ -106,11 +106,11 @@ def test_the_best_checkpoint_is_the_one_with_the_best_dice() -> None:
 
 
 def test_test_checks_the_system() -> None:
-    assert parse(SPEC, ["--test"]).action == "test"
+    assert parse(APP, ["--test"]).action == "test"
 
 
 def test_without_data_the_demo_runs() -> None:
-    invocation = parse(SPEC, [])
+    invocation = parse(APP, [])
     assert invocation.composed.demo
     data, model = invocation.config.data, invocation.config.model
     assert (data.source, model.model_type, model.weights) == ("phantoms", "vit_tiny", "none")
@@ -187,11 +187,11 @@ def test_windows(line: str, window: tuple[float, float] | None) -> None:
 
 def test_a_model_and_segmenter_come_back_from_plain_values() -> None:
     found = config(f"{BASIC} --model_type vit_tiny --prompt_mode clicks --spacing 2 2 4 --threshold 0.4 --window none")
-    facts = describe(found)
-    model = make_model(facts)
-    segmenter = make_segmenter(facts, model)
+    metadata = describe(found)
+    model = make_model(metadata)
+    segmenter = make_segmenter(metadata, model)
     assert model.sam.shape == encoder_shape(found.model)
     assert segmenter.preprocessing == preprocessing(found.data)
     assert segmenter.threshold == 0.4
-    assert facts["prompted"] is True
+    assert metadata["prompted"] is True
     assert not model.sam.prompt_encoder.no_mask_embed.weight.requires_grad

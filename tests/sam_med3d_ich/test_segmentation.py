@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from apps.sam_med3d_ich.data.crops import starts
-from apps.sam_med3d_ich.data.preprocess import EVERYWHERE, Preprocessing, prepare
-from apps.sam_med3d_ich.data.volume import Volume, read_volume, write_nifti
-from apps.sam_med3d_ich.model.ich import IchModel
-from apps.sam_med3d_ich.segmentation import Click, Segmentation, Segmenter, _click_windows, clicks_from_mask
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.sam_med3d_ich.data.crops import starts
+from quartet.apps.sam_med3d_ich.data.preprocess import EVERYWHERE, Preprocessing, prepare
+from quartet.apps.sam_med3d_ich.data.volume import Volume, read_volume, write_nifti
+from quartet.apps.sam_med3d_ich.model.ich import IchModel
+from quartet.apps.sam_med3d_ich.segmentation import Click, Segmentation, Segmenter, _click_windows, clicks_from_mask
 
 MakeModel = Callable[..., IchModel]
 SIDE = 16  # of the tiny model's windows

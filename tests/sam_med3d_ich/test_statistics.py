@@ -7,14 +7,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from apps.sam_med3d_ich.data import cache as cache_module
-from apps.sam_med3d_ich.data.cache import Cache
-from apps.sam_med3d_ich.data.facts import HU_EDGES, CaseFacts, case_facts
-from apps.sam_med3d_ich.data.preprocess import Preprocessing
-from apps.sam_med3d_ich.data.statistics import DatasetStatistics, dataset_statistics, statistics_sections
-from apps.sam_med3d_ich.data.table import Case
-from apps.sam_med3d_ich.data.volume import Volume, write_nifti
-from mlcore.report import Picture, RunReport, Table, write_report
+from mlcore.report.page import Picture, RunReport, Table, write_report
+from quartet.apps.sam_med3d_ich.data import cache as cache_module
+from quartet.apps.sam_med3d_ich.data.cache import Cache
+from quartet.apps.sam_med3d_ich.data.metadata import HU_EDGES, CaseMetadata, case_metadata
+from quartet.apps.sam_med3d_ich.data.preprocess import Preprocessing
+from quartet.apps.sam_med3d_ich.data.statistics import DatasetStatistics, dataset_statistics, statistics_sections
+from quartet.apps.sam_med3d_ich.data.table import Case
+from quartet.apps.sam_med3d_ich.data.volume import Volume, write_nifti
 
 
 def make_cases(folder: Path, *, bleeds: int, others: int) -> list[Case]:
@@ -60,12 +60,12 @@ def test_histograms_count_every_voxel_in_its_bin() -> None:
     array = rng.uniform(-1500, 2500, size=(12, 13, 14)).astype(np.float32)
     array[0, 0, :4] = [-1024, -4, 0, 1999.5]
     mask = (rng.random(array.shape) > 0.8).astype(np.uint8)
-    facts = case_facts(Volume(array=array, affine=np.eye(4)), mask)
+    metadata = case_metadata(Volume(array=array, affine=np.eye(4)), mask)
     inside = array.clip(HU_EDGES[0], HU_EDGES[-1])
-    np.testing.assert_array_equal(facts.histogram, np.histogram(inside, bins=HU_EDGES)[0])
-    np.testing.assert_array_equal(facts.lesion_histogram, np.histogram(inside[mask > 0], bins=HU_EDGES)[0])
+    np.testing.assert_array_equal(metadata.histogram, np.histogram(inside, bins=HU_EDGES)[0])
+    np.testing.assert_array_equal(metadata.lesion_histogram, np.histogram(inside[mask > 0], bins=HU_EDGES)[0])
     assert (np.diff(HU_EDGES)[(HU_EDGES[:-1] >= 0) & (HU_EDGES[:-1] < 80)] == 4).all()
-    assert CaseFacts.from_dict(facts.to_dict()) == facts
+    assert CaseMetadata.from_dict(metadata.to_dict()) == metadata
 
 
 def test_the_figures_of_known_cases(parts: dict[str, DatasetStatistics]) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from apps.sam_med3d_ich.data.table import Case, check_patients, read_cases
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.sam_med3d_ich.data.table import Case, check_patients, read_cases
 
 
 @pytest.fixture

@@ -12,19 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from apps.sam_med3d_ich.build import build
-from apps.sam_med3d_ich.case_metrics import FIELDS, case_metrics
-from apps.sam_med3d_ich.data.preprocess import Preprocessing
-from apps.sam_med3d_ich.data.volume import Volume
-from apps.sam_med3d_ich.model.ich import IchModel
-from apps.sam_med3d_ich.restore import restore
-from apps.sam_med3d_ich.segmentation import Segmenter, clicks_from_mask
-from apps.sam_med3d_ich.spec import SPEC
-from apps.sam_med3d_ich.task import IchTask
-from mlcore import losses
+from mlcore.base.distributed import World
 from mlcore.cli.parse import parse
-from mlcore.distributed import World
-from mlcore.engine import StepOutput
+from mlcore.training import losses
+from mlcore.training.engine import StepOutput
+from quartet.apps.sam_med3d_ich.app import APP
+from quartet.apps.sam_med3d_ich.build import build
+from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, case_metrics
+from quartet.apps.sam_med3d_ich.data.preprocess import Preprocessing
+from quartet.apps.sam_med3d_ich.data.volume import Volume
+from quartet.apps.sam_med3d_ich.model.ich import IchModel
+from quartet.apps.sam_med3d_ich.restore import restore
+from quartet.apps.sam_med3d_ich.segmentation import Segmenter, clicks_from_mask
+from quartet.apps.sam_med3d_ich.task import IchTask
 from tests.scripts import run_script
 
 MakeModel = Callable[..., IchModel]
@@ -215,15 +215,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.mark.parametrize("more", [[], PROMPTED, ["--freeze_encoder"]], ids=["plain", "clicks", "frozen"])
 def test_a_problem_is_built_and_gives_finite_losses(folders: list[str], more: list[str]) -> None:
-    problem = build(parse(SPEC, [*SMALL, *folders, *more]).config, World())
-    task, dataset = problem.task, problem.train.dataset
+    setup = build(parse(APP, [*SMALL, *folders, *more]).config, World())
+    task, dataset = setup.task, setup.train.dataset
     assert isinstance(task, IchTask)
-    assert problem.transform is not None
-    samples = [problem.transform(dataset[index], np.random.default_rng(index)) for index in range(2)]
+    assert setup.transform is not None
+    samples = [setup.transform(dataset[index], np.random.default_rng(index)) for index in range(2)]
     output = task.training_step(task.model, torch.utils.data.default_collate(samples))
     assert output.loss_sum.isfinite()
     output.loss_sum.backward()  # type: ignore[no-untyped-call]
-    assert len(problem.validation.dataset) == 2
+    assert len(setup.validation.dataset) == 2
     assert any(p.requires_grad for p in task.model.sam.image_encoder.parameters()) is ("--freeze_encoder" not in more)
 
 

@@ -11,8 +11,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from apps.sam_med3d_ich.data.table import Case
-from apps.sam_med3d_ich.data.volume import (
+from mlcore.base.errors import UserError
+from quartet.apps.sam_med3d_ich.data.table import Case
+from quartet.apps.sam_med3d_ich.data.volume import (
     Volume,
     check_header,
     load_case,
@@ -23,7 +24,6 @@ from apps.sam_med3d_ich.data.volume import (
     volume_name,
     write_nifti,
 )
-from mlcore.errors import UserError
 
 SHAPE = (5, 6, 7)
 AFFINE = np.array([[-0.5, 0, 0, 10], [0, -0.6, 0, 20], [0, 0, 5, -30], [0, 0, 0, 1]], dtype=np.float64)

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from apps.sam_med3d_ich.model.encoder import EncoderShape
-from apps.sam_med3d_ich.model.ich import IchModel
-from apps.sam_med3d_ich.model.sam import SamMed3D
-from apps.sam_med3d_ich.model.weights import encoder_state, load_weights, read_weights, resize_tables
-from mlcore.checkpoint import CheckpointError
+from mlcore.training.checkpoint import CheckpointError
+from quartet.apps.sam_med3d_ich.model.encoder import EncoderShape
+from quartet.apps.sam_med3d_ich.model.ich import IchModel
+from quartet.apps.sam_med3d_ich.model.sam import SamMed3D
+from quartet.apps.sam_med3d_ich.model.weights import encoder_state, load_weights, read_weights, resize_tables
 
 State = dict[str, Tensor]
 MakeModel = Callable[..., IchModel]
@@ -225,8 +225,8 @@ def test_the_encoder_alone_loads_into_an_encoder(weights: State, tiny_shape: Enc
 # ---------------------------------------------------------------------------------------------------------------- hub
 
 _FETCH = """
-from apps.sam_med3d_ich.model.weights import fetch_released
-from mlcore.errors import UserError
+from quartet.apps.sam_med3d_ich.model.weights import fetch_released
+from mlcore.base.errors import UserError
 try:
     print("found", fetch_released())
 except UserError as error:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.doc_ensemble.data.pages import Page, read_page
+from quartet.apps.doc_ensemble.data.pages import Page, read_page
 
 __all__ = ["Fit", "PageDataset", "Prepare"]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from apps.doc_ensemble.data.pages import Page, read_page
 from mlcore.data.duplicates import duplicate_groups, report_duplicates
 from mlcore.data.fingerprints import Numbered, fingerprints
+from quartet.apps.doc_ensemble.data.pages import Page, read_page
 
 __all__ = ["check_duplicates", "page_groups"]
 

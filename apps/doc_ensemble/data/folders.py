@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from apps.doc_ensemble.data.pages import PAGE_SUFFIXES, Page, page_count
-from apps.doc_ensemble.data.table import class_names, label_of, normal
+from mlcore.base.errors import UserError
 from mlcore.data.records import failed
-from mlcore.errors import UserError
+from quartet.apps.doc_ensemble.data.pages import PAGE_SUFFIXES, Page, page_count
+from quartet.apps.doc_ensemble.data.table import class_names, label_of, normal
 
 __all__ = ["Folders", "find_files", "find_pages", "read_class_folder", "read_folders"]
 

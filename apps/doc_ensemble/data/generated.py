@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from apps.doc_ensemble.data import generated_letters as letters
-from apps.doc_ensemble.data import generated_records as records
-from apps.doc_ensemble.data.generated_drawing import Sheet, korean_font
-from mlcore.console import with_progress
+from mlcore.base.console import with_progress
+from mlcore.base.errors import UserError
+from mlcore.base.seeding import numpy_rng
 from mlcore.data.generated import write_once
-from mlcore.errors import UserError
-from mlcore.seeding import numpy_rng
+from quartet.apps.doc_ensemble.data import generated_letters as letters
+from quartet.apps.doc_ensemble.data import generated_records as records
+from quartet.apps.doc_ensemble.data.generated_drawing import Sheet, korean_font
 
 __all__ = ["TYPES", "draw_page", "write_generated"]
 

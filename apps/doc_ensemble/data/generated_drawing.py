@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from mlcore.plots.style import displayable
+from mlcore.report.plots.style import displayable
 
 __all__ = ["LATIN", "Sheet", "korean_font", "number", "phrase"]
 

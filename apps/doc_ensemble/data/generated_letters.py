@@ -1,6 +1,6 @@
 """Generated pages that are mostly running text; each function draws one on a sheet."""
 
-from apps.doc_ensemble.data.generated_drawing import Sheet, number
+from quartet.apps.doc_ensemble.data.generated_drawing import Sheet, number
 
 __all__ = ["certificate", "email", "letter", "memo", "news", "paper", "report", "resume", "slide"]
 

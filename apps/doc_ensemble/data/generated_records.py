@@ -1,6 +1,6 @@
 """Generated pages that are mostly fields, tables and pictures; each function draws one on a sheet."""
 
-from apps.doc_ensemble.data.generated_drawing import Sheet, number
+from quartet.apps.doc_ensemble.data.generated_drawing import Sheet, number
 
 __all__ = ["advertisement", "budget", "chart", "form", "id_card", "invoice", "questionnaire", "receipt"]
 

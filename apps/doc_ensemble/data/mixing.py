@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from mlcore.errors import UserError
-from mlcore.seeding import numpy_rng
+from mlcore.base.errors import UserError
+from mlcore.base.seeding import numpy_rng
 
 __all__ = ["Mixing", "mix", "sample_keys"]
 

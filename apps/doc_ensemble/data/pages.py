@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mlcore.base.errors import UserError
 from mlcore.data.images import SUFFIXES, image_size, read_image
-from mlcore.errors import UserError
 
 __all__ = ["PAGE_SUFFIXES", "Page", "page_count", "page_size", "read_page"]
 

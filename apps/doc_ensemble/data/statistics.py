@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from apps.doc_ensemble.data.pages import Page, page_size
-from mlcore.plots.sizes import draw_sizes, spread
-from mlcore.plots.style import PALETTE, displayable, note, picture
-from mlcore.report import Picture, Section, Table
+from mlcore.report.page import Picture, Section, Table
+from mlcore.report.plots.sizes import draw_sizes, spread
+from mlcore.report.plots.style import PALETTE, displayable, note, picture
+from quartet.apps.doc_ensemble.data.pages import Page, page_size
 
 __all__ = ["PageStatistics", "draw_statistics", "page_statistics", "statistics_sections"]
 

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from apps.doc_ensemble.data.pages import Page, page_count
+from mlcore.base.errors import UserError
 from mlcore.data.records import failed, read_records
-from mlcore.errors import UserError
+from quartet.apps.doc_ensemble.data.pages import Page, page_count
 
 __all__ = ["class_names", "label_of", "normal", "read_table"]
 

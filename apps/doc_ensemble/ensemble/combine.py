@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 from mlcore.metrics.arrays import Array, FloatArray, as_floats, as_labels, as_probabilities
 
 __all__ = ["Average", "Method", "average_views", "combine", "fit_weights", "log_probabilities", "normalise_weights"]

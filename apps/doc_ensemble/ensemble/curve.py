@@ -10,12 +10,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from apps.doc_ensemble.ensemble.combine import Average, combine
-from apps.doc_ensemble.ensemble.selection import fast_macro_f1
-from mlcore.errors import UserError
-from mlcore.files import write_text
+from mlcore.base.errors import UserError
+from mlcore.base.files import write_text
 from mlcore.metrics.arrays import Array, FloatArray, as_floats, as_labels
-from mlcore.plots.style import INK, PALETTE, TRAIN, displayable, note, picture
+from mlcore.report.plots.style import INK, PALETTE, TRAIN, displayable, note, picture
+from quartet.apps.doc_ensemble.ensemble.combine import Average, combine
+from quartet.apps.doc_ensemble.ensemble.selection import fast_macro_f1
 
 __all__ = ["CostPoint", "cost_curve", "plot_cost_curve", "single_points", "write_cost_curve"]
 
@@ -30,7 +30,7 @@ class CostPoint:
         step: How many additions it is made of; 1 for a member alone.
         added: Name of the member added last.
         members: How many different ones it has; only these cost time.
-        images_per_second: Pages judged per second, reading them included.
+        images_per_second: Pages evaluated per second, reading them included.
         accuracy: 0..1.
         macro_f1: 0..1.
     """
@@ -63,8 +63,8 @@ def cost_curve(
         labels: [N] class indices.
         order: Members in the order of addition; `Selection.order`.
         names: [K].
-        member_seconds: [K] seconds per page, all views together; `Judged.member_seconds`.
-        reading_seconds: Seconds per page for reading and preparing it; `Judged.reading_seconds`.
+        member_seconds: [K] seconds per page, all views together; `PagePredictions.member_seconds`.
+        reading_seconds: Seconds per page for reading and preparing it; `PagePredictions.reading_seconds`.
         average: What is averaged, as in `combine`.
 
     Raises:

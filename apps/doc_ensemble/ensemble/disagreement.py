@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_floats
 
 __all__ = ["Disagreement", "disagreement"]

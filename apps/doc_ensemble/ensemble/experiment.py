@@ -1,4 +1,4 @@
-"""The ensemble experiment: find or train the members, let them judge, compare all methods, and write it down."""
+"""The ensemble experiment: find or train the members, let them evaluate, compare all methods, and write it down."""
 
 import logging
 import os
@@ -8,12 +8,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from apps.doc_ensemble.build import APP
-from apps.doc_ensemble.config import DocConfig, EnsembleConfig
-from apps.doc_ensemble.ensemble.combine import normalise_weights
-from apps.doc_ensemble.ensemble.judging import Judgement, judge_splits, views_of
-from apps.doc_ensemble.ensemble.members import check_members
-from apps.doc_ensemble.ensemble.methods import (
+from mlcore.base.console import setup_logging
+from mlcore.base.distributed import pick_device
+from mlcore.base.errors import UserError
+from mlcore.base.files import write_text
+from mlcore.base.version import code_version
+from mlcore.cli.app import App
+from mlcore.cli.invocation import Invocation
+from mlcore.config.dump import to_values, to_yaml
+from mlcore.run.build import configure_torch
+from mlcore.run.copy import Copied, RunCopy, copy_of
+from mlcore.run.final_evaluation import write_pages
+from mlcore.run.folder import RunRecord, choose_run_folder, reason_of
+from mlcore.run.session import run as run_session
+from quartet.apps.doc_ensemble.config import DocConfig, EnsembleConfig
+from quartet.apps.doc_ensemble.ensemble.combine import normalise_weights
+from quartet.apps.doc_ensemble.ensemble.folds_job import train_folds
+from quartet.apps.doc_ensemble.ensemble.members import check_members
+from quartet.apps.doc_ensemble.ensemble.methods import (
     Outcome,
     apply_methods,
     best_member,
@@ -21,32 +33,20 @@ from apps.doc_ensemble.ensemble.methods import (
     member_methods,
     methods_of,
 )
-from apps.doc_ensemble.ensemble.recording import Experiment, Facts, record_experiment
-from apps.doc_ensemble.ensemble.sources import Source, data_of, find_sources, out_of_fold, trained_on
-from apps.doc_ensemble.ensemble.stacking import Stacker, fit_stacker, without_predictions
-from apps.doc_ensemble.folds_job import train_folds
-from apps.doc_ensemble.splits import Splits, load_splits
-from mlcore.app import runs_folder
-from mlcore.assemble import configure_torch
-from mlcore.cli.spec import Invocation
-from mlcore.conclusion import write_pages
-from mlcore.config.dump import to_values, to_yaml
-from mlcore.console import setup_logging
-from mlcore.distributed import pick_device
-from mlcore.errors import UserError
-from mlcore.files import write_text
-from mlcore.mirror import Copied, RunMirror, mirror_of
-from mlcore.runs import RunRecord, choose_run_folder, reason_of
-from mlcore.session import run as run_session
+from quartet.apps.doc_ensemble.ensemble.predicting import SplitPredictions, predict_splits, views_of
+from quartet.apps.doc_ensemble.ensemble.recording import Experiment, Metadata, record_experiment
+from quartet.apps.doc_ensemble.ensemble.sources import Source, data_of, find_sources, out_of_fold, trained_on
+from quartet.apps.doc_ensemble.ensemble.stacking import Stacker, fit_stacker, without_predictions
+from quartet.apps.doc_ensemble.splits import Splits, load_splits
 
 __all__ = ["compare", "run"]
 
 _log = logging.getLogger(__name__)
 
-_REHEARSED = 8  # pages of a dry run
+_PAGES_OF_DRY_RUN = 8  # pages of a dry run
 
 
-def run(invocation: Invocation[DocConfig]) -> int:
+def run(app: App[DocConfig], invocation: Invocation[DocConfig]) -> int:
     """Do what the command line asks for; returns the exit code.
 
     75: the training of members was interrupted; the same command continues it.
@@ -61,43 +61,48 @@ def run(invocation: Invocation[DocConfig]) -> int:
     if invocation.action == "lr_find":
         raise UserError("--lr_find belongs to train.py: an ensemble experiment has no learning rate of its own")
     if invocation.action == "test" or (invocation.action == "dry_run" and trains):
-        return run_session(APP, invocation)
+        return run_session(app, invocation)
     configure_torch(config)
     if settings.tta.enabled:
         views_of(settings.tta)  # a mistake there is told before anything is trained
     if trains:
-        code, job = _train(invocation)
+        code, job = _train(app, invocation)
         if code or int(os.environ.get("RANK", "0")):
-            return code  # the first process judges for all
+            return code  # the first process evaluates for all
         settings = settings.model_copy(update={"run": job})
     sources = find_sources(settings)
     if invocation.action == "dry_run":
-        return _rehearse(invocation, settings, sources)
-    _run_in_folder(invocation, settings, sources)
+        return _dry_run(invocation, settings, sources)
+    _run_in_folder(app, invocation, settings, sources)
     return 0
 
 
 def compare(
-    settings: EnsembleConfig, sources: Sequence[Source], judgement: Judgement, *, stacker: Stacker | None, seed: int
+    settings: EnsembleConfig,
+    sources: Sequence[Source],
+    predicted: SplitPredictions,
+    *,
+    stacker: Stacker | None,
+    seed: int,
 ) -> tuple[list[Outcome], str]:
     """Apply all methods; returns their outcomes and the name of the chosen one.
 
     Args:
-        settings: Whether and how members judge together.
+        settings: Whether and how members evaluate together.
         sources: The members.
-        judgement: What they said.
+        predicted: What they said.
         stacker: Fitted on their out-of-fold predictions, where there are any.
         seed: Draws the halves of the validation pages.
     """
-    methods = member_methods(judgement.member_names)
+    methods = member_methods(predicted.member_names)
     if settings.enabled:
         methods += methods_of(settings, shares=_shares(settings, sources), stacker=stacker)
-    outcomes = apply_methods(methods, judgement.votes, view_weights=judgement.view_weights, seed=seed)
+    outcomes = apply_methods(methods, predicted.votes, view_weights=predicted.view_weights, seed=seed)
     return outcomes, chosen_method(settings) if settings.enabled else best_member(outcomes)
 
 
-def _train(invocation: Invocation[DocConfig]) -> tuple[int, Path]:
-    """Cross-validate the configured model; how members judge together is no part of that, nor where this one writes."""
+def _train(app: App[DocConfig], invocation: Invocation[DocConfig]) -> tuple[int, Path]:
+    """Cross-validate the configured model; how members are combined is no part of that, nor where this one writes."""
     config = invocation.config
     if config.kfold.folds < 2:
         raise UserError("no members: give ensemble.models or ensemble.run, or kfold.folds of at least 2 to train some")
@@ -109,43 +114,45 @@ def _train(invocation: Invocation[DocConfig]) -> tuple[int, Path]:
         }
     )
     _log.info("no members are given: %d models are trained first", config.kfold.folds)
-    code, job = train_folds(replace(invocation, composed=replace(invocation.composed, config=plain)))
+    code, job = train_folds(app, replace(invocation, composed=replace(invocation.composed, config=plain)))
     setup_logging()
     return code, job
 
 
-def _rehearse(invocation: Invocation[DocConfig], settings: EnsembleConfig, sources: Sequence[Source]) -> int:
-    """Let the members judge a few pages, and write nothing."""
+def _dry_run(invocation: Invocation[DocConfig], settings: EnsembleConfig, sources: Sequence[Source]) -> int:
+    """Let the members evaluate a few pages, and write nothing."""
     data, splits, _ = _pages(invocation, sources)
-    few = replace(splits, validation=splits.validation[:_REHEARSED], test=None)
-    judgement = _judge(invocation.config, settings, sources, few, data=data, scratch=None)
-    shape = "x".join(map(str, judgement.votes["val"].by_view.shape))
+    few = replace(splits, validation=splits.validation[:_PAGES_OF_DRY_RUN], test=None)
+    predicted = _predict(invocation.config, settings, sources, few, data=data, scratch=None)
+    shape = "x".join(map(str, predicted.votes["val"].by_view.shape))
     _log.info("fine: members x views x pages x classes: %s; nothing was written", shape)
     return 0
 
 
-def _run_in_folder(invocation: Invocation[DocConfig], settings: EnsembleConfig, sources: Sequence[Source]) -> None:
+def _run_in_folder(
+    app: App[DocConfig], invocation: Invocation[DocConfig], settings: EnsembleConfig, sources: Sequence[Source]
+) -> None:
     config, composed = invocation.config, invocation.composed
     name = config.run.name or composed.experiment or ("demo" if composed.demo else settings.method)
     values = to_values(config.model_copy(update={"ensemble": settings}))
     place = choose_run_folder(
-        runs_folder(APP) / "ensembles" / name, config=values, output_dir=config.run.output_dir, resume="never"
+        app.runs_folder / "ensembles" / name, config=values, output_dir=config.run.output_dir, resume="never"
     )
     record = RunRecord(place.path)
     setup_logging(log_file=place.path / "train.log")
-    mirror = _mirror(config, place.path, name)
+    copy = _copy(app, config, place.path, name)
     status, pages, reason = "failed", None, None
     try:
         prepared = _prepare(invocation, settings, sources)  # what cannot be is refused before anything is written
-        record.start(values)
+        record.start(values, code=code_version(app.source))
         write_text(place.path / "config.yaml", to_yaml(config, composed.sources))
-        if mirror is not None:
-            mirror.begin()
+        if copy is not None:
+            copy.begin()
         begun = time.perf_counter()
         experiment = _conduct(invocation, settings, sources, prepared, folder=place.path)
-        facts = _facts(invocation, values, name, seconds=time.perf_counter() - begun)
-        pages = record_experiment(experiment, folder=place.path, data=prepared.data, facts=facts)
-        report = write_pages(pages, folder=place.path, copied=None if mirror is None else Copied(mirror.address, {}))
+        metadata = _metadata(invocation, values, name, seconds=time.perf_counter() - begun)
+        pages = record_experiment(experiment, folder=place.path, data=prepared.data, metadata=metadata)
+        report = write_pages(pages, folder=place.path, copied=None if copy is None else Copied(copy.address, {}))
         print(f"report: {report}")
         status = "finished"
     except BaseException as error:
@@ -154,27 +161,27 @@ def _run_in_folder(invocation: Invocation[DocConfig], settings: EnsembleConfig, 
         raise
     finally:
         record.end(status=status, reason=reason)
-        if mirror is not None:
-            copied = mirror.close(status=status)
+        if copy is not None:
+            copied = copy.close(status=status)
             if copied.missing and pages is not None:
                 write_pages(pages, folder=place.path, copied=copied)
         record.close(status=status, reason=reason)
 
 
-def _mirror(config: DocConfig, folder: Path, name: str) -> RunMirror | None:
-    return mirror_of(
+def _copy(app: App[DocConfig], config: DocConfig, folder: Path, name: str) -> RunCopy | None:
+    return copy_of(
         folder,
         upload_to=config.checkpoint.upload_to,
-        app=APP.name,
-        root=runs_folder(APP),
+        app=app.name,
+        root=app.runs_folder,
         name=f"ensembles/{name}",
         again="--output_dir",  # --resume is for the members that are trained
     )
 
 
-def _facts(invocation: Invocation[DocConfig], values: Mapping[str, Any], name: str, *, seconds: float) -> Facts:
+def _metadata(invocation: Invocation[DocConfig], values: Mapping[str, Any], name: str, *, seconds: float) -> Metadata:
     config = invocation.config
-    return Facts(
+    return Metadata(
         name=name,
         demo=invocation.composed.demo,
         config=values,
@@ -186,7 +193,7 @@ def _facts(invocation: Invocation[DocConfig], values: Mapping[str, Any], name: s
 
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
-    """What is known before the members judge."""
+    """What is known before the members evaluate."""
 
     data: DocConfig
     splits: Splits
@@ -210,18 +217,18 @@ def _conduct(
     *,
     folder: Path,
 ) -> Experiment:
-    judgement = _judge(invocation.config, settings, sources, prepared.splits, data=prepared.data, scratch=folder)
+    predicted = _predict(invocation.config, settings, sources, prepared.splits, data=prepared.data, scratch=folder)
     stacker, seed = prepared.stacker, invocation.config.run.seed
-    outcomes, chosen = compare(settings, sources, judgement, stacker=stacker, seed=seed)
+    outcomes, chosen = compare(settings, sources, predicted, stacker=stacker, seed=seed)
     if stacker is not None:
         stacker.save(folder / "stacking.json")
-    bad = judgement.problems
+    bad = predicted.problems
     unread = [f"{len(bad)} pages could not be read and are left out; the first: {bad[0]}"] if bad else []
     return Experiment(
         settings=settings,
         sources=sources,
         shares=prepared.shares,
-        judgement=judgement,
+        predicted=predicted,
         outcomes=outcomes,
         chosen=chosen,
         notes=[*prepared.notes, *unread],
@@ -260,17 +267,19 @@ def _pages(invocation: Invocation[DocConfig], sources: Sequence[Source]) -> tupl
     classes = check_members([part for source in sources for part in source.parts])
     data = data_of(invocation.composed, sources[0].parts[0].config)
     splits = load_splits(data, classes=classes)
-    judged = {page.key for page in (*splits.validation, *(splits.test or ()))}
+    evaluated = {page.key for page in (*splits.validation, *(splits.test or ()))}
     notes = list(splits.notes)
-    for name, keys in trained_on(sources, judged=data).items():
-        known = len(judged & keys)
+    for name, keys in trained_on(sources, predicted=data).items():
+        known = len(evaluated & keys)
         if known:
-            notes.append(f"{name!r} was trained on {known} of the {len(judged)} judged pages: its figures flatter it")
+            notes.append(
+                f"{name!r} was trained on {known} of the {len(evaluated)} evaluated pages: its figures flatter it"
+            )
             _log.warning("%s", notes[-1])
     return data, splits, notes
 
 
-def _judge(
+def _predict(
     config: DocConfig,
     settings: EnsembleConfig,
     sources: Sequence[Source],
@@ -278,12 +287,12 @@ def _judge(
     *,
     data: DocConfig,
     scratch: Path | None,
-) -> Judgement:
+) -> SplitPredictions:
     device = pick_device(config.run.device)
     count = len(splits.validation) + len(splits.test or ())
     models = sum(len(source.parts) for source in sources)
     _log.info("%d pages, %d members of %d models, on %s", count, len(sources), models, device)
-    return judge_splits(
+    return predict_splits(
         sources,
         splits,
         config=data,

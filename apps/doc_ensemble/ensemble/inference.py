@@ -1,4 +1,4 @@
-"""All members and views of an ensemble judge pages in one pass.
+"""All members and views of an ensemble evaluate pages in one pass.
 
 The naive way decodes each page once per member and view. Here it is decoded once: from it comes one small array for
 each input format that some member has, all views are made of that on the device, and all members of that format share
@@ -29,13 +29,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from apps.doc_ensemble.ensemble.members import InputFormat, Member, Network, check_members, format_of
-from apps.doc_ensemble.ensemble.views import IDENTITY, View
-from mlcore.console import with_progress
-from mlcore.errors import UserError
-from mlcore.files import ensure_folder, format_bytes, free_bytes
+from mlcore.base.console import with_progress
+from mlcore.base.errors import UserError
+from mlcore.base.files import ensure_folder, format_bytes, free_bytes
+from quartet.apps.doc_ensemble.ensemble.members import InputFormat, Member, Network, check_members, format_of
+from quartet.apps.doc_ensemble.ensemble.views import IDENTITY, View
 
-__all__ = ["Judged", "Pages", "judge"]
+__all__ = ["PagePredictions", "Pages", "predict_pages"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Pages(Generic[Item]):
-    """What is to be judged, and how it becomes an input.
+    """What is to be predicted, and how it becomes an input.
 
     Attributes:
         items: One for each page.
@@ -64,7 +64,7 @@ class Pages(Generic[Item]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class PagePredictions:
     """What the members said.
 
     Attributes:
@@ -101,7 +101,7 @@ class Judged:
         return np.array([view.weight for view in self.views])
 
 
-def judge(
+def predict_pages(
     members: Sequence[Member],
     pages: Pages[Any],
     *,
@@ -110,7 +110,7 @@ def judge(
     batch_size: int = 32,
     low_memory: bool = False,
     scratch: Path | None = None,
-) -> Judged:
+) -> PagePredictions:
     """Ask all members about all views of all pages.
 
     The answers do not depend on `low_memory`, and on `batch_size` no more than the network's arithmetic does.
@@ -131,7 +131,7 @@ def judge(
     class_names = check_members(members)
     if not len(pages.items) or not views or batch_size < 1:
         raise UserError(
-            f"nothing to judge: {len(pages.items)} pages, {len(views)} views, batches of {batch_size}; each must be at "
+            f"nothing to predict: {len(pages.items)} pages, {len(views)} views, batches of {batch_size}; each must be at "
             "least one"
         )
     begun = time.perf_counter()
@@ -147,7 +147,7 @@ def judge(
     if len(reader.problems) == len(pages.items):
         raise UserError(f"none of the pages can be read; the first: {min(reader.problems.items())[1]}")
     rows = np.array([place for place in range(len(pages.items)) if place not in reader.problems], dtype=np.int64)
-    return Judged(
+    return PagePredictions(
         probabilities=answers.values if len(rows) == len(pages.items) else answers.values[:, :, rows],
         rows=rows,
         problems=dict(sorted(reader.problems.items())),
@@ -272,7 +272,7 @@ class _Answers:
         self._members, self._views = members, views
 
     def ask(self, networks: dict[int, Network], places: Sequence[int], arrays: dict[InputFormat, Pixels]) -> None:
-        """Let networks, by their member's number, judge a batch of pages."""
+        """Let networks, by their member's number, evaluate a batch of pages."""
         found, watches = [], []
         for shape, array in arrays.items():
             asked = [(index, net) for index, net in networks.items() if format_of(self._members[index]) == shape]

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 
 __all__ = ["InputFormat", "Member", "Network", "check_members", "format_of"]
 
@@ -43,7 +43,7 @@ class Member(Protocol):
         """Name of each of its outputs, in order."""
 
     def load(self, device: torch.device) -> Network:
-        """Bring the network to `device`, ready to judge; whoever calls keeps the only reference to it."""
+        """Bring the network to `device`, ready to evaluate; whoever calls keeps the only reference to it."""
 
 
 def format_of(member: Member) -> InputFormat:

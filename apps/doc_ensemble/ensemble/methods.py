@@ -1,7 +1,7 @@
-"""All ways to put the members' votes together, side by side, each judged on pages that it was not fitted on.
+"""All ways to put the members' votes together, side by side, each evaluated on pages that it was not fitted on.
 
 Weights and selections are fitted on the validation pages. Their figures of the test pages are fair; their figures of
-the validation pages come from cross-fitting: fitted on one half, judged on the other, and the other way round.
+the validation pages come from cross-fitting: fitted on one half, evaluated on the other, and the other way round.
 Stacking is fitted on out-of-fold predictions of the training pages, and the rest is not fitted at all.
 """
 
@@ -12,15 +12,15 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.doc_ensemble.config import EnsembleConfig
-from apps.doc_ensemble.data.pages import Page
-from apps.doc_ensemble.ensemble import combine as combining
-from apps.doc_ensemble.ensemble.combine import Average, average_views, combine
-from apps.doc_ensemble.ensemble.selection import fast_macro_f1, log_loss, select
-from apps.doc_ensemble.ensemble.stacking import Stacker
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from mlcore.base.seeding import numpy_rng
 from mlcore.metrics.arrays import FloatArray, IntArray
-from mlcore.seeding import numpy_rng
+from quartet.apps.doc_ensemble.config import EnsembleConfig
+from quartet.apps.doc_ensemble.data.pages import Page
+from quartet.apps.doc_ensemble.ensemble import combine as combining
+from quartet.apps.doc_ensemble.ensemble.combine import Average, average_views, combine
+from quartet.apps.doc_ensemble.ensemble.selection import fast_macro_f1, log_loss, select
+from quartet.apps.doc_ensemble.ensemble.stacking import Stacker
 
 __all__ = [
     "Alone",
@@ -173,7 +173,7 @@ class Outcome:
     log_loss: float
 
     @property
-    def judged_on(self) -> str:
+    def evaluated_on(self) -> str:
         """For tables: which pages the figures are of, and how the rule came about."""
         words = {"val": "validation", "test": "test"}[self.split]
         return f"{words}, cross-fitted" if isinstance(self.rule, CrossFitted) else words
@@ -236,7 +236,7 @@ def apply_methods(
         seed: Draws the halves of the validation pages.
 
     Raises:
-        UserError: Too few validation pages to fit on one half and judge the other.
+        UserError: Too few validation pages to fit on one half and evaluate the other.
     """
     learns = any(method.learns for method in methods)
     half = halves(votes["val"].pages, seed=seed) if learns else np.zeros(0, dtype=bool)
@@ -299,7 +299,7 @@ def _fixed(name: str, rule: Rule, *, kind: Kind = "ensemble") -> Method:
 
 
 def _cross_fit(method: Method, chances: FloatArray, labels: IntArray, half: NDArray[np.bool_]) -> CrossFitted:
-    """Each half is judged by what was fitted on the other one."""
+    """Each half is evaluated by what was fitted on the other one."""
     first, second = (method.fit(chances[:, half == side], labels[half == side]) for side in (True, False))
     return CrossFitted(half, (first, second))
 

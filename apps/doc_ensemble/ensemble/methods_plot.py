@@ -8,10 +8,10 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from apps.doc_ensemble.ensemble.methods import Outcome, best_member
-from mlcore.errors import UserError
-from mlcore.files import write_text
-from mlcore.plots.style import INK, MUTED, PALETTE, TRAIN, displayable, note, picture
+from mlcore.base.errors import UserError
+from mlcore.base.files import write_text
+from mlcore.report.plots.style import INK, MUTED, PALETTE, TRAIN, displayable, note, picture
+from quartet.apps.doc_ensemble.ensemble.methods import Outcome, best_member
 
 __all__ = ["COLUMNS", "method_rows", "plot_methods", "write_methods"]
 
@@ -24,14 +24,14 @@ _DASHES = (0, (4, 3))
 def method_rows(outcomes: Sequence[Outcome], split: str) -> list[list[object]]:
     """A line for each method under `COLUMNS`.
 
-    Gains are over the member that is best on the validation pages, as it judges the pages of `split` without views.
+    Gains are over the member that is best on the validation pages, as it evaluates the pages of `split` without views.
     """
     best = _reference(outcomes, split)
     return [
         [
             outcome.method.name,
             "yes" if outcome.tta else "no",
-            outcome.judged_on,
+            outcome.evaluated_on,
             outcome.accuracy,
             outcome.macro_f1,
             outcome.log_loss,

@@ -1,4 +1,4 @@
-"""Document pages as `inference.judge` takes them: exactly the pixels that training and validation see."""
+"""Document pages as `inference.predict_pages` takes them: exactly the pixels that training and validation see."""
 
 import os
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.doc_ensemble.data.dataset import Fit
-from apps.doc_ensemble.data.pages import Page, read_page
-from apps.doc_ensemble.ensemble.inference import Pages
-from apps.doc_ensemble.ensemble.members import InputFormat, Member
+from quartet.apps.doc_ensemble.data.dataset import Fit
+from quartet.apps.doc_ensemble.data.pages import Page, read_page
+from quartet.apps.doc_ensemble.ensemble.inference import Pages
+from quartet.apps.doc_ensemble.ensemble.members import InputFormat, Member
 
 __all__ = ["document_pages"]
 
@@ -29,8 +29,8 @@ def document_pages(
     """How `members` read `pages`: in grey where all of them do; otherwise in colour, made grey for those that do.
 
     Args:
-        pages: What to judge.
-        members: Who judges.
+        pages: What to evaluate.
+        members: Who evaluates.
         max_pixels: Larger images are refused before they are decoded.
         fit: How a page is brought to a network's size, as in training.
         skip_bad: Leave out what cannot be read.

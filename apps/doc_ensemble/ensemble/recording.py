@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from apps.doc_ensemble.config import DocConfig, EnsembleConfig
-from apps.doc_ensemble.ensemble.judging import Judgement
-from apps.doc_ensemble.ensemble.methods import CrossFitted, Outcome, best_member
-from apps.doc_ensemble.ensemble.sections import (
+from mlcore.base.console import format_duration
+from mlcore.metrics.classification import ClassificationReport
+from mlcore.report.page import Headline, RunReport, describe_environment
+from mlcore.run.final_evaluation import Pages
+from quartet.apps.doc_ensemble.config import DocConfig, EnsembleConfig
+from quartet.apps.doc_ensemble.ensemble.methods import CrossFitted, Outcome, best_member
+from quartet.apps.doc_ensemble.ensemble.predicting import SplitPredictions
+from quartet.apps.doc_ensemble.ensemble.sections import (
     class_sections,
     cost_sections,
     disagreement_section,
@@ -20,19 +24,15 @@ from apps.doc_ensemble.ensemble.sections import (
     method_sections,
     weights_of,
 )
-from apps.doc_ensemble.ensemble.sources import Source
-from apps.doc_ensemble.ensemble.writing import (
-    Verdict,
+from quartet.apps.doc_ensemble.ensemble.sources import Source
+from quartet.apps.doc_ensemble.ensemble.writing import (
+    EnsemblePredictions,
     write_ensemble_meta,
     write_ensemble_predictions,
     write_tta_predictions,
 )
-from mlcore.conclusion import Pages
-from mlcore.console import format_duration
-from mlcore.metrics.classification import ClassificationReport
-from mlcore.report import Headline, RunReport, describe_environment
 
-__all__ = ["Experiment", "Facts", "record_experiment"]
+__all__ = ["Experiment", "Metadata", "record_experiment"]
 
 _log = logging.getLogger(__name__)
 
@@ -47,16 +47,16 @@ class Experiment:
         settings: The ensemble section.
         sources: The members.
         shares: [K] configured weights, normalised.
-        judgement: What the members said.
+        predicted: What the members said.
         outcomes: Of all methods on all splits.
-        chosen: Name of the configured method; of the best member where members are only judged.
+        chosen: Name of the configured method; of the best member where members are only predicted.
         notes: What the reader must know.
     """
 
     settings: EnsembleConfig
     sources: Sequence[Source]
     shares: Sequence[float]
-    judgement: Judgement
+    predicted: SplitPredictions
     outcomes: Sequence[Outcome]
     chosen: str
     notes: Sequence[str]
@@ -64,12 +64,12 @@ class Experiment:
     @property
     def split(self) -> str:
         """The one whose predictions are written: "test", or "val" without test pages."""
-        return "test" if "test" in self.judgement.votes else "val"
+        return "test" if "test" in self.predicted.votes else "val"
 
     @property
     def tta(self) -> bool:
         """Whether there are views."""
-        return self.judgement.view_weights is not None
+        return self.predicted.view_weights is not None
 
     def outcome(self, name: str, split: str, *, tta: bool) -> Outcome:
         """Of one method."""
@@ -77,7 +77,7 @@ class Experiment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class Metadata:
     """How the experiment was run.
 
     Attributes:
@@ -85,7 +85,7 @@ class Facts:
         demo: Whether it was the demo.
         config: The resolved configuration, nested.
         device: Where the members ran.
-        seconds: That judging took.
+        seconds: That evaluating took.
         seed: Drew the halves of the validation pages.
     """
 
@@ -97,14 +97,14 @@ class Facts:
     seed: int
 
 
-def record_experiment(experiment: Experiment, *, folder: Path, data: DocConfig, facts: Facts) -> Pages:
+def record_experiment(experiment: Experiment, *, folder: Path, data: DocConfig, metadata: Metadata) -> Pages:
     """Write predictions, tables and pictures, and print the methods.
 
     Args:
         experiment: What was compared.
         folder: The run's.
         data: How pages are read.
-        facts: For the report.
+        metadata: For the report.
 
     Returns:
         What summary and report say.
@@ -112,69 +112,69 @@ def record_experiment(experiment: Experiment, *, folder: Path, data: DocConfig, 
     Raises:
         UserError: A file cannot be written.
     """
-    judgement = experiment.judgement
-    chosen = {split: experiment.outcome(experiment.chosen, split, tta=experiment.tta) for split in judgement.votes}
+    predicted = experiment.predicted
+    chosen = {split: experiment.outcome(experiment.chosen, split, tta=experiment.tta) for split in predicted.votes}
     _write_predictions(experiment, chosen[experiment.split], folder)
     classes, reports = class_sections(
-        chosen, judgement, folder=folder, max_pixels=round(data.data.max_megapixels * 1e6)
+        chosen, predicted, folder=folder, max_pixels=round(data.data.max_megapixels * 1e6)
     )
     sections = method_sections(experiment.outcomes, folder=folder)
     sections.append(
-        member_section(experiment.sources, judgement, shares=experiment.shares, outcomes=experiment.outcomes)
+        member_section(experiment.sources, predicted, shares=experiment.shares, outcomes=experiment.outcomes)
     )
     if len(experiment.sources) > 1:
-        sections += cost_sections(judgement, folder=folder, seed=facts.seed)
-        sections.append(disagreement_section(judgement, split=experiment.split))
+        sections += cost_sections(predicted, folder=folder, seed=metadata.seed)
+        sections.append(disagreement_section(predicted, split=experiment.split))
     print(_printed(experiment))
     return Pages(
-        summary=_summary(experiment, reports, facts),
+        summary=_summary(experiment, reports, metadata),
         report=RunReport(
-            title=f"Document ensemble: {facts.name}",
+            title=f"Document ensemble: {metadata.name}",
             subtitle=_subtitle(experiment),
             headlines=_headlines(experiment, chosen[experiment.split]),
-            warnings=[*_demo_warning(facts), *experiment.notes],
+            warnings=[*_demo_warning(metadata), *experiment.notes],
             sections=[*sections, *classes],
-            config=facts.config,
-            environment={**describe_environment(facts.device), "judging took": format_duration(facts.seconds)},
+            config=metadata.config,
+            environment={**describe_environment(metadata.device), "evaluating took": format_duration(metadata.seconds)},
         ),
     )
 
 
 def _write_predictions(experiment: Experiment, chosen: Outcome, folder: Path) -> None:
     """The decisions of the chosen method, how they came about, and what the views did."""
-    judgement, settings = experiment.judgement, experiment.settings
-    said = judgement.votes[experiment.split]
-    verdict = Verdict(
+    predicted, settings = experiment.predicted, experiment.settings
+    said = predicted.votes[experiment.split]
+    predictions = EnsemblePredictions(
         pages=[page.key for page in said.pages],
-        class_names=judgement.class_names,
-        member_names=judgement.member_names,
+        class_names=predicted.class_names,
+        member_names=predicted.member_names,
         ensemble=np.asarray(chosen.probabilities, dtype=np.float64),
-        members=said.chances(judgement.view_weights),
+        members=said.chances(predicted.view_weights),
         labels=said.labels,
     )
     if settings.enabled:
-        write_ensemble_predictions(folder, verdict)
+        write_ensemble_predictions(folder, predictions)
         write_ensemble_meta(
             folder,
-            verdict,
+            predictions,
             method=settings.method,
             average=settings.average,
-            views=judgement.views,
-            members=_member_facts(experiment, weights_of(chosen.fitted)),
+            views=predicted.views,
+            members=_member_metadata(experiment, weights_of(chosen.fitted)),
             extra={
                 "split": experiment.split,
                 "decided_by": chosen.method.name,
                 "cross_fitted": isinstance(chosen.rule, CrossFitted),
-                "seconds_per_page": float(judgement.member_seconds.sum() + judgement.reading_seconds),
+                "seconds_per_page": float(predicted.member_seconds.sum() + predicted.reading_seconds),
             },
         )
     if experiment.tta:
-        by_view = np.stack([chosen.rule(said.by_view[:, view]) for view in range(len(judgement.views))])
-        write_tta_predictions(folder, verdict, views=judgement.views, by_view=by_view)
+        by_view = np.stack([chosen.rule(said.by_view[:, view]) for view in range(len(predicted.views))])
+        write_tta_predictions(folder, predictions, views=predicted.views, by_view=by_view)
 
 
-def _member_facts(experiment: Experiment, used: Sequence[float] | None) -> list[dict[str, Any]]:
-    speeds = 1 / np.maximum(experiment.judgement.member_seconds, 1e-12)
+def _member_metadata(experiment: Experiment, used: Sequence[float] | None) -> list[dict[str, Any]]:
+    speeds = 1 / np.maximum(experiment.predicted.member_seconds, 1e-12)
     return [
         {
             "checkpoints": [str(part.path) for part in source.parts],
@@ -185,7 +185,7 @@ def _member_facts(experiment: Experiment, used: Sequence[float] | None) -> list[
     ]
 
 
-def _summary(experiment: Experiment, reports: Mapping[str, ClassificationReport], facts: Facts) -> dict[str, Any]:
+def _summary(experiment: Experiment, reports: Mapping[str, ClassificationReport], metadata: Metadata) -> dict[str, Any]:
     """In the shape of a training run's, so that runs and ensembles can be compared with each other."""
     best = best_member(experiment.outcomes)
     results = {split: {"n": report.samples, **report.scalars()} for split, report in reports.items()}
@@ -193,18 +193,18 @@ def _summary(experiment: Experiment, reports: Mapping[str, ClassificationReport]
         "status": "finished",
         "monitor": {"metric": "macro_f1", "mode": "max", "best": results["val"]["macro_f1"]},
         "results_of_best_checkpoint": results,
-        "progress": {"seconds": facts.seconds, "step": 0},
-        "demo": facts.demo,
+        "progress": {"seconds": metadata.seconds, "step": 0},
+        "demo": metadata.demo,
         "method": experiment.chosen,
         "tta": experiment.tta,
         "best_member": best,
-        "members": list(experiment.judgement.member_names),
+        "members": list(experiment.predicted.member_names),
         "methods": [
             {
                 "method": o.method.name,
                 "kind": o.method.kind,
                 "tta": o.tta,
-                "pages": o.judged_on,
+                "pages": o.evaluated_on,
                 "accuracy": o.accuracy,
                 "macro_f1": o.macro_f1,
                 "log_loss": o.log_loss,
@@ -215,16 +215,16 @@ def _summary(experiment: Experiment, reports: Mapping[str, ClassificationReport]
 
 
 def _subtitle(experiment: Experiment) -> str:
-    judgement = experiment.judgement
-    counts = " and ".join(f"{len(said.pages):,} {_SPLITS[split]}" for split, said in judgement.votes.items())
-    views = f", {len(judgement.views)} views of each page" if experiment.tta else ""
+    predicted = experiment.predicted
+    counts = " and ".join(f"{len(said.pages):,} {_SPLITS[split]}" for split, said in predicted.votes.items())
+    views = f", {len(predicted.views)} views of each page" if experiment.tta else ""
     return f"{experiment.chosen}; {len(experiment.sources)} members{views}; {counts} pages"
 
 
 def _headlines(experiment: Experiment, chosen: Outcome) -> list[Headline]:
     best = experiment.outcome(best_member(experiment.outcomes), experiment.split, tta=False)
-    seconds = experiment.judgement.member_seconds.sum() + experiment.judgement.reading_seconds
-    words = chosen.judged_on
+    seconds = experiment.predicted.member_seconds.sum() + experiment.predicted.reading_seconds
+    words = chosen.evaluated_on
     return [
         Headline("macro F1", chosen.macro_f1, words),
         Headline("accuracy", chosen.accuracy, words),
@@ -235,8 +235,8 @@ def _headlines(experiment: Experiment, chosen: Outcome) -> list[Headline]:
     ]
 
 
-def _demo_warning(facts: Facts) -> list[str]:
-    if not facts.demo:
+def _demo_warning(metadata: Metadata) -> list[str]:
+    if not metadata.demo:
         return []
     return ["This is the demo: training and evaluation used generated data, so the figures say nothing of real data."]
 
@@ -251,6 +251,6 @@ def _printed(experiment: Experiment) -> str:
         name = f"{o.method.name}{' + TTA' if o.tta else ''}"
         figures = f"{o.accuracy:8.4f}  {o.macro_f1:8.4f}  {o.log_loss:8.4f}  {o.macro_f1 - best.macro_f1:+8.4f}"
         chosen = "  <- chosen" if (o.method.name, o.tta) == (experiment.chosen, experiment.tta) else ""
-        lines.append(f"{name:{width}} {figures}   {o.judged_on}{chosen}")
+        lines.append(f"{name:{width}} {figures}   {o.evaluated_on}{chosen}")
     lines.append(f"gain: in macro F1 over {best.method.name}, the best member on the validation pages")
     return "\n".join(lines)

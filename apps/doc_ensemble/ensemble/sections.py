@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.doc_ensemble.class_analysis import calibration_sections, confused_sections
-from apps.doc_ensemble.class_metrics import class_report, write_class_files
-from apps.doc_ensemble.data.pages import Page, read_page
-from apps.doc_ensemble.ensemble.combine import log_probabilities
-from apps.doc_ensemble.ensemble.curve import cost_curve, plot_cost_curve, single_points, write_cost_curve
-from apps.doc_ensemble.ensemble.disagreement import disagreement
-from apps.doc_ensemble.ensemble.judging import Judgement
-from apps.doc_ensemble.ensemble.methods import Combined, Outcome, Rule, halves
-from apps.doc_ensemble.ensemble.methods_plot import COLUMNS, method_rows, plot_methods, write_methods
-from apps.doc_ensemble.ensemble.selection import growing_order
-from apps.doc_ensemble.ensemble.sources import Source
 from mlcore.metrics.classification import ClassificationReport
-from mlcore.report import Picture, Section, Table
+from mlcore.report.page import Picture, Section, Table
+from quartet.apps.doc_ensemble.class_analysis import calibration_sections, confused_sections
+from quartet.apps.doc_ensemble.class_metrics import class_report, write_class_files
+from quartet.apps.doc_ensemble.data.pages import Page, read_page
+from quartet.apps.doc_ensemble.ensemble.combine import log_probabilities
+from quartet.apps.doc_ensemble.ensemble.curve import cost_curve, plot_cost_curve, single_points, write_cost_curve
+from quartet.apps.doc_ensemble.ensemble.disagreement import disagreement
+from quartet.apps.doc_ensemble.ensemble.methods import Combined, Outcome, Rule, halves
+from quartet.apps.doc_ensemble.ensemble.methods_plot import COLUMNS, method_rows, plot_methods, write_methods
+from quartet.apps.doc_ensemble.ensemble.predicting import SplitPredictions
+from quartet.apps.doc_ensemble.ensemble.selection import growing_order
+from quartet.apps.doc_ensemble.ensemble.sources import Source
 
 __all__ = [
     "class_sections",
@@ -40,7 +40,7 @@ def method_sections(outcomes: Sequence[Outcome], *, folder: Path) -> list[Sectio
     drawn = plot_methods(outcomes, split=splits[0], path=folder / "methods.png")
     words = (
         "Gains are over the member that is best on the validation pages (macro F1), looked at without views. What is "
-        "fitted is fitted on validation pages; cross-fitted: on the half of them that is not judged."
+        "fitted is fitted on validation pages; cross-fitted: on the half of them that is not predicted."
     )
     tables = [
         Table(f"Methods on the {_SPLITS[split]} pages", COLUMNS, method_rows(outcomes, split), note=words)
@@ -55,85 +55,85 @@ def weights_of(rule: Rule) -> tuple[float, ...] | None:
 
 
 def member_section(
-    sources: Sequence[Source], judgement: Judgement, *, shares: Sequence[float], outcomes: Sequence[Outcome]
+    sources: Sequence[Source], predicted: SplitPredictions, *, shares: Sequence[float], outcomes: Sequence[Outcome]
 ) -> Table:
     """Where the members come from, what they weigh and what they cost.
 
     Args:
         sources: The members.
-        judgement: What they said.
+        predicted: What they said.
         shares: [K] configured weights, normalised.
         outcomes: The methods', of which the fitted weights are shown.
     """
-    tta = judgement.view_weights is not None
+    tta = predicted.view_weights is not None
     learned = {o.method.name: weights_of(o.fitted) for o in outcomes if o.tta == tta and o.method.learns}
     shown = {name: weights for name, weights in learned.items() if weights is not None}
     rows: list[list[object]] = []
     for number, source in enumerate(sources):
         path = source.job if source.whole and source.job is not None else source.parts[0].path
         weights = [round(found[number], 4) for found in shown.values()]
-        speed = 1 / max(float(judgement.member_seconds[number]), 1e-12)
+        speed = 1 / max(float(predicted.member_seconds[number]), 1e-12)
         rows.append([source.name, str(path), len(source.parts), shares[number], *weights, speed])
     note = "Weights are fitted on all validation pages. Pages per second: all views of all models, without reading"
     columns = ("member", "from", "models", "weight", *shown, "pages/s")
-    return Table("Members", columns, rows, note=f"{note} ({judgement.reading_seconds * 1000:.1f} ms a page).")
+    return Table("Members", columns, rows, note=f"{note} ({predicted.reading_seconds * 1000:.1f} ms a page).")
 
 
 def class_sections(
-    chosen: Mapping[str, Outcome], judgement: Judgement, *, folder: Path, max_pixels: int
+    chosen: Mapping[str, Outcome], predicted: SplitPredictions, *, folder: Path, max_pixels: int
 ) -> tuple[list[Section], dict[str, ClassificationReport]]:
     """Classes, confusions and calibration of the chosen method on each split, and the figures behind them.
 
     Args:
         chosen: The method's outcome by split.
-        judgement: Whose pages and labels are meant.
+        predicted: Whose pages and labels are meant.
         folder: Where the files go.
         max_pixels: Larger pages are not decoded for the sheet of confused ones.
     """
     logits = {split: log_probabilities(outcome.probabilities) for split, outcome in chosen.items()}
-    labels = {split: judgement.votes[split].labels for split in chosen}
+    labels = {split: predicted.votes[split].labels for split in chosen}
     reports, sections = {}, []
     for split, scores in logits.items():
-        report = class_report(scores, labels=labels[split], class_names=judgement.class_names)
+        report = class_report(scores, labels=labels[split], class_names=predicted.class_names)
         reports[split] = report
         sections += write_class_files(report, folder=folder, prefix=f"{split}_")
     last = "test" if "test" in chosen else "val"
     sections += confused_sections(
         labels[last],
         probabilities=chosen[last].probabilities,
-        class_names=judgement.class_names,
+        class_names=predicted.class_names,
         folder=folder,
-        read=partial(_read, judgement.votes[last].pages, max_pixels),
+        read=partial(_read, predicted.votes[last].pages, max_pixels),
     )
     test = (logits["test"], labels["test"]) if "test" in logits else None
     sections += calibration_sections(logits["val"], labels=labels["val"], folder=folder, test=test)
     return sections, reports
 
 
-def cost_sections(judgement: Judgement, *, folder: Path, seed: int) -> list[Section]:
+def cost_sections(predicted: SplitPredictions, *, folder: Path, seed: int) -> list[Section]:
     """What each further member costs and earns; writes `cost_curve.csv` and `cost_curve.png`.
 
     Members are added in the order that is best on the validation pages; the score is of the test pages or, without
     them, of the other half of the validation pages.
 
     Args:
-        judgement: What the members said.
+        predicted: What the members said.
         folder: Where the files go.
         seed: Draws the halves.
     """
-    said = judgement.votes["val"]
-    weights = judgement.view_weights
+    said = predicted.votes["val"]
+    weights = predicted.view_weights
     chances, labels = said.chances(weights), said.labels
-    if "test" in judgement.votes:
+    if "test" in predicted.votes:
         order = growing_order(chances, labels)
-        chances, labels = judgement.votes["test"].chances(weights), judgement.votes["test"].labels
-        words = "chosen on the validation pages, judged on the test pages"
+        chances, labels = predicted.votes["test"].chances(weights), predicted.votes["test"].labels
+        words = "chosen on the validation pages, evaluated on the test pages"
     else:
         half = halves(said.pages, seed=seed)
         order = growing_order(chances[:, ~half], labels[~half])
         chances, labels = chances[:, half], labels[half]
-        words = "chosen on one half of the validation pages, judged on the other"
-    names, members, reading = judgement.member_names, judgement.member_seconds, judgement.reading_seconds
+        words = "chosen on one half of the validation pages, evaluated on the other"
+    names, members, reading = predicted.member_names, predicted.member_seconds, predicted.reading_seconds
     points = cost_curve(chances, labels, order=order, names=names, member_seconds=members, reading_seconds=reading)
     singles = single_points(chances, labels, names=names, member_seconds=members, reading_seconds=reading)
     write_cost_curve(points, folder / "cost_curve.csv")
@@ -143,10 +143,10 @@ def cost_sections(judgement: Judgement, *, folder: Path, seed: int) -> list[Sect
     ]
 
 
-def disagreement_section(judgement: Judgement, *, split: str) -> Table:
+def disagreement_section(predicted: SplitPredictions, *, split: str) -> Table:
     """On which share of the pages two members choose different classes."""
-    found = disagreement(judgement.votes[split].chances(judgement.view_weights))
-    names = judgement.member_names
+    found = disagreement(predicted.votes[split].chances(predicted.view_weights))
+    names = predicted.member_names
     rows = [[name, *(float(share) for share in shares)] for name, shares in zip(names, found.pairs, strict=True)]
     unanimous = float((found.votes == found.votes[0]).all(axis=0).mean())
     return Table(

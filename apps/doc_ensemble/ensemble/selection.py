@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from apps.doc_ensemble.ensemble.combine import combine
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from mlcore.base.seeding import numpy_rng
 from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_floats, as_labels
-from mlcore.seeding import numpy_rng
+from quartet.apps.doc_ensemble.ensemble.combine import combine
 
 __all__ = ["Goal", "Selection", "fast_macro_f1", "growing_order", "log_loss", "select", "select_bagged"]
 
@@ -74,10 +74,10 @@ def select(
     order: list[int] = []
     scores: list[float] = []
     for size in range(1, rounds + 1):
-        judged = [_score((total + chances[member]) / size, truth, goal) for member in candidates]
-        best = max(range(len(candidates)), key=lambda place: judged[place])  # the first of equal ones
+        predicted = [_score((total + chances[member]) / size, truth, goal) for member in candidates]
+        best = max(range(len(candidates)), key=lambda place: predicted[place])  # the first of equal ones
         order.append(candidates[best])
-        scores.append(judged[best][0])
+        scores.append(predicted[best][0])
         total += chances[candidates[best]]
     end = int(np.argmax(scores)) + 1
     return Selection(tuple(order[:end]), tuple(scores[:end]))

@@ -5,16 +5,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from apps.doc_ensemble.config import DocConfig, EnsembleConfig, MemberConfig
-from apps.doc_ensemble.data.pages import Page
-from apps.doc_ensemble.ensemble.stacking import OutOfFold, join_members, read_out_of_fold
-from apps.doc_ensemble.kfold import OUT_OF_FOLD, fold_folders
-from apps.doc_ensemble.restore import CheckpointMember
-from apps.doc_ensemble.splits import load_splits
-from mlcore.cli.stored import stored_file
-from mlcore.conclusion import best_checkpoint
+from mlcore.base.errors import UserError
 from mlcore.config.compose import Composed
-from mlcore.errors import UserError
+from mlcore.remote.stored import stored_file
+from mlcore.run.final_evaluation import best_checkpoint
+from quartet.apps.doc_ensemble.config import DocConfig, EnsembleConfig, MemberConfig
+from quartet.apps.doc_ensemble.data.pages import Page
+from quartet.apps.doc_ensemble.ensemble.folds import OUT_OF_FOLD, fold_folders
+from quartet.apps.doc_ensemble.ensemble.stacking import OutOfFold, join_members, read_out_of_fold
+from quartet.apps.doc_ensemble.restore import CheckpointMember
+from quartet.apps.doc_ensemble.splits import load_splits
 
 __all__ = ["Source", "data_of", "find_sources", "out_of_fold", "trained_on"]
 
@@ -163,9 +163,9 @@ def _check_fit(sources: Sequence[Source]) -> None:
 
 
 def data_of(composed: Composed[DocConfig], members: DocConfig) -> DocConfig:
-    """The configuration that says which pages are judged.
+    """The configuration that says which pages are predicted.
 
-    That of the first member, so that the pages held out from its training are those that are judged, with what the
+    That of the first member, so that the pages held out from its training are those that are predicted, with what the
     user gave in place of it: another place of the pages replaces all that says where they are.
 
     Args:
@@ -193,15 +193,15 @@ def out_of_fold(sources: Sequence[Source]) -> OutOfFold | None:
     return join_members(read, member_names=[source.name for source in sources])
 
 
-def trained_on(sources: Sequence[Source], *, judged: DocConfig) -> dict[str, set[str]]:
-    """Keys of the pages that members were trained on, where these might be among the judged ones.
+def trained_on(sources: Sequence[Source], *, predicted: DocConfig) -> dict[str, set[str]]:
+    """Keys of the pages that members were trained on, where these might be among the evaluated ones.
 
-    A cross-validation keeps them. A run splits its data as `judged` does if it has the same data and seed, and then
+    A cross-validation keeps them. A run splits its data as `evaluated` does if it has the same data and seed, and then
     there is nothing to look at; otherwise its data is split anew (and left out where it is not there any more).
 
     Args:
         sources: The members.
-        judged: What `data_of` says.
+        predicted: What `data_of` says.
     """
     found: dict[str, set[str]] = {}
     by_split: dict[str, set[str]] = {}
@@ -211,7 +211,7 @@ def trained_on(sources: Sequence[Source], *, judged: DocConfig) -> dict[str, set
             continue
         config = source.parts[0].config
         key = _split_key(config)
-        if key == _split_key(judged):
+        if key == _split_key(predicted):
             continue
         if key not in by_split:
             by_split[key] = _training_keys(config)
@@ -221,8 +221,8 @@ def trained_on(sources: Sequence[Source], *, judged: DocConfig) -> dict[str, set
 
 def _split_key(config: DocConfig) -> str:
     sizes = ("num_train", "num_val", "num_test")
-    facts = {name: getattr(config.data, name) for name in (*_WHERE, *sizes, "val_fraction")}
-    return repr((facts, config.run.seed))
+    metadata = {name: getattr(config.data, name) for name in (*_WHERE, *sizes, "val_fraction")}
+    return repr((metadata, config.run.seed))
 
 
 def _training_keys(config: DocConfig) -> set[str]:

@@ -1,8 +1,8 @@
 """Stacking (Wolpert 1992): a logistic regression that learns on the members' probabilities how far to trust whom.
 
-It may only ever see probabilities of pages that the judging model was not trained on, or it learns to trust whoever
-remembers best. Cross-validation gives them: the model of fold f judges fold f's pages, which it was trained without.
-`FoldJudgement` says which pages a model was trained on, `gather` refuses a model that judges one of these, and
+It may only ever see probabilities of pages that the evaluating model was not trained on, or it learns to trust whoever
+remembers best. Cross-validation gives them: the model of fold f evaluates fold f's pages, which it was trained without.
+`FoldPredictions` says which pages a model was trained on, `gather` refuses a model that evaluates one of these, and
 `OutOfFold` carries on, row by row, which fold the row's model was trained without.
 """
 
@@ -16,12 +16,12 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from mlcore.errors import UserError
-from mlcore.files import atomic_write, write_json
+from mlcore.base.errors import UserError
+from mlcore.base.files import atomic_write, write_json
 from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_floats, as_labels, as_probabilities
 
 __all__ = [
-    "FoldJudgement",
+    "FoldPredictions",
     "OutOfFold",
     "Stacker",
     "fit_stacker",
@@ -37,14 +37,14 @@ _ARRAYS = ("probabilities", "labels", "folds", "left_out", "pages", "class_names
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldJudgement:
+class FoldPredictions:
     """What one model of a cross-validation says of the pages of its fold.
 
     Attributes:
         member: Which member of the ensemble this is a part of; all of its folds have the same name.
         fold: The fold that it was trained without.
         trained_on: Ids of the pages that it was trained on.
-        pages: Ids of the N pages that it judges.
+        pages: Ids of the N pages that it evaluates.
         probabilities: [N, C].
         labels: [N] class indices.
     """
@@ -94,7 +94,7 @@ class OutOfFold:
             member, page = leaks[0]
             raise UserError(
                 f"{len(leaks)} out-of-fold predictions leak; the first: page {self.pages[page]!r} of fold "
-                f"{self.folds[page]} was judged by the model of {self.member_names[member]!r} that was trained without "
+                f"{self.folds[page]} was predicted by the model of {self.member_names[member]!r} that was trained without "
                 f"fold {self.left_out[member, page]}, and so with that page; stacking needs the one without it"
             )
 
@@ -108,24 +108,24 @@ class OutOfFold:
             np.savez(file, allow_pickle=False, **{name: np.asarray(getattr(self, name)) for name in _ARRAYS})
 
 
-def gather(judgements: Sequence[FoldJudgement], *, class_names: Sequence[str]) -> OutOfFold:
+def gather(predicted_folds: Sequence[FoldPredictions], *, class_names: Sequence[str]) -> OutOfFold:
     """Put the folds of all members together; pages in the order of the first member's folds.
 
     Raises:
-        UserError: A model was trained on a page that it judges; a page is judged twice or not at all by some member; or
+        UserError: A model was trained on a page that it predicts; a page is predicted twice or not at all by some member; or
             members differ in a page's fold or label.
     """
-    for part in judgements:
+    for part in predicted_folds:
         known = set(part.pages) & set(part.trained_on)
         if known:
             raise UserError(
                 f"the model of {part.member!r} for fold {part.fold} was trained on {len(known)} of the pages that it "
-                f"is to judge, such as {min(known)!r}; stacking takes out-of-fold predictions only"
+                f"is to evaluate, such as {min(known)!r}; stacking takes out-of-fold predictions only"
             )
-    names = tuple(dict.fromkeys(part.member for part in judgements))
-    tables = [_by_page([part for part in judgements if part.member == name]) for name in names]
+    names = tuple(dict.fromkeys(part.member for part in predicted_folds))
+    tables = [_by_page([part for part in predicted_folds if part.member == name]) for name in names]
     if not tables:
-        raise without_predictions("no fold has been judged")
+        raise without_predictions("no fold has been evaluated")
     for name, table in zip(names, tables, strict=True):
         odd = table.keys() ^ tables[0].keys() or {p for p in table if table[p][:2] != tables[0][p][:2]}
         if odd:
@@ -146,7 +146,7 @@ def gather(judgements: Sequence[FoldJudgement], *, class_names: Sequence[str]) -
     )
 
 
-def _by_page(parts: Sequence[FoldJudgement]) -> dict[str, tuple[int, int, FloatArray]]:
+def _by_page(parts: Sequence[FoldPredictions]) -> dict[str, tuple[int, int, FloatArray]]:
     """Fold, label and probabilities of each page, by one member."""
     table: dict[str, tuple[int, int, FloatArray]] = {}
     for part in parts:
@@ -171,7 +171,7 @@ def join_members(parts: Sequence[OutOfFold], *, member_names: Sequence[str]) -> 
     """
     if not parts:
         raise without_predictions("no cross-validation is given")
-    judgements = []
+    predicted_folds = []
     for name, part in zip(member_names, parts, strict=True):
         if part.class_names != parts[0].class_names:
             raise UserError(
@@ -180,8 +180,8 @@ def join_members(parts: Sequence[OutOfFold], *, member_names: Sequence[str]) -> 
             )
         for fold in np.unique(part.folds).tolist():
             rows = np.flatnonzero(part.folds == fold)
-            judgements.append(
-                FoldJudgement(
+            predicted_folds.append(
+                FoldPredictions(
                     member=name,
                     fold=fold,
                     trained_on=[part.pages[row] for row in np.flatnonzero(part.left_out[0] != fold)],
@@ -190,7 +190,7 @@ def join_members(parts: Sequence[OutOfFold], *, member_names: Sequence[str]) -> 
                     labels=part.labels[rows],
                 )
             )
-    return gather(judgements, class_names=parts[0].class_names)
+    return gather(predicted_folds, class_names=parts[0].class_names)
 
 
 def read_out_of_fold(path: Path) -> OutOfFold:
@@ -344,5 +344,5 @@ def without_predictions(reason: str) -> UserError:
     """The error of method stacking without out-of-fold predictions; it says how to make them."""
     return UserError(
         f"method stacking needs out-of-fold predictions, and {reason}. Cross-validate the members (kfold.folds: 5, "
-        "with the same data and seed for each): every fold's model then judges the pages that it was trained without"
+        "with the same data and seed for each): every fold's model then evaluates the pages that it was trained without"
     )

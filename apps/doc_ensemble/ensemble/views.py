@@ -1,6 +1,6 @@
 """Views of a page for test-time augmentation: fixed functions of the pixels, nothing random.
 
-Where a training pipeline would apply an augmentation with some probability, here its views are always judged, and the
+Where a training pipeline would apply an augmentation with some probability, here its views always count, and the
 probability is their weight in the mean beside the page as it is, whose weight is 1: a horizontal flip of probability
 0.5 gives (page + 0.5 flip) / 1.5. A kind with several views gives each of them that weight.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as pixels_of
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 
 __all__ = ["IDENTITY", "View", "ViewKind", "with_identity"]
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from apps.doc_ensemble.ensemble.disagreement import disagreement
-from apps.doc_ensemble.ensemble.selection import fast_macro_f1, log_loss
-from apps.doc_ensemble.ensemble.views import View
-from mlcore.errors import UserError
-from mlcore.files import write_json, write_text
+from mlcore.base.errors import UserError
+from mlcore.base.files import write_json, write_text
 from mlcore.metrics.arrays import FloatArray, IntArray
+from quartet.apps.doc_ensemble.ensemble.disagreement import disagreement
+from quartet.apps.doc_ensemble.ensemble.selection import fast_macro_f1, log_loss
+from quartet.apps.doc_ensemble.ensemble.views import View
 
 __all__ = [
     "META",
     "PREDICTIONS",
     "TTA_PREDICTIONS",
-    "Verdict",
+    "EnsemblePredictions",
     "write_ensemble_meta",
     "write_ensemble_predictions",
     "write_tta_predictions",
@@ -32,7 +32,7 @@ TTA_PREDICTIONS = "tta_predictions.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class EnsemblePredictions:
     """What an ensemble and its members say of pages.
 
     Attributes:
@@ -79,7 +79,7 @@ class Verdict:
         }
 
 
-def write_ensemble_predictions(folder: Path, verdict: Verdict) -> Path:
+def write_ensemble_predictions(folder: Path, predictions: EnsemblePredictions) -> Path:
     """Write the decisions: class, its probability, label (where known), how many members vote for it, ...
 
     ... the entropy of all votes (nats), the probabilities of all classes, and each member's vote.
@@ -90,15 +90,22 @@ def write_ensemble_predictions(folder: Path, verdict: Verdict) -> Path:
     Raises:
         UserError: It cannot be written.
     """
-    decided, compared = verdict.ensemble.argmax(axis=1), disagreement(verdict.members)
-    names = np.asarray(verdict.class_names, dtype=object)
-    header = ["image", "predicted", "probability", *([] if verdict.labels is None else ["label"]), "votes", "entropy"]
-    header += [f"p_{name}" for name in names] + [f"member_{name}" for name in verdict.member_names]
+    decided, compared = predictions.ensemble.argmax(axis=1), disagreement(predictions.members)
+    names = np.asarray(predictions.class_names, dtype=object)
+    header = [
+        "image",
+        "predicted",
+        "probability",
+        *([] if predictions.labels is None else ["label"]),
+        "votes",
+        "entropy",
+    ]
+    header += [f"p_{name}" for name in names] + [f"member_{name}" for name in predictions.member_names]
     rows = []
-    for row, page in enumerate(verdict.pages):
-        chances, votes = verdict.ensemble[row], compared.votes[:, row]
+    for row, page in enumerate(predictions.pages):
+        chances, votes = predictions.ensemble[row], compared.votes[:, row]
         rows.append(
-            [page, names[decided[row]], f"{chances[decided[row]]:.6f}", *_label(verdict, row)]
+            [page, names[decided[row]], f"{chances[decided[row]]:.6f}", *_label(predictions, row)]
             + [int((votes == decided[row]).sum()), f"{compared.entropy[row]:.6f}"]
             + [f"{chance:.6f}" for chance in chances]
             + list(names[votes])
@@ -106,12 +113,14 @@ def write_ensemble_predictions(folder: Path, verdict: Verdict) -> Path:
     return _write_table(folder / PREDICTIONS, header, rows)
 
 
-def write_tta_predictions(folder: Path, verdict: Verdict, *, views: Sequence[View], by_view: FloatArray) -> Path:
+def write_tta_predictions(
+    folder: Path, predictions: EnsemblePredictions, *, views: Sequence[View], by_view: FloatArray
+) -> Path:
     """Write what looking at several views did: the decision with them and without, how many agree, each view's class.
 
     Args:
         folder: Where the file goes.
-        verdict: With all views.
+        predictions: With all views.
         views: V, the first of which is the page as it is.
         by_view: [V, N, C] the ensemble's probabilities from each view alone.
 
@@ -121,17 +130,17 @@ def write_tta_predictions(folder: Path, verdict: Verdict, *, views: Sequence[Vie
     Raises:
         UserError: Shapes do not fit together, or it cannot be written.
     """
-    if by_view.shape != (len(views), *verdict.ensemble.shape):
-        raise UserError(f"probabilities by view {by_view.shape} for {len(views)} views of {verdict.ensemble.shape}")
-    names = np.asarray(verdict.class_names, dtype=object)
-    decided, chosen = verdict.ensemble.argmax(axis=1), by_view.argmax(axis=2)  # [N], [V, N]
-    header = ["image", "predicted", "probability", *([] if verdict.labels is None else ["label"])]
+    if by_view.shape != (len(views), *predictions.ensemble.shape):
+        raise UserError(f"probabilities by view {by_view.shape} for {len(views)} views of {predictions.ensemble.shape}")
+    names = np.asarray(predictions.class_names, dtype=object)
+    decided, chosen = predictions.ensemble.argmax(axis=1), by_view.argmax(axis=2)  # [N], [V, N]
+    header = ["image", "predicted", "probability", *([] if predictions.labels is None else ["label"])]
     header += ["without_tta", "views_agreeing", *(f"p_{name}" for name in names), *(f"view_{v.name}" for v in views)]
     rows = []
-    for row, page in enumerate(verdict.pages):
-        chances = verdict.ensemble[row]
+    for row, page in enumerate(predictions.pages):
+        chances = predictions.ensemble[row]
         rows.append(
-            [page, names[decided[row]], f"{chances[decided[row]]:.6f}", *_label(verdict, row)]
+            [page, names[decided[row]], f"{chances[decided[row]]:.6f}", *_label(predictions, row)]
             + [names[chosen[0, row]], int((chosen[:, row] == decided[row]).sum())]
             + [f"{chance:.6f}" for chance in chances]
             + list(names[chosen[:, row]])
@@ -141,7 +150,7 @@ def write_tta_predictions(folder: Path, verdict: Verdict, *, views: Sequence[Vie
 
 def write_ensemble_meta(
     folder: Path,
-    verdict: Verdict,
+    predictions: EnsemblePredictions,
     *,
     method: str,
     average: str,
@@ -153,7 +162,7 @@ def write_ensemble_meta(
 
     Args:
         folder: Where the file goes.
-        verdict: What the table of predictions holds.
+        predictions: What the table of predictions holds.
         method: "voting", "averaging", "weighted" or "stacking".
         average: What was averaged: "probabilities" or "logits".
         views: The views that were averaged.
@@ -166,19 +175,19 @@ def write_ensemble_meta(
     Raises:
         UserError: Not one entry per member, or it cannot be written.
     """
-    if len(members) != len(verdict.member_names):
-        raise UserError(f"facts of {len(members)} members for {len(verdict.member_names)} members")
-    compared = disagreement(verdict.members)
+    if len(members) != len(predictions.member_names):
+        raise UserError(f"metadata of {len(members)} members for {len(predictions.member_names)} members")
+    compared = disagreement(predictions.members)
     values = {
         "method": method,
         "average": average,
         "num_models": len(members),
-        "num_pages": len(verdict.pages),
-        "class_names": list(verdict.class_names),
-        "scores": verdict.scores(verdict.ensemble),
+        "num_pages": len(predictions.pages),
+        "class_names": list(predictions.class_names),
+        "scores": predictions.scores(predictions.ensemble),
         "models": [
-            {"name": name, **facts, "scores": verdict.scores(verdict.members[index])}
-            for index, (name, facts) in enumerate(zip(verdict.member_names, members, strict=True))
+            {"name": name, **metadata, "scores": predictions.scores(predictions.members[index])}
+            for index, (name, metadata) in enumerate(zip(predictions.member_names, members, strict=True))
         ],
         "tta": {"enabled": len(views) > 1, "views": [{"name": view.name, "weight": view.weight} for view in views]},
         "disagreement": {
@@ -191,10 +200,10 @@ def write_ensemble_meta(
     return folder / META
 
 
-def _label(verdict: Verdict, row: int) -> list[str]:
-    if verdict.labels is None:
+def _label(predictions: EnsemblePredictions, row: int) -> list[str]:
+    if predictions.labels is None:
         return []
-    return [verdict.class_names[verdict.labels[row]] if verdict.labels[row] >= 0 else ""]
+    return [predictions.class_names[predictions.labels[row]] if predictions.labels[row] >= 0 else ""]
 
 
 def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:

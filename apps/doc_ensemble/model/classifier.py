@@ -2,7 +2,7 @@
 
     model = create_model("resnet50", class_names=("form", "letter"), image_size=(256, 192), in_channels=1)
     logits = model(pixels)                # float [B, 1, 256, 192] in 0..1 -> [B, 2]
-    again = make_model(model.facts)       # the same network from plain values; its weights come from a checkpoint
+    again = make_model(model.metadata)       # the same network from plain values; its weights come from a checkpoint
 
 The network normalises its input itself, so that members of an ensemble take the same pixels.
 """
@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from apps.doc_ensemble.model.published import (
+from mlcore.base.errors import UserError
+from mlcore.remote.hub import plain_arguments
+from mlcore.training import losses
+from quartet.apps.doc_ensemble.model.published import (
     SETTING,
     Published,
     check_name,
     describe,
     read_published_weights,
 )
-from mlcore import losses
-from mlcore.errors import UserError
-from mlcore.hub import plain_arguments
 
 __all__ = ["CellAttention", "DocClassifier", "create_model", "make_model"]
 
@@ -76,31 +76,31 @@ class DocClassifier(nn.Module):
 
     Args:
         trunk: A timm network without classifier.
-        facts: What it was made from, see `create_model`.
+        metadata: What it was made from, see `create_model`.
 
     Attributes:
-        facts: Plain values that rebuild the network (`make_model`), for checkpoints; "class_names" among them.
+        metadata: Plain values that rebuild the network (`make_model`), for checkpoints; "class_names" among them.
         loss: What it is meant to be trained with; cross entropy unless its maker says otherwise.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, trunk: nn.Module, *, facts: Mapping[str, Any]) -> None:
+    def __init__(self, trunk: nn.Module, *, metadata: Mapping[str, Any]) -> None:
         super().__init__()
-        self.facts = dict(facts)
+        self.metadata = dict(metadata)
         self.loss: Loss = losses.cross_entropy
-        self.register_buffer("mean", torch.tensor(facts["mean"]).reshape(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(facts["std"]).reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(metadata["mean"]).reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(metadata["std"]).reshape(-1, 1, 1), persistent=False)
         self.trunk = trunk
-        attention_dim = facts["attention_dim"]
-        width = facts["width"]
+        attention_dim = metadata["attention_dim"]
+        width = metadata["width"]
         self.attention = None
         if attention_dim is not None:
-            self.attention = CellAttention(facts["cell_width"], attention_dim=attention_dim)
+            self.attention = CellAttention(metadata["cell_width"], attention_dim=attention_dim)
             width += attention_dim
-        self.dropout = nn.Dropout(facts["dropout_rate"])
-        self.classifier = nn.Linear(width, len(facts["class_names"]))
+        self.dropout = nn.Dropout(metadata["dropout_rate"])
+        self.classifier = nn.Linear(width, len(metadata["class_names"]))
         nn.init.trunc_normal_(self.classifier.weight, std=0.02)
         nn.init.zeros_(self.classifier.bias)
 
@@ -115,7 +115,7 @@ class DocClassifier(nn.Module):
         pooled: Tensor = self.trunk.forward_head(features, pre_logits=True)  # type: ignore[operator]
         if self.attention is None:
             return pooled
-        cells = _cells(features, self.trunk, order=self.facts["cell_order"])
+        cells = _cells(features, self.trunk, order=self.metadata["cell_order"])
         return torch.cat([pooled, self.attention(cells)], dim=1)
 
 
@@ -153,7 +153,7 @@ def create_model(
     if len(class_names) < 2 or len(set(class_names)) != len(class_names):
         raise UserError(f"{len(class_names)} class names ({', '.join(class_names)}): expected at least 2, each once")
     published = describe(model_name)
-    facts = _with_shapes(
+    metadata = _with_shapes(
         {
             "architecture": published.architecture,
             "arguments": {
@@ -171,67 +171,67 @@ def create_model(
         },
         fixed_size=published.fixed_size,
     )
-    model = make_model(facts)
+    model = make_model(metadata)
     if pretrained:
-        _load(model.trunk, published, facts)
+        _load(model.trunk, published, metadata)
     return model
 
 
-def make_model(facts: Mapping[str, Any]) -> DocClassifier:
-    """Make a network from the facts of another one; its weights are random, for those of a checkpoint to replace.
+def make_model(metadata: Mapping[str, Any]) -> DocClassifier:
+    """Make a network from the metadata of another one; its weights are random, for those of a checkpoint to replace.
 
     Within `torch.device("meta")` it takes no memory, for counting parameters.
 
     Args:
-        facts: `DocClassifier.facts`, for example from a checkpoint: plain values, which are checked.
+        metadata: `DocClassifier.metadata`, for example from a checkpoint: plain values, which are checked.
 
     Raises:
         UserError: This timm has no such network, or a value is not of its kind.
         KeyError: A fact is missing: not written by this version of the app.
     """
-    check_name(facts["architecture"], where="architecture")
-    plain_arguments(facts["arguments"], where="arguments")
+    check_name(metadata["architecture"], where="architecture")
+    plain_arguments(metadata["arguments"], where="arguments")
     try:
-        return DocClassifier(_trunk(facts).train(), facts=facts)
+        return DocClassifier(_trunk(metadata).train(), metadata=metadata)
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
-        raise UserError(f"{SETTING}: timm cannot build {facts['architecture']}: {_first_line(error)}") from None
+        raise UserError(f"{SETTING}: timm cannot build {metadata['architecture']}: {_first_line(error)}") from None
 
 
-def _trunk(facts: Mapping[str, Any]) -> nn.Module:
+def _trunk(metadata: Mapping[str, Any]) -> nn.Module:
     made: nn.Module = timm.create_model(
-        facts["architecture"], num_classes=0, in_chans=facts["in_channels"], **facts["arguments"]
+        metadata["architecture"], num_classes=0, in_chans=metadata["in_channels"], **metadata["arguments"]
     )
     return made
 
 
-def _with_shapes(facts: dict[str, Any], *, fixed_size: bool) -> dict[str, Any]:
-    """Complete the facts by a pass on the meta device: how the input size is told, and the shapes that come out."""
-    size = {"img_size": facts["image_size"]}  # for networks with positions; the others do not know the argument
+def _with_shapes(metadata: dict[str, Any], *, fixed_size: bool) -> dict[str, Any]:
+    """Complete the metadata by a pass on the meta device: how the input size is told, and the shapes that come out."""
+    size = {"img_size": metadata["image_size"]}  # for networks with positions; the others do not know the argument
     problems = []
     for told in (size, {}) if fixed_size else ({}, size):
-        tried = {**facts, "arguments": {**facts["arguments"], **told}}
+        tried = {**metadata, "arguments": {**metadata["arguments"], **told}}
         try:
             return {**tried, **_shapes(tried)}
         except _BUILD_ERRORS as error:
             problems.append(error)
-    height, width = facts["image_size"]
-    options = {**facts["arguments"], "in_channels": facts["in_channels"], "attention": facts["attention_dim"]}
+    height, width = metadata["image_size"]
+    options = {**metadata["arguments"], "in_channels": metadata["in_channels"], "attention": metadata["attention_dim"]}
     raise UserError(
-        f"{SETTING}: timm's {facts['architecture']} cannot take pages of {height} x {width} pixels with {options}: "
+        f"{SETTING}: timm's {metadata['architecture']} cannot take pages of {height} x {width} pixels with {options}: "
         f"{_first_line(problems[0])}; change model.image_size (many networks want multiples of 16 or 32) or the options"
     )
 
 
 @torch.no_grad()
-def _shapes(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _shapes(metadata: Mapping[str, Any]) -> dict[str, Any]:
     with torch.device("meta"):
-        trunk: Any = _trunk(facts).eval()
-        features = trunk.forward_features(torch.zeros(2, facts["in_channels"], *facts["image_size"]))
+        trunk: Any = _trunk(metadata).eval()
+        features = trunk.forward_features(torch.zeros(2, metadata["in_channels"], *metadata["image_size"]))
         pooled = trunk.forward_head(features, pre_logits=True)
     if not isinstance(pooled, Tensor) or pooled.ndim != 2:
         raise ValueError("its features are not one vector per page")
     shapes = {"width": pooled.shape[1], "cell_width": None, "cell_order": None}
-    if facts["attention_dim"] is None:
+    if metadata["attention_dim"] is None:
         return shapes
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
         raise ValueError("its features are neither maps nor tokens, which model.use_attention needs")
@@ -252,39 +252,39 @@ def _cells(features: Tensor, trunk: nn.Module, *, order: str) -> Tensor:
     return features.flatten(1, 2) if order == "maps_last" else features.flatten(2).transpose(1, 2)
 
 
-def _load(trunk: nn.Module, published: Published, facts: Mapping[str, Any]) -> None:
+def _load(trunk: nn.Module, published: Published, metadata: Mapping[str, Any]) -> None:
     """Give the trunk the published weights, adapted by timm to the input; all of them, or it is an error."""
     weights = read_published_weights(published)
     source = {"state_dict": weights, "num_classes": published.classes, "input_size": published.input_size}
     try:
         # With as many classes as were published: with another number timm would load without being strict.
         whole = timm.create_model(
-            facts["architecture"],
+            metadata["architecture"],
             pretrained=True,
             pretrained_cfg_overlay=source,
             num_classes=published.classes,
-            in_chans=facts["in_channels"],
-            **facts["arguments"],
+            in_chans=metadata["in_channels"],
+            **metadata["arguments"],
         )
         known = whole.state_dict()
         trunk.load_state_dict({key: known[key] for key in trunk.state_dict()})
     except (RuntimeError, TypeError, AssertionError, KeyError, ValueError) as error:
         problem = str(error).strip()[:1000]
         raise UserError(f"{SETTING}={published.name}: these weights do not fit the architecture: {problem}") from None
-    _check_first_layer(whole, published, facts)
+    _check_first_layer(whole, published, metadata)
 
 
-def _check_first_layer(whole: Any, published: Published, facts: Mapping[str, Any]) -> None:
+def _check_first_layer(whole: Any, published: Published, metadata: Mapping[str, Any]) -> None:
     """Timm starts a first layer that it cannot adapt to other channels at random; that is not what was asked for."""
     channels = published.input_size[0]
-    if channels == facts["in_channels"]:
+    if channels == metadata["in_channels"]:
         return
     names = whole.pretrained_cfg.get("first_conv") or ()
     for name in (names,) if isinstance(names, str) else names:
         if whole.get_submodule(name).weight.ndim != 4:
             raise UserError(
                 f"{SETTING}={published.name}: its first layer cannot be adapted from {channels} to "
-                f"{facts['in_channels']} channels; set model.in_channels={channels}"
+                f"{metadata['in_channels']} channels; set model.in_channels={channels}"
             )
 
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
 
-from apps.doc_ensemble.model.classifier import DocClassifier, create_model
-from apps.doc_ensemble.model.published import SETTING, describe
-from mlcore import losses
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from mlcore.training import losses
+from quartet.apps.doc_ensemble.model.classifier import DocClassifier, create_model
+from quartet.apps.doc_ensemble.model.published import SETTING, describe
 
 __all__ = ["SIZES", "create_convnext_model"]
 

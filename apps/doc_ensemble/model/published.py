@@ -9,8 +9,8 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from mlcore.errors import UserError
-from mlcore.hub import find_model, plain_arguments, read_json, read_weights
+from mlcore.base.errors import UserError
+from mlcore.remote.hub import find_model, plain_arguments, read_json, read_weights
 
 __all__ = ["SETTING", "Published", "check_name", "describe", "read_published_weights"]
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apps.multimodal_ads.data.dataset import AdDataset
-from apps.multimodal_ads.features import FeatureStore
-from apps.multimodal_ads.vision.interface import Processor, Tokens
+from quartet.apps.multimodal_ads.data.dataset import AdDataset
+from quartet.apps.multimodal_ads.features import FeatureStore
+from quartet.apps.multimodal_ads.vision.interface import Processor, Tokens
 
 __all__ = ["KnownFeatures", "Pixels", "SampleSource", "collate"]
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from apps.multimodal_ads.data.table import AdRow
 from mlcore.data.images import read_image
+from quartet.apps.multimodal_ads.data.table import AdRow
 
 __all__ = ["AdDataset"]
 

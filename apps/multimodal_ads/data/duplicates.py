@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from apps.multimodal_ads.data.table import AdRow
 from mlcore.data import duplicates
 from mlcore.data.fingerprints import fingerprints
+from quartet.apps.multimodal_ads.data.table import AdRow
 
 __all__ = ["check_duplicates", "picture_groups"]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from apps.multimodal_ads.data.generated_pictures import draw_picture
-from apps.multimodal_ads.data.generated_texts import write_texts
-from apps.multimodal_ads.data.table import COLUMNS
+from mlcore.base.files import write_text
 from mlcore.data.generated import write_once
-from mlcore.files import write_text
+from quartet.apps.multimodal_ads.data.generated_pictures import draw_picture
+from quartet.apps.multimodal_ads.data.generated_texts import write_texts
+from quartet.apps.multimodal_ads.data.table import COLUMNS
 
 __all__ = ["write_generated"]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from apps.multimodal_ads.data.table import AdRow, clean_text
-from mlcore.console import with_progress
+from mlcore.base.console import with_progress
+from mlcore.base.errors import UserError
 from mlcore.data.images import content_digest, read_image
-from mlcore.errors import UserError
+from quartet.apps.multimodal_ads.data.table import AdRow, clean_text
 
 __all__ = ["check_tesseract", "recognise"]
 

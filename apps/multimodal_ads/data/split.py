@@ -4,9 +4,9 @@ from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
-from apps.multimodal_ads.data.table import AdRow
+from mlcore.base.errors import UserError
 from mlcore.data.images import content_digest
-from mlcore.errors import UserError
+from quartet.apps.multimodal_ads.data.table import AdRow
 
 __all__ = ["stratified_split"]
 

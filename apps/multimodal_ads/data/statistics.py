@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from apps.multimodal_ads.data.table import AdRow
 from mlcore.data.images import image_size
-from mlcore.plots.sizes import draw_sizes, spread
-from mlcore.plots.style import BAD, MUTED, picture
-from mlcore.report import Picture, Section, Table
+from mlcore.report.page import Picture, Section, Table
+from mlcore.report.plots.sizes import draw_sizes, spread
+from mlcore.report.plots.style import BAD, MUTED, picture
+from quartet.apps.multimodal_ads.data.table import AdRow
 
 __all__ = ["DatasetStatistics", "dataset_statistics", "draw_statistics", "statistics_sections"]
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlcore.base.errors import UserError
 from mlcore.data.records import failed, read_records
-from mlcore.errors import UserError
 
 __all__ = ["COLUMNS", "LABELS", "AdRow", "Places", "clean_text", "read_table"]
 

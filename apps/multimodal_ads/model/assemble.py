@@ -6,18 +6,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from apps.multimodal_ads.config import AdsConfig, PoolingConfig
-from apps.multimodal_ads.features import text_digest, weights_digest
-from apps.multimodal_ads.model.classifier import AdClassifier, given
-from apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, Single
-from apps.multimodal_ads.model.head import make_head
-from apps.multimodal_ads.model.pooling import AttentionPooling, MeanPooling, SummaryPooling
-from apps.multimodal_ads.text.encoder import TextEncoder, load_text
-from apps.multimodal_ads.vision.encoder import load_vision
-from apps.multimodal_ads.vision.freezing import freeze
-from apps.multimodal_ads.vision.interface import VisionEncoder
-from apps.multimodal_ads.vision.lora import add_adapters
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.multimodal_ads.config import AdsConfig, PoolingConfig
+from quartet.apps.multimodal_ads.features import text_digest, weights_digest
+from quartet.apps.multimodal_ads.model.classifier import AdClassifier, given
+from quartet.apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, Single
+from quartet.apps.multimodal_ads.model.head import make_head
+from quartet.apps.multimodal_ads.model.pooling import AttentionPooling, MeanPooling, SummaryPooling
+from quartet.apps.multimodal_ads.text.encoder import TextEncoder, load_text
+from quartet.apps.multimodal_ads.vision.encoder import load_vision
+from quartet.apps.multimodal_ads.vision.freezing import freeze
+from quartet.apps.multimodal_ads.vision.interface import VisionEncoder
+from quartet.apps.multimodal_ads.vision.lora import add_adapters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +110,10 @@ def describe(config: AdsConfig, parts: Parts) -> dict[str, Any]:
     """Plain values that a checkpoint carries, so that it is only used with the encoders that it was trained with."""
     return {
         "class_names": ["not_ad", "ad"],
-        "vision_weights": parts.base_digest if config.vision_encoder.pretrained else None,
-        "text_fingerprint": None if parts.text is None else parts.text.fingerprint(),
+        "frozen_weights": {
+            "vision_weights": parts.base_digest if config.vision_encoder.pretrained else None,
+            "text_fingerprint": None if parts.text is None else parts.text.fingerprint(),
+        },
         "text_width": parts.text_width,
     }
 

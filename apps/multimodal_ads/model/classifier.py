@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, Single
-from apps.multimodal_ads.vision.interface import Tokens, VisionEncoder
+from quartet.apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, Single
+from quartet.apps.multimodal_ads.vision.interface import Tokens, VisionEncoder
 
 Batch = Mapping[str, Any]
 Part = TypeVar("Part")
@@ -65,7 +65,7 @@ class AdClassifier(nn.Module):
         self.register_load_state_dict_post_hook(_excuse_frozen)  # type: ignore[no-untyped-call]
 
     def forward(self, batch: Batch) -> Output:
-        """Judge a batch.
+        """Evaluate a batch.
 
         Args:
             batch: "pixels" (the processor's tensors), or "tokens" (`Tokens`), or "pooled" [B, D]; and "text" [B, Dt]

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from apps.multimodal_ads.vision.interface import Tokens
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.multimodal_ads.vision.interface import Tokens
 
 
 class MeanPooling(nn.Module):

@@ -1,6 +1,6 @@
 """Frozen text encoders: any sentence-transformers model from the hub, a folder, or an installed package.
 
-The folder is judged before anything is loaded from it (`text.safety`), and the model itself is loaded at the first
+The folder is evaluated before anything is loaded from it (`text.safety`), and the model itself is loaded at the first
 text: a run that finds all its texts in the feature store never waits for it.
 """
 
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from apps.multimodal_ads.config import TextEncoderConfig
-from apps.multimodal_ads.text.safety import check_folder
-from mlcore.errors import UserError
-from mlcore.hub import find_model, quiet_loading, read_weights, weight_names
+from mlcore.base.errors import UserError
+from mlcore.remote.hub import find_model, quiet_loading, read_weights, weight_names
+from quartet.apps.multimodal_ads.config import TextEncoderConfig
+from quartet.apps.multimodal_ads.text.safety import check_folder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

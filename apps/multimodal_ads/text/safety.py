@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlcore.checkpoint import load_checkpoint
-from mlcore.errors import UserError
-from mlcore.hub import read_json, weight_files
+from mlcore.base.errors import UserError
+from mlcore.remote.hub import read_json, weight_files
+from mlcore.training.checkpoint import load_checkpoint
 
 __all__ = ["check_folder"]
 

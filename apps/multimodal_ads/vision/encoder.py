@@ -3,9 +3,9 @@
 timm and transformers are imported by the functions that need them: each takes seconds, and a run needs at most one.
 """
 
-from apps.multimodal_ads.config import VisionEncoderConfig
-from apps.multimodal_ads.vision.interface import Processor, Tokens, VisionEncoder
-from apps.multimodal_ads.vision.published import PUBLISHED
+from quartet.apps.multimodal_ads.config import VisionEncoderConfig
+from quartet.apps.multimodal_ads.vision.interface import Processor, Tokens, VisionEncoder
+from quartet.apps.multimodal_ads.vision.published import PUBLISHED
 
 __all__ = ["Processor", "Tokens", "VisionEncoder", "load_vision", "meta_vision"]
 
@@ -26,10 +26,10 @@ def load_vision(config: VisionEncoderConfig) -> VisionEncoder:
         UserError: The model is not known, its weights cannot be had, or they are not exactly those of the model.
     """
     if config.kind == "timm":
-        from apps.multimodal_ads.vision.timm_models import load_timm
+        from quartet.apps.multimodal_ads.vision.timm_models import load_timm
 
         return load_timm(config, ways_out=_WAYS_OUT)
-    from apps.multimodal_ads.vision.transformer_models import load_transformer
+    from quartet.apps.multimodal_ads.vision.transformer_models import load_transformer
 
     return load_transformer(config, ways_out=_WAYS_OUT)
 
@@ -41,9 +41,9 @@ def meta_vision(name: str) -> VisionEncoder:
         name: A name in `published.py`, or one in timm.
     """
     if name in PUBLISHED:
-        from apps.multimodal_ads.vision.transformer_models import meta_transformer
+        from quartet.apps.multimodal_ads.vision.transformer_models import meta_transformer
 
         return meta_transformer(name)
-    from apps.multimodal_ads.vision.timm_models import meta_timm
+    from quartet.apps.multimodal_ads.vision.timm_models import meta_timm
 
     return meta_timm(name)

@@ -1,7 +1,7 @@
 """Which weights of a backbone train."""
 
-from apps.multimodal_ads.vision.interface import VisionEncoder
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.multimodal_ads.vision.interface import VisionEncoder
 
 __all__ = ["freeze"]
 

@@ -1,7 +1,7 @@
 """Low-rank adapters on a backbone's attention, by PEFT (LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
 
-from apps.multimodal_ads.vision.interface import VisionEncoder
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.multimodal_ads.vision.interface import VisionEncoder
 
 __all__ = ["adapter_names", "add_adapters", "merge_adapters"]
 

@@ -14,8 +14,8 @@ from transformers import Siglip2ImageProcessor, SiglipImageProcessor, ViTImagePr
 from transformers.image_utils import SizeDict
 from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
 
-from mlcore.errors import UserError
-from mlcore.hub import read_json
+from mlcore.base.errors import UserError
+from mlcore.remote.hub import read_json
 
 __all__ = ["HubProcessor", "processor_settings"]
 

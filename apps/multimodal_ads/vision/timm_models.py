@@ -15,10 +15,10 @@ from timm.data.transforms_factory import create_transform
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from apps.multimodal_ads.config import VisionEncoderConfig
-from apps.multimodal_ads.vision.interface import Run, Tokens, VisionEncoder
-from mlcore.errors import UserError
-from mlcore.hub import find_model, plain_arguments, read_json, read_weights
+from mlcore.base.errors import UserError
+from mlcore.remote.hub import find_model, plain_arguments, read_json, read_weights
+from quartet.apps.multimodal_ads.config import VisionEncoderConfig
+from quartet.apps.multimodal_ads.vision.interface import Run, Tokens, VisionEncoder
 
 __all__ = ["TimmProcessor", "load_timm", "meta_timm"]
 
@@ -68,43 +68,43 @@ def load_timm(config: VisionEncoderConfig, *, ways_out: str) -> VisionEncoder:
         UserError: timm has no such model, its weights cannot be had or do not fit, or it takes no other input size.
     """
     folder = Path(config.model).expanduser()
-    facts = _folder_facts(folder) if folder.is_dir() else _named_facts(config.model)
+    metadata = _folder_metadata(folder) if folder.is_dir() else _named_metadata(config.model)
     overlay: dict[str, Any] = {}
     if config.pretrained:
         if not folder.is_dir():
             folder = find_model(_hub_name(config.model), setting=_SETTING, ways_out=ways_out)
         overlay["state_dict"] = read_weights(folder)
-    arguments = _arguments(config, facts)
+    arguments = _arguments(config, metadata)
     if "num_classes" in arguments:
         overlay["num_classes"] = arguments["num_classes"]  # else timm would load the file without being strict
     try:
         model = timm.create_model(
-            facts["architecture"], pretrained=config.pretrained, pretrained_cfg_overlay=overlay, **arguments
+            metadata["architecture"], pretrained=config.pretrained, pretrained_cfg_overlay=overlay, **arguments
         )
     except (RuntimeError, TypeError, AssertionError, KeyError) as error:
         problem = str(error).strip()[:1000]
         raise UserError(f"{_SETTING}={config.model}: timm cannot build it from these weights: {problem}") from None
-    return _encoder(model, facts, size=config.image_size or facts["size"], arguments=arguments)
+    return _encoder(model, metadata, size=config.image_size or metadata["size"], arguments=arguments)
 
 
 def meta_timm(name: str) -> VisionEncoder:
     """The model called `name` in timm, on the meta device: shapes without memory."""
-    facts = _named_facts(name)
+    metadata = _named_metadata(name)
     with torch.device("meta"):
-        model = timm.create_model(facts["architecture"])
-    return _encoder(model, facts, size=facts["size"], arguments={})
+        model = timm.create_model(metadata["architecture"])
+    return _encoder(model, metadata, size=metadata["size"], arguments={})
 
 
-def _named_facts(name: str) -> dict[str, Any]:
+def _named_metadata(name: str) -> dict[str, Any]:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
         hint = f"; similar: {', '.join(close)}" if close else ""
         raise UserError(f"{_SETTING}: timm has no model {name} and there is no such folder{hint}")
     known: Any = timm.get_pretrained_cfg(name)
-    return _facts(name, {} if known is None else known.to_dict(), arguments={})
+    return _metadata(name, {} if known is None else known.to_dict(), arguments={})
 
 
-def _folder_facts(folder: Path) -> dict[str, Any]:
+def _folder_metadata(folder: Path) -> dict[str, Any]:
     """What the `config.json` says that timm writes next to the weights."""
     path = folder / "config.json"
     settings = read_json(path)
@@ -118,10 +118,10 @@ def _folder_facts(folder: Path) -> dict[str, Any]:
     arguments = plain_arguments(arguments, where=f"{path}: model_args")
     if isinstance(settings.get("num_classes"), int):
         arguments = {**arguments, "num_classes": settings["num_classes"]}
-    return _facts(name, published, arguments=arguments)
+    return _metadata(name, published, arguments=arguments)
 
 
-def _facts(name: str, published: Mapping[str, Any], *, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(name: str, published: Mapping[str, Any], *, arguments: Mapping[str, Any]) -> dict[str, Any]:
     size = tuple(published.get("input_size") or (3, 224, 224))
     return {
         "architecture": name,
@@ -145,14 +145,14 @@ def _hub_name(name: str) -> str:
     return str(known.hf_hub_id if not known.hf_hub_id.endswith("/") else known.hf_hub_id + name)
 
 
-def _arguments(config: VisionEncoderConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(config: VisionEncoderConfig, metadata: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {
-        **facts["arguments"],
+        **metadata["arguments"],
         **plain_arguments(dict(config.arguments), where="vision_encoder.arguments"),
     }
-    if facts["fixed_size"] and config.image_size not in (None, facts["size"]):
+    if metadata["fixed_size"] and config.image_size not in (None, metadata["size"]):
         if config.pretrained:
-            height, width = facts["size"]
+            height, width = metadata["size"]
             raise UserError(
                 f"vision_encoder.image_size: the weights of {config.model} are for {height} x {width} pixels only; "
                 "set it to null, or take another model"
@@ -162,17 +162,19 @@ def _arguments(config: VisionEncoderConfig, facts: Mapping[str, Any]) -> dict[st
 
 
 def _encoder(
-    model: nn.Module, facts: Mapping[str, Any], *, size: tuple[int, int], arguments: Mapping[str, Any]
+    model: nn.Module, metadata: Mapping[str, Any], *, size: tuple[int, int], arguments: Mapping[str, Any]
 ) -> VisionEncoder:
-    layout, width = _drop_head(model, facts["architecture"], size=size, arguments=arguments)
+    layout, width = _drop_head(model, metadata["architecture"], size=size, arguments=arguments)
     return VisionEncoder(
         model,
         run=_RUN[layout],
-        architecture=json.dumps({"timm": facts["architecture"], **arguments}, sort_keys=True),
+        architecture=json.dumps({"timm": metadata["architecture"], **arguments}, sort_keys=True),
         width=width,
         blocks=[(block, ()) for block in _blocks(model)],
         tail=[],  # timm groups what follows the last layer with it
-        processor=TimmProcessor(size, mean=facts["mean"], std=facts["std"], interpolation=facts["interpolation"]),
+        processor=TimmProcessor(
+            size, mean=metadata["mean"], std=metadata["std"], interpolation=metadata["interpolation"]
+        ),
         use_checkpointing=_use_checkpointing,
     )
 

@@ -23,12 +23,12 @@ from transformers import (
     ViTModel,
 )
 
-from apps.multimodal_ads.config import VisionEncoderConfig
-from apps.multimodal_ads.vision.interface import Run, Tokens, VisionEncoder
-from apps.multimodal_ads.vision.processors import HubProcessor, processor_settings
-from apps.multimodal_ads.vision.published import PUBLISHED, Published
-from mlcore.errors import UserError
-from mlcore.hub import find_model, quiet_loading, read_json, read_weights
+from mlcore.base.errors import UserError
+from mlcore.remote.hub import find_model, quiet_loading, read_json, read_weights
+from quartet.apps.multimodal_ads.config import VisionEncoderConfig
+from quartet.apps.multimodal_ads.vision.interface import Run, Tokens, VisionEncoder
+from quartet.apps.multimodal_ads.vision.processors import HubProcessor, processor_settings
+from quartet.apps.multimodal_ads.vision.published import PUBLISHED, Published
 
 __all__ = ["load_transformer", "meta_transformer"]
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from apps.perceiver.data.samples import SequenceDataset
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.perceiver.data.samples import SequenceDataset
 
 _WANTED = "inputs [N, M, C] or inputs [total, C] with lengths [N]; labels [N]"
 

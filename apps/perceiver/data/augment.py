@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.perceiver.data.samples import Array
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.perceiver.data.samples import Array
 
 Rng = np.random.Generator
 Transform = Callable[[Any, Rng], Any]

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.perceiver.data.images import LabelledImages
-from mlcore.errors import UserError
-from mlcore.safe_pickle import load_pickle
+from mlcore.base.errors import UserError
+from mlcore.base.safe_pickle import load_pickle
+from quartet.apps.perceiver.data.images import LabelledImages
 
 _FOLDER, _ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 _TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))

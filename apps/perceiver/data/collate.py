@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

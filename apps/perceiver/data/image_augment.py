@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.perceiver.data.patches import PatchLayout
+from quartet.apps.perceiver.data.patches import PatchLayout
 
 Image = NDArray[np.uint8]
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.perceiver.data.samples import Array, SampleDataset, origin_of
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.perceiver.data.samples import Array, SampleDataset, origin_of
 
 _SHOWN = 5  # messages quoted in an error
 

@@ -6,10 +6,10 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader
 
-from apps.perceiver.data.cifar import load_cifar10
-from apps.perceiver.data.collate import PadCollate
-from apps.perceiver.data.patches import ImagePatches
-from apps.perceiver.data.synthetic import SyntheticPatterns
+from quartet.apps.perceiver.data.cifar import load_cifar10
+from quartet.apps.perceiver.data.collate import PadCollate
+from quartet.apps.perceiver.data.patches import ImagePatches
+from quartet.apps.perceiver.data.synthetic import SyntheticPatterns
 
 
 def create_synthetic_sequence_dataloader(

@@ -18,9 +18,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.perceiver.data.patches import PatchLayout, fourier_positions
-from apps.perceiver.data.samples import Array
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.perceiver.data.patches import PatchLayout, fourier_positions
+from quartet.apps.perceiver.data.samples import Array
 
 Modality = Literal["image", "series", "text"]
 

@@ -6,9 +6,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.perceiver.data.images import LabelledImages
-from apps.perceiver.data.samples import Array, SequenceDataset
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.perceiver.data.images import LabelledImages
+from quartet.apps.perceiver.data.samples import Array, SequenceDataset
 
 
 def fourier_positions(shape: tuple[int, ...], *, bands: int) -> Array:

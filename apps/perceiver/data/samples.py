@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 
 Array = NDArray[np.float32]
 

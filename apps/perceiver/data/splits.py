@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 
 
 def stratified_split(

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from apps.perceiver.data.samples import Array, Sample
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.perceiver.data.samples import Array, Sample
 
 PATTERNS = ("sine", "square", "sawtooth", "chirp", "pulses", "steps", "damped", "beat", "walk", "ramps")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from apps.perceiver.data.samples import Array, SequenceDataset
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.perceiver.data.samples import Array, SequenceDataset
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """Perceiver models; ``create_perceiver_model`` builds a classifier of a named size."""
 
-from apps.perceiver.model.attention import CrossAttentionBlock, MultiHeadAttention, SelfAttentionBlock
-from apps.perceiver.model.decoder import PerceiverDecoder
-from apps.perceiver.model.encoder import PerceiverEncoder, PerceiverOptions
-from apps.perceiver.model.perceiver import (
+from quartet.apps.perceiver.model.attention import CrossAttentionBlock, MultiHeadAttention, SelfAttentionBlock
+from quartet.apps.perceiver.model.decoder import PerceiverDecoder
+from quartet.apps.perceiver.model.encoder import PerceiverEncoder, PerceiverOptions
+from quartet.apps.perceiver.model.perceiver import (
     SIZES,
     PerceiverIO,
     PerceiverModel,

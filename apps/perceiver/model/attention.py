@@ -9,7 +9,7 @@ the attention weights, so that the fused kernels of ``scaled_dot_product_attenti
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 
 
 class MultiHeadAttention(nn.Module):

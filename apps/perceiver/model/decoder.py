@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from apps.perceiver.model.attention import CrossAttentionBlock
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.perceiver.model.attention import CrossAttentionBlock
 
 
 class PerceiverDecoder(nn.Module):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from apps.perceiver.model.attention import CrossAttentionBlock, SelfAttentionBlock
-from apps.perceiver.model.positions import PositionEncoding, PositionKind
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.perceiver.model.attention import CrossAttentionBlock, SelfAttentionBlock
+from quartet.apps.perceiver.model.positions import PositionEncoding, PositionKind
 
 
 @dataclass(frozen=True, kw_only=True)

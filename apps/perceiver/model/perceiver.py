@@ -5,9 +5,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from apps.perceiver.model.decoder import PerceiverDecoder
-from apps.perceiver.model.encoder import PerceiverEncoder, PerceiverOptions
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.perceiver.model.decoder import PerceiverDecoder
+from quartet.apps.perceiver.model.encoder import PerceiverEncoder, PerceiverOptions
 
 ModelSize = Literal["base", "large", "small"]
 

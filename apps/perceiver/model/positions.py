@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 
 PositionKind = Literal["fourier", "learned", "none", "sinusoidal"]
 

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.sam_med3d_ich.data.geometry import (
+from mlcore.base.errors import UserError
+from mlcore.base.safe_pickle import load_pickle
+from quartet.apps.sam_med3d_ich.data.geometry import (
     Spacing,
     affine_spacing,
     checked_affine,
@@ -16,8 +18,6 @@ from apps.sam_med3d_ich.data.geometry import (
     spacings_agree,
     three_axes,
 )
-from mlcore.errors import UserError
-from mlcore.safe_pickle import load_pickle
 
 __all__ = ["ARRAY_KEYS", "array_shape", "as_float", "load_arrays", "reason", "stored_geometry", "the_array"]
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn import functional
 
-from apps.sam_med3d_ich.data.cache import CachedCase
-from apps.sam_med3d_ich.data.crops import cut
+from quartet.apps.sam_med3d_ich.data.cache import CachedCase
+from quartet.apps.sam_med3d_ich.data.crops import cut
 
 __all__ = ["Augmentation", "affine_crop", "plain_crop"]
 

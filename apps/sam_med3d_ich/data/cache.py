@@ -18,15 +18,15 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.sam_med3d_ich.data.crops import label_components
-from apps.sam_med3d_ich.data.facts import CaseFacts, case_facts
-from apps.sam_med3d_ich.data.preprocess import Grid, Preprocessing, prepare, prepare_mask
-from apps.sam_med3d_ich.data.table import Case
-from apps.sam_med3d_ich.data.volume import load_case
-from apps.sam_med3d_ich.data.words import counted
-from mlcore.console import Pace, format_duration
-from mlcore.errors import UserError
-from mlcore.files import atomic_write, ensure_folder, write_json
+from mlcore.base.console import Pace, format_duration
+from mlcore.base.errors import UserError
+from mlcore.base.files import atomic_write, ensure_folder, write_json
+from quartet.apps.sam_med3d_ich.data.crops import label_components
+from quartet.apps.sam_med3d_ich.data.metadata import CaseMetadata, case_metadata
+from quartet.apps.sam_med3d_ich.data.preprocess import Grid, Preprocessing, prepare, prepare_mask
+from quartet.apps.sam_med3d_ich.data.table import Case
+from quartet.apps.sam_med3d_ich.data.volume import load_case
+from quartet.apps.sam_med3d_ich.data.words import counted
 
 __all__ = ["Cache", "CachedCase", "Filled", "open_entry"]
 
@@ -49,7 +49,7 @@ class CachedCase:
         boxes: int64 [N, 3, 2], the box of each component, (start, stop).
         background: Value of `image` that stands for nothing.
         grid: Where the target grid lies in the stored volume.
-        facts: What the stored case is like.
+        metadata: What the stored case is like.
     """
 
     image: NDArray[np.float32]
@@ -57,7 +57,7 @@ class CachedCase:
     boxes: NDArray[np.int64]
     background: float
     grid: Grid
-    facts: CaseFacts
+    metadata: CaseMetadata
 
     @property
     def mask(self) -> NDArray[np.uint8]:
@@ -191,7 +191,7 @@ class Cache:
                 "background": prepared.background,
                 "grid": prepared.grid.to_dict(),
                 "boxes": boxes.tolist(),
-                "facts": case_facts(volume, mask).to_dict(),
+                "metadata": case_metadata(volume, mask).to_dict(),
             }
             write_json(partial / "entry.json", values)
             try:
@@ -220,7 +220,7 @@ def open_entry(entry: Path) -> CachedCase:
         boxes=np.array(values["boxes"], dtype=np.int64).reshape(-1, 3, 2),
         background=float(values["background"]),
         grid=grid,
-        facts=CaseFacts.from_dict(values["facts"]),
+        metadata=CaseMetadata.from_dict(values["metadata"]),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from apps.sam_med3d_ich.data.preprocess import EVERYWHERE
+from quartet.apps.sam_med3d_ich.data.preprocess import EVERYWHERE
 
 __all__ = ["Target", "cover", "cut", "label_components", "place", "starts"]
 

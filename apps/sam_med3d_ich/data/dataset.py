@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from apps.sam_med3d_ich.data.augment import Augmentation, plain_crop
-from apps.sam_med3d_ich.data.cache import Cache, CachedCase, open_entry
-from apps.sam_med3d_ich.data.crops import Target, cover, place, starts
-from apps.sam_med3d_ich.data.table import Case
-from apps.sam_med3d_ich.data.volume import load_case
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.sam_med3d_ich.data.augment import Augmentation, plain_crop
+from quartet.apps.sam_med3d_ich.data.cache import Cache, CachedCase, open_entry
+from quartet.apps.sam_med3d_ich.data.crops import Target, cover, place, starts
+from quartet.apps.sam_med3d_ich.data.table import Case
+from quartet.apps.sam_med3d_ich.data.volume import load_case
 
 __all__ = ["CaseDataset", "CropDataset", "CropTransform", "missed_components"]
 

@@ -13,10 +13,10 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from apps.sam_med3d_ich.data.geometry import checked_affine, three_axes
-from apps.sam_med3d_ich.data.volume import Volume
-from apps.sam_med3d_ich.data.words import counted
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.sam_med3d_ich.data.geometry import checked_affine, three_axes
+from quartet.apps.sam_med3d_ich.data.volume import Volume
+from quartet.apps.sam_med3d_ich.data.words import counted
 
 __all__ = ["Series", "find_series", "read_series", "series_in"]
 

@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlcore.errors import UserError
-from mlcore.files import partial_folder
+from mlcore.base.errors import UserError
+from mlcore.base.files import partial_folder
 
 __all__ = ["new_folder", "refuse_existing"]
 

@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 
 __all__ = [
     "Spacing",

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from apps.sam_med3d_ich.data.geometry import Spacing
-from apps.sam_med3d_ich.data.volume import write_nifti
+from mlcore.base.files import atomic_write, write_text
 from mlcore.data.generated import write_once
-from mlcore.files import atomic_write, write_text
+from quartet.apps.sam_med3d_ich.data.geometry import Spacing
+from quartet.apps.sam_med3d_ich.data.volume import write_nifti
 
 __all__ = ["PhantomFiles", "make_head", "write_phantoms"]
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from apps.sam_med3d_ich.data.volume import Volume
+from quartet.apps.sam_med3d_ich.data.volume import Volume
 
 __all__ = ["EVERYWHERE", "WINDOWS", "Grid", "Normalization", "Prepared", "Preprocessing"]
 __all__ += ["prepare", "prepare_mask", "to_native"]

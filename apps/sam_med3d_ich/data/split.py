@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from apps.sam_med3d_ich.data.words import counted
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from quartet.apps.sam_med3d_ich.data.words import counted
 
 __all__ = ["SplitSizes", "Subject", "split_by_patient", "summary_counts", "wanted_counts"]
 

@@ -1,6 +1,6 @@
 """What a data set is like, as a table and a picture: spacing, sizes, HU, lesion volumes, class balance.
 
-Everything comes from the facts the cache keeps of each case, so no image is read.
+Everything comes from the metadata the cache keeps of each case, so no image is read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from apps.sam_med3d_ich.data.cache import Cache
-from apps.sam_med3d_ich.data.facts import HU_EDGES, CaseFacts
-from apps.sam_med3d_ich.data.table import Case
-from apps.sam_med3d_ich.data.words import counted
-from apps.sam_med3d_ich.legends import legend_below
-from mlcore.files import format_bytes
-from mlcore.plots.style import BAD, MUTED, PALETTE, picture
-from mlcore.report import Picture, Section, Table
+from mlcore.base.files import format_bytes
+from mlcore.report.page import Picture, Section, Table
+from mlcore.report.plots.style import BAD, MUTED, PALETTE, picture
+from quartet.apps.sam_med3d_ich.data.cache import Cache
+from quartet.apps.sam_med3d_ich.data.metadata import HU_EDGES, CaseMetadata
+from quartet.apps.sam_med3d_ich.data.table import Case
+from quartet.apps.sam_med3d_ich.data.words import counted
+from quartet.apps.sam_med3d_ich.legends import legend_below
 
 __all__ = ["DatasetStatistics", "dataset_statistics", "draw_statistics", "statistics_sections"]
 
@@ -32,13 +32,13 @@ class DatasetStatistics:
     """What a set of cases holds.
 
     Attributes:
-        facts: Of each case, as stored.
+        metadata: Of each case, as stored.
         ich: 0 or 1 of each case.
         patients: Number of different patients.
         prepared_bytes: Memory of all cases on the target grid (image and components).
     """
 
-    facts: tuple[CaseFacts, ...]
+    metadata: tuple[CaseMetadata, ...]
     ich: tuple[int, ...]
     patients: int
     prepared_bytes: int
@@ -46,37 +46,37 @@ class DatasetStatistics:
     @property
     def spacing(self) -> NDArray[np.float64]:
         """Voxel sizes in mm along stored axes, [N, 3]."""
-        return np.array([facts.spacing for facts in self.facts])
+        return np.array([metadata.spacing for metadata in self.metadata])
 
     @property
     def lesions_ml(self) -> NDArray[np.float64]:
         """Volume of every lesion of every case in mL, [L]."""
-        return np.array([volume for facts in self.facts for volume in facts.lesions_ml], dtype=np.float64)
+        return np.array([volume for metadata in self.metadata for volume in metadata.lesions_ml], dtype=np.float64)
 
     @property
     def bleeds_ml(self) -> NDArray[np.float64]:
         """Marked volume of each case that has any, in mL."""
-        return np.array([facts.volume_ml for facts in self.facts if facts.lesions_ml], dtype=np.float64)
+        return np.array([metadata.volume_ml for metadata in self.metadata if metadata.lesions_ml], dtype=np.float64)
 
     @property
     def voxel_counts(self) -> NDArray[np.int64]:
         """Voxels in each bin of `HU_EDGES`."""
-        counts: NDArray[np.int64] = np.array([facts.histogram for facts in self.facts]).sum(axis=0)
+        counts: NDArray[np.int64] = np.array([metadata.histogram for metadata in self.metadata]).sum(axis=0)
         return counts
 
     @property
     def lesion_counts(self) -> NDArray[np.int64]:
         """The same for voxels inside masks."""
-        counts: NDArray[np.int64] = np.array([facts.lesion_histogram for facts in self.facts]).sum(axis=0)
+        counts: NDArray[np.int64] = np.array([metadata.lesion_histogram for metadata in self.metadata]).sum(axis=0)
         return counts
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of each line of a table."""
         positive, cases = sum(self.ich), len(self.ich)
-        shapes = np.array([facts.shape for facts in self.facts])
-        lesions = [len(facts.lesions_ml) for facts in self.facts if facts.lesions_ml]
+        shapes = np.array([metadata.shape for metadata in self.metadata])
+        lesions = [len(metadata.lesions_ml) for metadata in self.metadata if metadata.lesions_ml]
         voxels, marked = self.voxel_counts, self.lesion_counts
-        ranges = np.array([facts.hu_range for facts in self.facts])
+        ranges = np.array([metadata.hu_range for metadata in self.metadata])
         small = int((self.lesions_ml < _SMALL_ML).sum())
         return [
             ("cases", f"{cases} of {counted(self.patients, 'patient')}"),
@@ -95,19 +95,19 @@ class DatasetStatistics:
 
 
 def dataset_statistics(cases: Sequence[Case], *, cache: Cache) -> DatasetStatistics:
-    """Gather the facts of cases, at least one; those not in the cache yet are prepared now.
+    """Gather the metadata of cases, at least one; those not in the cache yet are prepared now.
 
     Raises:
         UserError: A case cannot be prepared.
     """
-    facts, total = [], 0
+    metadata, total = [], 0
     for case in cases:
         cached = cache.read(case)
-        facts.append(cached.facts)
+        metadata.append(cached.metadata)
         total += cached.image.nbytes + cached.components.nbytes
     patients = len({case.patient_id for case in cases})
     return DatasetStatistics(
-        facts=tuple(facts), ich=tuple(case.ich for case in cases), patients=patients, prepared_bytes=total
+        metadata=tuple(metadata), ich=tuple(case.ich for case in cases), patients=patients, prepared_bytes=total
     )
 
 

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from apps.sam_med3d_ich.data.volume import MASK_SUFFIXES, SUFFIXES, volume_name
-from apps.sam_med3d_ich.data.words import counted, listed
+from mlcore.base.errors import UserError
 from mlcore.data.records import failed, read_records
-from mlcore.errors import UserError
+from quartet.apps.sam_med3d_ich.data.volume import MASK_SUFFIXES, SUFFIXES, volume_name
+from quartet.apps.sam_med3d_ich.data.words import counted, listed
 
 __all__ = ["COLUMNS", "Case", "check_patients", "mask_key", "read_cases"]
 

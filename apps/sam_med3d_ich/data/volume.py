@@ -16,8 +16,17 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.sam_med3d_ich.data.arrays import array_shape, as_float, load_arrays, reason, stored_geometry, the_array
-from apps.sam_med3d_ich.data.geometry import (
+from mlcore.base.errors import UserError
+from mlcore.base.files import atomic_write
+from quartet.apps.sam_med3d_ich.data.arrays import (
+    array_shape,
+    as_float,
+    load_arrays,
+    reason,
+    stored_geometry,
+    the_array,
+)
+from quartet.apps.sam_med3d_ich.data.geometry import (
     Spacing,
     affine_distance,
     affine_spacing,
@@ -32,12 +41,10 @@ from apps.sam_med3d_ich.data.geometry import (
     spacings_agree,
     three_axes,
 )
-from apps.sam_med3d_ich.data.words import counted
-from mlcore.errors import UserError
-from mlcore.files import atomic_write
+from quartet.apps.sam_med3d_ich.data.words import counted
 
 if TYPE_CHECKING:
-    from apps.sam_med3d_ich.data.table import Case
+    from quartet.apps.sam_med3d_ich.data.table import Case
 
 __all__ = [
     "AFFINE_TOLERANCE_MM",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 
 __all__ = ["counted", "listed", "together"]
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from apps.sam_med3d_ich.model.prompts import NOT_A_POINT
+from quartet.apps.sam_med3d_ich.model.prompts import NOT_A_POINT
 
 
 def next_click(logits: Tensor, target: Tensor, *, draw: Tensor) -> tuple[Tensor, Tensor]:

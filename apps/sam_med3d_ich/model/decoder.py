@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apps.sam_med3d_ich.model.encoder import ChannelNorm
+from quartet.apps.sam_med3d_ich.model.encoder import ChannelNorm
 
 _MASKS = 4  # one for an unambiguous prompt, three for an ambiguous one
 _HEADS = 8

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from apps.sam_med3d_ich.model.attention import GridAttention
+from quartet.apps.sam_med3d_ich.model.attention import GridAttention
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apps.sam_med3d_ich.model.clicks import next_click
-from apps.sam_med3d_ich.model.encoder import EncoderShape
-from apps.sam_med3d_ich.model.sam import SamMed3D
+from quartet.apps.sam_med3d_ich.model.clicks import next_click
+from quartet.apps.sam_med3d_ich.model.encoder import EncoderShape
+from quartet.apps.sam_med3d_ich.model.sam import SamMed3D
 
 Points = tuple[Tensor, Tensor]
 """Voxel indices [B, N, 3] and labels [B, N]: 1 inside, 0 outside, -1 no point."""

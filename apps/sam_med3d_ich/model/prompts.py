@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from apps.sam_med3d_ich.model.encoder import ChannelNorm
+from quartet.apps.sam_med3d_ich.model.encoder import ChannelNorm
 
 NOT_A_POINT = -1
 """Label of a point that is only there to fill up."""

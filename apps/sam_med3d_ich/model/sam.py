@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from apps.sam_med3d_ich.model.decoder import MaskDecoder
-from apps.sam_med3d_ich.model.encoder import EncoderShape, ImageEncoder
-from apps.sam_med3d_ich.model.prompts import PromptEncoder
+from quartet.apps.sam_med3d_ich.model.decoder import MaskDecoder
+from quartet.apps.sam_med3d_ich.model.encoder import EncoderShape, ImageEncoder
+from quartet.apps.sam_med3d_ich.model.prompts import PromptEncoder
 
 PRESETS: dict[str, EncoderShape] = {
     "vit_b_ori": EncoderShape(),

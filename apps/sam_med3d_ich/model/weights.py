@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mlcore.checkpoint import CheckpointError, inference_weights, load_checkpoint, load_model_weights
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
+from mlcore.training.checkpoint import CheckpointError, inference_weights, load_checkpoint, load_model_weights
 
 _log = logging.getLogger(__name__)
 

@@ -1,60 +1,83 @@
-"""The shared `main` of scripts: parse, print or sweep where asked, hand the rest over, and report mistakes plainly."""
+"""The one description of an application: what the command line, the session and people must know of it."""
 
-import argparse
+from __future__ import annotations
+
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic
 
-from mlcore.cli.parse import parse
-from mlcore.cli.spec import AppSpec, Invocation
-from mlcore.config.dump import to_yaml
+from mlcore.cli.invocation import Invocation
 from mlcore.config.validation import ConfigT
-from mlcore.env import load_env, mask_text
-from mlcore.errors import UserError
 
-__all__ = ["guarded", "run_app"]
+if TYPE_CHECKING:
+    from mlcore.base.distributed import World
+
+__all__ = ["App"]
 
 
-def run_app(
-    spec: AppSpec[ConfigT],
-    act: Callable[[Invocation[ConfigT]], int],
-    *,
-    argv: Sequence[str] | None = None,
-    extra: argparse.ArgumentParser | None = None,
-) -> NoReturn:
-    """Run a script and exit with its code; `.env` is read first.
+@dataclass(frozen=True, kw_only=True)
+class App(Generic[ConfigT]):
+    """An application.
 
-    Args:
-        spec: The application.
-        act: Does what the invocation asks for (train, dry_run, test, lr_find) and returns the exit code; it should
-            import torch and the like itself, so that `--help` and `--cfg` stay quick.
-        argv: Arguments; the process's own by default.
-        extra: Parser with the script's own arguments.
+    It is imported before the command line is parsed, so `build` and `group` import torch and the like when called.
+
+    Attributes:
+        name: Name of the app's folder, e.g. "perceiver".
+        title: For people.
+        description: What its training script does, the first lines of `--help`.
+        config_cls: Its typed configuration.
+        config_dir: Folder with default.yaml, demo.yaml, experiment/ and one folder for each group.
+        build: From configuration and world to a `mlcore.run.build.TrainingSetup`.
+        run_name: Default name of a run, from the configuration.
+        own_data: The command for own data, shown with the demo.
+        demo_unless: Dotted paths of the settings that say what to train on; while none has a value, the demo preset is
+            applied.
+        base: Files of `config_dir` that every run starts from, the later one winning.
+        root: Where runs and sweeps go; None for outputs/<name>.
+        dry_run_config: The configuration with which `--dry_run` and `--lr_find` build, so that they do no lasting work,
+            such as filling a cache; None for the run's own.
+        group: The `mlcore.run.group.RunGroup` that a configuration asks for (folds, seeds, ablations); None, or a
+            function that returns None, where a run is one run.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
 
-    def main() -> int:
-        load_env()  # before parsing: some settings are backed by environment variables
-        invocation = parse(spec, arguments, extra=extra)
-        if invocation.action == "print_config":
-            sys.stdout.write(mask_text(to_yaml(invocation.config, invocation.composed.sources)))
-            return 0
-        if invocation.action == "multirun":
-            from mlcore.cli.multirun import own_command, run_sweep  # not needed by `--help`, which is to be quick
+    name: str
+    title: str
+    description: str
+    config_cls: type[ConfigT]
+    config_dir: Path
+    build: Callable[[ConfigT, World], Any]
+    run_name: Callable[[ConfigT], str]
+    own_data: str
+    demo_unless: tuple[str, ...] = ()
+    base: tuple[str, ...] = ("default.yaml",)
+    root: Path | None = None
+    dry_run_config: Callable[[ConfigT], ConfigT] | None = None
+    group: Callable[[ConfigT], Any] | None = None
 
-            return run_sweep(invocation, app=spec.name, command=own_command(arguments), root=spec.root)
-        return act(invocation)
+    @property
+    def package(self) -> str:
+        """The top-level package of its code, e.g. "quartet"."""
+        return self.config_cls.__module__.partition(".")[0]
 
-    guarded(main)
+    @property
+    def source(self) -> Path:
+        """The folder that its code is in."""
+        module = sys.modules[self.config_cls.__module__]
+        return Path(module.__file__ or ".").parent
 
+    @property
+    def runs_folder(self) -> Path:
+        """The folder of all its runs."""
+        return self.root or Path("outputs") / self.name
 
-def guarded(main: Callable[[], int]) -> NoReturn:
-    """Exit with the result of `main`; a `UserError` is printed plainly and exits with 2, Ctrl-C with 130."""
-    try:
-        code = main()
-    except UserError as error:
-        print(f"error: {mask_text(str(error))}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        code = 130
-    sys.exit(code)
+    def name_of_run(self, invocation: Invocation[Any]) -> str:
+        """What a run is called: its own name, the experiment's, or what it is trained on."""
+        config, composed = invocation.config, invocation.composed
+        name: str = config.run.name or composed.experiment or ("demo" if composed.demo else self.run_name(config))
+        return name
+
+    def folder_of_runs(self, invocation: Invocation[Any]) -> Path:
+        """The folder in which the invocation's run gets its own, unless it names one."""
+        return self.runs_folder / self.name_of_run(invocation)

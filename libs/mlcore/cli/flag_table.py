@@ -4,24 +4,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlcore.cli.spec import AppSpec
+from mlcore.base.errors import UserError
+from mlcore.cli.app import App
 from mlcore.config.compose import Request, compose
 from mlcore.config.dump import to_values
 from mlcore.config.names import Leaf, NameTable
 from mlcore.config.text import dump_value
-from mlcore.errors import UserError
 
 __all__ = ["flag_tables", "insert_flag_tables"]
 
 BEGIN, END = "<!-- flags: begin -->", "<!-- flags: end -->"
 
 
-def flag_tables(spec: AppSpec[Any]) -> str:
+def flag_tables(app: App[Any]) -> str:
     """One table for each section: flag, default (with `default.yaml`), unit or choices, meaning, other names."""
-    return "\n".join(_lines(spec)) + "\n"
+    return "\n".join(_lines(app)) + "\n"
 
 
-def insert_flag_tables(page: Path, spec: AppSpec[Any]) -> str:
+def insert_flag_tables(page: Path, app: App[Any]) -> str:
     """The text of a page with the tables put between its two marks; the file is left alone.
 
     Raises:
@@ -30,12 +30,12 @@ def insert_flag_tables(page: Path, spec: AppSpec[Any]) -> str:
     text = page.read_text(encoding="utf-8")
     if not 0 <= text.find(BEGIN) < text.find(END):
         raise UserError(f"{page}: expected the lines {BEGIN} and {END}")
-    return text[: text.index(BEGIN)] + f"{BEGIN}\n{flag_tables(spec)}" + text[text.index(END) :]
+    return text[: text.index(BEGIN)] + f"{BEGIN}\n{flag_tables(app)}" + text[text.index(END) :]
 
 
-def _lines(spec: AppSpec[Any]) -> Iterator[str]:
-    table = NameTable(spec.config_cls)
-    values = to_values(compose(spec.config_cls, spec.config_dir, Request(base=spec.base), environ={}).config)
+def _lines(app: App[Any]) -> Iterator[str]:
+    table = NameTable(app.config_cls)
+    values = to_values(compose(app.config_cls, app.config_dir, Request(base=app.base), environ={}).config)
     rows: dict[str, list[str]] = {}  # by section; a nested section may stand in the middle of its parent
     for path, leaf in table.leaves.items():
         default: Any = values

@@ -4,7 +4,6 @@ The state of the sweep is in `sweep.json`: the same command again skips finished
 its checkpoint (each job's run folder is fixed, and runs resume by default), and tries failed ones again.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -22,11 +21,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from mlcore.cli.spec import Invocation
+from mlcore.base.files import ensure_folder, write_text
+from mlcore.base.locks import hold, is_held
+from mlcore.cli.invocation import Invocation
 from mlcore.cli.sweep import Override, varied
 from mlcore.config.errors import ConfigError
 from mlcore.config.text import read_document
-from mlcore.files import ensure_folder, write_text
 
 __all__ = ["Job", "own_command", "run_sweep"]
 
@@ -81,7 +81,7 @@ def run_sweep(invocation: Invocation[Any], *, app: str, command: Sequence[str], 
     own_folder = (root or Path("outputs") / app) / "multirun" / digest
     folder = ensure_folder(Path(given_folder) if given_folder else own_folder)
     start = [*command, *invocation.passed_on]
-    with _locked(folder) as lock, _forwarded_signals(lock) as stopper:
+    with _locked(folder), _forwarded_signals() as stopper:
         jobs = _load(folder, digest) or _plan(overrides)
         for number, job in enumerate(jobs, 1):
             if job.status == "finished" or stopper.signal:
@@ -98,21 +98,21 @@ def run_sweep(invocation: Invocation[Any], *, app: str, command: Sequence[str], 
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """Keep others off the sweep; jobs inherit the lock, so one that outlives a killed sweep is not started twice."""
-    with (folder / "sweep.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{folder}: this sweep, or a job of it, is still running") from None
-        yield file.fileno()
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep others off the sweep, and do not begin while a job that outlived a killed one holds its run folder."""
+    lock = hold(folder / "sweep.lock")
+    if lock is None or any(is_held(path) for path in folder.glob("*/run.lock")):
+        raise ConfigError(f"{folder}: this sweep, or a job of it, is still running")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _Stopper:
     """Passes SIGINT and SIGTERM on to the running job and remembers the first."""
 
-    def __init__(self, lock: int) -> None:
-        self.lock = lock
+    def __init__(self) -> None:
         self.signal = 0
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -123,8 +123,8 @@ class _Stopper:
 
 
 @contextmanager
-def _forwarded_signals(lock: int) -> Iterator[_Stopper]:
-    stopper = _Stopper(lock)
+def _forwarded_signals() -> Iterator[_Stopper]:
+    stopper = _Stopper()
     if threading.current_thread() is not threading.main_thread():  # handlers can be set in the main thread only
         yield stopper
         return
@@ -139,7 +139,7 @@ def _forwarded_signals(lock: int) -> Iterator[_Stopper]:
 def _run(job: Job, command: Sequence[str], stopper: _Stopper) -> None:
     started = time.monotonic()
     # Own session: a terminal's Ctrl-C reaches the job once, through the stopper.
-    process = subprocess.Popen(command, start_new_session=True, pass_fds=[stopper.lock])  # noqa: S603 (our own command)
+    process = subprocess.Popen(command, start_new_session=True)  # noqa: S603 (our own command)
     stopper.process = process
     if stopper.signal:
         process.send_signal(stopper.signal)  # it came while the job was starting

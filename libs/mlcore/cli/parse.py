@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mlcore.cli.app import App
 from mlcore.cli.flags import ACTIONS, build_parser, setting_of
-from mlcore.cli.spec import Action, AppSpec, Invocation
+from mlcore.cli.invocation import Action, Invocation
 from mlcore.cli.sweep import expand
 from mlcore.config.compose import Composed, Request, compose, group_choices
 from mlcore.config.dump import to_values
@@ -24,12 +25,12 @@ _NEGATIVE = re.compile(r"-[.\d]")
 
 
 def parse(
-    spec: AppSpec[ConfigT], argv: Sequence[str] | None = None, *, extra: argparse.ArgumentParser | None = None
+    app: App[ConfigT], argv: Sequence[str] | None = None, *, extra: argparse.ArgumentParser | None = None
 ) -> Invocation[ConfigT]:
     """Parse a command line and compose the configuration; `--help` prints and exits.
 
     Args:
-        spec: The application.
+        app: The application.
         argv: Arguments without the program's name; the process's own by default.
         extra: A parser (with `add_help=False`, underscores in its flags) with the script's own arguments.
 
@@ -40,10 +41,10 @@ def parse(
         ConfigError: A flag, key, value or file is wrong.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    table = NameTable(spec.config_cls)
-    groups = group_choices(spec.config_dir)
-    defaults = _defaults(spec) if {"-h", "--help"} & set(argv) else {}
-    parser = build_parser(table, groups, description=spec.description, defaults=defaults, extra=extra)
+    table = NameTable(app.config_cls)
+    groups = group_choices(app.config_dir)
+    defaults = _defaults(app) if {"-h", "--help"} & set(argv) else {}
+    parser = build_parser(table, groups, description=app.description, defaults=defaults, extra=extra)
     reader = _Reader(table, parser)
     given, rest = parser.parse_known_args(reader.flags(argv))
     if rest:
@@ -53,7 +54,7 @@ def parse(
     request = {"files": [Path(file) for file in getattr(given, "config", [])], "demo": hasattr(given, "demo")}
     action = _action(given)
     jobs = expand(overrides) if hasattr(given, "multirun") else ()
-    composed = [_compose(spec, job, **request) for job in jobs or (overrides,)]
+    composed = [_compose(app, job, **request) for job in jobs or (overrides,)]
     return Invocation(
         action=action,
         composed=composed[0],
@@ -65,9 +66,9 @@ def parse(
     )
 
 
-def _compose(spec: AppSpec[ConfigT], overrides: Sequence[tuple[str, str]], **request: Any) -> Composed[ConfigT]:
-    demand = Request(overrides=overrides, demo_unless=spec.demo_unless, base=spec.base, **request)
-    return compose(spec.config_cls, spec.config_dir, demand)
+def _compose(app: App[ConfigT], overrides: Sequence[tuple[str, str]], **request: Any) -> Composed[ConfigT]:
+    demand = Request(overrides=overrides, demo_unless=app.demo_unless, base=app.base, **request)
+    return compose(app.config_cls, app.config_dir, demand)
 
 
 class _Reader:
@@ -129,9 +130,9 @@ class _Reader:
         raise ConfigError(f"command line: unknown flag '--{head}'{hint.replace(chr(39), chr(39) + '--', 1)}")
 
 
-def _defaults(spec: AppSpec[ConfigT]) -> dict[str, Any]:
+def _defaults(app: App[ConfigT]) -> dict[str, Any]:
     """Default of every setting once the base files are applied."""
-    composed = compose(spec.config_cls, spec.config_dir, Request(base=spec.base), environ={})
+    composed = compose(app.config_cls, app.config_dir, Request(base=app.base), environ={})
     flat: dict[str, Any] = {}
 
     def flatten(section: Section, values: dict[str, Any], prefix: str) -> None:

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mlcore.base.console import format_duration
+from mlcore.base.env import mask_text
+from mlcore.base.errors import UserError
+from mlcore.base.files import ensure_folder, write_text
 from mlcore.compare.reading import SPLITS, Run, find_runs
 from mlcore.config.errors import nearest
 from mlcore.config.sections import EarlyStoppingConfig
-from mlcore.console import format_duration
-from mlcore.env import mask_text
-from mlcore.errors import UserError
-from mlcore.files import ensure_folder, write_text
 from mlcore.metrics.ranking import Interval
-from mlcore.plots.runs import Bar, plot_runs
+from mlcore.report.plots.runs import Bar, plot_runs
 
 __all__ = ["Comparison", "compare_runs", "write_comparison"]
 
@@ -67,7 +67,7 @@ def compare_runs(
 
     Raises:
         UserError: no run there, none has the metric (the nearest name is told), or without `metric` the runs were
-            judged by different ones.
+            evaluated by different ones.
     """
     runs = find_runs(paths)
     ranked, others = [run for run in runs if not run.trouble], [run for run in runs if run.trouble]
@@ -113,7 +113,7 @@ def _choose_metric(runs: Sequence[Run], asked: str | None) -> str:
         monitored = list(dict.fromkeys(run.monitored for run in runs))
         if len(monitored) > 1:
             raise UserError(
-                f"the runs were judged by different metrics ({', '.join(monitored)}); choose one with --metric"
+                f"the runs were evaluated by different metrics ({', '.join(monitored)}); choose one with --metric"
             )
         return monitored[0] if monitored else ""
     known = {name for run in runs for name in run.metrics if name.partition("/")[2] not in _COUNTS}
@@ -125,7 +125,7 @@ def _choose_metric(runs: Sequence[Run], asked: str | None) -> str:
 
 
 def _mode(metric: str, runs: Sequence[Run]) -> Literal["min", "max"]:
-    """As a run that was judged by the metric (of either split) has it, or as its name suggests."""
+    """As a run that was evaluated by the metric (of either split) has it, or as its name suggests."""
     base = metric.partition("/")[2]
     known = [run.mode for run in runs if run.monitored.partition("/")[2] == base]
     if known or not base:

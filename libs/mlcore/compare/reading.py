@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mlcore.base.env import mask_secrets
+from mlcore.base.errors import UserError
 from mlcore.config.text import dump_value, read_document
-from mlcore.env import mask_secrets
-from mlcore.errors import UserError
 from mlcore.metrics.ranking import Interval
-from mlcore.runs import is_locked
+from mlcore.run.folder import is_locked
 from mlcore.trackers.table import read_history
 
 __all__ = ["SPLITS", "Run", "find_runs"]

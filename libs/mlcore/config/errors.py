@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 
 
 class ConfigError(UserError):

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from mlcore.base.errors import UserError, listed
 from mlcore.data.fingerprints import Fingerprints, fingerprints
-from mlcore.errors import UserError, listed
 
 __all__ = ["check_duplicates", "duplicate_groups", "report_duplicates"]
 

@@ -25,10 +25,10 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from mlcore.console import with_progress
+from mlcore.base.console import with_progress
+from mlcore.base.errors import UserError, listed
+from mlcore.base.files import atomic_write, ensure_folder
 from mlcore.data.images import content_digest, read_image
-from mlcore.errors import UserError, listed
-from mlcore.files import atomic_write, ensure_folder
 
 __all__ = ["Fingerprints", "Numbered", "ReadPage", "cache_file", "fingerprints"]
 

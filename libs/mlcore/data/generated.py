@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mlcore.errors import UserError
-from mlcore.files import partial_folder, write_json
+from mlcore.base.errors import UserError
+from mlcore.base.files import partial_folder, write_json
 
 __all__ = ["write_once"]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 
 __all__ = ["SUFFIXES", "content_digest", "find_images", "image_size", "read_image"]
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler, default_collate
 
-from mlcore.batch import MicroBatch
+from mlcore.base.errors import UserError
+from mlcore.base.seeding import numpy_rng, torch_rng
+from mlcore.data.batch import MicroBatch
 from mlcore.data.order import BatchKey, EpochOrder
-from mlcore.errors import UserError
-from mlcore.seeding import numpy_rng, torch_rng
 
 _AUGMENTATION_STREAM = 2
 _WORKER_STREAM = 3

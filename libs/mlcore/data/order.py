@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mlcore.seeding import numpy_rng
+from mlcore.base.seeding import numpy_rng
 
 _ORDER_STREAM = 1  # keeps the order's random numbers apart from augmentation's
 

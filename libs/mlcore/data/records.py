@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
-from mlcore.errors import UserError, listed
+from mlcore.base.errors import UserError, listed
 
 __all__ = ["failed", "read_records"]
 

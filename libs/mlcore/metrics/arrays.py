@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 
 __all__ = ["Array", "FloatArray", "IntArray", "as_floats", "as_labels", "as_probabilities"]
 

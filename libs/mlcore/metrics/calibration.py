@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_labels, as_probabilities
 
 __all__ = ["ReliabilityBins", "brier_score", "expected_calibration_error", "reliability_bins"]

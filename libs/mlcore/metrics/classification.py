@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_floats, as_labels, as_probabilities
 from mlcore.metrics.calibration import brier_score, expected_calibration_error
 from mlcore.metrics.ranking import auroc, average_precision

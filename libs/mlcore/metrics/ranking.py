@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_floats, as_labels
 
 __all__ = ["Interval", "Score", "auroc", "auroc_interval", "average_precision", "mean_interval"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_floats, as_labels
 from mlcore.metrics.calibration import expected_calibration_error
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlcore.console import format_duration
+from mlcore.base.console import format_duration
 
 __all__ = ["ConsoleTracker"]
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TextIO
 
-from mlcore.errors import UserError
-from mlcore.files import ensure_folder, write_text
+from mlcore.base.errors import UserError
+from mlcore.base.files import ensure_folder, write_text
 
 __all__ = ["CSV_NAME", "JSONL_NAME", "Row", "TableTracker", "read_csv", "read_history"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mlcore.files import ensure_folder
+from mlcore.base.files import ensure_folder
 
 __all__ = ["TensorBoardTracker"]
 

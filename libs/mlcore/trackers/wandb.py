@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from mlcore.env import mask_secrets, wandb_key_source
-from mlcore.files import ensure_folder
+from mlcore.base.env import mask_secrets, wandb_key_source
+from mlcore.base.files import ensure_folder
 from mlcore.trackers.table import Row
 from mlcore.trackers.wandb_files import read_wandb_history
 
@@ -73,7 +73,7 @@ class WandbTracker:
             mode=mode,
             id=run_id,
             resume="allow",
-            reinit="create_new",  # another run of this process may be open, see `mlcore.session` on variants
+            reinit="create_new",  # another run of this process may be open, see `mlcore.run.session` on variants
             settings=wandb.Settings(
                 silent=True,
                 console="off",

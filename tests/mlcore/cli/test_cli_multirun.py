@@ -13,8 +13,9 @@ import pytest
 SCRIPT = """
     import os, signal, sys
     from pathlib import Path
-    from mlcore.cli.app import run_app
-    from mlcore.cli.spec import AppSpec
+    from mlcore.cli.main import run_app
+    from mlcore.base.locks import hold
+    from mlcore.cli.app import App
     from mlcore.config.section import Section, field
     from mlcore.config.sections import RunConfig, TrainConfig
 
@@ -32,11 +33,22 @@ SCRIPT = """
             return 3
         if config.train.epochs == 99 and not Path("mended").exists():
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+            held = hold(folder / "run.lock")  # as every run does
             Path("ready").write_text(str(os.getpid()))
             signal.pause()
         return 0
 
-    run_app(AppSpec(name="toy", config_cls=ToyConfig, config_dir=Path("configs"), description="toy"), act)
+    toy = App(
+        name="toy",
+        title="Toy",
+        description="toy",
+        config_cls=ToyConfig,
+        config_dir=Path("configs"),
+        build=None,
+        run_name=None,
+        own_data="",
+    )
+    run_app(toy, act)
 """
 
 

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from mlcore.cli.app import guarded, run_app
+from mlcore.base.errors import UserError
+from mlcore.cli.app import App
+from mlcore.cli.invocation import Invocation
+from mlcore.cli.main import guarded, run_app
 from mlcore.cli.parse import parse
-from mlcore.cli.spec import AppSpec, Invocation
 from mlcore.cli.sweep import expand, split, varied
 from mlcore.config.compose import group_choices
 from mlcore.config.errors import ConfigError
 from mlcore.config.names import NameTable
 from mlcore.config.section import Section, field
 from mlcore.config.sections import RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
-from mlcore.errors import UserError
 
 
 class DataConfig(Section):
@@ -42,7 +43,7 @@ def no_tracking_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def spec(tmp_path: Path) -> AppSpec[ToyConfig]:
+def spec(tmp_path: Path) -> App[ToyConfig]:
     folder = tmp_path / "configs"
     for name, text in {
         "default.yaml": "train:\n  batch_size: 8\n",
@@ -53,10 +54,19 @@ def spec(tmp_path: Path) -> AppSpec[ToyConfig]:
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    return AppSpec(name="toy", config_cls=ToyConfig, config_dir=folder, description="Trains a toy.")
+    return App(
+        name="toy",
+        title="Toy",
+        description="Trains a toy.",
+        config_cls=ToyConfig,
+        config_dir=folder,
+        build=lambda config, world: None,
+        run_name=lambda config: "toy",
+        own_data="",
+    )
 
 
-def given(spec: AppSpec[ToyConfig], line: str) -> ToyConfig:
+def given(spec: App[ToyConfig], line: str) -> ToyConfig:
     return parse(spec, line.split()).config
 
 
@@ -74,7 +84,7 @@ def given(spec: AppSpec[ToyConfig], line: str) -> ToyConfig:
         "++batch_size=32",
     ],
 )
-def test_every_spelling_of_one_setting(spec: AppSpec[ToyConfig], line: str) -> None:
+def test_every_spelling_of_one_setting(spec: App[ToyConfig], line: str) -> None:
     assert given(spec, line).train.batch_size == 32
 
 
@@ -93,7 +103,7 @@ def test_every_spelling_of_one_setting(spec: AppSpec[ToyConfig], line: str) -> N
         ("--use_wandb lr=1", True),
     ],
 )
-def test_switches(spec: AppSpec[ToyConfig], line: str, expected: bool) -> None:
+def test_switches(spec: App[ToyConfig], line: str, expected: bool) -> None:
     assert given(spec, line).tracking.use_wandb is expected
 
 
@@ -108,11 +118,11 @@ def test_switches(spec: AppSpec[ToyConfig], line: str, expected: bool) -> None:
         "--lr 1 --seq_len_range 5 9 --epochs 3",
     ],
 )
-def test_lists(spec: AppSpec[ToyConfig], line: str) -> None:
+def test_lists(spec: App[ToyConfig], line: str) -> None:
     assert given(spec, line).data.seq_len_range == (5, 9)
 
 
-def test_command_lines_that_users_were_promised(spec: AppSpec[ToyConfig]) -> None:
+def test_command_lines_that_users_were_promised(spec: App[ToyConfig]) -> None:
     config = given(
         spec, "--dataset synthetic --epochs 10 --batch_size 16 --lr 2e-4 --scheduler_type cosine --patience 15"
     )
@@ -123,18 +133,18 @@ def test_command_lines_that_users_were_promised(spec: AppSpec[ToyConfig]) -> Non
 
 
 @pytest.mark.parametrize("line", ["scheduler=step", "--scheduler step", "--scheduler=step"])
-def test_group_choice(spec: AppSpec[ToyConfig], line: str) -> None:
+def test_group_choice(spec: App[ToyConfig], line: str) -> None:
     assert given(spec, line).scheduler.params() == {"step_size": 30.0}
 
 
 @pytest.mark.parametrize("line", ["+experiment=big", "experiment=big", "--experiment big"])
-def test_experiment(spec: AppSpec[ToyConfig], line: str) -> None:
+def test_experiment(spec: App[ToyConfig], line: str) -> None:
     invocation = parse(spec, line.split())
     assert invocation.config.train.batch_size == 512
     assert invocation.composed.experiment == "big"
 
 
-def test_config_files_and_demo(spec: AppSpec[ToyConfig], tmp_path: Path) -> None:
+def test_config_files_and_demo(spec: App[ToyConfig], tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text('{"learning_rate": 0.5}')
     invocation = parse(spec, ["--config", str(tmp_path / "mine.json"), "--demo"])
     assert (invocation.config.train.lr, invocation.config.train.epochs) == (0.5, 2)
@@ -151,7 +161,7 @@ def test_config_files_and_demo(spec: AppSpec[ToyConfig], tmp_path: Path) -> None
         ("--resume lr=1", "auto"),
     ],
 )
-def test_resume(spec: AppSpec[ToyConfig], line: str, resume: str) -> None:
+def test_resume(spec: App[ToyConfig], line: str, resume: str) -> None:
     assert given(spec, line).run.resume == resume
 
 
@@ -170,7 +180,7 @@ def test_resume(spec: AppSpec[ToyConfig], line: str, resume: str) -> None:
         ("--multirun lr=1,2 --dry_run", "multirun"),
     ],
 )
-def test_actions(spec: AppSpec[ToyConfig], line: str, action: str) -> None:
+def test_actions(spec: App[ToyConfig], line: str, action: str) -> None:
     assert parse(spec, line.split()).action == action
 
 
@@ -194,23 +204,23 @@ def test_actions(spec: AppSpec[ToyConfig], line: str, action: str) -> None:
         ("-m lr=1,x", r"train\.lr = x: expected a number"),
     ],
 )
-def test_mistakes(spec: AppSpec[ToyConfig], line: str, message: str) -> None:
+def test_mistakes(spec: App[ToyConfig], line: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(spec, line.split())
 
 
-def test_values_with_spaces_equals_signs_and_dashes(spec: AppSpec[ToyConfig]) -> None:
+def test_values_with_spaces_equals_signs_and_dashes(spec: App[ToyConfig]) -> None:
     config = parse(spec, ["--dataset", "a=b", "run.name=two words", "--tags", "x", "y z", "--resume=a/b=c.pth"]).config
     assert (config.data.dataset, config.run.name, config.data.tags) == ("a=b", "two words", ["x", "y z"])
     assert config.run.resume == "a/b=c.pth"
 
 
-def test_the_last_of_several_spellings_wins(spec: AppSpec[ToyConfig]) -> None:
+def test_the_last_of_several_spellings_wins(spec: App[ToyConfig]) -> None:
     assert given(spec, "lr=1 --lr 2 train.lr=3 --learning-rate 4").train.lr == 4.0
     assert given(spec, "--lr 2 lr=1").train.lr == 1.0
 
 
-def test_scripts_may_have_arguments_of_their_own(spec: AppSpec[ToyConfig]) -> None:
+def test_scripts_may_have_arguments_of_their_own(spec: App[ToyConfig]) -> None:
     extra = argparse.ArgumentParser(add_help=False)
     extra.add_argument("--model_path", required=True)
     extra.add_argument("--analyze", action="store_true")
@@ -223,7 +233,7 @@ def test_scripts_may_have_arguments_of_their_own(spec: AppSpec[ToyConfig]) -> No
 # ---------------------------------------------------------------- help
 
 
-def help_text(spec: AppSpec[ToyConfig], capsys: pytest.CaptureFixture[str]) -> str:
+def help_text(spec: App[ToyConfig], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as caught:
         parse(spec, ["--help"])
     assert caught.value.code == 0
@@ -231,7 +241,7 @@ def help_text(spec: AppSpec[ToyConfig], capsys: pytest.CaptureFixture[str]) -> s
 
 
 def test_help_has_every_setting_with_default_unit_choices_and_aliases(
-    spec: AppSpec[ToyConfig], capsys: pytest.CaptureFixture[str]
+    spec: App[ToyConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = " ".join(help_text(spec, capsys).split())
     for path, short in NameTable(ToyConfig).short.items():
@@ -246,7 +256,7 @@ def test_help_has_every_setting_with_default_unit_choices_and_aliases(
     assert "environment: WANDB_PROJECT" in text
 
 
-def test_help_and_parsing_load_nothing_heavy(spec: AppSpec[ToyConfig]) -> None:
+def test_help_and_parsing_load_nothing_heavy(spec: App[ToyConfig]) -> None:
     code = (
         "import sys; from mlcore.cli import app, parse; from mlcore.config import sections, dump; "
         "heavy = {'torch', 'numpy', 'matplotlib', 'wandb', 'boto3'} & set(sys.modules); "
@@ -282,7 +292,7 @@ def test_jobs_are_the_cartesian_product() -> None:
     assert varied(jobs)[1] == [("a", "x"), ("b", "2")]
 
 
-def test_sweeps_take_flags_groups_and_experiments(spec: AppSpec[ToyConfig]) -> None:
+def test_sweeps_take_flags_groups_and_experiments(spec: App[ToyConfig]) -> None:
     invocation = parse(spec, ["-m", "--lr", "1e-3,1e-4", "scheduler=step,cosine", "+experiment=big", "--dry_run"])
     assert len(invocation.jobs) == 4
     assert dict(invocation.jobs[1]) == {"train.lr": "1e-3", "scheduler": "cosine", "experiment": "big"}
@@ -293,13 +303,13 @@ def test_sweeps_take_flags_groups_and_experiments(spec: AppSpec[ToyConfig]) -> N
 # ---------------------------------------------------------------- running
 
 
-def outcome(spec: AppSpec[ToyConfig], act: Any, argv: list[str]) -> Any:
+def outcome(spec: App[ToyConfig], act: Any, argv: list[str]) -> Any:
     with pytest.raises(SystemExit) as caught:
         run_app(spec, act, argv=argv)
     return caught.value.code
 
 
-def test_an_app_gets_the_invocation_and_gives_the_exit_code(spec: AppSpec[ToyConfig]) -> None:
+def test_an_app_gets_the_invocation_and_gives_the_exit_code(spec: App[ToyConfig]) -> None:
     seen: list[Invocation[ToyConfig]] = []
 
     def act(invocation: Invocation[ToyConfig]) -> int:
@@ -311,7 +321,7 @@ def test_an_app_gets_the_invocation_and_gives_the_exit_code(spec: AppSpec[ToyCon
 
 
 def test_cfg_job_prints_yaml_with_origins_and_without_secrets(
-    spec: AppSpec[ToyConfig], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    spec: App[ToyConfig], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_API_KEY", "0123456789abcdef")
     code = outcome(spec, lambda _: 1, ["--cfg", "job", "lr=0.5", "dataset=${env:SOME_API_KEY}"])
@@ -322,7 +332,7 @@ def test_cfg_job_prints_yaml_with_origins_and_without_secrets(
     assert "0123456789abcdef" not in text
 
 
-def test_mistakes_are_told_without_a_traceback(spec: AppSpec[ToyConfig], capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_told_without_a_traceback(spec: App[ToyConfig], capsys: pytest.CaptureFixture[str]) -> None:
     assert outcome(spec, lambda _: 0, ["lr=x"]) == 2
     assert capsys.readouterr().err == "error: command line: train.lr = x: expected a number, above 0\n"
 
@@ -337,7 +347,7 @@ def test_guarded_exit_codes(error: BaseException, code: int, capsys: pytest.Capt
     assert caught.value.code == code
 
 
-def test_groups_are_the_folders(spec: AppSpec[ToyConfig]) -> None:
+def test_groups_are_the_folders(spec: App[ToyConfig]) -> None:
     assert group_choices(spec.config_dir) == {"experiment": ["big"], "scheduler": ["cosine", "step"]}
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
+from mlcore.base.errors import UserError
 from mlcore.data import duplicates
 from mlcore.data.duplicates import check_duplicates, duplicate_groups
 from mlcore.data.fingerprints import Fingerprints, fingerprints
-from mlcore.errors import UserError
 
 LIMIT = 10**8
 

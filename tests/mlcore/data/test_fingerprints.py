@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mlcore.base.errors import UserError
 from mlcore.data import fingerprints as module
 from mlcore.data.fingerprints import Fingerprints, Numbered, cache_file, fingerprints
-from mlcore.errors import UserError
 
 LIMIT = 10**8
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mlcore.base.errors import UserError
 from mlcore.data.generated import write_once
-from mlcore.errors import UserError
 
 
 def write(folder: Path) -> None:

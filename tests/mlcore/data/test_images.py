@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, features
 
+from mlcore.base.errors import UserError
 from mlcore.data.images import content_digest, find_images, image_size, read_image
-from mlcore.errors import UserError
 
 LIMIT = 100_000_000
 

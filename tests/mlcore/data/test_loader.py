@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from mlcore.base.errors import UserError
 from mlcore.data.loader import BatchLoader, worker_count
 from mlcore.data.order import EpochOrder
-from mlcore.errors import UserError
 
 SIZE = 50
 

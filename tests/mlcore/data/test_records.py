@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from mlcore.base.errors import UserError
 from mlcore.data.records import failed, read_records
-from mlcore.errors import UserError
 
 
 def table(folder: Path, content: str | bytes) -> Path:

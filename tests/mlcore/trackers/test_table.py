@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlcore.errors import UserError
+from mlcore.base.errors import UserError
 from mlcore.trackers.table import TableTracker, read_csv, read_history
 
 

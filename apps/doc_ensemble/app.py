@@ -1,0 +1,68 @@
+"""What the document classifier is, for the command line and the session; imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlcore.cli.app import App
+from quartet.apps.doc_ensemble.config import DocConfig
+
+if TYPE_CHECKING:
+    from mlcore.base.distributed import World
+    from mlcore.run.build import TrainingSetup
+    from mlcore.run.group import RunGroup
+
+__all__ = ["APP", "ENSEMBLE"]
+
+
+def _build(config: DocConfig, world: World) -> TrainingSetup:
+    from quartet.apps.doc_ensemble.build import build  # torch takes seconds to import
+
+    return build(config, world)
+
+
+def _group(config: DocConfig) -> RunGroup[DocConfig] | None:
+    if not config.kfold.folds or config.kfold.fold is not None:
+        return None
+    from quartet.apps.doc_ensemble.ensemble.folds import folds
+
+    return folds(config)
+
+
+def _dry_run_config(config: DocConfig) -> DocConfig:
+    """A dry run of a cross-validation is one of its first fold."""
+    if not config.kfold.folds or config.kfold.fold is not None:
+        return config
+    return config.model_copy(update={"kfold": config.kfold.model_copy(update={"fold": 1})})
+
+
+def _run_name(config: DocConfig) -> str:
+    if config.data.source == "generated":
+        return "generated"
+    data = config.data.data_dir or (config.data.train_csv or Path("pages")).with_suffix("")
+    name = data.resolve().name
+    return data.resolve().parent.name if name == "train" else name
+
+
+APP = App(
+    name="doc_ensemble",
+    title="Document classifier",
+    description="Train a classifier of document pages.",
+    config_cls=DocConfig,
+    config_dir=Path(__file__).resolve().parents[2] / "configs" / "doc_ensemble",
+    build=_build,
+    run_name=_run_name,
+    own_data='make train APP=doc_ensemble ARGS="--data_dir DIR"  (a folder per class; tables: docs/doc_ensemble.md)',
+    demo_unless=("data.data_dir", "data.train_csv"),
+    dry_run_config=_dry_run_config,
+    group=_group,
+)
+
+ENSEMBLE = replace(
+    APP,
+    description="Evaluate document pages with several models and views, and say what each method gains.",
+    base=("default.yaml", "ensemble.yaml"),
+    demo_unless=(*APP.demo_unless, "ensemble.models", "ensemble.run"),
+)

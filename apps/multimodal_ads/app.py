@@ -1,0 +1,75 @@
+"""What the ad classifier is, for the command line and the session; imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlcore.cli.app import App
+from quartet.apps.multimodal_ads.config import AdsConfig
+
+if TYPE_CHECKING:
+    from mlcore.base.distributed import World
+    from mlcore.run.build import TrainingSetup
+    from mlcore.run.group import RunGroup
+
+__all__ = ["APP", "variants"]
+
+
+def _build(config: AdsConfig, world: World) -> TrainingSetup:
+    from quartet.apps.multimodal_ads.build import build  # torch takes seconds to import
+
+    return build(config, world)
+
+
+def _group(config: AdsConfig) -> RunGroup[AdsConfig] | None:
+    from mlcore.run.group import ablations
+
+    return ablations(config, variants(config))
+
+
+def variants(config: AdsConfig) -> Mapping[str, AdsConfig]:
+    """Each modality alone and the other fusion, where asked for; none for a demo that has one modality only."""
+    if not config.train.ablations or config.train.modality != "multimodal" or config.text_encoder.model is None:
+        return {}
+    plain = _changed(config, train={"ablations": False})
+    other = "concat" if config.fusion.name == "gated" else "gated"
+    return {
+        f"fusion_{other}": _changed(plain, fusion={"name": other}),
+        "vision_only": _changed(plain, train={"modality": "vision_only", "align_weight": 0.0}),
+        "text_only": _changed(plain, train={"modality": "text_only", "align_weight": 0.0}),
+    }
+
+
+def _dry_run_config(config: AdsConfig) -> AdsConfig:
+    """It computes the features that it needs and keeps none."""
+    return _changed(config, features={"cache": "off"})
+
+
+def _changed(config: AdsConfig, **changes: Mapping[str, Any]) -> AdsConfig:
+    sections = {name: getattr(config, name).model_copy(update=values) for name, values in changes.items()}
+    return config.model_copy(update=sections)
+
+
+def _run_name(config: AdsConfig) -> str:
+    if config.data.source == "generated":
+        return "generated"
+    table = config.data.train_csv or (config.data.base_dir or Path("data")) / "train.csv"
+    return table.stem if table.stem != "train" else f"{table.resolve().parent.name}"
+
+
+APP = App(
+    name="multimodal_ads",
+    title="Multimodal ad classifier",
+    description="Train a classifier that tells ads from other images, by picture and text.",
+    config_cls=AdsConfig,
+    config_dir=Path(__file__).resolve().parents[2] / "configs" / "multimodal_ads",
+    build=_build,
+    run_name=_run_name,
+    own_data='make train APP=multimodal_ads ARGS="--train_csv train.csv"  (columns local_image_path, label, text_info)',
+    demo_unless=("data.train_csv", "data.base_dir"),
+    root=Path("whole_finetune"),
+    dry_run_config=_dry_run_config,
+    group=_group,
+)

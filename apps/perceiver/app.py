@@ -1,0 +1,38 @@
+"""What the Perceiver app is, for the command line and the session; imports nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlcore.cli.app import App
+from quartet.apps.perceiver.config import PerceiverConfig
+
+if TYPE_CHECKING:
+    from mlcore.base.distributed import World
+    from mlcore.run.build import TrainingSetup
+
+__all__ = ["APP"]
+
+
+def _build(config: PerceiverConfig, world: World) -> TrainingSetup:
+    from quartet.apps.perceiver.build import build  # torch takes seconds to import
+
+    return build(config, world)
+
+
+def _run_name(config: PerceiverConfig) -> str:
+    return config.data.dataset or "run"
+
+
+APP = App(
+    name="perceiver",
+    title="Perceiver",
+    description="Train a Perceiver on sequences of any length: patterns, images as patches, .ts files, your own.",
+    config_cls=PerceiverConfig,
+    config_dir=Path(__file__).resolve().parents[2] / "configs" / "perceiver",
+    build=_build,
+    run_name=_run_name,
+    own_data='make train APP=perceiver ARGS="--dataset image_folder --data_dir DIR"  (more kinds: docs/perceiver.md)',
+    demo_unless=("data.dataset",),
+)

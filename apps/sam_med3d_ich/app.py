@@ -1,0 +1,39 @@
+"""What the SAM-Med3D app is, for the command line and the session; imports nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlcore.cli.app import App
+from quartet.apps.sam_med3d_ich.config import SamMed3DConfig
+
+if TYPE_CHECKING:
+    from mlcore.base.distributed import World
+    from mlcore.run.build import TrainingSetup
+
+__all__ = ["APP"]
+
+
+def _build(config: SamMed3DConfig, world: World) -> TrainingSetup:
+    from quartet.apps.sam_med3d_ich.build import build  # torch takes seconds to import
+
+    return build(config, world)
+
+
+def _run_name(config: SamMed3DConfig) -> str:
+    return config.data.train_csv.stem if config.data.train_csv else config.data.source
+
+
+APP = App(
+    name="sam_med3d_ich",
+    title="SAM-Med3D for intracerebral haemorrhage",
+    description="Fine-tune SAM-Med3D to segment intracerebral haemorrhage in brain CT.",
+    config_cls=SamMed3DConfig,
+    config_dir=Path(__file__).resolve().parents[2] / "configs" / "sam_med3d_ich",
+    build=_build,
+    run_name=_run_name,
+    own_data='make train APP=sam_med3d_ich ARGS="--train_csv train.csv --val_csv val.csv --mask_dir masks"  '
+    "(making these from NIfTI or DICOM: docs/sam_med3d_ich.md)",
+    demo_unless=("data.train_csv",),
+)

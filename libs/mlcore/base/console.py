@@ -1,0 +1,118 @@
+"""Logging to the terminal and to a file, and how long things will still take."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from mlcore.base.env import mask_text
+
+LOGGER = "mlcore"
+
+_PROGRESS_EVERY_S = 5.0
+
+_log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+
+def setup_logging(
+    *, log_file: Path | None = None, is_main: bool = True, verbose: bool = False, package: str = "quartet"
+) -> None:
+    """Send the log of core and app to the terminal and, where given, to `log_file` (appended); main rank only.
+
+    What is logged at the level DEBUG is for the file alone: the terminal has it in another form, or needs it not.
+
+    Args:
+        log_file: The file.
+        is_main: Whether this is the main rank.
+        verbose: Show on the terminal, too, what is for the file.
+        package: The top-level package of the app, whose loggers are meant.
+    """
+    logging.raiseExceptions = False  # a full disk is reported by whoever writes a file, not by a traceback per line
+    for name in dict.fromkeys((LOGGER, package)):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+            handler.close()
+        if not is_main:
+            logger.addHandler(logging.NullHandler())
+            continue
+        terminal = logging.StreamHandler(sys.stdout)
+        terminal.setLevel(logging.DEBUG if verbose else logging.INFO)
+        handlers: list[logging.Handler] = [terminal]
+        if log_file is not None:
+            handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+        for handler in handlers:
+            handler.setFormatter(_Masking("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
+            logger.addHandler(handler)
+
+
+class _Masking(logging.Formatter):
+    """No secret of the environment reaches a terminal or a file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_text(super().format(record))
+
+
+class Pace:
+    """Rate and remaining time of a loop, from the steps of this process only.
+
+    A resumed run starts counting at the step it resumes from, so its ETA is right from the first figure on.
+
+    Args:
+        total: Steps at which the loop is done.
+        done: Steps that were done before this process started.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, total: int, *, done: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total = total
+        self._start = self._done = done
+        self._clock = clock
+        self._begun = clock()
+
+    def update(self, done: int) -> None:
+        """Tell how many steps are done in all."""
+        self._done = done
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since this process began counting."""
+        return self._clock() - self._begun
+
+    @property
+    def per_second(self) -> float:
+        """Steps of this process per second; 0 before the first."""
+        return (self._done - self._start) / max(self.elapsed_s, 1e-9)
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds still to go, or None before the first step of this process."""
+        if self._done <= self._start:
+            return None
+        return max(0, self._total - self._done) / self.per_second
+
+
+def format_duration(seconds: float | None) -> str:
+    """Seconds as h:mm:ss, or "?" for None."""
+    if seconds is None:
+        return "?"
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}"
+
+
+def with_progress(items: Iterable[Item], *, total: int, what: str) -> Iterator[Item]:
+    """The items as they come, and every few seconds "120 of 2000 `what`, 0:01:10 left" in the log."""
+    pace, said = Pace(total), time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        pace.update(done)
+        if time.monotonic() - said > _PROGRESS_EVERY_S:
+            said = time.monotonic()
+            _log.info("%d of %d %s, %s left", done, total, what, format_duration(pace.eta_s))

@@ -1,0 +1,244 @@
+"""Durable files: a reader sees the old file or the whole new one, never half of it, whenever the process dies.
+
+Write with `atomic_write`; call `remove_leftovers` once when a killed run's folder is taken up again.
+"""
+
+import contextlib
+import errno
+import io
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from mlcore.base.errors import UserError
+
+__all__ = [
+    "atomic_write",
+    "ensure_folder",
+    "format_bytes",
+    "free_bytes",
+    "output_folder",
+    "partial_folder",
+    "remove_leftovers",
+    "write_json",
+    "write_text",
+]
+
+_SUFFIX = ".partial"
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class _Disk(io.FileIO):
+    """A raw file that remembers its first failure.
+
+    Libraries hide it (`torch.save` turns a full disk into a RuntimeError), and the user must hear the true reason.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: object, /) -> int:
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, *, size: int | None = None) -> Iterator[BinaryIO]:
+    """Open `path` for writing so that it appears, complete and on the disk, when the block ends without an exception.
+
+    Temporary file in the same folder, fsync, rename, fsync of the folder. If the block raises, `path` stays as it was.
+
+    Args:
+        path: The file to write; its folder must exist.
+        size: Bytes about to be written, where known: too little space is then reported at once.
+
+    Yields:
+        A binary file opened for writing.
+
+    Raises:
+        UserError: The disk is full, or the folder is missing or not writable; it gives the path and the space.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_SUFFIX}")
+    if size is not None and path.parent.is_dir() and free_bytes(path.parent) < size:
+        raise _explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path, size)
+    disk = None
+    try:
+        disk = _open_new(temporary, path, size)
+        buffer = io.BufferedWriter(disk, buffer_size=1 << 20)
+        try:
+            yield buffer
+            with _explained(path, size):
+                buffer.flush()
+                os.fsync(disk.fileno())
+        finally:
+            with contextlib.suppress(OSError):  # a failed flush raises again here; the first failure is the one to tell
+                buffer.close()
+        with _explained(path, size):
+            temporary.replace(path)
+            sync(path.parent)
+    except BaseException as error:
+        # Measure before the half-written file gives its space back.
+        told = None if disk is None or disk.failure is None else _explain(disk.failure, path, size)
+        with contextlib.suppress(OSError):  # a folder that cannot be written to, or is none
+            temporary.unlink(missing_ok=True)
+        if told is None or isinstance(error, UserError) or not isinstance(error, Exception):
+            raise
+        raise told from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 to `path`, all or nothing; errors as in `atomic_write`."""
+    data = text.encode("utf-8")
+    with atomic_write(path, size=len(data)) as file:
+        file.write(data)
+
+
+def write_json(path: Path, values: object) -> None:
+    """Write `values` as strict JSON to `path`, all or nothing; NaN and infinities, which JSON lacks, become null."""
+    write_text(path, json.dumps(_strict(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _strict(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def ensure_folder(path: Path) -> Path:
+    """Create the folder `path` (and parents) and prove that files can be written there.
+
+    Returns:
+        `path`.
+
+    Raises:
+        UserError: It is a file, or cannot be created or written to.
+    """
+    path = Path(path)
+    with _explained(path, None):
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe.{uuid.uuid4().hex[:8]}{_SUFFIX}"
+        probe.touch()
+        probe.unlink()
+    return path
+
+
+@contextlib.contextmanager
+def output_folder(path: Path) -> Iterator[Path]:
+    """`ensure_folder` for what a block writes: if it raises, folders that were made for it and are empty go again.
+
+    Yields:
+        `path`.
+
+    Raises:
+        UserError: As `ensure_folder`.
+    """
+    path = Path(path)
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield ensure_folder(path)
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):  # something is in it by now, or it was never made
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def partial_folder(target: Path) -> Iterator[Path]:
+    """A new empty folder beside `target`, to be renamed once all is in it; it goes when the block ends otherwise.
+
+    Folders above `target` that were made for it go with it.
+
+    Raises:
+        UserError: The folder that `target` is in cannot be made or written to.
+    """
+    with output_folder(target.absolute().parent) as parent:
+        folder = parent / f".{target.name}.{uuid.uuid4().hex[:8]}{_SUFFIX}"
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Delete what writers killed in the middle left in `folder` and below; only for a folder that one run owns.
+
+    Returns:
+        The files removed, sorted.
+    """
+    leftovers = sorted(Path(folder).rglob(f".*{_SUFFIX}"))
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    return leftovers
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes free for this user on the disk that holds `path` or, where it does not exist yet, its nearest parent."""
+    path = Path(path).absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def format_bytes(count: int) -> str:
+    """Bytes for people, in binary units: `format_bytes(1536) == "1.5 KiB"`."""
+    size = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{count} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _open_new(temporary: Path, path: Path, size: int | None) -> _Disk:
+    with _explained(path, size):
+        return _Disk(temporary, "xb")
+
+
+@contextlib.contextmanager
+def _explained(path: Path, size: int | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _explain(error, path, size) from error
+
+
+def _explain(error: OSError, path: Path, size: int | None) -> UserError:
+    """The user's view of a failed write to `path`."""
+    if error.errno in _NO_SPACE:
+        needed = "" if size is None else f"{format_bytes(size)} needed, "
+        return UserError(
+            f"{path}: no space left on the disk ({needed}{format_bytes(free_bytes(path))} free). "
+            "Free some space or choose another output folder; the file that was there before is unharmed."
+        )
+    if error.errno in _FORBIDDEN:
+        return UserError(
+            f"{path}: not writable ({error.strerror}). Check the owner and permissions of {path.parent}, or choose "
+            "another output folder."
+        )
+    if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}:
+        return UserError(f"{path}: cannot be written ({error.strerror}). Its folder must exist and be a folder.")
+    return UserError(f"{path}: writing failed ({error.strerror or error}); {format_bytes(free_bytes(path))} free.")
+
+
+def sync(path: Path) -> None:
+    """Make a file's data, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network and FUSE file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)

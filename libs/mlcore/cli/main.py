@@ -1,0 +1,61 @@
+"""The shared `main` of scripts: parse, print or sweep where asked, hand the rest over, and report mistakes plainly."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from mlcore.base.env import load_env, mask_text
+from mlcore.base.errors import UserError
+from mlcore.cli.app import App
+from mlcore.cli.invocation import Invocation
+from mlcore.cli.parse import parse
+from mlcore.config.dump import to_yaml
+from mlcore.config.validation import ConfigT
+
+__all__ = ["guarded", "run_app"]
+
+
+def run_app(
+    app: App[ConfigT],
+    act: Callable[[Invocation[ConfigT]], int],
+    *,
+    argv: Sequence[str] | None = None,
+    extra: argparse.ArgumentParser | None = None,
+) -> NoReturn:
+    """Run a script and exit with its code; `.env` is read first.
+
+    Args:
+        app: The application.
+        act: Does what the invocation asks for (train, dry_run, test, lr_find) and returns the exit code; it should
+            import torch and the like itself, so that `--help` and `--cfg` stay quick.
+        argv: Arguments; the process's own by default.
+        extra: Parser with the script's own arguments.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def main() -> int:
+        load_env()  # before parsing: some settings are backed by environment variables
+        invocation = parse(app, arguments, extra=extra)
+        if invocation.action == "print_config":
+            sys.stdout.write(mask_text(to_yaml(invocation.config, invocation.composed.sources)))
+            return 0
+        if invocation.action == "multirun":
+            from mlcore.cli.multirun import own_command, run_sweep  # not needed by `--help`, which is to be quick
+
+            return run_sweep(invocation, app=app.name, command=own_command(arguments), root=app.root)
+        return act(invocation)
+
+    guarded(main)
+
+
+def guarded(main: Callable[[], int]) -> NoReturn:
+    """Exit with the result of `main`; a `UserError` is printed plainly and exits with 2, Ctrl-C with 130."""
+    try:
+        code = main()
+    except UserError as error:
+        print(f"error: {mask_text(str(error))}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)

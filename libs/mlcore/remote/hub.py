@@ -1,0 +1,228 @@
+"""Published models as folders: found on the disk or fetched from the Hugging Face hub; read without executing anything.
+
+A model is asked for by a folder or by its name on the hub. What the hub's cache holds completely is used as it is,
+without asking the network, so that runs of a sweep start at once and with the same weights; `HF_HUB_OFFLINE=1` is
+respected.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mlcore.base.errors import UserError
+from mlcore.training.checkpoint import load_checkpoint
+
+__all__ = [
+    "find_model",
+    "plain_arguments",
+    "quiet_loading",
+    "read_json",
+    "read_weights",
+    "weight_files",
+    "weight_names",
+]
+
+_SCALARS = (bool, int, float, str)
+_TIMEOUT = 10.0  # seconds; one try: whoever is offline learns it at once
+_TEXT_FILES = ["*.json", "*.txt", "*.model"]
+_OTHER_FORMATS = ["onnx/*", "openvino/*", "*.onnx*", "*.msgpack", "*.h5", "*/checkpoints/*"]
+
+
+def find_model(name: str, *, setting: str, ways_out: str = "") -> Path:
+    """The folder of a published model.
+
+    Args:
+        name: A folder, or a name on the hub such as "google/siglip2-base-patch16-224".
+        setting: The configuration key that `name` comes from, for messages.
+        ways_out: What else the user can do where the weights cannot be had; added to messages.
+
+    Returns:
+        A folder with `config.json` and weights.
+
+    Raises:
+        UserError: No such folder, no such model, or the hub cannot be reached and its cache lacks the model.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise UserError(f"{setting}: {name} is not a folder (and cannot be a name on the hub). {ways_out}".rstrip())
+    advice = (
+        f"Ways out: fetch it on a machine with network (`hf download {name} --local-dir FOLDER`) and set "
+        f"{setting}=FOLDER. {ways_out}"
+    ).rstrip()
+    cached = _cached(name)
+    if cached is not None:
+        return cached
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(
+            f"{setting}: the weights of {name} cannot be had: HF_HUB_OFFLINE is set, and the hub's cache has no "
+            f"complete copy. {advice}"
+        )
+    try:
+        return _download(name)
+    except GatedRepoError:
+        problem = "its owner gives it only to accounts that have asked for it (then run `hf auth login`)"
+    except RepositoryNotFoundError:
+        problem = "the hub knows no such model (a misspelling, or a private one: then run `hf auth login`)"
+    except HFValidationError as error:
+        problem = f"it is not a possible name ({error})"
+    except HfHubHTTPError as error:
+        problem = f"the hub answered with an error ({_first_line(error)})"
+    except Exception as error:  # noqa: BLE001 - the hub's client raises its transport's exceptions, whichever that is
+        problem = f"the hub cannot be reached ({type(error).__name__}: {_first_line(error)})"
+    raise UserError(f"{setting}: the weights of {name} cannot be had: {problem}. {advice}")
+
+
+def plain_arguments(arguments: object, *, where: str) -> dict[str, Any]:
+    """Arguments of an architecture that came from a file, if they are plain values.
+
+    Raises:
+        UserError: One could name a file, an address or a class.
+    """
+    if not isinstance(arguments, dict):
+        raise UserError(f"{where}: expected an object, found {arguments!r}")
+    for key, value in arguments.items():
+        sizes = isinstance(value, list) and all(type(part) is int for part in value)
+        plain = isinstance(value, _SCALARS) and not (isinstance(value, str) and re.search(r"[./:\\]", value))
+        if not (sizes or plain) or key in ("pretrained", "pretrained_cfg", "checkpoint_path", "features_only"):
+            raise UserError(f"{where}.{key} is {value!r}; expected plain numbers, words or switches of an architecture")
+    return dict(arguments)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _cached(name: str) -> Path | None:
+    """The newest snapshot in the hub's cache if it is complete; None otherwise."""
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError):  # not there, or not a possible name: for the hub to say
+        return None
+    return folder if (folder / "config.json").is_file() and weight_files(folder) else None
+
+
+def _download(name: str) -> Path:
+    info = HfApi().model_info(name, timeout=_TIMEOUT)
+    names = [sibling.rfilename for sibling in info.siblings or ()]
+    safe = any(name.endswith(".safetensors") and "/" not in name for name in names)
+    weights = ["*.safetensors"] if safe else ["*.safetensors", "*pytorch_model*.bin"]
+    # Modules of sentence-transformers may keep their weights in .bin files next to a backbone in safetensors.
+    modules = ["[0-9]_*/pytorch_model.bin"]
+    allow = [*_TEXT_FILES, *weights, *modules]
+    return Path(
+        snapshot_download(
+            name, revision=info.sha, allow_patterns=allow, ignore_patterns=_OTHER_FORMATS, etag_timeout=_TIMEOUT
+        )
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: No such file, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); a published model's folder has this file"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files with a folder's weights, safetensors before torch's own format; empty if there are none or not all."""
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / stem).is_file():
+            return [folder / stem]
+        index = folder / f"{stem}.index.json"
+        if index.is_file():
+            places = read_json(index).get("weight_map")
+            names = sorted(set(places.values())) if isinstance(places, dict) else []
+            if any(not isinstance(name, str) or Path(name).name != name for name in names):
+                raise UserError(f"{index}: names of weight files must be plain file names in the same folder")
+            files = [folder / name for name in names]
+            return files if all(file.is_file() for file in files) else []
+    return []
+
+
+def read_weights(folder: Path, *, keep: Callable[[str], bool] = lambda _: True) -> dict[str, Tensor]:
+    """The tensors of a model's folder, as float32 where they are floating point.
+
+    Args:
+        folder: Holds `model.safetensors` or `pytorch_model.bin`, or the parts that an index file lists.
+        keep: Which tensors are wanted, by name; the others are not read.
+
+    Raises:
+        UserError: There are no weights, or a file is damaged or holds more than tensors.
+    """
+    files = weight_files(folder)
+    if not files:
+        raise UserError(f"{folder}: no (or not all) weights: expected model.safetensors or pytorch_model.bin")
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        weights.update(_read_safetensors(file, keep) if file.suffix == ".safetensors" else _read_bin(file, keep))
+    return {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+
+
+def weight_names(folder: Path) -> set[str]:
+    """Names of the tensors in a model's folder; errors as in `read_weights`."""
+    names: set[str] = set()
+    for file in weight_files(folder):
+        if file.suffix == ".safetensors":
+            with _opened(file) as opened:
+                names.update(opened.keys())
+        else:
+            names.update(load_checkpoint(file))
+    return names
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep transformers from drawing progress bars and tables while it loads; what matters in them, we raise."""
+    from transformers.utils import logging as transformers_logging  # late: timm does without transformers
+
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if shown:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _read_safetensors(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
+    with _opened(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys() if keep(key)}  # noqa: SIM118 - not a mapping
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged or not a safetensors file ({error})") from None
+
+
+def _read_bin(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
+    state: Mapping[str, Any] = load_checkpoint(path)
+    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor) and keep(key)}

@@ -1,0 +1,255 @@
+"""Pictures with one row per class, readable from 2 to 100: confusion matrix, bars, training against validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from mlcore.base.errors import UserError
+from mlcore.report.plots.style import INK, MUTED, PALETTE, TRAIN, VAL, Names, displayable, note, picture
+
+__all__ = ["plot_class_bars", "plot_confusion_matrix", "plot_train_val_comparison"]
+
+_BLUES = LinearSegmentedColormap.from_list(
+    "blues",
+    ["#f5f8fc", "#c9dcf4", "#7fabe6", "#2f6fd0", "#163a78"],
+).with_extremes(bad="#eeeeee")  # a label without samples
+_COUNTS_UP_TO = 40  # classes; beyond, a cell is too small for a number
+
+
+def plot_confusion_matrix(
+    confusion: NDArray[Any], *, class_names: Sequence[str], path: Path, title: str = "Confusion matrix"
+) -> Path:
+    """Draw counts, coloured by the share of each label's samples (rows sum to 100 %).
+
+    Args:
+        confusion: ``[C, C]`` counts, row = label, column = prediction.
+        class_names: C names.
+        path: the PNG to write.
+        title: above the picture.
+
+    Returns:
+        `path`.
+
+    Raises:
+        UserError: not square, names that do not fit, or the file cannot be written.
+    """
+    counts = np.asarray(confusion)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or counts.size == 0:
+        raise UserError(f"confusion matrix has shape {counts.shape}, expected [classes, classes]")
+    names = _names(class_names, len(counts))
+    size = len(counts)
+    side = float(np.clip(2.2 + 0.42 * size, 4.2, 15.0))
+    support = counts.sum(axis=1, keepdims=True)
+    share = np.ma.masked_invalid(np.divide(counts, support, where=support > 0, out=np.full(counts.shape, np.nan)))
+    with picture(path, width=side + 0.9, height=side) as figure:
+        axes = figure.add_subplot()
+        # The square root lifts a confusion of 2 % off the ground.
+        image = axes.imshow(share, cmap=_BLUES, norm=PowerNorm(0.5, vmin=0.0, vmax=1.0))
+        cell = 0.78 * side * 72 / size  # points
+        _frame_matrix(axes, names, size=size, font=float(np.clip(0.75 * cell, 5.0, 9.5)))
+        if size <= _COUNTS_UP_TO:
+            _write_counts(axes, counts, share, cell=cell)
+        right = np.trace(counts) / max(counts.sum(), 1)
+        axes.set_title(f"n = {int(counts.sum()):,}, accuracy {right:.1%}", **_SUBTITLE)
+        _heading(figure, title)
+        _colorbar(figure, axes, image)
+        note(axes, names.note)
+    return path
+
+
+def plot_class_bars(
+    metrics: Mapping[str, Sequence[float]],
+    *,
+    class_names: Sequence[str],
+    path: Path,
+    title: str = "Per class",
+    worst_first: bool = True,
+) -> Path:
+    """Draw one bar per class, one panel per metric, with the mean over classes as a line.
+
+    Args:
+        metrics: name to C values; NaN is drawn as a dash (no samples). A name with ``loss`` counts as lower is better.
+        class_names: C names.
+        path: the PNG to write.
+        title: above the picture.
+        worst_first: order rows by the first metric, worst on top; otherwise by index.
+
+    Returns:
+        `path`.
+
+    Raises:
+        UserError: no metrics, values or names that do not fit, or the file cannot be written.
+    """
+    if not metrics:
+        raise UserError("no metrics to plot per class")
+    names = _names(class_names, len(class_names))
+    columns = {name: _column(name, values, len(class_names)) for name, values in metrics.items()}
+    first, values = next(iter(columns.items()))
+    badness = values if "loss" not in first.lower() else -values
+    order = np.argsort(np.nan_to_num(badness, nan=np.inf), kind="stable") if worst_first else np.arange(len(values))
+    row = _row_height(len(values))
+    with picture(path, width=1.8 + 3.0 * len(columns), height=1.4 + row * len(values)) as figure:
+        panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+        for place, (axes, (name, column)) in enumerate(zip(panels, columns.items(), strict=True)):
+            _draw_bars(axes, column[order], color=PALETTE[place % len(PALETTE)], row=row)
+            mean = f"   mean {np.nanmean(column):.3f}" if np.isfinite(column).any() else "   no samples"
+            axes.set_title(name + mean, **_SUBTITLE)
+            _value_axis(axes, name, column)
+        _class_axis(panels[0], names, order=order, row=row)
+        _heading(figure, title)
+        note(panels[0], names.note)
+    return path
+
+
+def plot_train_val_comparison(
+    row_names: Sequence[str],
+    *,
+    train: Sequence[float],
+    val: Sequence[float],
+    path: Path,
+    title: str = "Training against validation",
+    x_label: str = "",
+    others: int = 0,
+) -> Path:
+    """Draw the gap between two sets: a dot each, joined, one row per metric or class.
+
+    Args:
+        row_names: R names.
+        train: R values, in the same unit throughout.
+        val: R values.
+        path: the PNG to write.
+        title: above the picture.
+        x_label: below it.
+        others: so many rows at the top are no classes, as "all classes"; they are not counted where no font has the
+            classes' names and numbers stand for these.
+
+    Returns:
+        `path`.
+
+    Raises:
+        UserError: values or names that do not fit, or the file cannot be written.
+    """
+    names = _names(row_names[others:], len(row_names) - others)
+    names = replace(names, labels=(*row_names[:others], *names.labels))
+    left, right = _column("train", train, len(row_names)), _column("val", val, len(row_names))
+    row = _row_height(len(row_names))
+    with picture(path, width=7.2, height=1.5 + row * len(row_names)) as figure:
+        axes = figure.add_subplot()
+        places = np.arange(len(row_names))
+        axes.hlines(places, np.fmin(left, right), np.fmax(left, right), color="#c3cbd3", linewidth=2.5, zorder=1)
+        axes.scatter(left, places, s=36, color=TRAIN, label="train", zorder=2)
+        axes.scatter(right, places, s=36, color=VAL, label="val", zorder=3)
+        for place, gap, edge in zip(places, right - left, np.fmax(left, right), strict=True):
+            if np.isfinite(gap):
+                text = f"{gap:+.3f}".replace("-", "−")
+                axes.annotate(text, (edge, place), (9, 0), textcoords="offset points", **_SMALL)
+        _class_axis(axes, names, order=places, row=row)
+        axes.margins(x=0.14)
+        axes.set_xlabel(x_label)
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, borderaxespad=0.3, handletextpad=0.2)
+        _heading(figure, title)
+        note(axes, names.note)
+    return path
+
+
+_SMALL: dict[str, Any] = {"fontsize": 8, "color": MUTED, "va": "center"}
+_SUBTITLE: dict[str, Any] = {"fontsize": 10, "color": MUTED, "fontweight": "normal"}
+
+
+def _heading(figure: Figure, title: str) -> None:
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+
+
+def _frame_matrix(axes: Axes, names: Names, *, size: int, font: float) -> None:
+    every = max(1, math.ceil(size / 100))
+    ticks = range(0, size, every)
+    labels = [names.labels[index] for index in ticks]
+    upright = size * max(map(len, labels)) <= 60
+    axes.set_xticks(ticks, labels, fontsize=font, fontfamily=names.fonts, rotation=0 if upright else 90)
+    axes.set_yticks(ticks, labels, fontsize=font, fontfamily=names.fonts)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("label")
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    if size <= _COUNTS_UP_TO:  # white gaps between cells
+        axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
+        axes.grid(visible=True, which="minor", color="white", linewidth=1.2)
+
+
+def _write_counts(axes: Axes, counts: NDArray[Any], share: NDArray[Any], *, cell: float) -> None:
+    digits = len(f"{counts.max():.0f}")
+    font = float(np.clip(1.3 * cell / max(digits, 3), 4.0, 10.5))
+    for row, column in np.argwhere(counts > 0):
+        part = share[row, column]
+        text = f"{counts[row, column]:.0f}"
+        if len(counts) <= 8:
+            text += f"\n{part:.0%}" if part >= 0.01 else "\n<1%"
+        color = "white" if part > 0.3 else INK
+        axes.text(column, row, text, ha="center", va="center", fontsize=font, color=color)
+
+
+def _colorbar(figure: Figure, axes: Axes, image: Any) -> None:
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, aspect=22, pad=0.02, format=lambda value, _: f"{value:.0%}")
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label("share of the label's samples", fontsize=8.5)
+
+
+def _draw_bars(axes: Axes, values: NDArray[np.float64], *, color: str, row: float) -> None:
+    axes.barh(range(len(values)), np.nan_to_num(values), height=0.72, color=color, alpha=0.85)
+    font = 8.0 if row >= 0.2 else 6.0
+    for place, value in enumerate(values):  # numbers stand in a column of their own, clear of bars and the mean
+        text = f"{value:.3f}" if np.isfinite(value) else "–"
+        axes.text(
+            1.0, place, text, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=font, color=MUTED
+        )
+    if np.isfinite(values).any():
+        axes.axvline(float(np.nanmean(values)), color=INK, linewidth=1.0, linestyle=(0, (3, 2)))
+    axes.grid(visible=False, axis="y")
+
+
+def _class_axis(axes: Axes, names: Names, *, order: NDArray[np.intp], row: float) -> None:
+    labels = [names.labels[index] for index in order]
+    font = 9.0 if row >= 0.2 else 6.5
+    axes.set_yticks(range(len(labels)), labels, fontsize=font, color=INK, fontfamily=names.fonts)
+    axes.set_ylim(len(labels) - 0.4, -0.6)  # first row on top
+    axes.grid(visible=False, axis="y")
+
+
+def _row_height(rows: int) -> float:
+    return 0.27 if rows <= 40 else 0.15
+
+
+def _value_axis(axes: Axes, name: str, values: NDArray[np.float64]) -> None:
+    """From 0 to the largest value (1 for a share), with room left for the numbers."""
+    top = float(np.nanmax(values)) if np.isfinite(values).any() else 1.0
+    share = top <= 1.0 and "loss" not in name.lower()
+    edge = 1.0 if share else max(top, 1e-9)
+    axes.set_xlim(0.0, 1.28 * edge)
+    ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if share else MaxNLocator(4).tick_values(0.0, edge)
+    axes.set_xticks([tick for tick in ticks if tick <= edge])
+
+
+def _names(class_names: Sequence[str], wanted: int) -> Names:
+    if len(class_names) != wanted or wanted == 0:
+        raise UserError(f"{len(class_names)} class names for {wanted} classes; give one name per class")
+    return displayable(class_names)
+
+
+def _column(name: str, values: Sequence[float], wanted: int) -> NDArray[np.float64]:
+    column = np.asarray(values, dtype=np.float64)
+    if column.shape != (wanted,):
+        raise UserError(f"{name!r} has shape {column.shape}, expected one value for each of {wanted} names")
+    return column

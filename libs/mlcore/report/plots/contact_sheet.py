@@ -1,0 +1,94 @@
+"""A page of small pictures with captions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from mlcore.base.errors import UserError
+from mlcore.report.plots.style import BAD, INK, MUTED, displayable, picture
+
+__all__ = ["Tile", "plot_contact_sheet"]
+
+_COLUMNS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One picture of the page.
+
+    Attributes:
+        image: ``[H, W, 3]`` uint8; None is drawn as an empty frame (unreadable).
+        caption: what matters, in Latin letters.
+        text: a line in any script, such as text found in the picture; left out where no font has its glyphs.
+        alarm: whether the caption is set in the colour of mistakes.
+    """
+
+    image: NDArray[np.uint8] | None
+    caption: str
+    text: str = ""
+    alarm: bool = False
+
+
+def plot_contact_sheet(tiles: Sequence[Tile], *, path: Path, title: str) -> Path:
+    """Draw pictures in rows of four.
+
+    Args:
+        tiles: at least one, in reading order.
+        path: the PNG to write.
+        title: above the picture.
+
+    Returns:
+        `path`.
+
+    Raises:
+        UserError: no tiles, or the file cannot be written.
+    """
+    if not tiles:
+        raise UserError("a contact sheet needs at least one picture")
+    columns = min(_COLUMNS, max(len(tiles), 2))
+    rows = math.ceil(len(tiles) / columns)
+    with picture(path, width=2.75 * columns, height=0.5 + 2.75 * rows) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, tile in zip(grid, tiles, strict=False):
+            _draw(axes, tile)
+        for axes in grid[len(tiles) :]:
+            axes.axis("off")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    return path
+
+
+def _draw(axes: Axes, tile: Tile) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.grid(visible=False)
+    axes.spines[:].set(visible=True, color="#d5dbe1", linewidth=0.8)
+    if tile.image is None:
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axes.text(0.5, 0.5, "unreadable", ha="center", va="center", fontsize=9, color=MUTED)
+    else:
+        axes.imshow(_square(tile.image))
+    axes.set_title(tile.caption, fontsize=8.5, fontweight="normal", color=BAD if tile.alarm else INK, pad=4, loc="left")
+    text, fonts = _drawable(tile.text)
+    axes.set_xlabel(text, fontsize=8, color=MUTED, loc="left", fontfamily=fonts)
+
+
+def _drawable(text: str) -> tuple[str, Sequence[str]]:
+    names = displayable([text])
+    return ("" if names.note else names.labels[0]), names.fonts
+
+
+def _square(image: NDArray[np.uint8]) -> NDArray[Any]:
+    """The picture in the middle of a pale square, so that wide and tall ones line up."""
+    height, width = image.shape[:2]
+    side = max(height, width)
+    canvas = np.full((side, side, 3), 243, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    canvas[top : top + height, left : left + width] = image
+    return canvas

@@ -1,0 +1,179 @@
+"""One look for every picture, drawn without pyplot (no global figures, no display) and written atomically.
+
+Class names may be Korean, Chinese or anything else: `displayable` finds an installed font that has every glyph, and
+where there is none gives class indices and a note instead of empty boxes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from matplotlib import font_manager, rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mlcore.base.files import atomic_write
+
+__all__ = ["BAD", "GOOD", "GRID", "INK", "MUTED", "PALETTE", "TRAIN", "VAL", "Names", "displayable", "note", "picture"]
+
+INK, MUTED, GRID = "#1f2933", "#667381", "#e4e8ec"
+TRAIN, VAL = "#2f6fd0", "#e0700d"  # blue and orange stay apart for every kind of colour vision
+GOOD, BAD = "#1d9a78", "#cf3f56"
+PALETTE = (TRAIN, VAL, GOOD, "#8a5cc2", BAD, "#b08900", "#3aa6c4", "#6b7785")
+
+_BASE_FONT = "DejaVu Sans"  # comes with matplotlib
+_PREFERRED_FONTS = (
+    "Noto Sans CJK KR",
+    "Noto Sans KR",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "NanumGothic",
+    "NanumBarunGothic",
+    "Malgun Gothic",
+    "Apple SD Gothic Neo",
+    "AppleGothic",
+    "Microsoft YaHei",
+    "PingFang SC",
+)
+_LONGEST_NAME = 28
+_STYLE: dict[Any, Any] = {  # matplotlib's stubs spell every key as a Literal
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#b6bfc8",
+    "axes.grid": True,
+    "axes.labelcolor": MUTED,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10.0,
+    "axes.titlesize": 12.0,
+    "axes.titleweight": "bold",
+    "axes.unicode_minus": True,
+    "figure.constrained_layout.h_pad": 0.09,
+    "figure.constrained_layout.hspace": 0.03,
+    "figure.constrained_layout.w_pad": 0.09,
+    "figure.constrained_layout.wspace": 0.03,
+    "figure.dpi": 144.0,
+    "figure.facecolor": "white",
+    "font.family": [_BASE_FONT],
+    "font.size": 9.5,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "legend.fontsize": 9.0,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "xtick.major.size": 0.0,
+    "xtick.minor.size": 0.0,
+    "ytick.color": MUTED,
+    "ytick.major.size": 0.0,
+    "ytick.minor.size": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Names:
+    """Class names as they can be drawn.
+
+    Attributes:
+        labels: one per class: the name (shortened where long), or its index when no font has the glyphs.
+        fonts: font families that together have every glyph, first choice first; pass them as ``fontfamily``.
+        note: what to tell the reader when the labels are indices; empty otherwise.
+    """
+
+    labels: tuple[str, ...]
+    fonts: tuple[str, ...]
+    note: str
+
+
+@contextmanager
+def picture(path: Path, *, width: float, height: float) -> Iterator[Figure]:
+    """Draw on an empty figure in the house style; it is written to `path` as a PNG when the block ends.
+
+    Args:
+        path: the PNG to write; its folder must exist. A reader never sees half a file.
+        width: inches, at 144 pixels each.
+        height: inches.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", metadata={"Software": None})  # the same values give the same bytes
+    with atomic_write(path) as file:
+        file.write(drawn.getvalue())
+
+
+def displayable(names: Sequence[str]) -> Names:
+    """Choose fonts that have every glyph of `names`, or fall back to indices.
+
+    Args:
+        names: one per class, any text.
+
+    Returns:
+        Labels that can be drawn without a missing glyph.
+    """
+    clean = [" ".join("".join(c if c.isprintable() else " " for c in name).split()) for name in names]
+    missing = {ord(c) for c in "".join(clean)} - _glyphs(_path_of(_BASE_FONT))
+    if not missing:
+        return Names(tuple(map(_label, clean)), (_BASE_FONT,), "")
+    family = _family_with(missing)
+    if family is None:
+        hint = "Numbers are class indices: no installed font has the names' glyphs (install Noto Sans CJK)."
+        return Names(tuple(map(str, range(len(names)))), (_BASE_FONT,), hint)
+    return Names(tuple(map(_label, clean)), (_BASE_FONT, family), "")
+
+
+def note(axes: Axes, text: str) -> None:
+    """Add a line of small print below the picture; nothing when `text` is empty."""
+    figure = axes.get_figure(root=True)
+    if text and figure is not None:
+        figure.supxlabel(text, fontsize=8, color=MUTED, x=0.01, ha="left")
+
+
+def _label(name: str) -> str:
+    short = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1].rstrip() + "…"
+    return short.replace("$", r"\$")  # otherwise two dollars make a formula
+
+
+def _family_with(characters: set[int]) -> str | None:
+    for entry in _by_preference(font_manager.fontManager.ttflist):
+        # Matplotlib brings a "last resort" font, which claims every character and draws each as a box.
+        is_real = entry.name != _BASE_FONT and not entry.name.startswith("Last Resort")
+        if is_real and characters <= _glyphs(entry.fname):
+            return entry.name
+    return None
+
+
+def _by_preference(entries: Iterable[font_manager.FontEntry]) -> list[font_manager.FontEntry]:
+    """Known good fonts first, plain upright faces before others, then by name, so that machines agree."""
+    order = {family: place for place, family in enumerate(_PREFERRED_FONTS)}
+    return sorted(
+        entries,
+        key=lambda entry: (order.get(entry.name, len(order)), entry.style != "normal", entry.name, str(entry.fname)),
+    )
+
+
+def _path_of(family: str) -> str:
+    return str(font_manager.findfont(family))
+
+
+@lru_cache(maxsize=256)
+def _glyphs(path: str) -> frozenset[int]:
+    try:
+        return frozenset(font_manager.get_font(path).get_charmap())
+    except (OSError, RuntimeError):  # a bitmap or broken font: not ours to mend
+        return frozenset()

@@ -1,0 +1,317 @@
+"""From the shared configuration sections and an app's problem to a trainer; the apps' `build.py` make the setup."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from mlcore.base.distributed import World
+from mlcore.config.dump import to_values
+from mlcore.config.sections import CheckpointConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
+from mlcore.data.loader import BatchLoader, Collate, Prepare, SizedDataset, Transform, worker_count
+from mlcore.data.order import EpochOrder
+from mlcore.report.page import Section
+from mlcore.trackers.base import Tracker, Trackers
+from mlcore.trackers.console import ConsoleTracker
+from mlcore.trackers.table import TableTracker, read_history
+from mlcore.trackers.tensorboard import TensorBoardTracker
+from mlcore.trackers.wandb import RUN_ID, WandbTracker
+from mlcore.training.checkpoint import CheckpointStore
+from mlcore.training.engine import Engine
+from mlcore.training.evaluator import Evaluator, Predictions
+from mlcore.training.optim import GroupRule, build_optimizer, parameter_groups
+from mlcore.training.progress import Cadence, Limits, Monitor
+from mlcore.training.schedules import Plateau, lr_table
+from mlcore.training.task import Task
+from mlcore.training.trainer import Trainer, unwrap
+
+_log = logging.getLogger(__name__)
+
+_PLATEAU = ("plateau", "reduce_on_plateau")
+
+
+class CoreConfig(Protocol):
+    """The sections every app's configuration has."""
+
+    @property
+    def train(self) -> TrainConfig: ...  # noqa: D102
+    @property
+    def scheduler(self) -> SchedulerConfig: ...  # noqa: D102
+    @property
+    def run(self) -> RunConfig: ...  # noqa: D102
+    @property
+    def checkpoint(self) -> CheckpointConfig: ...  # noqa: D102
+    @property
+    def tracking(self) -> TrackingConfig: ...  # noqa: D102
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """One data set and how its samples become batches.
+
+    Attributes:
+        dataset: Map-style.
+        prepare: Last change of each sample, after random augmentation.
+        collate: Makes a batch of a list of samples; torch's default if None.
+        lengths: Length of each sample; batches then hold samples of similar length. None for no grouping.
+    """
+
+    dataset: SizedDataset
+    prepare: Prepare | None = None
+    collate: Collate | None = None
+    lengths: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSetup:
+    """What an app builds from its configuration.
+
+    Attributes:
+        task: Model, loss, predictions, metrics.
+        train: Training data.
+        evaluation: What the best checkpoint is evaluated on at the end, by name and in this order. "val", the held-out
+            data that chooses the best checkpoint, is always there; "test" is looked at once, after training; "train"
+            are training samples without augmentation, for comparison.
+        transform: Random augmentation of a training sample.
+        group_rules: Learning rates of parts of the model.
+        overview: Makes report sections about the data (statistics, skipped samples), given the run folder, into which
+            their pictures go.
+        analyse: Makes report sections and pictures of predictions: `(predictions, folder, prefix) -> sections`.
+        export_command: Command that exports a checkpoint into a folder and verifies it in fresh processes.
+        finish: Writes the app's own files into the run folder, given the summary; the task's model then has the best
+            checkpoint's weights.
+        warnings: For the report.
+    """
+
+    task: Task
+    train: Data
+    evaluation: Mapping[str, Data]
+    transform: Transform | None = None
+    group_rules: Sequence[GroupRule] = ()
+    overview: Callable[[Path], Sequence[Section]] | None = None
+    analyse: Callable[[Predictions, Path, str], Sequence[Section]] | None = None
+    export_command: Callable[[Path, Path], list[str]] | None = None
+    finish: Callable[[Path, Mapping[str, Any]], None] | None = None
+    warnings: Sequence[str] = ()
+
+    @property
+    def validation(self) -> Data:
+        """The data that chooses the best checkpoint."""
+        return self.evaluation["val"]
+
+
+def build_trainer(
+    config: CoreConfig,
+    setup: TrainingSetup,
+    *,
+    world: World,
+    folder: Path | None = None,
+    tracker: Tracker | None = None,
+    extra: Mapping[str, Any] | None = None,
+    on_saved: Callable[[Path], None] | None = None,
+) -> Trainer:
+    """A trainer for `setup` as `config` describes.
+
+    Args:
+        config: The shared sections.
+        setup: The app's part.
+        world: Ranks and device.
+        folder: Where checkpoints go; None saves none.
+        tracker: Where figures go.
+        extra: Plain values every checkpoint carries.
+        on_saved: See `CheckpointStore`.
+    """
+    settings = config.train
+    loader = train_loader(config, setup, world=world)
+    evaluator = Evaluator(setup.task, evaluation_loader(config, setup.validation, world=world), world=world)
+    limits = Limits(
+        epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        max_seconds=None if settings.max_hours is None else settings.max_hours * 3600.0,
+    )
+    steps_per_epoch = -(-len(loader) // settings.gradient_accumulation_steps)
+    total_steps = min(settings.epochs * steps_per_epoch, settings.max_steps or 2**62)
+    monitor = Monitor(
+        metric=settings.early_stopping.metric.removeprefix("val_").removeprefix("val/"),
+        mode=settings.early_stopping.resolved_mode,
+        patience=settings.early_stopping.patience,
+        min_delta=settings.early_stopping.min_delta,
+    )
+    return Trainer(
+        task=setup.task,
+        engine=_engine(config, setup, world=world, total_steps=total_steps, steps_per_epoch=steps_per_epoch),
+        loader=loader,
+        evaluator=evaluator,
+        limits=limits,
+        cadence=_cadence(config),
+        monitor=monitor,
+        accumulation=settings.gradient_accumulation_steps,
+        store=None if folder is None else _store(config.checkpoint, folder, on_saved),
+        tracker=tracker,
+        plateau=_plateau(config.scheduler, monitor),
+        max_bad_steps=settings.max_bad_steps,
+        extra=extra or {},
+    )
+
+
+def train_loader(config: CoreConfig, setup: TrainingSetup, *, world: World) -> BatchLoader:
+    """Shuffled, augmented training batches."""
+    order = EpochOrder(
+        size=len(setup.train.dataset),
+        batch_size=config.train.batch_size,
+        seed=config.run.seed,
+        lengths=setup.train.lengths,
+        drop_last=config.train.drop_last,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    return _loader(config, setup.train, order, world=world, transform=setup.transform)
+
+
+def evaluation_loader(config: CoreConfig, data: Data, *, world: World) -> BatchLoader:
+    """Batches of every sample exactly once, unaugmented."""
+    order = EpochOrder(
+        size=len(data.dataset),
+        batch_size=config.train.eval_batch_size or config.train.batch_size,
+        seed=config.run.seed,
+        shuffle=False,
+        lengths=data.lengths,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    return _loader(config, data, order, world=world)
+
+
+def _loader(
+    config: CoreConfig, data: Data, order: EpochOrder, *, world: World, transform: Transform | None = None
+) -> BatchLoader:
+    workers = worker_count(
+        config.run.num_workers, samples=order.size, batch_size=order.batch_size, processes=world.size
+    )
+    return BatchLoader(
+        data.dataset,
+        order,
+        transform=transform,
+        prepare=data.prepare,
+        collate=data.collate,
+        num_workers=workers,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+def _engine(
+    config: CoreConfig, setup: TrainingSetup, *, world: World, total_steps: int, steps_per_epoch: int
+) -> Engine:
+    settings = config.train
+    model = setup.task.model.to(world.device)
+    groups = parameter_groups(model, lr=settings.lr, weight_decay=settings.weight_decay, rules=list(setup.group_rules))
+    rates = lr_table(
+        config.scheduler.name,
+        config.scheduler.params(),
+        base_lrs=[group["lr"] for group in groups],
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        unit=config.scheduler.resolved_unit,
+    )
+    warmup = config.scheduler.params().get("warmup_steps", 0) * (
+        steps_per_epoch if config.scheduler.resolved_unit == "epoch" else 1
+    )
+    if warmup >= total_steps:
+        _log.warning(
+            "the warm-up takes %d steps, the run only %d, so --lr is never reached; set --warmup_steps",
+            warmup,
+            total_steps,
+        )
+    optimizer = build_optimizer(groups, name=settings.optimizer, momentum=settings.momentum)
+    if settings.compile:
+        model.compile()
+    if world.size > 1:
+        model = DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None)
+    return Engine(
+        model,
+        optimizer,
+        learning_rates=rates,
+        precision=settings.precision,
+        max_grad_norm=settings.max_grad_norm,
+        nominal_count=settings.batch_size * settings.gradient_accumulation_steps * world.size,
+        ema_decay=settings.ema_decay,
+        world=world,
+    )
+
+
+def _cadence(config: CoreConfig) -> Cadence:
+    minutes = config.checkpoint.save_every_minutes
+    return Cadence(
+        log_every=config.tracking.log_every,
+        evaluate_every=config.train.eval_every,
+        evaluate_unit=config.train.eval_unit,
+        save_every_steps=config.checkpoint.save_every_steps,
+        save_every_seconds=None if minutes is None else minutes * 60.0,
+        milestone_every_epochs=config.checkpoint.keep_every_epochs,
+    )
+
+
+def _store(settings: CheckpointConfig, folder: Path, on_saved: Callable[[Path], None] | None) -> CheckpointStore:
+    return CheckpointStore(folder, keep_last=settings.keep_last, asynchronous=settings.async_save, on_saved=on_saved)
+
+
+def _plateau(settings: SchedulerConfig, monitor: Monitor) -> Plateau | None:
+    if settings.name not in _PLATEAU:
+        return None
+    given = settings.params()
+    return Plateau(
+        mode=given.get("mode", monitor.mode), factor=given.get("factor", 0.1), patience=given.get("patience", 10)
+    )
+
+
+def build_tracker(config: Any, *, app: str, folder: Path, resume_step: int | None, known: Mapping[str, str]) -> Tracker:
+    """The trackers that a run's figures go to.
+
+    Args:
+        config: The app's configuration.
+        app: Its name.
+        folder: The run folder.
+        resume_step: Step from which the run goes on; None for a new one.
+        known: `Tracker.state` of the run that goes on.
+    """
+    settings = config.tracking
+    starters: dict[str, Callable[[], Tracker]] = {
+        "table": lambda: TableTracker(folder, resume_step=resume_step),
+        "console": ConsoleTracker,
+    }
+    if settings.tensorboard:
+        starters["TensorBoard"] = lambda: TensorBoardTracker(folder / "tensorboard", resume_step=resume_step)
+    if settings.use_wandb and settings.wandb_mode != "disabled":
+        starters["W&B"] = lambda: WandbTracker(
+            folder,
+            project=settings.wandb_project or app,
+            entity=settings.wandb_entity,
+            name=f"{folder.parent.name}/{folder.name}",
+            config=to_values(config),
+            mode=settings.wandb_mode,
+            run_id=known.get(RUN_ID),
+            history=[] if resume_step is None else read_history(folder),
+        )
+    return Trackers(starters, state=dict(known))
+
+
+def describe(trainer: Trainer) -> str:
+    """What will be trained on what, in one line."""
+    parameters = sum(p.numel() for p in unwrap(trainer.engine.model).parameters() if p.requires_grad)
+    validation = 0 if trainer.evaluator is None else len(trainer.evaluator)
+    world = trainer.engine.world
+    return (
+        f"{parameters:,} trainable parameters, {trainer.loader.order.size} training and {validation} validation "
+        f"samples, {trainer.total_steps} steps, on {world.device}{f' x {world.size}' if world.size > 1 else ''}"
+    )
+
+
+def configure_torch(config: CoreConfig) -> None:
+    """Thread count and matrix precision of this process."""
+    if config.run.num_threads is not None:
+        torch.set_num_threads(config.run.num_threads)
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; exact fp32 elsewhere

@@ -1,0 +1,242 @@
+"""The end of a run: the best checkpoint is evaluated on held-out data, and summary and report are written."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlcore.base.console import format_duration
+from mlcore.base.distributed import barrier
+from mlcore.base.files import write_json
+from mlcore.report.page import Headline, Picture, RunReport, Section, Table, describe_environment, write_report
+from mlcore.report.plots.curves import plot_panels
+from mlcore.run.build import CoreConfig, TrainingSetup, evaluation_loader
+from mlcore.run.copy import Copied
+from mlcore.trackers.table import read_history
+from mlcore.training.checkpoint import CheckpointStore, inference_weights, load_checkpoint, load_model_weights
+from mlcore.training.diagnose import peak_memory_bytes
+from mlcore.training.evaluator import Evaluator
+from mlcore.training.progress import Monitor, Outcome
+from mlcore.training.task import check_metadata
+from mlcore.training.trainer import Trainer
+
+_log = logging.getLogger(__name__)
+
+_SUMMARY = "summary.json"
+
+Results = Mapping[str, Mapping[str, float]]
+"""Figures by split ("val", "test") and name."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the best checkpoint reached.
+
+    Attributes:
+        results: Its figures.
+        sections: The app's tables and pictures of its predictions.
+    """
+
+    results: Results
+    sections: Sequence[Section]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pages:
+    """What is written of a run for programs (`summary.json`) and for people (`report.html`, `summary.md`).
+
+    Attributes:
+        summary: Plain values.
+        report: The same and more, in words, tables and pictures.
+    """
+
+    summary: Mapping[str, Any]
+    report: RunReport
+
+
+def evaluate_best(
+    trainer: Trainer, setup: TrainingSetup, *, config: CoreConfig, folder: Path, checkpoints: Path
+) -> Evaluation:
+    """Load the best checkpoint into the task's model and evaluate it; every rank must call it.
+
+    Args:
+        trainer: The finished trainer.
+        setup: What it trained.
+        config: The shared sections.
+        folder: Where the app's pictures go.
+        checkpoints: Where the best checkpoint is, or, where no evaluation was better than another, the newest one.
+
+    Raises:
+        CheckpointError: It belongs to other classes or encoders.
+    """
+    world = trainer.engine.world
+    barrier()
+    best = best_checkpoint(checkpoints)
+    if best is not None:
+        state = load_checkpoint(best)
+        check_metadata(setup.task, state, source=best)
+        load_model_weights(setup.task.model, inference_weights(state, source=best), source=best)
+    results: dict[str, dict[str, float]] = {}
+    sections: list[Section] = []
+    for name, data in setup.evaluation.items():
+        evaluator = Evaluator(setup.task, evaluation_loader(config, data, world=world), world=world)
+        results[name], predictions = evaluator.run(setup.task.model, engine=trainer.engine)
+        if setup.analyse is not None and world.is_main:
+            sections += setup.analyse(predictions, folder, f"{name}_" if name != "val" else "")
+    return Evaluation(results, sections)
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that stands for a run: the best, or the newest where the monitored metric was never defined."""
+    names = (CheckpointStore.BEST, CheckpointStore.LATEST)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def pages_of_run(
+    outcome: Outcome,
+    evaluation: Evaluation,
+    setup: TrainingSetup,
+    *,
+    title: str,
+    monitor: Monitor,
+    config: Mapping[str, Any],
+    demo: bool,
+    folder: Path,
+    device: torch.device,
+) -> Pages:
+    """What summary and report say of a run.
+
+    Args:
+        outcome: How training ended.
+        evaluation: What the best checkpoint reached.
+        setup: What was trained.
+        title: For people.
+        monitor: The metric that chose the best checkpoint.
+        config: The resolved configuration, nested.
+        demo: Whether it was the demo.
+        folder: The run's, where pictures go and the history of its figures is.
+        device: What was trained on.
+    """
+    now, results = outcome.progress, evaluation.results
+    summary = {
+        "status": outcome.status,
+        "best_step": now.best_step,
+        "monitor": {"metric": monitor.metric, "mode": monitor.mode, "best": now.best},
+        "results_of_best_checkpoint": results,
+        "variants": {},
+        "progress": asdict(now),
+        "skipped_steps": outcome.skipped,
+        "demo": demo,
+    }
+    report = RunReport(
+        title=title,
+        subtitle=f"{outcome.status} after {now.epoch} epochs; best at step {now.best_step} of {now.step}",
+        headlines=_headlines(results, monitor.metric),
+        warnings=[*_demo_warning(demo), *setup.warnings, *_skip_warning(outcome)],
+        sections=[
+            *_curves(folder, monitor.metric),
+            _result_table(results),
+            *evaluation.sections,
+            *(() if setup.overview is None else setup.overview(folder)),
+        ],
+        config=config,
+        environment={
+            **describe_environment(device),
+            "training time": format_duration(now.seconds),
+            "peak memory": f"{peak_memory_bytes(device) / 2**30:.2f} GiB",
+        },
+    )
+    for name, values in results.items():
+        _log.info("best checkpoint  %s  %s", name, "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
+    return Pages(summary=summary, report=report)
+
+
+def write_pages(pages: Pages, *, folder: Path, copied: Copied | None) -> Path:
+    """Write `summary.json`, `summary.md` and `report.html` into the run folder, with what a copy in a bucket lacks.
+
+    Args:
+        pages: What they say.
+        folder: The run's.
+        copied: Where the copy is and what it lacks; None for no copy.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        UserError: As `write_report`.
+    """
+    where = None if copied is None else {"to": copied.to, "missing": dict(copied.missing)}
+    write_json(folder / _SUMMARY, {**pages.summary, "copied": where})
+    report = pages.report
+    if copied is not None:
+        complaint = copied.complaint(folder)
+        report = replace(
+            report,
+            warnings=[*report.warnings, *([complaint] if complaint else [])],
+            environment={**report.environment, "copy": copied.to},
+        )
+    return write_report(folder, report=report)
+
+
+def read_results(folder: Path) -> Results:
+    """The figures that a finished run left; none where it left no summary (on ranks that do not write)."""
+    path = folder / _SUMMARY
+    if not path.is_file():
+        return {}
+    results: Results = json.loads(path.read_text(encoding="utf-8"))["results_of_best_checkpoint"]
+    return results
+
+
+def _curves(folder: Path, metric: str) -> list[Section]:
+    rows = read_history(folder)
+    monitored = metric.replace("_", " ")
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for panel, names in (
+        ("loss", ("train/loss", "val/loss")),
+        ("accuracy", ("train/accuracy", "val/accuracy")),
+        (monitored, (f"train/{metric}", f"val/{metric}")),
+        ("learning rate", ("train/lr",)),
+        ("gradient norm", ("train/grad_norm",)),
+    ):
+        for name in names:
+            points = [(float(step), values[name]) for step, values in rows if name in values]
+            if points:
+                steps, values = zip(*points, strict=True)
+                panels.setdefault(panel, {})[name] = (list(steps), list(values))
+    if not panels:
+        return []
+    return [Picture("Training", plot_panels(panels, path=folder / "curves.png"), wide=True)]
+
+
+def _headlines(results: Results, metric: str) -> list[Headline]:
+    return [
+        Headline(
+            f"{'test' if name == 'test' else 'validation'} {metric}", values[metric], f"{int(values['n'])} samples"
+        )
+        for name, values in results.items()
+        if metric in values and name != "train"
+    ]
+
+
+def _result_table(results: Results) -> Table:
+    names = list(results)
+    keys = list(dict.fromkeys(key for values in results.values() for key in values))
+    rows: list[list[object]] = [[key, *(results[name].get(key) for name in names)] for key in keys if key != "n"]
+    rows.append(["samples", *(int(results[name]["n"]) for name in names)])
+    return Table("Results of the best checkpoint", ["metric", *names], rows)
+
+
+def _demo_warning(demo: bool) -> list[str]:
+    if not demo:
+        return []
+    return ["This is the demo: training and evaluation used generated data, so the figures say nothing of real data."]
+
+
+def _skip_warning(outcome: Outcome) -> list[str]:
+    if not outcome.skipped:
+        return []
+    return [f"{outcome.skipped} training steps were skipped because the loss or a gradient was not finite."]

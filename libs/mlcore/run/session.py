@@ -1,0 +1,397 @@
+"""One call of an app's training script: run folder, resuming, training, final evaluation, report.
+
+The apps differ in the `TrainingSetup` they build; everything around it is here, once.
+"""
+
+import gc
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlcore.base.console import setup_logging
+from mlcore.base.distributed import World, barrier, broadcast_object, start_world
+from mlcore.base.env import load_env
+from mlcore.base.errors import UserError
+from mlcore.base.files import write_text
+from mlcore.base.seeding import seed_everything
+from mlcore.base.version import code_version
+from mlcore.cli.app import App
+from mlcore.cli.invocation import Invocation
+from mlcore.config.difference import config_differences
+from mlcore.config.dump import to_values, to_yaml
+from mlcore.remote.s3 import is_remote
+from mlcore.remote.stored import stored_file
+from mlcore.report.page import Picture
+from mlcore.report.plots.curves import plot_lr_finder
+from mlcore.run.build import TrainingSetup, build_tracker, build_trainer, configure_torch, describe
+from mlcore.run.copy import Copied, RunCopy, copy_of
+from mlcore.run.doctor import check_system, exit_code, format_checks
+from mlcore.run.dry_run import dry_run
+from mlcore.run.final_evaluation import Pages, Results, evaluate_best, pages_of_run, read_results, write_pages
+from mlcore.run.folder import ENDED, RunFolder, RunRecord, choose_run_folder, finished_run, reason_of
+from mlcore.run.group import ITSELF, RunGroup
+from mlcore.trackers.base import Tracker, Trackers
+from mlcore.training.checkpoint import CheckpointError, CheckpointStore, State, inference_weights, load_checkpoint
+from mlcore.training.evaluator import Predictions
+from mlcore.training.lr_finder import find_learning_rate
+from mlcore.training.task import check_metadata
+from mlcore.training.trainer import Trainer
+
+_log = logging.getLogger(__name__)
+
+EXIT_INTERRUPTED = 75
+"""Exit code after SIGTERM or SIGINT: the state is saved, and the same command continues (EX_TEMPFAIL)."""
+
+
+def run(app: App[Any], invocation: Invocation[Any]) -> int:
+    """Do what the command line asks for; returns the exit code.
+
+    0: done (finished, stopped early, or the time limit came). 75: interrupted and saved; the same command continues.
+
+    Raises:
+        UserError: Anything the user has to mend.
+    """
+    load_env()
+    config = invocation.config
+    if invocation.action == "test":
+        checks = check_system(Path("outputs"), upload_to=config.checkpoint.upload_to)
+        print(format_checks(checks))
+        return exit_code(checks)
+    with start_world(config.run.device) as world:
+        configure_torch(config)
+        _seed(config, world)
+        # What is said about the choice of the folder is shown, too.
+        setup_logging(is_main=world.is_main, package=app.package)
+        if invocation.action == "dry_run":
+            return dry_run(config, _setup_of_dry_run(app, config, world), world=world, extra=_origin(app, config))
+        status = _run_in_folder(app, invocation, world)
+    return EXIT_INTERRUPTED if status == "interrupted" else 0
+
+
+def _seed(config: Any, world: World) -> None:
+    seed_everything(config.run.seed, rank=world.rank, deterministic=config.run.deterministic)
+
+
+def _setup_of_dry_run(app: App[Any], config: Any, world: World) -> TrainingSetup:
+    setup: TrainingSetup = app.build(config if app.dry_run_config is None else app.dry_run_config(config), world)
+    return setup
+
+
+def _origin(app: App[Any], config: Any) -> dict[str, Any]:
+    """What every checkpoint says of where it comes from."""
+    return {"app": app.name, "config": to_values(config), "code_version": code_version(app.source)}
+
+
+# ------------------------------------------------------------------------------------------------------- the run folder
+
+
+@dataclass(kw_only=True)
+class _OpenRun:
+    """A run folder that this process writes to.
+
+    Attributes:
+        app: What is trained there.
+        name: What the run is called.
+        config: Its configuration.
+        invocation: The command line.
+        world: Ranks and device.
+        place: The folder.
+        record: Its lock and `run.json`; None on ranks that do not write.
+        copy: Its copy in a bucket; None for none, and for a run whose group has one.
+        group: The run this one belongs to.
+        pages: What was last written of it.
+    """
+
+    app: App[Any]
+    name: str
+    config: Any
+    invocation: Invocation[Any]
+    world: World
+    place: RunFolder
+    record: RunRecord | None
+    copy: RunCopy | None = None
+    group: "_OpenRun | None" = None
+    pages: Pages | None = field(default=None, init=False)
+    _begun: bool = field(default=False, init=False)
+
+    @property
+    def folder(self) -> Path:
+        """Path of the run folder."""
+        return self.place.path
+
+    def begin(self) -> None:
+        """Note, here and in the group, that the run is under way, and start its copy; once."""
+        if self._begun:
+            return
+        self._begun = True
+        if self.group is not None:
+            self.group.begin()  # not before its first run is sure to start
+        if self.record is not None:
+            self.record.start(to_values(self.config), code=code_version(self.app.source))
+            write_text(self.folder / "config.yaml", to_yaml(self.config, self.invocation.composed.sources))
+        if self.copy is not None:
+            self.copy.begin()
+
+    def submit(self) -> Callable[[Path], None] | None:
+        """What hands a new checkpoint to the copy; that of a group has the checkpoints of its runs."""
+        whole = self if self.group is None else self.group
+        return None if whole.copy is None else whole.copy.submit
+
+    def write(self, pages: Pages) -> Path:
+        """Write summary and report; nothing is known yet to be missing in the copy."""
+        self.pages = pages
+        copied = None if self.copy is None else Copied(self.copy.address, {})
+        return write_pages(pages, folder=self.folder, copied=copied)
+
+    def close(self, status: str, reason: str | None) -> None:
+        """Note how the run ended, wait a while for its copy, release the folder."""
+        if self.record is not None:
+            self.record.end(status=status, reason=reason)  # before it is copied
+        if self.copy is not None:
+            copied = self.copy.close(status=status)
+            if copied.missing and self.pages is not None:  # summary and report tell what it lacks
+                write_pages(self.pages, folder=self.folder, copied=copied)
+        if self.record is not None:
+            self.record.close(status=status, reason=reason)
+
+
+def _run_in_folder(app: App[Any], invocation: Invocation[Any], world: World) -> str:
+    """Choose the folder, hold it, and train or try learning rates there; returns the status."""
+    place = broadcast_object(_choose_folder(app, invocation) if world.is_main else None)
+    record = RunRecord(place.path) if world.is_main else None
+    setup_logging(log_file=place.path / "train.log", is_main=world.is_main, package=app.package)
+    name, config = app.name_of_run(invocation), invocation.config
+    run = _OpenRun(app=app, name=name, config=config, invocation=invocation, world=world, place=place, record=record)
+    status, reason = "failed", None
+    try:
+        if invocation.composed.demo:
+            why = "as asked" if invocation.demo_requested else "because no data set was given"
+            _log.info("running the %s demo on generated data, %s. Your own data: %s", app.title, why, app.own_data)
+        if invocation.action == "lr_find":
+            if record is not None:
+                record.start(to_values(config), code=code_version(app.source))
+            status = _find_rate(run)
+        else:
+            upload_to = config.checkpoint.upload_to if world.is_main else None
+            run.copy = copy_of(place.path, upload_to=upload_to, app=app.name, root=app.runs_folder, name=name)
+            group = None if app.group is None else app.group(config)
+            status = _train(run) if group is None else _train_group(group, run)
+    except BaseException as error:
+        reason = reason_of(error)
+        # For train.log; the script says it on the terminal.
+        _log.debug("the run failed: %s", reason, exc_info=not isinstance(error, UserError))
+        raise
+    finally:
+        run.close(status, reason)
+    return status
+
+
+def _choose_folder(app: App[Any], invocation: Invocation[Any]) -> RunFolder:
+    config = invocation.config
+    root, resume = app.folder_of_runs(invocation), config.run.resume
+    if invocation.action == "lr_find":  # it leaves other runs alone
+        root, resume = root / "lr_find", "never"
+    start = stored_file(resume) if is_remote(resume) else None
+    return choose_run_folder(
+        root, config=to_values(config), output_dir=config.run.output_dir, resume=resume, start=start
+    )
+
+
+def _find_rate(run: _OpenRun) -> str:
+    trainer = build_trainer(run.config, _setup_of_dry_run(run.app, run.config, run.world), world=run.world)
+    curve = find_learning_rate(trainer)
+    picture = plot_lr_finder(
+        curve.rates[: len(curve.losses)],
+        losses=curve.losses,
+        path=run.folder / "lr_finder.png",
+        suggestion=curve.suggestion,
+    )
+    _log.info("suggested: --lr %.2g   (curve: %s)", curve.suggestion, picture)
+    return "finished"
+
+
+# ---------------------------------------------------------------------------------------------------------------- group
+
+
+def _train_group(group: RunGroup[Any], whole: _OpenRun) -> str:
+    """Train the runs that are not finished, then aggregate all of them; returns the status of the whole."""
+    status, results = "finished", dict[str, Results]()
+    for number, (place, config) in enumerate(group.configs.items(), 1):
+        folder = whole.folder / place
+        own = place == ITSELF
+        done = finished_run(folder, to_values(config)) if whole.world.is_main and not own else False
+        _log.info(
+            "%s %d of %d: %s%s",
+            group.what,
+            number,
+            len(group.configs),
+            whole.name if own else folder.name,
+            " is finished" if (done := broadcast_object(done)) else "",
+        )
+        if not done:
+            ended = _train(whole) if own else _train_member(whole, config, folder)
+            if ended == "interrupted":
+                return ended  # the same command goes on with this one and the rest
+            if (own and status == "finished") or ended not in ENDED:
+                status = ended
+        if not own:
+            results[folder.name] = read_results(folder)
+    if status not in ENDED:
+        return status
+    whole.begin()  # where all runs were there already
+    if whole.world.is_main:
+        _log.info("report: %s", whole.write(group.aggregate(whole.folder, results, whole.pages)))
+    barrier()
+    return status
+
+
+def _train_member(whole: _OpenRun, config: Any, folder: Path) -> str:
+    """Train a run of a group in its folder; returns the status."""
+    place = choose_run_folder(folder, config=to_values(config), output_dir=folder)
+    barrier()  # every rank has looked before anything is written
+    run = _OpenRun(
+        app=whole.app,
+        name=f"{whole.name}, {folder.name}",
+        config=config,
+        invocation=whole.invocation,
+        world=whole.world,
+        place=place,
+        record=RunRecord(folder) if whole.world.is_main else None,
+        group=whole,
+    )
+    status, reason = "failed", None
+    try:
+        status = _train(run)
+    except BaseException as error:
+        reason = reason_of(error)
+        raise
+    finally:
+        run.close(status, reason)
+    barrier()  # the main rank has written the results
+    return status
+
+
+# -------------------------------------------------------------------------------------------------------------- one run
+
+
+def _train(run: _OpenRun) -> str:
+    """Train (or go on training), evaluate the best checkpoint, write the report; returns the status."""
+    gc.collect()  # a trainer's callbacks refer to it; of an earlier run of a group nothing is to stay in memory
+    _seed(run.config, run.world)
+    setup: TrainingSetup = run.app.build(run.config, run.world)
+    trainer = build_trainer(
+        run.config,
+        setup,
+        world=run.world,
+        folder=run.place.checkpoints,
+        extra=_origin(run.app, run.config),
+        on_saved=run.submit(),
+    )
+    resumed = _resumed_state(run)
+    _take_over(run, trainer, setup, resumed)  # what does not fit is refused before any file of the run is touched
+    tracker = trainer.tracker = _tracker(run, None if resumed is None else resumed[1])
+    trainer.on_evaluation = _picture_logger(run, trainer, setup, tracker)
+    store, status = trainer.store, "failed"
+    try:
+        run.begin()
+        _log.info("%s: %s", run.folder, describe(trainer))
+        outcome = trainer.fit()
+        if outcome.status != "interrupted":
+            evaluation = evaluate_best(
+                trainer, setup, config=run.config, folder=run.folder, checkpoints=run.place.checkpoints
+            )
+            if run.world.is_main:
+                pages = pages_of_run(
+                    outcome,
+                    evaluation,
+                    setup,
+                    title=f"{run.app.title}: {run.name}",
+                    monitor=trainer.monitor,
+                    config=to_values(run.config),
+                    demo=run.invocation.composed.demo,
+                    folder=run.folder,
+                    device=run.world.device,
+                )
+                report = run.write(pages)
+                if setup.finish is not None:
+                    setup.finish(run.folder, pages.summary)
+                _log.info("report: %s", report)
+            barrier()
+        status = outcome.status
+    finally:
+        if store is not None:
+            store.close()
+        tracker.close(status="finished" if status in ENDED else status)
+    return status
+
+
+def _resumed_state(run: _OpenRun) -> tuple[Path, State] | None:
+    """The checkpoint to go on from; rank 0 chooses it, so that all ranks read the same."""
+    if not run.place.resume:
+        return None
+    found: tuple[Path, State] | None = None
+    if run.world.is_main and run.place.checkpoint is None:
+        found = CheckpointStore(run.place.checkpoints, asynchronous=False).newest_good()
+    path = broadcast_object(run.place.checkpoint if found is None else found[0])
+    if path is None:
+        return None
+    state = load_checkpoint(path) if found is None else found[1]
+    inference_weights(state, source=path)  # says so if it is no training checkpoint
+    if state.get("app") != run.app.name:
+        raise CheckpointError(f"{path}: a checkpoint of the app '{state.get('app')}'")
+    return path, state
+
+
+def _take_over(run: _OpenRun, trainer: Trainer, setup: TrainingSetup, resumed: tuple[Path, State] | None) -> None:
+    if resumed is None:
+        return
+    path, state = resumed
+    check_metadata(setup.task, state, source=path)
+    trainer.load_state_dict(state, source=path)
+    changed = config_differences(state["config"], to_values(run.config))
+    if changed and trainer.is_complete and path.parent == run.place.checkpoints:
+        raise UserError(
+            f"{run.folder} holds a run that is finished ({'; '.join(changed)}), and these settings leave nothing "
+            "to train; give --output_dir another folder for a new run, or raise --epochs"
+        )
+    barrier()
+    now = trainer.progress
+    if run.world.is_main and trainer.store is not None and path.parent == trainer.store.folder:
+        trainer.store.take_over(path, step=now.step, is_best=now.best_step == now.step)
+    barrier()
+    if changed:
+        _log.warning("going on with other settings than before: %s", "; ".join(changed))
+    _log.info("resuming %s at step %d (epoch %d, sample %d)", path, now.step, now.epoch, now.position)
+
+
+def _tracker(run: _OpenRun, state: State | None) -> Tracker:
+    if not run.world.is_main:
+        return Trackers({})
+    branch = run.place.checkpoint is not None  # a branch is a run of its own for trackers, too
+    return build_tracker(
+        run.config,
+        app=run.app.name,
+        folder=run.folder,
+        resume_step=None if state is None else int(state["progress"]["step"]),
+        known={} if state is None or branch else state["tracker"],
+    )
+
+
+def _picture_logger(
+    run: _OpenRun, trainer: Trainer, setup: TrainingSetup, tracker: Tracker
+) -> Callable[[int, Mapping[str, float], Predictions], None] | None:
+    """With `log_images`, trackers get the pictures of an evaluation each `log_freq` epochs."""
+    settings, analyse = run.config.tracking, setup.analyse
+    if not settings.log_images or analyse is None:
+        return None
+
+    def log_pictures(step: int, _metrics: Mapping[str, float], predictions: Predictions) -> None:
+        if trainer.progress.epoch % settings.log_freq:
+            return
+        for section in analyse(predictions, run.folder, ""):
+            if isinstance(section, Picture):
+                tracker.image(step, section.title, section.path)
+
+    return log_pictures

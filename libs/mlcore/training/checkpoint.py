@@ -1,0 +1,306 @@
+"""Durable training state.
+
+A checkpoint is one file in torch's zip format that holds tensors and plain values only, so it loads with
+`weights_only=True`. Every record of a zip carries a CRC-32, which is checked before anything is used: a damaged file is
+told from a good one without a second file that could get out of step.
+
+`CheckpointStore` copies the state to host buffers and lets a thread write it; training goes on meanwhile. The names
+`latest_model.pth` and `best_model.pth` are hard links to the file of a step, moved only after it is safely on the disk.
+"""
+
+import logging
+import os
+import pickle
+import re
+import shutil
+import uuid
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mlcore.base.errors import UserError
+from mlcore.base.files import atomic_write, ensure_folder, remove_leftovers
+
+_log = logging.getLogger(__name__)
+
+State = dict[str, Any]
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, unsafe or of another model."""
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write `state` (tensors and plain values) so that `path` is either the old file or the whole new one.
+
+    Raises:
+        UserError: The folder is not writable or the disk is full; the old file is unharmed.
+    """
+    with atomic_write(path, size=_tensor_bytes(state)) as file:
+        torch.save(state, file)
+
+
+def load_checkpoint(path: Path, *, map_location: str | torch.device = "cpu", allow: Sequence[type] = ()) -> State:
+    """Read a checkpoint without executing anything in it.
+
+    Args:
+        path: A file written by `save_checkpoint`, or any `torch.save`d file of tensors and plain values.
+        map_location: Device for the tensors.
+        allow: Further classes that the file may hold; each must be one whose construction and attributes do nothing.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or holds anything but tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    _check_records(path)
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(allow)):
+            warnings.simplefilter("ignore")  # torch remarks on pickle protocols; what it cannot read, it refuses anyway
+            state = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "nsupported" not in str(error):
+            raise CheckpointError(f"{path}: damaged or not a torch checkpoint") from None
+        asked = re.search(r"GLOBAL (\S+)", str(error))  # torch's advice around the name is to trust the file
+        raise CheckpointError(
+            f"{path}: refused, because it holds more than tensors and plain values"
+            f"{f' (it asks for {asked[1]})' if asked else ''} and loading it could run code. Take the file from its "
+            "author again as a plain state dict."
+        ) from None
+    except Exception as error:  # noqa: BLE001 - garbage makes the reader fail in any way it likes
+        raise CheckpointError(f"{path}: damaged or not a torch checkpoint ({type(error).__name__}: {error})") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: expected a dictionary, found {type(state).__name__}")
+    return state
+
+
+def _check_records(path: Path) -> None:
+    """Compare every record of a zip checkpoint with its CRC-32."""
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            if file.read(2) == b"PK":
+                raise CheckpointError(f"{path}: damaged, its end is missing (an interrupted copy?)")
+        return  # torch's older formats have no checksum; torch.load evaluates them
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from None
+    if broken is not None:
+        raise CheckpointError(f"{path}: damaged, the checksum of record '{broken}' does not match")
+
+
+def load_model_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: Path | str) -> None:
+    """Load `weights` into `model`, strictly.
+
+    Raises:
+        CheckpointError: Keys or shapes differ; the message lists them and the model stays as it was.
+    """
+    own = model.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    unexpected = sorted(weights.keys() - own.keys())
+    other_shape = [
+        f"{key}: file {list(weights[key].shape)}, model {list(own[key].shape)}"
+        for key in sorted(own.keys() & weights.keys())
+        if weights[key].shape != own[key].shape
+    ]
+    if missing or unexpected or other_shape:
+        lines = [
+            f"  {len(names)} {title}: {'; '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+            for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", other_shape))
+            if names
+        ]
+        raise CheckpointError(
+            f"{source}: weights of another architecture than {type(model).__name__} as configured:\n" + "\n".join(lines)
+        )
+    model.load_state_dict(dict(weights))
+
+
+def inference_weights(state: Mapping[str, Any], *, source: Path | str) -> dict[str, Tensor]:
+    """The weights to predict with: the averaged ones where the run kept an average, else the trained ones.
+
+    Raises:
+        CheckpointError: It is not a training checkpoint of ours.
+    """
+    try:
+        return {**state["model"], **state["engine"]["ema"]}
+    except (KeyError, TypeError):
+        raise CheckpointError(
+            f"{source}: not a training checkpoint (keys found: {', '.join(map(str, state))})"
+        ) from None
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        folder: Where they live; created when the first one is saved.
+        keep_last: How many of the newest step files stay; best and milestone files always stay.
+        asynchronous: Let a thread write while training goes on.
+        on_saved: Called, in that thread, with each name (latest, best, milestone) that has moved to a new state.
+    """
+
+    LATEST = "latest_model.pth"
+    BEST = "best_model.pth"
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep_last: int = 2,
+        asynchronous: bool = True,
+        on_saved: Callable[[Path], None] | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self._on_saved = on_saved
+        self._keep_last = max(1, keep_last)
+        self._snapshot = _Snapshot()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if asynchronous else None
+        self._pending: Future[None] | None = None
+
+    def save(self, state: Mapping[str, Any], *, step: int, best: bool = False, milestone: str | None = None) -> None:
+        """Save `state` as the file of `step`; returns as soon as the state is copied.
+
+        Args:
+            state: Tensors and plain values.
+            step: Training step; names the file.
+            best: Also make it `best_model.pth`.
+            milestone: Also keep it under this name for good, e.g. "epoch_0010".
+
+        Raises:
+            UserError: This save (or the one before it) could not be written.
+        """
+        self.wait()
+        if self._writer is None:
+            self._write(state, step, best, milestone)
+        else:
+            self._pending = self._writer.submit(self._write, self._snapshot.take(state), step, best, milestone)
+
+    def check(self) -> None:
+        """Raise what went wrong in the writing thread, if anything has."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when the last save is on the disk; raise what went wrong."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Wait for the last save and stop the thread."""
+        try:
+            self.wait()
+        finally:
+            if self._writer is not None:
+                self._writer.shutdown()
+
+    def _write(self, state: Mapping[str, Any], step: int, best: bool, milestone: str | None) -> None:
+        ensure_folder(self.folder)
+        path = self.folder / f"step_{step:08d}.pth"
+        save_checkpoint(path, state)
+        # Only now, with the file safe, may names move and old files go.
+        names = [self.LATEST, *([self.BEST] if best else []), *([] if milestone is None else [f"{milestone}.pth"])]
+        for name in names:
+            _link(path, self.folder / name)
+        for old in self.step_files()[self._keep_last :]:
+            old.unlink(missing_ok=True)
+        if self._on_saved is not None:
+            for name in names:
+                self._on_saved(self.folder / name)
+
+    def step_files(self) -> list[Path]:
+        """The files of single steps, newest step first."""
+        named = [path for path in self.folder.glob("step_*.pth") if re.fullmatch(r"step_\d+\.pth", path.name)]
+        return sorted(named, key=lambda path: int(path.stem[5:]), reverse=True)
+
+    def newest_good(self, *, map_location: str | torch.device = "cpu") -> tuple[Path, State] | None:
+        """The newest checkpoint that is whole, with its content; damaged ones are reported and passed over.
+
+        Returns:
+            Path and state, or None where there is no checkpoint at all.
+
+        Raises:
+            CheckpointError: There are checkpoints, but not one is whole.
+        """
+        candidates = [*self.step_files(), *(self.folder / name for name in (self.LATEST, self.BEST))]
+        found = [path for path in candidates if path.is_file()]
+        for path in found:
+            try:
+                return path, load_checkpoint(path, map_location=map_location)
+            except CheckpointError as error:
+                _log.warning("%s; trying the one before it", error)
+        if found:
+            raise CheckpointError(f"{self.folder}: none of the {len(found)} checkpoint files can be read")
+        return None
+
+    def take_over(self, path: Path, *, step: int, is_best: bool) -> None:
+        """Make `path`, saved at `step`, the newest state: names moved, later (damaged) and half-written files gone."""
+        remove_leftovers(self.folder)
+        for later in self.step_files():
+            if int(later.stem[5:]) > step:
+                later.unlink()
+        _link(path, self.folder / self.LATEST)
+        if is_best:
+            _link(path, self.folder / self.BEST)
+
+
+class _Snapshot:
+    """Copies of a state's tensors in host memory, in buffers that are used again for the next save."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, state: Mapping[str, Any]) -> State:
+        copy: State = self._copy(state, "")
+        return copy
+
+    def _copy(self, value: Any, path: str) -> Any:
+        if isinstance(value, Tensor):
+            return self._copy_tensor(value.detach(), path)
+        if isinstance(value, Mapping):
+            return {key: self._copy(item, f"{path}/{key}") for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._copy(item, f"{path}/{i}") for i, item in enumerate(value))
+        return value
+
+    def _copy_tensor(self, tensor: Tensor, path: str) -> Tensor:
+        buffer = self._buffers.get(path)
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._buffers[path] = buffer
+        return buffer.copy_(tensor)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _tensor_bytes(state: Mapping[str, Any]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state))
+
+
+def _link(path: Path, name: Path) -> None:
+    """Make `name` another name of the file `path`, atomically; a copy where the file system has no hard links."""
+    if name.exists() and name.samefile(path):
+        return
+    temporary = name.with_name(f".{name.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    temporary.replace(name)

@@ -1,0 +1,111 @@
+"""What went wrong in a step, in words a user can act on."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from mlcore.data.batch import MicroBatch
+from mlcore.training.engine import Engine, StepOutput
+
+
+def first_bad_module(
+    engine: Engine, forward: Callable[[nn.Module, Any], StepOutput], window: Sequence[MicroBatch]
+) -> str:
+    """Run `window` forward and backward once more and name the first place where a value is not finite.
+
+    Parameters and optimiser are left as they are.
+
+    Returns:
+        A sentence naming a parameter, an input, a module's output, the loss or a gradient.
+    """
+    for name, parameter in engine.model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            return f"parameter '{name}' itself holds values that are not finite"
+    for batch in window:
+        found = _first_in_forward(engine, forward, batch)
+        if found is not None:
+            return found
+    names = dict(engine.model.named_parameters())
+    bad = [n for n, p in names.items() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
+    engine.model.zero_grad(set_to_none=True)
+    if bad:
+        return f"the forward pass is finite; the gradient of '{bad[-1]}' is not ({len(bad)} of {len(names)} gradients)"
+    return "this window is finite when it is run again"
+
+
+def _first_in_forward(engine: Engine, forward: Callable[[nn.Module, Any], StepOutput], batch: MicroBatch) -> str | None:
+    found: list[str] = []
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if found or _all_finite(output):
+                return
+            where = "its input is finite" if _all_finite(inputs) else "its input already was not"
+            found.append(f"output of module '{name or 'model'}' ({type(module).__name__}) is not finite; {where}")
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in engine.model.named_modules()]
+    try:
+        with engine.autocast():
+            output = forward(engine.model, batch.data)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if found:
+        return found[0]
+    if not bool(torch.isfinite(output.loss_sum)):
+        return "every module's output is finite, the loss is not"
+    output.loss_sum.backward()  # type: ignore[no-untyped-call]
+    return None
+
+
+def _all_finite(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or bool(torch.isfinite(value).all())
+    if isinstance(value, Mapping):
+        return all(map(_all_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_all_finite, value))
+    return True
+
+
+def out_of_memory_advice(error: BaseException, *, device: torch.device, micro_batch: int, accumulation: int) -> str:
+    """Which knobs to turn after `error`, most harmless first.
+
+    Args:
+        error: What torch raised.
+        device: Where memory ran out.
+        micro_batch: Samples of one micro-batch on one rank.
+        accumulation: Micro-batches of a window.
+    """
+    lines = [f"out of memory on {device}: {str(error).splitlines()[0]}"]
+    if micro_batch > 1:
+        half = max(1, micro_batch // 2)
+        factor = -(-micro_batch // half)
+        lines.append(
+            f"  --batch_size {half} --gradient_accumulation_steps {accumulation * factor}   "
+            "the same gradients in less memory"
+        )
+    lines += [
+        "  --gradient_checkpointing   recomputes activations: less memory, about a third more time",
+        "  --precision bf16   half the activation memory (Ampere or newer)",
+        "  a smaller model, shorter sequences or smaller images",
+    ]
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        lines.append(
+            f"  {free / 2**30:.1f} of {total / 2**30:.1f} GiB are free now: another process may hold some (nvidia-smi)"
+        )
+    return "\n".join(lines)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory of a CUDA device so far, or this process's resident memory now on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    rss: int = psutil.Process().memory_info().rss
+    return rss

@@ -1,0 +1,300 @@
+"""One optimiser step: autocast, exact accumulation windows, loss scaling, clipping, update, EMA.
+
+Gradients of a window are exact. The loss of every micro-batch enters backward as a *sum* over samples; the counts of
+samples are added up over micro-batches and ranks, and the gradients are divided once by that total, in the same
+multiplication that clips them. One batch of 12 therefore gives the gradients of three batches of 4, of 5 + 5 + 2, and
+of two ranks.
+
+Nothing here waits for the device: a non-finite step is cancelled on the device (the fused optimisers read `found_inf`),
+the learning rate is looked up on the device by the number of updates that really happened, and figures for the log stay
+on the device until `read_totals` adds them up and fetches them in one transfer.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mlcore.base.distributed import World, all_reduce_sum, broadcast
+from mlcore.data.batch import MicroBatch
+from mlcore.training.optim import Buffers, adopt_layouts, trainable_parameters
+from mlcore.training.step_statistics import StepStatistics, Totals
+
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
+
+
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The type that `precision` means on `device`; None is float32. "auto" is what is both quick and safe there."""
+    if precision == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """The context of forward passes in `precision` on `device`."""
+    dtype = autocast_dtype(precision, device)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a training step of a task returns.
+
+    Attributes:
+        loss_sum: Scalar tensor; the loss summed (not averaged) over the counted samples.
+        count: Number of samples in that sum (their total weight, for weighted losses).
+        logs: Further scalar sums over the same samples; the log shows them divided by the total count.
+    """
+
+    loss_sum: Tensor
+    count: int | Tensor
+    logs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Engine:
+    """Runs windows of micro-batches through forward, backward and the optimiser.
+
+    Args:
+        model: The module to train; wrapped in DDP by the caller where there are ranks.
+        optimizer: A fused one (see `mlcore.training.optim`), or any other at the cost of one host sync a step.
+        learning_rates: float [updates + 1, groups], the rate of each group at each update; the last row stays.
+        precision: Autocast type; fp16 adds dynamic loss scaling; "auto" is explained at `autocast_dtype`.
+        max_grad_norm: L2 norm to which the window's mean gradient is clipped, or None.
+        nominal_count: Samples of a full window over all ranks. It only keeps the summed loss within the range of fp16;
+            results do not depend on it.
+        ema_decay: Decay per update of the averaged weights, or None for none.
+        world: Ranks and device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        learning_rates: NDArray[np.float64],
+        precision: Precision = "fp32",
+        max_grad_norm: float | None = None,
+        nominal_count: float = 1.0,
+        ema_decay: float | None = None,
+        world: World | None = None,
+    ) -> None:
+        self.world = world or World()
+        self.device = self.world.device
+        self.model = model
+        self.optimizer = optimizer
+        self.max_grad_norm = max_grad_norm
+        self.ema_decay = ema_decay
+        self._precision = precision
+        scales = autocast_dtype(precision, self.device) is torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scales)
+        self._nominal_count = nominal_count if scales else 1.0
+        self._can_cancel = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+        self._parameters = trainable_parameters(optimizer)
+        self._ema = [p.detach().clone() for p in self._parameters] if ema_decay is not None else []
+        self._buffers = Buffers(getattr(model, "module", model))
+        self._ema_buffers = self._buffers.read()
+        self._lr_table = torch.as_tensor(
+            learning_rates, dtype=torch.float32, device=self.device
+        )  # [updates + 1, groups]
+        self._lr_now = torch.empty(1, self._lr_table.shape[1], device=self.device)
+        self._lr_scale = 1.0
+        self._adopt_learning_rates()
+        self._updates = torch.zeros(1, dtype=torch.int64, device=self.device)  # applied; the index into the table
+        self._windows = 0
+        self._statistics = StepStatistics(self.device)
+
+    # ---------------------------------------------------------------------------------------------------- the step
+
+    def run_window(self, forward: Callable[[nn.Module, Any], StepOutput], window: Sequence[MicroBatch]) -> None:
+        """One optimiser update from all micro-batches of `window`.
+
+        Args:
+            forward: The task's training step.
+            window: At least one micro-batch; every rank passes the same number of them.
+        """
+        self._set_learning_rates()
+        buffers = self._buffers.read()
+        sums = all_reduce_sum(self._backward(forward, window))
+        grad_norm = self._mean_and_clip(sums)
+        finite = (grad_norm - grad_norm).eq(0)  # inf - inf and nan - nan are nan
+        self._update(finite)
+        self._update_buffers(finite, buffers)
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._windows += 1
+        self._statistics.add(sums, grad_norm)
+
+    def _backward(self, forward: Callable[[nn.Module, Any], StepOutput], window: Sequence[MicroBatch]) -> Tensor:
+        """Backward of every micro-batch; returns this rank's sums [2 + logs]: loss, count, logs."""
+        sums = None
+        for i, batch in enumerate(window):
+            with self._gradient_sync(last=i == len(window) - 1):
+                with self.autocast():
+                    output = forward(self.model, batch.data)
+                loss = output.loss_sum if batch.real else output.loss_sum * 0.0
+                if self._nominal_count != 1.0:
+                    loss = loss / self._nominal_count
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            row = self._statistics.row(output.loss_sum, output.count, output.logs)
+            if not batch.real:
+                row = torch.zeros_like(row)
+            sums = row if sums is None else sums.add_(row)
+        if sums is None:
+            raise ValueError("an accumulation window needs at least one micro-batch")
+        return sums
+
+    def _mean_and_clip(self, sums: Tensor) -> Tensor:
+        """Turn summed gradients into clipped means in one multiplication; returns the norm of the mean, unclipped."""
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        # DDP averages over ranks; wanted is the sum over ranks divided by the total count. A window that counts
+        # nothing divides by zero and is skipped like any other that is not finite.
+        factor = self._nominal_count * self.world.size / sums[1]
+        norm = torch.nn.utils.get_total_norm(gradients) * factor
+        if self.max_grad_norm is not None:
+            factor = factor / (norm / self.max_grad_norm).clamp_(min=1.0)
+        torch._foreach_mul_(gradients, factor)
+        return norm
+
+    @torch.no_grad()
+    def _update(self, finite: Tensor) -> None:
+        """Optimiser, loss scale, EMA and the count of updates move only where `finite` (bool, scalar) is true."""
+        if self._can_cancel:
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif bool(finite):  # the one place with a host sync, for optimisers that cannot cancel on the device
+            self.optimizer.step()
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        if self.ema_decay is not None:
+            change = torch._foreach_sub(self._parameters, self._ema)
+            torch._foreach_mul_(change, finite * (1.0 - self.ema_decay))
+            torch._foreach_add_(self._ema, change)
+        self._updates += finite
+
+    @torch.no_grad()
+    def _update_buffers(self, finite: Tensor, before: Tensor) -> None:
+        """Buffers keep what the window's forward passes made of them only where `finite`; their average follows."""
+        if self._buffers.names:
+            now = torch.where(finite, self._buffers.read(), before)
+            self._buffers.write(now)
+            self._ema_buffers += (now - self._ema_buffers) * (finite * (1.0 - (self.ema_decay or 0.0)))
+
+    def _gradient_sync(self, *, last: bool) -> AbstractContextManager[None]:
+        """Ranks exchange gradients once a window, during the last micro-batch's backward."""
+        if self.world.size == 1 or last or not hasattr(self.model, "no_sync"):
+            return _NOTHING
+        no_sync: Callable[[], AbstractContextManager[None]] = self.model.no_sync  # type: ignore[assignment]
+        return no_sync()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision context of forward passes, for training and evaluation alike."""
+        return autocast(self._precision, self.device)
+
+    # ----------------------------------------------------------------------------------------------- learning rates
+
+    def scale_learning_rates(self, scale: float) -> None:
+        """Multiply every scheduled rate by `scale` (relative to the schedule, not to the last call)."""
+        self._lr_scale = scale
+
+    def replace_learning_rates(self, learning_rates: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Use another table [updates + 1, groups] from now on; returns the one used until now."""
+        kept = self._lr_table.double().cpu().numpy()
+        self._lr_table = torch.as_tensor(learning_rates, dtype=torch.float32, device=self.device)
+        return kept
+
+    def learning_rates(self) -> list[float]:
+        """Rate of each parameter group at the last window."""
+        return [float(rate) for rate in self._lr_now[0]]
+
+    def _adopt_learning_rates(self) -> None:
+        # Each group's lr is a view of one tensor, so that a single look-up on the device sets them all.
+        for k, group in enumerate(self.optimizer.param_groups):
+            group["lr"] = self._lr_now[0, k]
+
+    def _set_learning_rates(self) -> None:
+        last = len(self._lr_table) - 1
+        row = self._updates if self._windows <= last else self._updates.clamp(max=last)
+        torch.index_select(self._lr_table, 0, row, out=self._lr_now)
+        if self._lr_scale != 1.0:
+            self._lr_now.mul_(self._lr_scale)
+
+    # -------------------------------------------------------------------------------------------------- figures, EMA
+
+    def read_totals(self) -> Totals:
+        """Means since the last call and the skip counters: the one host sync of a log interval."""
+        return self._statistics.read(windows=self._windows, updates=self._updates)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Inside the block the model holds the EMA weights (where there are any), after it the trained ones again."""
+        self._buffers.write(broadcast(self._buffers.read()))  # ranks evaluate what rank 0 saves; their own differ
+        broadcast(self._ema_buffers)
+        self._swap_ema()
+        try:
+            yield
+        finally:
+            self._swap_ema()
+
+    @torch.no_grad()
+    def _swap_ema(self) -> None:
+        for parameter, average in zip(self._parameters, self._ema, strict=False):
+            kept = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(kept)
+        if self.ema_decay is not None:
+            kept = self._buffers.read()
+            self._buffers.write(self._ema_buffers)
+            self._ema_buffers = kept
+
+    # --------------------------------------------------------------------------------------------------------- state
+
+    def _names(self) -> list[str]:
+        """Names of the trained parameters in the bare model's state dict, in the optimiser's order."""
+        bare = getattr(self.model, "module", self.model)
+        by_id = {id(parameter): name for name, parameter in bare.named_parameters()}
+        return [by_id[id(parameter)] for parameter in self._parameters]
+
+    def _averages(self) -> Iterator[tuple[str, Tensor]]:
+        """Averaged parameters and buffers by name, none without an average."""
+        if self.ema_decay is not None:
+            yield from zip(self._names(), self._ema, strict=True)
+            yield from zip(self._buffers.names, self._buffers.split(self._ema_buffers), strict=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser, scaler, EMA, counters and unread sums: tensors and primitives only."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": dict(self._averages()),
+            "updates": self._updates,
+            "windows": self._windows,
+            "lr_scale": self._lr_scale,
+            "statistics": self._statistics.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        adopt_layouts(self.optimizer)
+        self._adopt_learning_rates()
+        self.scaler.load_state_dict(state["scaler"])
+        for name, average in self._averages():
+            average.copy_(state["ema"][name])
+        self._updates.copy_(state["updates"])
+        self._windows, self._lr_scale = state["windows"], state["lr_scale"]
+        self._statistics.load_state_dict(state["statistics"])
+
+
+_NOTHING = nullcontext()

@@ -1,0 +1,79 @@
+"""Predictions for every sample of a data set exactly once, on any number of ranks, in dataset order."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mlcore.base.distributed import World, gather_objects
+from mlcore.data.batch import MicroBatch
+from mlcore.data.loader import BatchLoader
+from mlcore.training.engine import Engine
+from mlcore.training.task import Task
+
+Predictions = Mapping[str, Tensor]
+
+
+class Evaluator:
+    """Runs a task's evaluation step over a loader.
+
+    Ranks read disjoint parts without padding; where a rank has no sample left in the last batch it runs a stand-in,
+    so that models with collective operations stay in step, and drops the result.
+
+    Args:
+        task: Gives `evaluation_step` and `metrics`.
+        loader: Over the data set, not shuffled (grouping by length is fine: rows are put back in order).
+        world: Ranks and device.
+    """
+
+    def __init__(self, task: Task, loader: BatchLoader, *, world: World | None = None) -> None:
+        self._task = task
+        self._loader = loader
+        self._world = world or World()
+
+    def __len__(self) -> int:
+        """Samples of the data set."""
+        return self._loader.order.size
+
+    @torch.inference_mode()
+    def predict(self, model: nn.Module, *, engine: Engine | None = None) -> Predictions:
+        """Evaluate `model` on every sample.
+
+        Args:
+            model: The module to run; it is left in the mode it came in.
+            engine: Where the precision context comes from; none runs in the model's own precision.
+
+        Returns:
+            Tensors on the host, row i belonging to sample i, the same on every rank.
+        """
+        was_training = model.training
+        model.eval()
+        try:
+            rows = list(self._rows(model, engine))
+        finally:
+            model.train(was_training)
+        indices = np.concatenate([index for index, _ in rows]) if rows else np.empty(0, np.int64)
+        mine = {key: torch.cat([row[key] for _, row in rows]).cpu() for key in (rows[0][1] if rows else {})}
+        parts = [part for part in gather_objects((indices, mine)) if len(part[0])]
+        order = torch.from_numpy(np.argsort(np.concatenate([part[0] for part in parts]), kind="stable"))
+        return {key: torch.cat([part[1][key] for part in parts])[order] for key in parts[0][1]}
+
+    def _rows(self, model: nn.Module, engine: Engine | None) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+        keys = self._loader.order.batches(0)
+        batch: MicroBatch
+        for key, batch in zip(keys, self._loader.epoch(0), strict=True):
+            data = batch.to(self._world.device).data
+            if engine is None:
+                output = self._task.evaluation_step(model, data)
+            else:
+                with engine.autocast():
+                    output = self._task.evaluation_step(model, data)
+            if key.real:
+                yield np.asarray(key.indices), output
+
+    def run(self, model: nn.Module, *, engine: Engine | None = None) -> tuple[dict[str, float], Predictions]:
+        """Predictions and the task's metrics over them, with the number of samples as `n`."""
+        predictions = self.predict(model, engine=engine)
+        return {**self._task.metrics(predictions), "n": float(len(self))}, predictions

@@ -1,0 +1,167 @@
+"""Parameter groups, and optimisers and buffers whose change can be cancelled on the device.
+
+The fused Adam, AdamW and SGD of torch read a `found_inf` tensor and leave parameters and moments alone where it is 1.
+That lets the engine skip a non-finite step without waiting for the device.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mlcore.base.errors import UserError
+
+
+@dataclass(frozen=True)
+class GroupRule:
+    """Parameters whose name starts with `prefix` get their own learning rate.
+
+    Attributes:
+        prefix: Start of the parameter's full name, e.g. "encoder."; the longest matching prefix wins.
+        lr: Learning rate; 0 freezes the parameters (they are left out of the optimiser).
+        weight_decay: Own weight decay, or None for the common one.
+    """
+
+    prefix: str
+    lr: float
+    weight_decay: float | None = None
+
+
+def parameter_groups(
+    model: nn.Module, *, lr: float, weight_decay: float = 0.0, rules: Sequence[GroupRule] = ()
+) -> list[dict[str, Any]]:
+    """Split trainable parameters by learning rate and by whether weight decay makes sense for them.
+
+    Vectors and scalars (biases, gains of normalisation layers) are never decayed; matrices and larger are, unless the
+    module that owns them is an embedding or names them in `no_weight_decay` (a set, or as in timm a method giving one).
+
+    Returns:
+        One dict for each non-empty combination, with keys params, lr, weight_decay and name; fewer groups are fewer
+        kernel launches.
+
+    Raises:
+        UserError: A rule matches no parameter.
+    """
+    exempt = _exempt_from_decay(model)
+    used: set[str] = set()
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        matching = [rule for rule in rules if name.startswith(rule.prefix)]
+        rule = max(matching, key=lambda r: len(r.prefix), default=GroupRule("", lr))
+        used.add(rule.prefix)
+        if rule.lr == 0.0:
+            parameter.requires_grad = False
+            continue
+        decay = weight_decay if rule.weight_decay is None else rule.weight_decay
+        decays = decay == 0.0 or (parameter.ndim >= 2 and name not in exempt)  # without decay one group is enough
+        label = f"{rule.prefix.rstrip('.') or 'all'}/{'decay' if decays else 'no_decay'}"
+        fresh = {"params": [], "lr": rule.lr, "weight_decay": decay if decays else 0.0, "name": label}
+        groups.setdefault((rule.prefix, decays), fresh)["params"].append(parameter)
+    unused = [rule.prefix for rule in rules if rule.prefix not in used]
+    if unused:
+        raise UserError(f"parameter group rule(s) {unused} match no trainable parameter of {type(model).__name__}")
+    return list(groups.values())
+
+
+def _exempt_from_decay(model: nn.Module) -> set[str]:
+    exempt: set[str] = set()
+    for path, module in model.named_modules():
+        named = getattr(module, "no_weight_decay", ())
+        names: Iterable[str] = named() if callable(named) else named
+        if isinstance(module, nn.Embedding):
+            names = [*names, "weight"]
+        exempt.update(f"{path}.{name}" if path else name for name in names)
+    return exempt
+
+
+def build_optimizer(
+    groups: list[dict[str, Any]],
+    *,
+    name: Literal["adamw", "adam", "sgd"] = "adamw",
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    momentum: float = 0.9,
+) -> Optimizer:
+    """Fused optimiser over `groups` (each with params, lr, weight_decay).
+
+    Args:
+        groups: From `parameter_groups`.
+        name: adamw (arXiv 1711.05101), adam (decay added to the gradient), sgd.
+        betas: Moment decay rates of Adam and AdamW.
+        eps: Denominator offset of Adam and AdamW.
+        momentum: Momentum of SGD.
+
+    Raises:
+        UserError: Nothing is trainable, or the name is unknown.
+    """
+    if not any(group["params"] for group in groups):
+        raise UserError("nothing to train: every parameter is frozen")
+    if name == "adamw":
+        return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)
+    if name == "adam":
+        return torch.optim.Adam(groups, betas=betas, eps=eps, fused=True)
+    if name != "sgd":
+        raise UserError(f"unknown optimizer '{name}'; choose one of adam, adamw, sgd")
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
+    if momentum:
+        # A skipped first step would leave torch's lazily made buffer uninitialised; zeros give the same first update.
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def trainable_parameters(optimizer: Optimizer) -> list[Tensor]:
+    """Every parameter the optimiser updates, in order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+@torch.no_grad()
+def adopt_layouts(optimizer: Optimizer) -> None:
+    """Give the state of each parameter the parameter's strides again, which a file does not keep.
+
+    Fused steps walk a parameter and its state through memory side by side: with other strides (`channels_last`) they
+    would join the wrong elements, and say nothing.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+class Buffers:
+    """A model's floating-point buffers (running statistics of batch norms) as one vector.
+
+    Forward passes change them, so a step that is taken back and an average of the weights have to include them.
+
+    Args:
+        model: The bare model; buffers that are not in its state dict are left out.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        saved = model.state_dict().keys()
+        named = {name: b for name, b in model.named_buffers() if b.is_floating_point() and name in saved}
+        self.names = list(named)
+        self._buffers = list(named.values())
+
+    def read(self) -> Tensor:
+        """Their values now, [N]; N is 0 for a model without any."""
+        if not self._buffers:
+            return torch.empty(0)
+        return torch.cat([buffer.flatten() for buffer in self._buffers])
+
+    @torch.no_grad()
+    def write(self, values: Tensor) -> None:
+        """Give them the values [N]."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self.split(values))
+
+    def split(self, values: Tensor) -> list[Tensor]:
+        """Views of `values` [N], one for each buffer, in its shape."""
+        parts = torch.split(values, [buffer.numel() for buffer in self._buffers]) if self._buffers else ()
+        return [part.view_as(buffer) for part, buffer in zip(parts, self._buffers, strict=True)]

@@ -1,0 +1,78 @@
+"""What the trainer needs to know of a task: how to compute a loss, how to predict, how to evaluate."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from mlcore.config.difference import config_differences
+from mlcore.training.checkpoint import CheckpointError
+from mlcore.training.engine import StepOutput
+
+_SHARED = ("class_names", "frozen_weights")
+
+
+class Task(Protocol):
+    """The one interface between an app and the loop."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The module whose parameters are trained; its state dict is what checkpoints hold."""
+        ...
+
+    def training_step(self, model: nn.Module, batch: Any) -> StepOutput:
+        """Loss of one micro-batch as a sum over samples.
+
+        Args:
+            model: `self.model`, or a DDP wrapper of it: call this one, so that ranks exchange gradients.
+            batch: A collated batch on the model's device.
+        """
+        ...
+
+    def evaluation_step(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """Predictions for one batch, without gradients.
+
+        Returns:
+            Tensors whose first dimension counts the batch's samples, in order; the same keys for every batch.
+        """
+        ...
+
+    def metrics(self, predictions: Mapping[str, Tensor]) -> dict[str, float]:
+        """Figures over a whole data set.
+
+        Args:
+            predictions: What `evaluation_step` returned, on the host, one row per sample, in dataset order.
+        """
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Plain values and tensors a checkpoint carries for whoever loads the model alone (class names, statistics).
+
+        Of these, `class_names` and `frozen_weights` (fingerprints of weights that the checkpoint does not hold) must
+        be the same wherever a run goes on from the checkpoint.
+        """
+        ...
+
+
+def check_metadata(task: Task, state: Mapping[str, Any], *, source: Path) -> None:
+    """Refuse a training checkpoint whose weights fit, but belong to other classes or other frozen weights.
+
+    Args:
+        task: What goes on with it.
+        state: The checkpoint's contents.
+        source: Its file, for the message.
+
+    Raises:
+        CheckpointError: Its metadata are not those of `task`.
+    """
+    kept, found = (
+        {key: metadata[key] for key in _SHARED if key in metadata} for metadata in (state["task"], task.metadata)
+    )
+    differing = config_differences(kept, found)
+    if differing:
+        raise CheckpointError(
+            f"{source}: was trained with other classes or encoders than those found now ({'; '.join(differing)}); "
+            "put back what the run was trained with, or start another run in a folder of its own"
+        )

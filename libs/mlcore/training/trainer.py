@@ -1,0 +1,397 @@
+"""The loop: train, log, evaluate, save, stop.
+
+Everything that decides what happens next is in `Progress`, which a checkpoint carries; a run continued from any
+checkpoint goes through the same states as one that was never interrupted. The global generators serve the training
+steps alone: logging, evaluating and saving leave them as they found them, so how often they happen changes nothing.
+"""
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mlcore.base.console import Pace
+from mlcore.base.distributed import any_rank, barrier, gather_objects
+from mlcore.base.errors import UserError
+from mlcore.base.files import write_json
+from mlcore.base.seeding import RngState, rng_state, set_rng_state, untouched_generators
+from mlcore.base.signals import StopSignal
+from mlcore.data.batch import MicroBatch
+from mlcore.data.loader import BatchLoader
+from mlcore.trackers.base import Tracker
+from mlcore.training.checkpoint import CheckpointStore, load_model_weights
+from mlcore.training.diagnose import first_bad_module, out_of_memory_advice, peak_memory_bytes
+from mlcore.training.engine import Engine
+from mlcore.training.evaluator import Evaluator, Predictions
+from mlcore.training.progress import Cadence, Limits, Monitor, Outcome, Progress, Status
+from mlcore.training.schedules import Plateau
+from mlcore.training.step_statistics import Totals
+from mlcore.training.task import Task
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Trainer:
+    """Trains a task.
+
+    Args:
+        task: The problem.
+        engine: Runs single windows.
+        loader: Training batches.
+        evaluator: Evaluates the model on held-out data; None trains blindly and saves at the end of each epoch.
+        limits: When to stop.
+        cadence: How often to log, evaluate and save.
+        monitor: What "best" means.
+        accumulation: Micro-batches of a full window.
+        store: Where checkpoints go; None saves nothing.
+        tracker: Where figures go.
+        plateau: Lowers learning rates when the monitored metric stalls.
+        max_bad_steps: Non-finite windows in a row after which training stops with a report.
+        extra: Plain values that each checkpoint carries (configuration, code version).
+        on_evaluation: Called on the main rank after each evaluation with step, metrics and predictions.
+    """
+
+    task: Task
+    engine: Engine
+    loader: BatchLoader
+    evaluator: Evaluator | None
+    limits: Limits
+    cadence: Cadence = field(default_factory=Cadence)
+    monitor: Monitor = field(default_factory=Monitor)
+    accumulation: int = 1
+    store: CheckpointStore | None = None
+    tracker: Tracker | None = None
+    plateau: Plateau | None = None
+    max_bad_steps: int = 10
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    on_evaluation: Callable[[int, Mapping[str, float], Predictions], None] | None = None
+
+    def __post_init__(self) -> None:
+        self.progress = Progress()
+        self.metrics: dict[str, float] = {}
+        self._evaluated_at = self._saved_at = -1
+        self._skipped = 0
+        self._window: list[MicroBatch] = []
+        self._rng: RngState | None = None
+
+    # ---------------------------------------------------------------------------------------------------- the loop
+
+    def fit(self) -> Outcome:
+        """Train until a limit, an early stop or a signal; resumable at any moment.
+
+        Raises:
+            UserError: Memory ran out, too many windows in a row were not finite, or a checkpoint could not be written.
+        """
+        self._pace = Pace(self.total_steps, done=self.progress.step)
+        self._begun = self._last_save = self._last_log = time.monotonic()
+        self._seconds_before = self.progress.seconds
+        if self._rng is not None:  # last of all, so that nothing on the way here has drawn from the generators
+            set_rng_state(self._rng)
+        status = self._complete()
+        with StopSignal() as stop, self._advice_when_out_of_memory():
+            self.engine.model.train()
+            while status is None:
+                for window in self._rest_of_epoch():
+                    self.engine.run_window(self.task.training_step, window)
+                    epoch_ended = self._advance(window)
+                    evaluation_is_due = self._evaluation_is_due(epoch_ended)
+                    if evaluation_is_due or self.progress.step % self.cadence.log_every == 0:
+                        self._log()
+                    if evaluation_is_due:
+                        self._evaluate()
+                    status = self._over(stop)
+                    if status is None and self._save_is_due(epoch_ended):
+                        self._save(epoch_ended)
+                    if status is not None:
+                        break
+            self._finish(status)
+        return Outcome(status, self.progress, self.metrics, self._skipped)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Windows of one epoch; the last may be short."""
+        return -(-len(self.loader) // self.accumulation)
+
+    @property
+    def total_steps(self) -> int:
+        """Windows of the whole run, if batch size and number of ranks stay as they are."""
+        steps = self.limits.epochs * self.steps_per_epoch
+        return steps if self.limits.max_steps is None else min(steps, self.limits.max_steps)
+
+    def _rest_of_epoch(self) -> Iterator[list[MicroBatch]]:
+        """Windows of the current epoch that are still to run; the last one may be short."""
+        yield from self._windows(self.progress.epoch, start=self.progress.position)
+
+    def windows_over_epochs(self, count: int) -> Iterator[list[MicroBatch]]:
+        """The first `count` windows of a run, for what is not part of it."""
+        epochs = itertools.chain.from_iterable(self._windows(epoch) for epoch in itertools.count())
+        return itertools.islice(epochs, count)
+
+    def _windows(self, epoch: int, *, start: int = 0) -> Iterator[list[MicroBatch]]:
+        window: list[MicroBatch] = []
+        for batch in self.loader.epoch(epoch, start=start):
+            window.append(batch.to(self.engine.device))
+            if len(window) == self.accumulation:
+                yield window
+                window = []
+        if window:
+            yield window
+
+    def _advance(self, window: list[MicroBatch]) -> bool:
+        """Count `window` as done; returns whether the epoch ended with it."""
+        now, order = self.progress, self.loader.order
+        self._window = window
+        now.step += 1
+        now.position += len(window) * order.global_batch
+        if not order.is_over(now.position):
+            return False
+        now.epoch, now.position = now.epoch + 1, 0
+        return True
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self._complete() is not None
+
+    def _complete(self) -> Status | None:
+        """Why there is nothing left to train, or None."""
+        limit = self.limits.max_steps
+        if self.progress.epoch >= self.limits.epochs or (limit is not None and self.progress.step >= limit):
+            return "finished"
+        if self.monitor.patience is not None and self.progress.stale >= self.monitor.patience:
+            return "stopped early"
+        return None
+
+    def _over(self, stop: StopSignal) -> Status | None:
+        """Why training ends now, or None; ranks agree over host memory, so no device waits for it."""
+        complete = self._complete()
+        if complete is not None:
+            return complete
+        if any_rank(stop.is_set):
+            return "interrupted"
+        limit = self.limits.max_seconds
+        if limit is not None and any_rank(time.monotonic() - self._begun >= limit):
+            return "time is up"
+        return None
+
+    def _finish(self, status: Status) -> None:
+        """Leave a checkpoint of the very last step, and a log line and an evaluation unless the run is to go on."""
+        if status != "interrupted":
+            self._log()
+            if self._evaluated_at != self.progress.step:
+                self._evaluate()
+        if self._saved_at != self.progress.step:
+            self._save(epoch_ended=self.progress.position == 0)
+        if self.store is not None:
+            self.store.wait()
+        barrier()
+        _log.info("%s after %d steps, %d epochs", status, self.progress.step, self.progress.epoch)
+
+    # --------------------------------------------------------------------------------------------------------- log
+
+    @untouched_generators()
+    def _log(self) -> None:
+        totals = self.engine.read_totals()
+        self._skipped = totals.skipped
+        if totals.worst_row >= self.max_bad_steps:
+            self._give_up(totals)
+        if not totals.count:
+            return
+        now = self.progress
+        rates = self.engine.learning_rates()
+        values = {
+            "train/loss": totals.loss,
+            **{f"train/{name}": value for name, value in totals.logs.items()},
+            "train/grad_norm": totals.grad_norm,
+            "train/lr": rates[0],
+            "train/epoch": now.epoch + now.position / self.loader.order.size,
+            "train/skipped_steps": float(totals.skipped),
+        }
+        self._track({**values, **self._performance(totals)})
+
+    def _performance(self, totals: Totals) -> dict[str, float]:
+        """Figures that differ from run to run; their names begin with "perf/"."""
+        clock = time.monotonic()
+        interval, self._last_log = clock - self._last_log, clock
+        self._pace.update(self.progress.step)
+        self.progress.seconds = self._seconds_before + clock - self._begun
+        eta = self._pace.eta_s
+        return {
+            "perf/samples_per_s": totals.count / max(interval, 1e-9),
+            "perf/eta_s": float("nan") if eta is None else eta,
+            "perf/memory_gib": peak_memory_bytes(self.engine.device) / 2**30,
+        }
+
+    def _track(self, values: Mapping[str, float]) -> None:
+        if self.tracker is not None and self.engine.world.is_main:
+            self.tracker.log(self.progress.step, values)
+
+    def _give_up(self, totals: Totals) -> None:
+        """Write which samples and which module, then stop. The last good checkpoint stays the newest."""
+        report = {
+            "step": self.progress.step,
+            "windows_not_finite_in_a_row": totals.worst_row,
+            "windows_not_finite_in_all": totals.skipped,
+            "first_bad_place": first_bad_module(self.engine, self.task.training_step, self._window),
+            "sample_indices_by_window": self._recent_samples(totals.worst_row),
+            "learning_rates": self.engine.learning_rates(),
+        }
+        where = "no file: checkpoints are off"
+        if self.store is not None:
+            path = self.store.folder.parent / f"bad_steps_rank{self.engine.world.rank}.json"
+            write_json(path, report)
+            where = str(path)
+        raise UserError(
+            f"{totals.worst_row} training steps in a row were not finite, the last at step {self.progress.step}: "
+            f"{report['first_bad_place']}. Samples and details: {where}. Look at these samples, lower --lr, "
+            "set --max_grad_norm, or use --precision bf16 or fp32."
+        )
+
+    def _recent_samples(self, windows: int) -> list[list[int]]:
+        """Dataset indices of this rank's last `windows` windows of the current epoch, oldest first."""
+        now = self.progress
+        order = self.loader.order
+        epoch, done = (now.epoch, now.position) if now.position else (now.epoch - 1, order.size)
+        batches = -(-done // order.global_batch)
+        first = max(0, -(-batches // self.accumulation) - windows) * self.accumulation
+        keys = list(itertools.islice(order.batches(epoch, start=first * order.global_batch), batches - first))
+        cut = range(0, len(keys), self.accumulation)
+        return [[i for key in keys[k : k + self.accumulation] for i in key.indices] for k in cut]
+
+    # ---------------------------------------------------------------------------------------------------- evaluate
+
+    def _evaluation_is_due(self, epoch_ended: bool) -> bool:
+        if self.evaluator is None:
+            return False
+        if self.cadence.evaluate_unit == "steps":
+            return self.progress.step % self.cadence.evaluate_every == 0
+        return epoch_ended and self.progress.epoch % self.cadence.evaluate_every == 0
+
+    @untouched_generators()
+    def _evaluate(self) -> None:
+        if self.evaluator is None:
+            return
+        begun = time.monotonic()
+        with self.engine.averaged_weights():
+            metrics, predictions = self.evaluator.run(self.task.model, engine=self.engine)
+        self.metrics = metrics
+        self._evaluated_at = self.progress.step
+        self._compare_with_best(metrics)
+        seconds = time.monotonic() - begun
+        self._last_log += seconds  # throughput is of training alone
+        self._track({**{f"val/{k}": v for k, v in metrics.items()}, "perf/evaluation_s": seconds})
+        if self.on_evaluation is not None and self.engine.world.is_main:
+            self.on_evaluation(self.progress.step, metrics, predictions)
+
+    def _compare_with_best(self, metrics: Mapping[str, float]) -> None:
+        """Compare with the best so far; tell the plateau schedule."""
+        monitor, now = self.monitor, self.progress
+        if monitor.metric not in metrics:
+            known = ", ".join(sorted(metrics))
+            raise UserError(f"the monitored metric '{monitor.metric}' is not among the evaluation's: {known}")
+        value = metrics[monitor.metric]
+        sign = 1.0 if monitor.mode == "max" else -1.0
+        # A NaN compares as no improvement; the first finite value always is one.
+        if value == value and (now.best is None or sign * (value - now.best) > monitor.min_delta):
+            now.best, now.best_step, now.stale = value, now.step, 0
+        else:
+            now.stale += 1
+        if self.plateau is not None:
+            self.engine.scale_learning_rates(self.plateau.update(value))
+
+    # -------------------------------------------------------------------------------------------- save and take over
+
+    def _save_is_due(self, epoch_ended: bool) -> bool:
+        if self.store is None:
+            return False
+        self.store.check()
+        now, every = self.progress, self.cadence
+        if self._evaluated_at == now.step or (epoch_ended and self.evaluator is None):
+            return True
+        if every.save_every_steps is not None and now.step % every.save_every_steps == 0:
+            return True
+        if every.save_every_seconds is None:
+            return False
+        return any_rank(time.monotonic() - self._last_save >= every.save_every_seconds)
+
+    @untouched_generators()
+    def _save(self, epoch_ended: bool) -> None:
+        if self.store is None:
+            return
+        state = self.state_dict()
+        every = self.cadence.milestone_every_epochs
+        milestone = None
+        if epoch_ended and every is not None and self.progress.epoch % every == 0:
+            milestone = f"epoch_{self.progress.epoch:04d}"
+        self._saved_at, self._last_save = self.progress.step, time.monotonic()
+        if self.engine.world.is_main:
+            best = self.progress.best_step == self.progress.step
+            self.store.save(state, step=self.progress.step, best=best, milestone=milestone)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs, as tensors and plain values; every rank must call it."""
+        self.progress.seconds = self._seconds_before + time.monotonic() - self._begun
+        return {
+            "model": unwrap(self.engine.model).state_dict(),
+            "engine": self.engine.state_dict(),
+            "progress": asdict(self.progress),
+            "metrics": dict(self.metrics),
+            "evaluated_at": self._evaluated_at,
+            "plateau": None if self.plateau is None else self.plateau.state_dict(),
+            "rng": gather_objects(rng_state()),
+            "tracker": {} if self.tracker is None else self.tracker.state(),
+            "task": dict(self.task.metadata),
+            **self.extra,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], *, source: Path | str) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            CheckpointError: The checkpoint is of another architecture.
+        """
+        load_model_weights(unwrap(self.engine.model), state["model"], source=source)
+        self.engine.load_state_dict(state["engine"])
+        self.progress = Progress(**state["progress"])
+        if self.loader.order.is_over(self.progress.position):  # a larger batch with drop_last
+            self.progress.epoch, self.progress.position = self.progress.epoch + 1, 0
+        self.metrics, self._evaluated_at = dict(state["metrics"]), state["evaluated_at"]
+        self._saved_at = self.progress.step
+        if self.plateau is not None and state["plateau"] is not None:
+            self.plateau.load_state_dict(state["plateau"])
+        rank = self.engine.world.rank
+        self._rng = state["rng"][rank] if rank < len(state["rng"]) else None
+
+    @contextmanager
+    def _advice_when_out_of_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+                raise
+            advice = out_of_memory_advice(
+                error,
+                device=self.engine.device,
+                micro_batch=self.loader.order.batch_size,
+                accumulation=self.accumulation,
+            )
+            raise UserError(advice) from error
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module itself, without a DDP wrapper."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # The CPU allocator has no exception class of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,50 @@
+"""How long things will take, and what a log may show."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from mlcore.base.console import Pace, format_duration, setup_logging
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_eta_counts_the_steps_of_this_process_only() -> None:
+    clock = Clock()
+    pace = Pace(1000, done=900, clock=clock)
+    assert pace.eta_s is None, "nothing is known before the first step"
+    clock.now += 20.0
+    pace.update(910)
+    assert pace.per_second == pytest.approx(0.5)
+    assert pace.eta_s == pytest.approx(180.0), "90 steps at two seconds, right after a resume"
+
+
+def test_durations_read_well() -> None:
+    assert [format_duration(s) for s in (None, 0.4, 59.6, 3725)] == ["?", "0:00:00", "0:01:00", "1:02:05"]
+
+
+def test_what_the_terminal_need_not_say_is_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(log_file=tmp_path / "train.log")
+    try:
+        logging.getLogger("mlcore.x").debug("why")
+        logging.getLogger("quartet.apps.x").info("what")
+    finally:
+        setup_logging(is_main=False)
+    assert [line.split()[1] for line in (tmp_path / "train.log").read_text("utf-8").splitlines()] == ["why", "what"]
+    assert capsys.readouterr().out.split()[1:] == ["what"]
+
+
+def test_logs_hold_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123")
+    setup_logging(log_file=tmp_path / "train.log")
+    try:
+        logging.getLogger("mlcore.x").info("using key %s", "0123456789abcdef0123")
+    finally:
+        setup_logging(is_main=False)
+    assert (tmp_path / "train.log").read_text("utf-8").strip().endswith("using key ***")

@@ -1,0 +1,202 @@
+import errno
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mlcore.base import files
+from mlcore.base.errors import UserError
+from mlcore.base.files import (
+    atomic_write,
+    ensure_folder,
+    format_bytes,
+    free_bytes,
+    output_folder,
+    remove_leftovers,
+    write_text,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 1 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = (
+        os.geteuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False
+        ).returncode
+    )
+    if not mounted:
+        pytest.skip("mounting a small tmpfs needs root and the right to mount")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_the_file_appears_only_when_complete(tmp_path: Path) -> None:
+    target = tmp_path / "a.bin"
+    target.write_bytes(b"old")
+    with atomic_write(target) as file:
+        file.write(b"new")
+        file.flush()
+        assert target.read_bytes() == b"old"
+    assert target.read_bytes() == b"new"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_text(tmp_path / "a.txt", "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt(), OSError(errno.ENOSPC, "another file")])
+def test_an_exception_of_the_block_passes_and_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    (tmp_path / "a.bin").write_bytes(b"old")
+
+    def fail_in_the_middle() -> None:
+        with atomic_write(tmp_path / "a.bin") as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        fail_in_the_middle()
+    assert caught.value is error
+    assert (tmp_path / "a.bin").read_bytes() == b"old"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_full_disk_keeps_the_old_file(tiny_disk: Path) -> None:
+    target = tiny_disk / "a.bin"
+    target.write_bytes(b"old")
+    with (
+        pytest.raises(UserError, match=r"a\.bin: no space left.*free.*another output folder"),
+        atomic_write(target) as file,
+    ):
+        file.write(bytes(3 << 20))
+    assert names(tiny_disk) == ["a.bin"]
+    assert target.read_bytes() == b"old"
+
+
+def test_full_disk_under_torch_save_is_told_as_such(tiny_disk: Path) -> None:
+    with pytest.raises(UserError, match="no space left"), atomic_write(tiny_disk / "model.pth") as file:
+        torch.save({"weight": torch.zeros(1 << 20)}, file)
+    assert names(tiny_disk) == []
+
+
+def test_a_known_size_is_refused_before_writing(tiny_disk: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"no space left.*2\.0 MiB needed, 1\.0 MiB free"),
+        atomic_write(tiny_disk / "a.bin", size=2 << 20),
+    ):
+        pytest.fail("the block must not start")
+    assert names(tiny_disk) == []
+
+
+def test_a_failing_write_names_the_path(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # the kernel refuses bytes beyond this: a real EFBIG
+    try:
+        with (
+            pytest.raises(UserError, match=r"a\.bin: writing failed \(File too large\)"),
+            atomic_write(tmp_path / "a.bin") as file,
+        ):
+            file.write(bytes(1 << 16))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == []
+
+
+def test_a_failing_fsync_is_a_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(UserError, match=r"a\.txt: writing failed \(Input/output error\)"):
+        write_text(tmp_path / "a.txt", "x")
+    assert names(tmp_path) == []
+
+
+def test_not_writable_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*args: object) -> files._Disk:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(files, "_Disk", denied)  # root may write anywhere, so the refusal is injected
+    with pytest.raises(UserError, match=r"a\.txt: not writable \(Permission denied\).*permissions of"):
+        write_text(tmp_path / "a.txt", "x")
+
+
+def test_missing_folder_and_folder_that_is_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no/a\.txt: cannot be written .*folder must exist"):
+        write_text(tmp_path / "no" / "a.txt", "x")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file"):
+        ensure_folder(tmp_path / "file")
+    with pytest.raises(UserError, match="file"):
+        ensure_folder(tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("kept", [None, "mine.txt", "new/mine.txt"])
+def test_of_a_block_that_raises_no_empty_folder_stays(tmp_path: Path, kept: str | None) -> None:
+    def work(folder: Path) -> None:
+        assert folder.is_dir()
+        if kept is not None:
+            (tmp_path / kept).touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / "new" / "newer") as folder:
+        work(folder)
+    assert names(tmp_path) == ([] if kept is None else [kept.partition("/")[0]])
+    assert not folder.exists()
+
+
+def test_output_folders_stay_with_what_was_there_and_what_was_written(tmp_path: Path) -> None:
+    with output_folder(tmp_path / "new" / "newer"):
+        pass
+    with pytest.raises(UserError, match="mine"), output_folder(tmp_path / "new"):
+        raise UserError("mine")
+    assert (tmp_path / "new" / "newer").is_dir()
+
+
+def test_an_output_that_cannot_be_made_leaves_no_folder_above_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="must exist and be a folder"), output_folder(tmp_path / "file" / "new"):
+        pass
+    assert names(tmp_path) == ["file"]
+
+
+def test_ensure_folder_creates_parents_and_leaves_no_probe(tmp_path: Path) -> None:
+    folder = ensure_folder(tmp_path / "a" / "b")
+    assert names(folder) == []
+
+
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, signal; from mlcore.base.files import atomic_write\n"
+        f"with atomic_write(pathlib.Path({str(tmp_path)!r}) / 'a.bin') as file:\n"
+        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    (tmp_path / "keep.bin").touch()
+    assert len(remove_leftovers(tmp_path)) == 1
+    assert names(tmp_path) == ["keep.bin"]
+
+
+def test_sizes(tmp_path: Path) -> None:
+    assert [format_bytes(n) for n in (0, 1023, 1536, 3 << 30, 5 << 40)] == [
+        "0 bytes", "1023 bytes", "1.5 KiB", "3.0 GiB", "5.0 TiB",
+    ]  # fmt: skip
+    assert free_bytes(tmp_path / "not" / "yet") > 0

@@ -1,0 +1,68 @@
+"""From a run's checkpoint back to its parts, and what "auto" precision means."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mlcore.config.section import Section, field
+from mlcore.run.restore import load_run_checkpoint, run_folder
+from mlcore.training.checkpoint import CheckpointError, save_checkpoint
+from mlcore.training.engine import autocast, autocast_dtype
+
+
+class Config(Section):
+    width: int = field(3, "Width", ge=1)
+
+
+def checkpoint(path: Path, **changes: object) -> Path:
+    state = {
+        "app": "toy",
+        "model": {"a": torch.zeros(2), "b": torch.ones(1)},
+        "engine": {"ema": {"a": torch.full((2,), 5.0)}},
+        "config": {"width": 7},
+        "task": {"names": ["x"]},
+        "progress": {"step": 12},
+    }
+    save_checkpoint(path, {**state, **changes})
+    return path
+
+
+def test_a_run_comes_back_with_its_averaged_weights(tmp_path):
+    read = load_run_checkpoint(checkpoint(tmp_path / "best_model.pth"), app="toy", config_cls=Config)
+    assert (read.config.width, read.step, read.metadata) == (7, 12, {"names": ["x"]})
+    assert read.weights["a"].tolist() == [5.0, 5.0]
+    assert read.weights["b"].tolist() == [1.0]
+
+
+def test_the_checkpoint_of_another_app_is_refused(tmp_path):
+    path = checkpoint(tmp_path / "model.pth", app="other")
+    with pytest.raises(CheckpointError, match=r"model\.pth: a checkpoint of the app 'other', not of toy"):
+        load_run_checkpoint(path, app="toy", config_cls=Config)
+
+
+@pytest.mark.parametrize("changes", [{"config": {"height": 1}}, {"progress": {}}, {"config": {"width": 0}}])
+def test_what_this_version_does_not_write_is_refused(tmp_path, changes):
+    path = checkpoint(tmp_path / "model.pth", **changes)
+    with pytest.raises(CheckpointError, match=r"model\.pth: not written by this version"):
+        load_run_checkpoint(path, app="toy", config_cls=Config)
+
+
+def test_the_run_folder_is_above_its_checkpoints(tmp_path):
+    assert run_folder(tmp_path / "run" / "checkpoints" / "best_model.pth") == tmp_path / "run"
+    assert run_folder(tmp_path / "elsewhere" / "best_model.pth") == tmp_path / "elsewhere"
+
+
+def test_automatic_precision_is_exact_on_a_cpu_and_half_on_a_gpu(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert autocast_dtype("auto", cpu) is None
+    for has_bf16, expected in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has_bf16, **_: has)
+        assert autocast_dtype("auto", gpu) is expected
+
+
+def test_the_named_precisions_reach_the_forward_pass():
+    layer, cpu = torch.nn.Linear(4, 4), torch.device("cpu")
+    for precision, expected in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("auto", torch.float32)):
+        with autocast(precision, cpu):
+            assert layer(torch.ones(1, 4)).dtype is expected

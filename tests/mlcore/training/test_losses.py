@@ -1,0 +1,276 @@
+"""Losses are proved by identities, parity with torch and MONAI, and derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss, FocalLoss
+from torch import Tensor
+from torch.autograd import gradcheck
+from torch.nn import functional as F
+
+from mlcore.base.errors import UserError
+from mlcore.training import losses
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+MULTICLASS: dict[str, Loss] = {
+    "cross_entropy": losses.cross_entropy,
+    "cross_entropy smoothed": partial(losses.cross_entropy, label_smoothing=0.1),
+    "cross_entropy weighted": partial(losses.cross_entropy, weight=torch.tensor([0.5, 1.0, 3.0, 2.0])),
+    "focal": losses.focal,
+    "focal gamma 0.5": partial(losses.focal, gamma=0.5),
+    "focal gamma 0": partial(losses.focal, gamma=0.0),
+    "focal per class, smoothed": partial(losses.focal, alpha=torch.tensor([0.5, 1.0, 3.0, 2.0]), label_smoothing=0.1),
+}
+BINARY: dict[str, Loss] = {
+    "bce": losses.binary_cross_entropy,
+    "bce weighted, smoothed": partial(losses.binary_cross_entropy, pos_weight=3.0, label_smoothing=0.2),
+    "binary focal": partial(losses.binary_focal, alpha=0.25),
+    "binary focal gamma 0.5, smoothed": partial(losses.binary_focal, gamma=0.5, label_smoothing=0.2),
+}
+SEGMENTATION: dict[str, Loss] = {
+    "dice": losses.dice,
+    "dice squared": partial(losses.dice, squared=True),
+    "dice without background": partial(losses.dice, include_background=False),
+    "dice_cross_entropy": losses.dice_cross_entropy,
+    "dice_focal": losses.dice_focal,
+}
+
+
+def _multiclass(batch: int = 6, classes: int = 4, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(batch, classes, dtype=dtype) * 3, torch.randint(0, classes, (batch,))
+
+
+def _binary(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(shape, dtype=dtype) * 3, torch.randint(0, 2, shape)
+
+
+def _volumes(channels: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(2)
+    target = torch.randint(0, max(channels, 2), (3, 1, 4, 5, 3))
+    target[0] = 0  # an empty mask
+    return torch.randn(3, channels, 4, 5, 3, dtype=dtype), target
+
+
+def _cases() -> list[tuple[str, Loss, tuple[Tensor, Tensor]]]:
+    cases = [(name, loss, _multiclass()) for name, loss in MULTICLASS.items()]
+    cases += [(name, loss, _binary(6)) for name, loss in BINARY.items()]
+    cases += [(f"{name}, multi-label", loss, _binary(6, 3)) for name, loss in BINARY.items()]
+    cases += [(f"{name}, one channel", loss, _volumes(1)) for name, loss in SEGMENTATION.items()]
+    return cases + [(f"{name}, three channels", loss, _volumes(3)) for name, loss in SEGMENTATION.items()]
+
+
+every_loss = pytest.mark.parametrize(
+    ("loss", "values"), [(loss, values) for _, loss, values in _cases()], ids=[name for name, _, _ in _cases()]
+)
+
+
+@every_loss
+def test_one_value_per_sample_which_no_other_sample_changes(loss: Loss, values: tuple[Tensor, Tensor]) -> None:
+    logits, target = values
+    whole = loss(logits, target)
+    alone = torch.cat([loss(logits[i : i + 1], target[i : i + 1]) for i in range(len(logits))])
+    assert whole.shape == (len(logits),)
+    torch.testing.assert_close(whole, alone, rtol=1e-12, atol=1e-12)
+    assert (whole >= 0).all()
+
+
+@every_loss
+def test_gradcheck_in_double_precision(loss: Loss, values: tuple[Tensor, Tensor]) -> None:
+    logits, target = values
+    assert loss(logits, target).dtype == torch.float64
+    assert gradcheck(lambda z: loss(z, target), (logits.clone().requires_grad_(),), fast_mode=True)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1e-6, 30.0, 6e4])
+def test_extreme_logits_give_finite_values_and_gradients(
+    loss: Loss, values: tuple[Tensor, Tensor], dtype: torch.dtype, size: float
+) -> None:
+    logits, target = values
+    extreme = (logits.sign() * size).to(dtype).requires_grad_()
+    value = loss(extreme, target)
+    assert value.dtype == torch.float32
+    assert torch.isfinite(value).all()
+    value.sum().backward()
+    assert extreme.grad is not None
+    assert torch.isfinite(extreme.grad).all()
+
+
+@every_loss
+def test_autocast_changes_nothing(loss: Loss, values: tuple[Tensor, Tensor]) -> None:
+    logits, target = values[0].float(), values[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = loss(logits, target)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, loss(logits, target))
+
+
+def test_cross_entropy_sums_to_torchs() -> None:
+    logits, target = _multiclass()
+    weight = torch.rand(4, dtype=torch.float64)
+    for options in ({}, {"label_smoothing": 0.1}, {"weight": weight}, {"weight": weight, "label_smoothing": 0.1}):
+        ours = losses.cross_entropy(logits, target, **options).sum()
+        torch.testing.assert_close(ours, F.cross_entropy(logits, target, reduction="sum", **options))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dense", [False, True])
+def test_weighted_sum_over_count_is_torchs_weighted_mean(smoothing: float, dense: bool) -> None:
+    torch.manual_seed(3)
+    shape = (6, 4, 5, 2) if dense else (6, 4)
+    logits = torch.randn(shape, dtype=torch.float64)
+    target = torch.randint(0, 4, (6, 5, 2) if dense else (6,))
+    weight = torch.tensor([0.5, 1.0, 3.0, 2.0], dtype=torch.float64)
+    ours = losses.cross_entropy(logits, target, weight=weight, label_smoothing=smoothing).sum()
+    mean = ours / losses.class_weight_count(target, weight)
+    torch.testing.assert_close(mean, F.cross_entropy(logits, target, weight=weight, label_smoothing=smoothing))
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.focal])
+def test_class_probabilities_that_name_one_class_equal_its_index(loss: Loss) -> None:
+    logits, target = _multiclass()
+    one_hot = F.one_hot(target, 4).float()
+    torch.testing.assert_close(loss(logits, one_hot), loss(logits, target))
+
+
+def test_mixed_labels_are_the_mix_of_the_losses() -> None:
+    logits, target = _multiclass()
+    other = target.roll(1)
+    mixed = 0.3 * F.one_hot(target, 4).double() + 0.7 * F.one_hot(other, 4).double()
+    for loss in (losses.cross_entropy, losses.focal):
+        expected = 0.3 * loss(logits, target) + 0.7 * loss(logits, other)
+        torch.testing.assert_close(loss(logits, mixed), expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_focal_without_focus_is_cross_entropy(smoothing: float) -> None:
+    logits, target = _multiclass()
+    torch.testing.assert_close(
+        losses.focal(logits, target, gamma=0.0, label_smoothing=smoothing),
+        losses.cross_entropy(logits, target, label_smoothing=smoothing),
+    )
+    z, y = _binary(8)
+    torch.testing.assert_close(
+        losses.binary_focal(z, y, gamma=0.0, label_smoothing=smoothing),
+        losses.binary_cross_entropy(z, y, label_smoothing=smoothing),
+    )
+
+
+def test_focal_alpha_without_focus_is_a_class_weight() -> None:
+    logits, target = _multiclass()
+    weight = torch.tensor([0.5, 1.0, 3.0, 2.0])
+    torch.testing.assert_close(
+        losses.focal(logits, target, gamma=0.0, alpha=weight), losses.cross_entropy(logits, target, weight=weight)
+    )
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_binary_focal_is_two_class_focal(gamma: float, smoothing: float) -> None:
+    z, y = _binary(8)
+    two = torch.stack([torch.zeros_like(z), z], dim=1)
+    torch.testing.assert_close(
+        losses.binary_focal(z, y, gamma=gamma, alpha=0.25, label_smoothing=smoothing),
+        losses.focal(two, y, gamma=gamma, alpha=torch.tensor([0.75, 0.25]), label_smoothing=smoothing),
+    )
+
+
+def test_focal_is_the_formula_of_the_paper() -> None:
+    logits, target = _multiclass()
+    p = logits.softmax(1)[torch.arange(6), target]
+    torch.testing.assert_close(losses.focal(logits, target, gamma=2.0), -((1 - p) ** 2) * p.log())
+    torch.testing.assert_close(losses.focal(logits, target, gamma=2.0, alpha=0.25), -0.25 * (1 - p) ** 2 * p.log())
+
+
+def test_binary_cross_entropy_is_two_class_cross_entropy_and_torchs() -> None:
+    z, y = _binary(8)
+    two = torch.stack([torch.zeros_like(z), z], dim=1)
+    torch.testing.assert_close(
+        losses.binary_cross_entropy(z, y, label_smoothing=0.1), losses.cross_entropy(two, y, label_smoothing=0.1)
+    )
+    z, y = _binary(8, 3)
+    factor = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    ours = losses.binary_cross_entropy(z, y, pos_weight=factor).mean()
+    torch.testing.assert_close(ours, F.binary_cross_entropy_with_logits(z, y.double(), pos_weight=factor))
+
+
+def test_smoothing_away_everything_forgets_the_label() -> None:
+    logits, target = _multiclass()
+    for loss in (losses.cross_entropy, losses.focal):
+        torch.testing.assert_close(
+            loss(logits, target, label_smoothing=1.0), loss(logits, target.roll(1), label_smoothing=1.0)
+        )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("squared", [False, True])
+def test_dice_is_the_formula(channels: int, squared: bool) -> None:
+    logits, target = _volumes(channels)
+    p = logits.sigmoid() if channels == 1 else logits.softmax(1)
+    t = target.double() if channels == 1 else F.one_hot(target[:, 0], channels).movedim(-1, 1).double()
+    power = 2 if squared else 1
+    axes = (2, 3, 4)
+    ratio = (2 * (p * t).sum(axes) + 1e-5) / ((p**power).sum(axes) + (t**power).sum(axes) + 1e-5)
+    torch.testing.assert_close(losses.dice(logits, target, squared=squared), (1 - ratio).mean(1))
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_dice_means_equal_monais(background: bool) -> None:
+    logits, target = _volumes(3, torch.float32)
+    options = {"include_background": background, "to_onehot_y": True, "softmax": True}
+    torch.testing.assert_close(
+        losses.dice(logits, target, include_background=background).mean(), DiceLoss(**options)(logits, target)
+    )
+    torch.testing.assert_close(
+        losses.dice_cross_entropy(logits, target, include_background=background, dice_weight=2, ce_weight=0.5).mean(),
+        DiceCELoss(**options, lambda_dice=2, lambda_ce=0.5)(logits, target),
+    )
+
+
+@pytest.mark.parametrize("alpha", [None, 0.25])
+def test_one_channel_combinations_equal_monais(alpha: float | None) -> None:
+    logits, target = _volumes(1, torch.float32)
+    torch.testing.assert_close(
+        losses.dice_focal(logits, target, alpha=alpha, dice_weight=2, focal_weight=0.5).mean(),
+        DiceFocalLoss(sigmoid=True, alpha=alpha, lambda_dice=2, lambda_focal=0.5)(logits, target.float()),
+    )
+    torch.testing.assert_close(
+        losses.dice_cross_entropy(logits, target).mean(), DiceCELoss(sigmoid=True)(logits, target.float())
+    )
+
+
+def test_dice_focal_of_several_channels_adds_the_softmax_focal_loss() -> None:
+    logits, target = _volumes(3, torch.float32)
+    term = losses.dice_focal(logits, target, gamma=3.0) - losses.dice(logits, target)
+    monai = FocalLoss(to_onehot_y=True, use_softmax=True, gamma=3.0)(logits, target)  # a mean over classes
+    torch.testing.assert_close(term.mean(), 3 * monai, rtol=1e-4, atol=1e-6)
+
+
+def test_an_empty_mask_predicted_empty_has_no_dice_loss() -> None:
+    target = torch.zeros(2, 1, 4, 4)
+    assert losses.dice(torch.full((2, 1, 4, 4), -100.0), target).max() < 1e-6
+    assert losses.dice(torch.full((2, 1, 4, 4), 100.0), target).min() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: losses.focal(*_multiclass(), gamma=-1.0), "gamma is -1.0"),
+        (lambda: losses.cross_entropy(*_multiclass(), label_smoothing=1.5), "label_smoothing is 1.5"),
+        (lambda: losses.binary_focal(*_binary(4), alpha=float("nan")), "alpha is nan"),
+        (lambda: losses.binary_cross_entropy(torch.zeros(4, 1), torch.zeros(4)), r"\(4, 1\).*\(4,\)"),
+        (lambda: losses.dice(torch.zeros(2, 1, 4), torch.zeros(2, 4)), r"\(2, 1, 4\)"),
+        (lambda: losses.dice_focal(*_volumes(1), alpha=torch.ones(2)), "alpha per class"),
+    ],
+)
+def test_wrong_arguments_are_named(call: Callable[[], Tensor], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        call()

@@ -1,0 +1,369 @@
+"""The loop: what it resumes, when it stops, what it refuses."""
+
+import json
+import os
+import random
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mlcore.base.errors import UserError
+from mlcore.base.seeding import seed_everything
+from mlcore.data.loader import BatchLoader
+from mlcore.data.order import EpochOrder
+from mlcore.training.checkpoint import CheckpointError, CheckpointStore, load_checkpoint
+from mlcore.training.engine import Engine, Precision, StepOutput
+from mlcore.training.evaluator import Evaluator
+from mlcore.training.optim import build_optimizer, parameter_groups
+from mlcore.training.progress import Cadence, Limits, Monitor
+from mlcore.training.schedules import Plateau, lr_table
+from mlcore.training.trainer import Trainer
+
+
+class Points:
+    """Noisy linear regression."""
+
+    def __init__(self, size: int = 50, *, bad: set[int] | None = None) -> None:
+        rng = np.random.default_rng(0)
+        self.x = rng.normal(size=(size, 5)).astype(np.float32)
+        self.y = (self.x.sum(1) + 0.1 * rng.normal(size=size)).astype(np.float32)
+        for index in bad or ():
+            self.x[index] = np.nan
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"x": self.x[index], "y": self.y[index]}
+
+
+def jitter(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    return {**sample, "x": sample["x"] + 0.01 * rng.normal(size=5).astype(np.float32)}
+
+
+class Regression:
+    """A small network with dropout, so that the global generator matters."""
+
+    def __init__(self, *, score: list[float] | None = None, width: int = 8, inner: nn.Module | None = None) -> None:
+        layers = [nn.Linear(5, width), nn.Dropout(0.2), inner or nn.Identity(), nn.ReLU(), nn.Linear(width, 1)]
+        self.model: nn.Module = nn.Sequential(*layers)
+        self._score = score
+
+    def training_step(self, model: nn.Module, batch: dict[str, Tensor]) -> StepOutput:
+        error = model(batch["x"]).squeeze(1) - batch["y"]
+        return StepOutput(error.square().sum(), len(error), {"abs_error": error.abs().sum()})
+
+    def evaluation_step(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"error": functional.mse_loss(model(batch["x"]).squeeze(1), batch["y"], reduction="none")}
+
+    def metrics(self, predictions: Mapping[str, Tensor]) -> dict[str, float]:
+        value = self._score.pop(0) if self._score else float(predictions["error"].mean())
+        return {"loss": value}
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return {"kind": "regression"}
+
+
+class Rows:
+    """A tracker that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        kept = {key: value for key, value in values.items() if not key.startswith("perf/")}
+        self.rows.append((step, kept))
+
+    def image(self, step: int, name: str, path: Path) -> None: ...
+
+    def close(self, *, status: str) -> None: ...
+
+    def state(self) -> dict[str, str]:
+        return {}
+
+
+def make(
+    folder: Path | None = None,
+    *,
+    epochs: int = 4,
+    max_steps: int | None = None,
+    patience: int | None = None,
+    score: list[float] | None = None,
+    data: Points | None = None,
+    precision: Precision = "fp32",
+    save_every: int | None = None,
+    plateau: Plateau | None = None,
+    width: int = 8,
+    max_seconds: float | None = None,
+    workers: int = 0,
+    inner: Callable[[], nn.Module] = nn.Identity,
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw",
+) -> Trainer:
+    seed_everything(3)
+    data = data or Points()
+    task = Regression(score=score, width=width, inner=inner())
+    groups = parameter_groups(task.model, lr=0.05, weight_decay=0.01)
+    loader = BatchLoader(data, EpochOrder(len(data), 4, seed=3), transform=jitter, num_workers=workers)
+    steps = -(-len(loader) // 3)
+    rates = lr_table("cosine", {}, base_lrs=[0.05, 0.05], total_steps=epochs * steps, steps_per_epoch=steps)
+    engine = Engine(
+        task.model,
+        build_optimizer(groups, name=optimizer),
+        learning_rates=rates,
+        precision=precision,
+        max_grad_norm=1.0,
+        ema_decay=0.9,
+        nominal_count=12,
+    )
+    return Trainer(
+        task=task,
+        engine=engine,
+        loader=loader,
+        evaluator=Evaluator(task, BatchLoader(Points(20), EpochOrder(20, 8, shuffle=False))),
+        limits=Limits(epochs=epochs, max_steps=max_steps, max_seconds=max_seconds),
+        cadence=Cadence(log_every=2, save_every_steps=save_every),
+        monitor=Monitor(metric="loss", mode="min", patience=patience),
+        accumulation=3,
+        store=None if folder is None else CheckpointStore(folder / "checkpoints", keep_last=100),
+        tracker=Rows(),
+        plateau=plateau,
+        max_bad_steps=3,
+    )
+
+
+def rows(trainer: Trainer) -> list[tuple[int, dict[str, float]]]:
+    assert isinstance(trainer.tracker, Rows)
+    return trainer.tracker.rows
+
+
+def flat(state: Any) -> list[Any]:
+    if isinstance(state, Mapping):
+        return [item for key in sorted(state, key=str) for item in flat(state[key])]
+    if isinstance(state, list | tuple):
+        return [item for value in state for item in flat(value)]
+    return [state]
+
+
+def assert_same_state(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    one, other = ({k: v for k, v in s.items() if k != "progress"} for s in (one, other))
+    for a, b in zip(flat(one), flat(other), strict=True):
+        same = torch.equal(a, b) if isinstance(a, Tensor) else a == b
+        assert same, f"{a} != {b}"
+
+
+def batch_norm() -> nn.Module:
+    return nn.BatchNorm1d(8)
+
+
+def convolution() -> nn.Module:
+    """With weights whose strides are not those of a new tensor."""
+    layers = [nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, 2, 3, padding=1), nn.Flatten()]
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("inner", [nn.Identity, batch_norm, convolution])
+@pytest.mark.parametrize("step", range(1, 20, 3))
+def test_resuming_from_any_step_ends_bit_identical(
+    step: int, inner: Callable[[], nn.Module], optimizer: Literal["adamw", "adam", "sgd"], tmp_path: Path
+) -> None:
+    whole = make(tmp_path, save_every=1, inner=inner, optimizer=optimizer)
+    whole.fit()
+    checkpoint = tmp_path / "checkpoints" / f"step_{step:08d}.pth"
+    resumed = make(inner=inner, optimizer=optimizer)
+    state = load_checkpoint(checkpoint)
+    resumed.load_state_dict(state, source=checkpoint)
+    resumed.fit()
+    assert_same_state(resumed.state_dict(), whole.state_dict())
+    assert rows(resumed) == [row for row in rows(whole) if row[0] > step]
+
+
+def test_two_resumes_in_one_epoch_are_as_good_as_one(tmp_path: Path) -> None:
+    whole = make(tmp_path / "whole")
+    whole.fit()
+    for steps in (1, 2, None):
+        part = make(tmp_path / "parts", max_steps=steps)
+        assert part.store is not None
+        found = part.store.newest_good()
+        if found is not None:
+            part.load_state_dict(found[1], source=found[0])
+            # The schedule is that of the whole run; only the limit differs.
+        part.fit()
+    # An evaluation at a forced stop is part of the run's history, so compare what training itself produced.
+    for key in ("model", "rng"):
+        assert_same_state({key: part.state_dict()[key]}, {key: whole.state_dict()[key]})
+
+
+def test_what_an_evaluation_draws_from_the_generators_is_not_felt_by_training() -> None:
+    quiet, drawing = make(), make()
+    drawing.on_evaluation = lambda *_: [random.random(), np.random.random(), torch.rand(3)]
+    make(epochs=1).fit()  # what is imported at the first use has been imported
+    for trainer in (quiet, drawing):
+        seed_everything(3)
+        trainer.fit()
+    assert_same_state(drawing.state_dict(), quiet.state_dict())
+
+
+def test_early_stopping_counts_evaluations_without_improvement(tmp_path: Path) -> None:
+    trainer = make(tmp_path, epochs=10, patience=2, score=[3.0, 2.0, 2.5, 2.1, 1.0])
+    outcome = trainer.fit()
+    assert outcome.status == "stopped early"
+    assert outcome.progress.epoch == 4
+    best = load_checkpoint(tmp_path / "checkpoints" / "best_model.pth")
+    assert best["progress"]["best"] == 2.0
+    assert best["progress"]["step"] == outcome.progress.best_step
+
+
+def test_plateau_lowers_the_learning_rate_when_the_metric_stalls() -> None:
+    trainer = make(epochs=3, score=[1.0, 1.0, 1.0], plateau=Plateau(factor=0.5, patience=0))
+    trainer.fit()
+    assert trainer.plateau is not None
+    assert trainer.plateau.scale == 0.25
+
+
+def test_max_steps_ends_with_an_evaluation_and_a_checkpoint(tmp_path: Path) -> None:
+    outcome = make(tmp_path, max_steps=3).fit()
+    assert outcome.status == "finished"
+    assert outcome.progress.step == 3
+    assert "loss" in outcome.metrics
+    assert load_checkpoint(tmp_path / "checkpoints" / "latest_model.pth")["progress"]["step"] == 3
+
+
+def test_time_limit_stops_at_a_step_boundary_and_can_be_resumed(tmp_path: Path) -> None:
+    outcome = make(tmp_path, max_seconds=0.0).fit()
+    assert outcome.status == "time is up"
+    assert outcome.progress.step == 1
+    assert (tmp_path / "checkpoints" / "latest_model.pth").is_file()
+
+
+def test_a_signal_saves_at_the_step_boundary(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    plain = trainer.task.training_step
+    calls = iter(range(10**6))
+
+    def step(model: nn.Module, batch: Any) -> StepOutput:
+        if next(calls) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(model, batch)
+
+    trainer.task.training_step = step  # type: ignore[method-assign]
+    outcome = trainer.fit()
+    assert outcome.status == "interrupted"
+    assert outcome.progress.step == 3, "the signal came in the third window"
+    assert load_checkpoint(tmp_path / "checkpoints" / "latest_model.pth")["progress"]["step"] == 3
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("inner", [nn.Identity, batch_norm])
+def test_a_bad_sample_skips_its_step_and_moves_nothing(inner: Callable[[], nn.Module], tmp_path: Path) -> None:
+    outcome = make(tmp_path, epochs=2, data=Points(bad={11}), inner=inner).fit()
+    assert outcome.skipped == 2, "once an epoch"
+    state = load_checkpoint(tmp_path / "checkpoints" / "latest_model.pth")
+    assert int(state["engine"]["updates"]) == outcome.progress.step - 2
+    assert all(torch.isfinite(value).all() for value in state["model"].values())
+    assert all(torch.isfinite(value).all() for value in state["engine"]["ema"].values())
+
+
+def test_running_statistics_are_averaged_like_the_weights() -> None:
+    trainer = make(epochs=1, inner=batch_norm)
+    norm = trainer.task.model[2]  # type: ignore[index]
+    expected, live = norm.running_mean.clone(), []
+    advance = trainer._advance
+
+    def note(window: Any) -> bool:
+        live.append(norm.running_mean.clone())
+        return advance(window)
+
+    trainer._advance = note  # type: ignore[method-assign]
+    trainer.fit()
+    for value in live:
+        expected += 0.1 * (value - expected)
+    averaged = trainer.engine.state_dict()["ema"]["2.running_mean"]
+    torch.testing.assert_close(averaged, expected)
+    with trainer.engine.averaged_weights():
+        assert torch.equal(norm.running_mean, averaged)
+    assert torch.equal(norm.running_mean, live[-1])
+
+
+def test_too_many_bad_steps_stop_with_samples_and_the_first_bad_module(tmp_path: Path) -> None:
+    trainer = make(tmp_path, epochs=3)
+    hidden = trainer.task.model[1]  # type: ignore[index]
+    hidden.register_forward_hook(lambda *_: torch.full((1, 8), float("inf")))
+    with pytest.raises(UserError, match=r"not finite.*module '1'"):
+        trainer.fit()
+    report = json.loads((tmp_path / "bad_steps_rank0.json").read_text("utf-8"))
+    keys = list(trainer.loader.order.batches(0))
+    assert report["sample_indices_by_window"][0] == [i for key in keys[:3] for i in key.indices]
+    assert "its input is finite" in report["first_bad_place"]
+
+
+def test_the_last_epoch_leaves_its_milestone_too(tmp_path: Path) -> None:
+    trainer = make(tmp_path, epochs=2)
+    trainer.cadence = Cadence(log_every=2, milestone_every_epochs=1)
+    trainer.fit()
+    steps = [load_checkpoint(tmp_path / "checkpoints" / f"epoch_000{k}.pth")["progress"]["epoch"] for k in (1, 2)]
+    assert steps == [1, 2]
+
+
+def test_a_run_goes_on_with_a_larger_batch(tmp_path: Path) -> None:
+    make(tmp_path, max_steps=4).fit()  # 48 of 50 samples in micro-batches of 4
+    path = tmp_path / "checkpoints" / "latest_model.pth"
+    resumed = make(epochs=2)
+    resumed.loader = BatchLoader(Points(), EpochOrder(50, 32, seed=3), transform=jitter)
+    resumed.load_state_dict(load_checkpoint(path), source=path)
+    outcome = resumed.fit()
+    assert outcome.status == "finished"
+    assert outcome.progress.step == 4 + 1 + 1, "the last 2 samples, then one window of 32 + 18"
+
+
+def test_an_unknown_monitor_is_an_error_that_lists_the_metrics() -> None:
+    trainer = make()
+    trainer.monitor = Monitor(metric="accuracy")
+    with pytest.raises(UserError, match=r"'accuracy'.*loss"):
+        trainer.fit()
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, max_steps=1).fit()
+    path = tmp_path / "checkpoints" / "latest_model.pth"
+    with pytest.raises(CheckpointError, match=r"another architecture.*\n.*shape"):
+        make(width=9).load_state_dict(load_checkpoint(path), source=path)
+
+
+def test_out_of_memory_says_which_knobs_to_turn() -> None:
+    trainer = make()
+
+    def step(model: nn.Module, batch: Any) -> StepOutput:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    trainer.task.training_step = step  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"(?s)--batch_size 2 --gradient_accumulation_steps 6.*gradient_checkpointing"):
+        trainer.fit()
+
+
+def test_an_ordinary_bug_is_not_dressed_up() -> None:
+    trainer = make()
+
+    def step(model: nn.Module, batch: Any) -> StepOutput:
+        raise RuntimeError("a bug")
+
+    trainer.task.training_step = step  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="a bug"):
+        trainer.fit()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_trains_and_scales_its_loss(precision: Precision, tmp_path: Path) -> None:
+    trainer = make(tmp_path, epochs=6, precision=precision)
+    first = trainer.evaluator.run(trainer.task.model)[0]["loss"]  # type: ignore[union-attr]
+    outcome = trainer.fit()
+    assert outcome.metrics["loss"] < 0.5 * first
+    assert trainer.engine.scaler.is_enabled() == (precision == "fp16")
