@@ -15,10 +15,11 @@ from mlcore.training import losses
 from mlcore.training.optim import GroupRule
 from quartet.apps.sam_med3d_ich.config import DataConfig, ModelConfig, ObjectiveConfig, SamMed3DConfig
 from quartet.apps.sam_med3d_ich.data.cache import Cache
+from quartet.apps.sam_med3d_ich.data.case import Case
 from quartet.apps.sam_med3d_ich.data.dataset import CaseDataset, CropDataset, CropTransform
 from quartet.apps.sam_med3d_ich.data.phantoms import write_phantoms
 from quartet.apps.sam_med3d_ich.data.statistics import DatasetStatistics, dataset_statistics, statistics_sections
-from quartet.apps.sam_med3d_ich.data.table import Case, check_patients, read_cases
+from quartet.apps.sam_med3d_ich.data.table import check_patients, read_cases
 from quartet.apps.sam_med3d_ich.data.words import counted
 from quartet.apps.sam_med3d_ich.inspection import Inspector
 from quartet.apps.sam_med3d_ich.model.ich import IchModel

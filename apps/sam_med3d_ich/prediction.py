@@ -19,18 +19,10 @@ from mlcore.base.files import output_folder, write_text
 from mlcore.training.engine import autocast
 from quartet.apps.sam_med3d_ich.case_metrics import case_metrics, summarise
 from quartet.apps.sam_med3d_ich.case_report import CaseRow, case_sections
+from quartet.apps.sam_med3d_ich.data.case import Case, check_case_header, load_case
 from quartet.apps.sam_med3d_ich.data.geometry import Spacing
-from quartet.apps.sam_med3d_ich.data.table import Case, read_cases
-from quartet.apps.sam_med3d_ich.data.volume import (
-    SUFFIXES,
-    Volume,
-    check_case_header,
-    check_header,
-    load_case,
-    read_volume,
-    volume_name,
-    write_nifti,
-)
+from quartet.apps.sam_med3d_ich.data.table import read_cases
+from quartet.apps.sam_med3d_ich.data.volume import SUFFIXES, Volume, check_header, read_volume, volume_name, write_nifti
 from quartet.apps.sam_med3d_ich.data.words import counted, together
 from quartet.apps.sam_med3d_ich.inspection import draw_case
 from quartet.apps.sam_med3d_ich.restore import Restored, restore

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from mlcore.base.errors import UserError
 from quartet.apps.sam_med3d_ich.data import cache as cache_module
 from quartet.apps.sam_med3d_ich.data.cache import Cache, open_entry
+from quartet.apps.sam_med3d_ich.data.case import Case, load_case
 from quartet.apps.sam_med3d_ich.data.preprocess import Preprocessing, prepare, prepare_mask
-from quartet.apps.sam_med3d_ich.data.table import Case
-from quartet.apps.sam_med3d_ich.data.volume import load_case, write_nifti
+from quartet.apps.sam_med3d_ich.data.volume import write_nifti
 
 SETTINGS = Preprocessing(spacing=(2.0, 2.0, 2.0))
 

@@ -22,8 +22,8 @@ import torch
 
 from mlcore.base.errors import UserError
 from mlcore.training.checkpoint import load_checkpoint
-from quartet.apps.sam_med3d_ich.data.table import Case
-from quartet.apps.sam_med3d_ich.data.volume import load_case, read_volume
+from quartet.apps.sam_med3d_ich.data.case import Case, load_case
+from quartet.apps.sam_med3d_ich.data.volume import read_volume
 from quartet.apps.sam_med3d_ich.model.weights import read_weights
 
 

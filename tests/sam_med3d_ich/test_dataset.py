@@ -14,9 +14,9 @@ from mlcore.base.seeding import numpy_rng
 from mlcore.data.loader import BatchLoader
 from mlcore.data.order import EpochOrder
 from quartet.apps.sam_med3d_ich.data.cache import Cache
+from quartet.apps.sam_med3d_ich.data.case import Case
 from quartet.apps.sam_med3d_ich.data.dataset import CaseDataset, CropDataset, CropTransform, missed_components
 from quartet.apps.sam_med3d_ich.data.preprocess import Preprocessing
-from quartet.apps.sam_med3d_ich.data.table import Case
 from quartet.apps.sam_med3d_ich.data.volume import write_nifti
 
 COARSE = Preprocessing(spacing=(1.5, 1.5, 1.5))

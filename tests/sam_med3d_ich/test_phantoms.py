@@ -8,9 +8,10 @@ import pytest
 from scipy import ndimage
 
 from mlcore.base.errors import UserError
+from quartet.apps.sam_med3d_ich.data.case import Case, load_case
 from quartet.apps.sam_med3d_ich.data.phantoms import PhantomFiles, make_head, write_phantoms
-from quartet.apps.sam_med3d_ich.data.table import Case, check_patients, read_cases
-from quartet.apps.sam_med3d_ich.data.volume import load_case, read_volume
+from quartet.apps.sam_med3d_ich.data.table import check_patients, read_cases
+from quartet.apps.sam_med3d_ich.data.volume import read_volume
 
 SMALL = {"shape": (32, 32, 16), "spacing": (6.0, 6.0, 10.0)}
 

@@ -11,10 +11,11 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from mlcore.base.errors import UserError
+from quartet.apps.sam_med3d_ich.data.case import load_case
 from quartet.apps.sam_med3d_ich.data.dicom import find_series, read_series
 from quartet.apps.sam_med3d_ich.data.split import SplitSizes, Subject, split_by_patient
 from quartet.apps.sam_med3d_ich.data.table import check_patients, read_cases
-from quartet.apps.sam_med3d_ich.data.volume import Volume, load_case, read_volume, write_nifti
+from quartet.apps.sam_med3d_ich.data.volume import Volume, read_volume, write_nifti
 from quartet.apps.sam_med3d_ich.preparation import Preparation, prepare_data
 
 SHAPE = (8, 7, 6)

@@ -10,10 +10,10 @@ from PIL import Image
 from mlcore.report.page import Picture, RunReport, Table, write_report
 from quartet.apps.sam_med3d_ich.data import cache as cache_module
 from quartet.apps.sam_med3d_ich.data.cache import Cache
+from quartet.apps.sam_med3d_ich.data.case import Case
 from quartet.apps.sam_med3d_ich.data.metadata import HU_EDGES, CaseMetadata, case_metadata
 from quartet.apps.sam_med3d_ich.data.preprocess import Preprocessing
 from quartet.apps.sam_med3d_ich.data.statistics import DatasetStatistics, dataset_statistics, statistics_sections
-from quartet.apps.sam_med3d_ich.data.table import Case
 from quartet.apps.sam_med3d_ich.data.volume import Volume, write_nifti
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mlcore.base.errors import UserError
-from quartet.apps.sam_med3d_ich.data.table import Case, check_patients, read_cases
+from quartet.apps.sam_med3d_ich.data.case import Case
+from quartet.apps.sam_med3d_ich.data.table import check_patients, read_cases
 
 
 @pytest.fixture

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 
 from mlcore.base.errors import UserError
-from quartet.apps.sam_med3d_ich.data.table import Case
+from quartet.apps.sam_med3d_ich.data.case import Case, load_case
 from quartet.apps.sam_med3d_ich.data.volume import (
     Volume,
     check_header,
-    load_case,
     mask_affine,
     read_labels,
     read_mask,

@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from mlcore.base.console import Pace, format_duration
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, ensure_folder, write_json
+from quartet.apps.sam_med3d_ich.data.case import Case, load_case
 from quartet.apps.sam_med3d_ich.data.crops import label_components
 from quartet.apps.sam_med3d_ich.data.metadata import CaseMetadata, case_metadata
 from quartet.apps.sam_med3d_ich.data.preprocess import Grid, Preprocessing, prepare, prepare_mask
-from quartet.apps.sam_med3d_ich.data.table import Case
-from quartet.apps.sam_med3d_ich.data.volume import load_case
 from quartet.apps.sam_med3d_ich.data.words import counted
 
 __all__ = ["Cache", "CachedCase", "Filled", "open_entry"]

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from mlcore.base.errors import UserError
 from quartet.apps.sam_med3d_ich.data.augment import Augmentation, plain_crop
 from quartet.apps.sam_med3d_ich.data.cache import Cache, CachedCase, open_entry
+from quartet.apps.sam_med3d_ich.data.case import Case, load_case
 from quartet.apps.sam_med3d_ich.data.crops import Target, cover, place, starts
-from quartet.apps.sam_med3d_ich.data.table import Case
-from quartet.apps.sam_med3d_ich.data.volume import load_case
 
 __all__ = ["CaseDataset", "CropDataset", "CropTransform", "missed_components"]
 

@@ -17,8 +17,8 @@ from mlcore.base.files import format_bytes
 from mlcore.report.page import Picture, Section, Table
 from mlcore.report.plots.style import BAD, MUTED, PALETTE, picture
 from quartet.apps.sam_med3d_ich.data.cache import Cache
+from quartet.apps.sam_med3d_ich.data.case import Case
 from quartet.apps.sam_med3d_ich.data.metadata import HU_EDGES, CaseMetadata
-from quartet.apps.sam_med3d_ich.data.table import Case
 from quartet.apps.sam_med3d_ich.data.words import counted
 from quartet.apps.sam_med3d_ich.legends import legend_below
 

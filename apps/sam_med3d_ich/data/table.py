@@ -10,39 +10,18 @@ The mask of `scans/12.pkl` is `12.nii` or `12.nii.gz` in the mask folder.
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from mlcore.base.errors import UserError
 from mlcore.data.records import failed, read_records
+from quartet.apps.sam_med3d_ich.data.case import Case
 from quartet.apps.sam_med3d_ich.data.volume import MASK_SUFFIXES, SUFFIXES, volume_name
 from quartet.apps.sam_med3d_ich.data.words import counted, listed
 
-__all__ = ["COLUMNS", "Case", "check_patients", "mask_key", "read_cases"]
+__all__ = ["COLUMNS", "check_patients", "mask_key", "read_cases"]
 
 COLUMNS = ("path", "ich", "patient_id")
 _ICH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}  # a table with gaps makes pandas write whole numbers as 1.0
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row.
-
-    Attributes:
-        name: The image's file name without suffix: "12" of "12.pkl" and of "12.nii.gz".
-        image: The image file.
-        mask: The mask file; None (only where `ich` is 0) stands for an empty mask.
-        ich: 1 if there is a bleed, else 0.
-        patient_id: Whose scan it is.
-        origin: For messages: "train.csv, line 7".
-    """
-
-    name: str
-    image: Path
-    mask: Path | None
-    ich: int
-    patient_id: str
-    origin: str
 
 
 def read_cases(csv_path: Path, *, mask_dir: Path) -> list[Case]:

@@ -3,14 +3,13 @@
 World coordinates are those of NIfTI, "RAS+": millimetres towards the right, the front and the top of the patient.
 """
 
-import contextlib
 import gzip
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -43,9 +42,6 @@ from quartet.apps.sam_med3d_ich.data.geometry import (
 )
 from quartet.apps.sam_med3d_ich.data.words import counted
 
-if TYPE_CHECKING:
-    from quartet.apps.sam_med3d_ich.data.table import Case
-
 __all__ = [
     "AFFINE_TOLERANCE_MM",
     "MASK_SUFFIXES",
@@ -53,10 +49,8 @@ __all__ = [
     "Geometry",
     "Spacing",
     "Volume",
-    "check_case_header",
     "check_fit",
     "check_header",
-    "load_case",
     "mask_affine",
     "read_geometry",
     "read_labels",
@@ -216,40 +210,6 @@ def mask_affine(path: Path, *, shape: Sequence[int]) -> NDArray[np.float64] | No
     """The affine of the NIfTI mask `path` if its shape is `shape`, otherwise None; errors as in `read_geometry`."""
     geometry = read_geometry(path)
     return geometry.affine if geometry.shape == tuple(shape) else None
-
-
-def load_case(case: "Case", *, array_spacing: Spacing | None = None) -> tuple[Volume, NDArray[np.uint8]]:
-    """Read a case's image and its mask (all zero where the case has none): one way for training and evaluation.
-
-    Raises:
-        UserError: A file cannot be used, or the mask contradicts the `ich` column; it names the file and the row.
-    """
-    with _told_with_row(case):
-        volume = read_volume(case.image, array_spacing=array_spacing, reference=case.mask)
-        if case.mask is None:
-            return volume, np.zeros(volume.array.shape, dtype=np.uint8)
-        mask = read_mask(case.mask, like=volume)
-        if mask.any() != bool(case.ich):
-            found = "is empty" if case.ich else f"marks {counted(int(mask.sum()), 'voxel')}"
-            raise UserError(f"{case.mask}: ich is {case.ich}, but this mask {found}; correct the row or the mask")
-    return volume, mask
-
-
-def check_case_header(case: "Case", *, array_spacing: Spacing | None = None) -> None:
-    """Refuse what `load_case` would refuse, as far as `check_header` and the mask's header tell."""
-    with _told_with_row(case):
-        geometry = check_header(case.image, array_spacing=array_spacing, reference=case.mask)
-        mask = None if case.mask is None else read_geometry(case.mask)
-        if case.mask is not None and mask is not None and geometry is not None:
-            check_fit(case.mask, mask, like=geometry)
-
-
-@contextlib.contextmanager
-def _told_with_row(case: "Case") -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{error} ({case.origin})") from error
 
 
 def check_fit(path: Path, geometry: Geometry, *, like: Geometry) -> None:
