@@ -10,9 +10,10 @@ from functools import partial
 
 import torch
 
+from benchmarks.clocked import Data
 from benchmarks.common import NOT_INSTALLED, Goal, Options, Report, alternate, median_text, peer, ratio_text, run_alone
 from benchmarks.common import ratio as ratio_of
-from benchmarks.loops import LOOPS, Data, run_loop
+from benchmarks.loops import LOOPS, run_loop
 
 _LIMIT = 1.05
 _METHOD = (

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.loops import BATCH, LOG_EVERY, RATE, STEPS_PER_EPOCH, ClockedModel, Data
+from benchmarks.clocked import BATCH, LOG_EVERY, RATE, STEPS_PER_EPOCH, ClockedModel, Data
 from mlcore.data.batch import MicroBatch
 from mlcore.data.loader import BatchLoader
 from mlcore.data.order import EpochOrder

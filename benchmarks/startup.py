@@ -22,7 +22,8 @@ from benchmarks.common import (
 
 _LIMIT_S = 0.5
 _ONE_STEP = (
-    "import torch; torch.set_num_threads(1); from benchmarks.loops import LOOPS, ClockedModel, Data; "
+    "import torch; torch.set_num_threads(1); from benchmarks.loops import LOOPS; "
+    "from benchmarks.clocked import ClockedModel, Data; "
     "LOOPS[{name!r}][2](ClockedModel(1), Data(ready_made=False), 1, fused=True)"
 )
 # Title, module it needs, command (after the interpreter).
