@@ -23,7 +23,7 @@ from mlcore.remote.hub import quiet_loading
 from mlcore.training.engine import Engine, Precision, autocast
 from mlcore.training.optim import build_optimizer, parameter_groups
 from quartet.apps.multimodal_ads.config import AdsConfig
-from quartet.apps.multimodal_ads.model.assemble import make_parts
+from quartet.apps.multimodal_ads.model.build import make_parts
 from quartet.apps.multimodal_ads.task import AdTask, Objective
 
 _SIDE = 224

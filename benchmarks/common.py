@@ -80,8 +80,8 @@ class Report:
         if self.skipped is not None:
             lines += [f"Skipped: {self.skipped}", ""]
         for goal in self.goals:
-            evaluation = {True: "reached", False: "**missed**", None: "not measured"}[goal.reached]
-            lines.append(f"- Goal: {goal.text}. Measured: {goal.measured}; {evaluation}.")
+            outcome = {True: "reached", False: "**missed**", None: "not measured"}[goal.reached]
+            lines.append(f"- Goal: {goal.text}. Measured: {goal.measured}; {outcome}.")
         if self.goals:
             lines.append("")
         if self.rows:

@@ -38,7 +38,7 @@ _AT_LEAST = 2.0
 
 @dataclass(frozen=True)
 class _Case:
-    """An ensemble and the pages that it evaluates."""
+    """An ensemble and the pages that it predicts."""
 
     ensemble: str
     models: tuple[str, ...]
@@ -95,7 +95,7 @@ def _report(
     return Report(
         title="An ensemble with views, one pass",
         method=(
-            f"{where}, fp32. Four members with random weights at {IMAGE_SIZE[0]} x {IMAGE_SIZE[1]}, grey, each predicting "
+            f"{where}, fp32. Four members with random weights at {IMAGE_SIZE[0]} x {IMAGE_SIZE[1]}, grey, each on "
             "six views of every page: as it is, flipped, turned by 90 and 180 degrees, scaled by 0.9 and 1.1. Light: "
             f"{', '.join(_LIGHT)} of timm, which cost about what reading a page costs; heavy: four resnet18. Ours: "
             "`predict_pages`, which reads each page once. The naive ways: each member has a DataLoader over the files, "

@@ -1,4 +1,4 @@
-"""What evaluating with an ensemble needs of memory: one member, four, and four held one at a time.
+"""What predicting with an ensemble needs of memory: one member, four, and four held one at a time.
 
 python -m benchmarks.doc_memory            about three minutes on two cores
 """
@@ -58,10 +58,10 @@ def measure(options: Options) -> Report:
         title="Memory of an ensemble",
         method=(
             f"Members of {setup.model} at {IMAGE_SIZE[0]} x {IMAGE_SIZE[1]}, {size / 2**20:.0f} MiB of weights each, "
-            f"predict {setup.pages} pages and their flips in batches of {_BATCH}; every measurement is a process of its "
-            "own. cpu: peak resident memory above that before evaluating, with everything imported and a small network "
-            "run; cuda: peak of what torch allocates there. Median (smallest..largest) in MiB; ratios are of the same "
-            "round."
+            f"predict {setup.pages} pages and their flips in batches of {_BATCH}; every measurement is a process of "
+            "its own. cpu: peak resident memory above that before the pass, with everything imported and a small "
+            "network run; cuda: peak of what torch allocates there. Median (smallest..largest) in MiB; ratios are of "
+            "the same round."
         ),
         header=["memory", "ensemble", "peak, MiB", "of one member's"],
         rows=rows,

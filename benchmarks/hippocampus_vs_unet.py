@@ -131,15 +131,15 @@ def _train(base: Path, change: Callable[[IchTask], IchTask], *, minutes: float) 
     arguments = ["+experiment=hippocampus", "--train_csv", data / "train.csv", "--val_csv", data / "val.csv"]
     arguments += ["--mask_dir", data / "masks", "--cache_dir", base / "cache", "--num_workers", "0"]
     config: SamMed3DConfig = parse(APP, [str(argument) for argument in arguments]).config
-    trial = _problem(config, change)
-    pace = _seconds_per_step(config, trial)
-    steps_per_epoch = -(-len(trial.train.dataset) // config.train.batch_size)
+    tried = _setup(config, change)
+    pace = _seconds_per_step(config, tried)
+    steps_per_epoch = -(-len(tried.train.dataset) // config.train.batch_size)
     epochs = max(1, int(60 * minutes / (pace * steps_per_epoch)))
     every = max(1, epochs // 5)
     config = config.model_copy(
         update={"train": config.train.model_copy(update={"epochs": epochs, "eval_every": every})}
     )
-    setup = _problem(config, change)
+    setup = _setup(config, change)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(config, setup, world=World(), folder=Path(folder))
         begun = time.monotonic()
@@ -153,7 +153,7 @@ def _train(base: Path, change: Callable[[IchTask], IchTask], *, minutes: float) 
     return Result(figures["dice"], float(rows["figures"][:, 0].min()), taken / 60, epochs, parameters)
 
 
-def _problem(config: SamMed3DConfig, change: Callable[[IchTask], IchTask]) -> TrainingSetup:
+def _setup(config: SamMed3DConfig, change: Callable[[IchTask], IchTask]) -> TrainingSetup:
     seed_everything(config.run.seed)
     setup = build(config, World())
     assert isinstance(setup.task, IchTask)

@@ -62,7 +62,7 @@ APP = App(
 
 ENSEMBLE = replace(
     APP,
-    description="Evaluate document pages with several models and views, and say what each method gains.",
+    description="Classify document pages with several models and views, and say what each method gains.",
     base=("default.yaml", "ensemble.yaml"),
     demo_unless=(*APP.demo_unless, "ensemble.models", "ensemble.run"),
 )

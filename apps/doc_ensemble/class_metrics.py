@@ -105,7 +105,7 @@ def evaluate_single_class_performance(
 ) -> dict[str, float]:
     """Figures of one class.
 
-    All batches are predicted: how often other pages are taken for this class is part of its precision and F1.
+    The model predicts all batches: how often other pages are taken for this class is part of its precision and F1.
 
     Args:
         model: From pixels to logits [B, classes].
@@ -119,7 +119,7 @@ def evaluate_single_class_performance(
         precision and F1 where it is not predicted either.
 
     Raises:
-        UserError: The model has no such class, or there is nothing to evaluate.
+        UserError: The model has no such class, or there is no batch.
     """
     logits, labels = predict_logits(model, dataloader, device=device)
     classes = logits.shape[1]

@@ -126,9 +126,9 @@ class MemberConfig(Section):
 
 
 class EnsembleConfig(Section):
-    """How several models evaluate together."""
+    """How the predictions of several models are combined."""
 
-    enabled: bool = field(default=True, description="Evaluate together; otherwise only the members are evaluated")
+    enabled: bool = field(default=True, description="Combine the members; otherwise each is evaluated alone")
     method: Literal["voting", "averaging", "weighted", "stacking"] = field("averaging", "How votes are put together")
     average: Literal["probabilities", "logits"] = field("probabilities", "averaging, weighted: what is averaged")
     fit_weights: bool = field(default=False, description="weighted: fit the weights on the validation pages")

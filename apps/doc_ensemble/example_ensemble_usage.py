@@ -1,4 +1,4 @@
-"""Several networks evaluate pages together: all methods, views, selection and the cost of each member, from Python.
+"""The predictions of several networks combined: all methods, views, selection and the cost of each member, from Python.
 
     python apps/doc_ensemble/example_ensemble_usage.py                 seconds, without network or data
     python apps/doc_ensemble/example_ensemble_usage.py --output DIR    where the files go
@@ -124,14 +124,15 @@ def draw_costs(
 
 
 def main() -> int:
-    """Train members, let them evaluate, and compare ways to decide."""
+    """Train members, let them predict, and compare ways to combine them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs/doc_ensemble/example_ensemble"))
     folder = ensure_folder(parser.parse_args().output)
     pages, labels = drawn_pages(320, seed=0)
     members = [TrainedMember(f"network {seed}", train(seed, pages, labels)) for seed in (1, 2, 3)]
 
-    # One pass: every page is read once for all members and views. The first half is for fitting, the second for figures.
+    # One pass: every page is read once for all members and views. The first half is for fitting, the second for
+    # figures.
     asked, truth = drawn_pages(240, seed=9)
     views = with_identity([ViewKind(type="color_jitter", probability=0.5, brightness=0.1, contrast=0.0)])
     items = Pages(items=asked, read=as_it_is, prepare=fitted)

@@ -71,7 +71,7 @@ class CheckpointMember:
         self.in_channels: int = model.metadata["in_channels"]
 
     def load(self, device: torch.device) -> DocClassifier:
-        """The network, ready to evaluate."""
+        """The network, ready to predict."""
         return restore(self.path, device=device).model
 
 

@@ -1,4 +1,4 @@
-"""Evaluate document pages with several models and views, and say what each method gains over the best model.
+"""Classify document pages with several models and views, and say what each method gains over the best model.
 
     python apps/doc_ensemble/run_ensemble_experiment.py                     the demo: trains three folds, then compares
     python apps/doc_ensemble/run_ensemble_experiment.py --config mine.yaml  ensemble.models lists checkpoints

@@ -24,7 +24,7 @@ from quartet.apps.multimodal_ads.data.split import stratified_split
 from quartet.apps.multimodal_ads.data.statistics import dataset_statistics, statistics_sections
 from quartet.apps.multimodal_ads.data.table import AdRow, read_table
 from quartet.apps.multimodal_ads.frozen import picture_features, text_features
-from quartet.apps.multimodal_ads.model.assemble import Parts, describe, make_parts
+from quartet.apps.multimodal_ads.model.build import Parts, describe, make_parts
 from quartet.apps.multimodal_ads.outputs import Inspector, write_outputs
 from quartet.apps.multimodal_ads.task import AdTask, Objective
 

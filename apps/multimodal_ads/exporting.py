@@ -16,7 +16,7 @@ from mlcore.base.files import atomic_write, ensure_folder, write_json
 from mlcore.remote.hub import find_model
 from mlcore.training.checkpoint import load_model_weights
 from quartet.apps.multimodal_ads.config import AdsConfig
-from quartet.apps.multimodal_ads.model.assemble import make_parts
+from quartet.apps.multimodal_ads.model.build import make_parts
 from quartet.apps.multimodal_ads.model.classifier import AdClassifier
 from quartet.apps.multimodal_ads.restore import Restored, restore
 from quartet.apps.multimodal_ads.vision.lora import merge_adapters

@@ -19,7 +19,7 @@ from quartet.apps.multimodal_ads.config import AdsConfig, FeaturesConfig
 from quartet.apps.multimodal_ads.data.batches import KnownFeatures
 from quartet.apps.multimodal_ads.data.table import AdRow
 from quartet.apps.multimodal_ads.features import FeatureStore, text_digest
-from quartet.apps.multimodal_ads.model.assemble import Parts
+from quartet.apps.multimodal_ads.model.build import Parts
 from quartet.apps.multimodal_ads.model.classifier import given
 from quartet.apps.multimodal_ads.model.pooling import AttentionPooling
 from quartet.apps.multimodal_ads.text.encoder import TextEncoder

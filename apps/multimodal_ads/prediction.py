@@ -152,7 +152,7 @@ def _warn_without_texts(restored: Restored, rows: Sequence[AdRow]) -> None:
     """Some pictures have no text, which the model knows how to take; that none has any is rather a thing forgotten."""
     if restored.parts.text is not None and not any(row.text for row in rows):
         _log.warning(
-            "no texts are given, though the model was trained with them: every picture is evaluated without its text. "
+            "no texts are given, though the model was trained with them: every picture is classified without its text. "
             "Give --text, or --csv with the column text_info, which prepare.py --ocr fills"
         )
 

@@ -12,7 +12,7 @@ from mlcore.run.restore import another_version, load_run_checkpoint
 from mlcore.training.checkpoint import CheckpointError, load_model_weights
 from quartet.apps.multimodal_ads.config import AdsConfig
 from quartet.apps.multimodal_ads.data.batches import Pixels
-from quartet.apps.multimodal_ads.model.assemble import Parts, describe, make_parts
+from quartet.apps.multimodal_ads.model.build import Parts, describe, make_parts
 from quartet.apps.multimodal_ads.model.classifier import AdClassifier
 from quartet.apps.multimodal_ads.outputs import RESULTS
 from quartet.apps.multimodal_ads.task import AdTask, Objective

@@ -166,7 +166,7 @@ def write_report(
         path: The Markdown file; its folder exists. It is written last, when its pictures are there.
         classified: All samples, in the order of the data.
         headlines: Figures for its top, by name; floats are shown with four digits, None as a dash.
-        threshold: The one `evaluated` was made with.
+        threshold: The one that `classify` was given.
         read_image: Reads a picture; one that cannot be read is named as such.
 
     Returns:

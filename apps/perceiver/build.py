@@ -61,7 +61,7 @@ class Sources:
     skipped: Sequence[str] = ()
 
 
-# ------------------------------------------------------------------------------------------------------- the problem
+# ------------------------------------------------------------------------------------------------ the training setup
 
 
 def build(config: PerceiverConfig, world: World) -> TrainingSetup:

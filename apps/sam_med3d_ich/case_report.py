@@ -236,9 +236,9 @@ def _bland_altman(
 ) -> None:
     """Difference over mean of all cases; where some have a bleed, mean and 95 % limits are those of them alone."""
     difference, mean = predicted - true, (predicted + true) / 2
-    evaluated = difference[lesion] if lesion.any() else difference  # heads rightly left alone would narrow the limits
+    compared = difference[lesion] if lesion.any() else difference  # heads rightly left alone would narrow the limits
     whose = "bleed: " if lesion.any() else ""
-    bias, spread = float(evaluated.mean()), 1.96 * float(evaluated.std(ddof=1)) if len(evaluated) > 1 else 0.0
+    bias, spread = float(compared.mean()), 1.96 * float(compared.std(ddof=1)) if len(compared) > 1 else 0.0
     axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.axhline(bias, color=INK, linewidth=1.2, label=f"{whose}mean {_signed(bias)} mL")
     if spread > 0:

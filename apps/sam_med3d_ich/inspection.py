@@ -22,7 +22,7 @@ from quartet.apps.sam_med3d_ich.task import IchTask
 
 @dataclass(frozen=True, kw_only=True)
 class Inspector:
-    """Makes report sections of an evaluation; `Problem.analyse`.
+    """Makes report sections of an evaluation; `TrainingSetup.analyse`.
 
     Attributes:
         task: Segments again the few cases that are drawn.

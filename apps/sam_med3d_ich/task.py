@@ -68,7 +68,7 @@ class IchTask:
         }
 
     def segment(self, case: WholeCase) -> Segmentation:
-        """The segmentation that a case is evaluated by."""
+        """The segmentation that the figures of a case are of."""
         return self.segmenter(
             case["volume"], clicks=clicks_from_mask(case["mask"], case["volume"].affine) if self.prompted else None
         )

@@ -209,7 +209,7 @@ def test_without_test_pages_fitted_figures_are_cross_fitted(
 
 
 def test_pages_that_members_were_trained_on_are_told(tmp_path: Path, pages: Path, classes: list[str], run: Run) -> None:
-    """The pages given for evaluating are those that the folds were trained on."""
+    """The pages given for the figures are those that the folds were trained on."""
     job = write_job(tmp_path / "job", seed=3, classes=classes, data_dir=pages)
     leaky = tmp_path / "leaky"
     leaky.mkdir()

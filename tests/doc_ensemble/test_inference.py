@@ -222,7 +222,7 @@ def test_members_that_cannot_be_an_ensemble_are_refused(pages: list[Page], tmp_p
     ):
         with pytest.raises(UserError, match=message):
             predict_pages([member], read_all(pages, [member]), device=CPU)
-    with pytest.raises(UserError, match="nothing to evaluate: 0 pages"):
+    with pytest.raises(UserError, match="nothing to predict: 0 pages"):
         predict_pages([Small("a")], read_all([], [Small("a")]), device=CPU)
 
 
@@ -258,7 +258,7 @@ def test_an_ensemble_of_invariant_members_gains_nothing_from_views(pages: list[P
 
 
 @pytest.fixture
-def evaluated(pages: list[Page]) -> PagePredictions:
+def predicted(pages: list[Page]) -> PagePredictions:
     members = ensemble()
     return predict_pages(members, read_all(pages, members), views=VIEWS, device=CPU)
 
@@ -311,7 +311,7 @@ def test_what_views_did_is_written(predicted: PagePredictions, tmp_path: Path) -
         write_tta_predictions(tmp_path, predictions, views=predicted.views, by_view=by_view[1:])
 
 
-def test_the_facts_of_an_ensemble_are_written(predicted: PagePredictions, tmp_path: Path) -> None:
+def test_the_metadata_of_an_ensemble_are_written(predicted: PagePredictions, tmp_path: Path) -> None:
     labels = [0, 1, 2, 0, 1, -1, 2]
     predictions = predictions_of(predicted, labels)
     metadata = [{"checkpoint": f"{name}.ckpt", "weight": 0.25} for name in predicted.member_names]

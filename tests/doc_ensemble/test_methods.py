@@ -77,7 +77,7 @@ def test_methods_are_direct_computations(both: dict[str, Votes]) -> None:
     np.testing.assert_allclose(fitted, np.tensordot(weights, both["test"].by_view[:, 0], axes=1), atol=1e-9)
 
 
-def test_a_method_never_evaluates_a_page_it_was_fitted_on(both: dict[str, Votes]) -> None:
+def test_a_method_never_predicts_a_page_it_was_fitted_on(both: dict[str, Votes]) -> None:
     """One that knows the pages it has seen by heart, and is wrong on all others, is wrong on all."""
 
     def memorise(chances: np.ndarray, labels: np.ndarray) -> Rule:

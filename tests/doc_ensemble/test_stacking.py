@@ -51,7 +51,7 @@ def data(parts: list[FoldPredictions]) -> OutOfFold:
     return gather(parts, class_names=CLASSES)
 
 
-def evaluated(stacker: object, data: OutOfFold) -> np.ndarray:
+def applied(stacker: object, data: OutOfFold) -> np.ndarray:
     return stacker(data.probabilities, member_names=data.member_names, class_names=data.class_names)
 
 
@@ -59,14 +59,14 @@ def test_stacking_is_scikit_learn(data: OutOfFold) -> None:
     stacker = fit_stacker(data, inverse_strength=0.5)
     columns = np.concatenate(list(data.probabilities), axis=1)
     direct = LogisticRegression(C=0.5, max_iter=5000).fit(columns, data.labels)
-    np.testing.assert_allclose(evaluated(stacker, data), direct.predict_proba(columns), rtol=1e-10)
+    np.testing.assert_allclose(applied(stacker, data), direct.predict_proba(columns), rtol=1e-10)
 
 
 def test_two_classes_too() -> None:
     data = gather(folds_of("a", seed=0, classes=2) + folds_of("b", seed=1, classes=2), class_names=("x", "y"))
     columns = np.concatenate(list(data.probabilities), axis=1)
     direct = LogisticRegression(max_iter=5000).fit(columns, data.labels)
-    np.testing.assert_allclose(evaluated(fit_stacker(data), data), direct.predict_proba(columns), rtol=1e-10)
+    np.testing.assert_allclose(applied(fit_stacker(data), data), direct.predict_proba(columns), rtol=1e-10)
 
 
 def test_gathering_keeps_each_page_once_with_its_fold(parts: list[FoldPredictions], data: OutOfFold) -> None:
@@ -94,7 +94,7 @@ def test_a_leak_planted_in_the_rows_is_refused(data: OutOfFold) -> None:
     left_out = data.left_out.copy()
     left_out[1, 5] = (data.folds[5] + 1) % 3
     with pytest.raises(
-        UserError, match=rf"{data.pages[5]!r} of fold {data.folds[5]} was evaluated by the model of 'vit'"
+        UserError, match=rf"{data.pages[5]!r} of fold {data.folds[5]} was predicted by the model of 'vit'"
     ):
         replace(data, left_out=left_out)
 
@@ -153,7 +153,7 @@ def test_files_come_back_bit_by_bit_and_hold_no_pickle(data: OutOfFold, tmp_path
     stacker = fit_stacker(again)
     stacker.save(tmp_path / "stacking.json")
     restored = read_stacker(tmp_path / "stacking.json")
-    np.testing.assert_array_equal(evaluated(restored, data), evaluated(stacker, data))
+    np.testing.assert_array_equal(applied(restored, data), applied(stacker, data))
     assert restored.class_names == CLASSES
 
 

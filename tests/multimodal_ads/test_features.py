@@ -27,7 +27,7 @@ from quartet.apps.multimodal_ads.config import (
 from quartet.apps.multimodal_ads.data.table import AdRow
 from quartet.apps.multimodal_ads.features import FeatureStore, text_digest, weights_digest
 from quartet.apps.multimodal_ads.frozen import _fill, picture_features, text_features
-from quartet.apps.multimodal_ads.model.assemble import make_parts
+from quartet.apps.multimodal_ads.model.build import make_parts
 
 TEXTS = ["sale", "news", "sale", "세일", ""]
 DIGESTS = [text_digest(text) for text in TEXTS]
@@ -296,7 +296,7 @@ def test_weights_are_digested_once_and_random_ones_never(
         digested.append(module)
         return "digest"
 
-    monkeypatch.setattr("quartet.apps.multimodal_ads.model.assemble.weights_digest", digest)
+    monkeypatch.setattr("quartet.apps.multimodal_ads.model.build.weights_digest", digest)
     pooled(pictured, hub_folder("siglip2"), tmp_path, num_workers=0)
     assert len(digested) == 1
     config = AdsConfig(

@@ -21,7 +21,7 @@ from quartet.apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, Poolin
 from quartet.apps.multimodal_ads.data.generated import write_generated
 from quartet.apps.multimodal_ads.data.table import read_table
 from quartet.apps.multimodal_ads.frozen import picture_features
-from quartet.apps.multimodal_ads.model.assemble import make_parts
+from quartet.apps.multimodal_ads.model.build import make_parts
 from tests.scripts import run_script
 
 SMALL = shlex.split("""
@@ -316,7 +316,7 @@ def test_a_backbone_without_a_summary_is_refused_before_the_run_begins(ads: Path
 def test_pictures_classified_without_texts_are_told_once(ads: Path, finished: Path) -> None:
     pictures = sorted((ads / "images").iterdir())[:3]
     command = ["predict", "--model_path", finished / "checkpoint_best.ckpt", "--batch_size", "1", "--device", "cpu"]
-    warning = "every picture is evaluated without its text"
+    warning = "every picture is classified without its text"
     for given, count in ((pictures, 1), ([*pictures, "--text", "50 % off"], 0), (["--csv", ads / "test.csv"], 0)):
         code, said = run(*command, *given)  # type: ignore[misc,arg-type]
         assert code == 0, said

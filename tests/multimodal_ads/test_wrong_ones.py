@@ -40,7 +40,7 @@ class Row:
     text: str = ""
 
 
-def evaluated(rows: list[Row], logits: list[float], *, threshold: float = 0.5, gated: bool = True) -> list[Classified]:
+def classified(rows: list[Row], logits: list[float], *, threshold: float = 0.5, gated: bool = True) -> list[Classified]:
     """Samples as an evaluation leaves them."""
     rows_of = {"label": torch.tensor([row.label for row in rows]), "logit": torch.tensor(logits)}
     gate = {"gate": torch.linspace(0.0, 1.0, len(rows))} if gated else {}
@@ -59,14 +59,14 @@ def rows(tmp_path: Path) -> list[Row]:
 
 def test_wrong_ones_come_first_most_confident_first_and_ties_in_order() -> None:
     rows = [Row(Path(f"{n}"), label) for n, label in enumerate([1, 0, 1, 1, 0, 1])]
-    ordered = worst_first(evaluated(rows, [2.0, 1.0, -3.0, -1.0, -2.0, 2.0]))
+    ordered = worst_first(classified(rows, [2.0, 1.0, -3.0, -1.0, -2.0, 2.0]))
     assert [sample.index for sample in ordered] == [2, 1, 3, 0, 4, 5]
     assert [sample.is_wrong for sample in ordered] == [True] * 3 + [False] * 3
 
 
 def test_confidence_is_the_distance_from_the_threshold_in_log_odds() -> None:
     threshold = 1 / (1 + np.exp(2.0))  # log-odds -2
-    samples = evaluated([Row(Path("a"), 0), Row(Path("b"), 1)], [-1.0, -4.0], threshold=threshold)
+    samples = classified([Row(Path("a"), 0), Row(Path("b"), 1)], [-1.0, -4.0], threshold=threshold)
     assert [sample.predicted for sample in samples] == [1, 0]
     assert [sample.confidence for sample in samples] == pytest.approx([1.0, 2.0])
     assert [sample.index for sample in worst_first(samples)] == [1, 0]
@@ -74,7 +74,7 @@ def test_confidence_is_the_distance_from_the_threshold_in_log_odds() -> None:
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
 def test_extreme_thresholds_leave_confidence_finite(threshold: float) -> None:
-    samples = evaluated([Row(Path("a"), 0), Row(Path("b"), 1)], [-1.0, 4.0], threshold=threshold)
+    samples = classified([Row(Path("a"), 0), Row(Path("b"), 1)], [-1.0, 4.0], threshold=threshold)
     assert np.isfinite([sample.confidence for sample in samples]).all()
 
 
@@ -86,7 +86,7 @@ def test_rows_of_another_table_are_refused(labels: list[int]) -> None:
 
 
 def test_predictions_are_in_the_order_of_the_data(rows: list[Row], tmp_path: Path) -> None:
-    write_predictions(tmp_path / "p.json", evaluated(rows, [3.0, -3.0, 0.0, 1.0, -1.0, 2.0], threshold=0.5))
+    write_predictions(tmp_path / "p.json", classified(rows, [3.0, -3.0, 0.0, 1.0, -1.0, 2.0], threshold=0.5))
     written = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
     assert [Path(row["image"]).name for row in written] == [row.image.name for row in rows]
     assert [row["predicted"] for row in written] == [1, 0, 1, 1, 0, 1]  # a probability of one half is an ad
@@ -98,7 +98,7 @@ def test_predictions_are_in_the_order_of_the_data(rows: list[Row], tmp_path: Pat
 
 
 def test_without_a_gated_fusion_the_gate_is_null(rows: list[Row], tmp_path: Path) -> None:
-    samples = evaluated(rows, [1.0] * 6, gated=False)
+    samples = classified(rows, [1.0] * 6, gated=False)
     write_predictions(tmp_path / "p.json", samples)
     assert {row["gate"] for row in json.loads((tmp_path / "p.json").read_text("utf-8"))} == {None}
     write_report(tmp_path / "r.md", samples, headlines={}, threshold=0.5, read_image=READ)
@@ -108,14 +108,14 @@ def test_without_a_gated_fusion_the_gate_is_null(rows: list[Row], tmp_path: Path
 
 
 def test_a_file_name_that_is_no_utf8_can_be_written(tmp_path: Path) -> None:
-    samples = evaluated([Row(Path("bad\udcff.jpg"), 1, "t")], [-1.0])
+    samples = classified([Row(Path("bad\udcff.jpg"), 1, "t")], [-1.0])
     write_predictions(tmp_path / "p.json", samples)
     write_report(tmp_path / "r.md", samples, headlines={}, threshold=0.5, read_image=READ)
     assert json.loads((tmp_path / "p.json").read_text("utf-8"))[0]["image"] == "bad\\udcff.jpg"
 
 
 def test_the_report_shows_thumbnails_and_names_what_cannot_be_read(rows: list[Row], tmp_path: Path) -> None:
-    samples = evaluated(rows, [3.0, -3.0, 2.0, -1.0, 1.0, -2.0])  # all wrong
+    samples = classified(rows, [3.0, -3.0, 2.0, -1.0, 1.0, -2.0])  # all wrong
     headlines = {"auroc": 0.91234, "ece": None, "n": 6}
     write_report(tmp_path / "test_report.md", samples, headlines=headlines, threshold=0.5, read_image=READ)
     text = (tmp_path / "test_report.md").read_text(encoding="utf-8")
@@ -139,7 +139,7 @@ def test_the_report_is_limited_and_says_so(tmp_path: Path) -> None:
     def pixels(path: Path) -> NDArray[np.uint8]:
         return np.zeros((4, 4, 3), np.uint8)
 
-    samples = evaluated([Row(Path(f"{n}"), int(n < 130)) for n in range(180)], [-1.0] * 180)
+    samples = classified([Row(Path(f"{n}"), int(n < 130)) for n in range(180)], [-1.0] * 180)
     write_report(tmp_path / "r.md", samples, headlines={}, threshold=0.5, read_image=pixels)
     text = (tmp_path / "r.md").read_text("utf-8")
     assert "## Wrong: 130 of 180, the 100 most confident ones" in text
@@ -148,7 +148,7 @@ def test_the_report_is_limited_and_says_so(tmp_path: Path) -> None:
 
 
 def test_texts_stay_in_their_cell_and_become_no_markup(rows: list[Row], tmp_path: Path) -> None:
-    samples = evaluated(rows, [3.0, -3.0, 2.0, -1.0, 1.0, -2.0])
+    samples = classified(rows, [3.0, -3.0, 2.0, -1.0, 1.0, -2.0])
     write_report(tmp_path / "r.md", samples, headlines={"a|b": "c|d"}, threshold=0.5, read_image=READ)
     tables = [line for line in (tmp_path / "r.md").read_text("utf-8").splitlines() if line.startswith("|")]
     unescaped = [len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in tables]
@@ -175,7 +175,7 @@ def test_literal(text: str, shown: str) -> None:
 
 
 def test_pictures_of_the_report(rows: list[Row], tmp_path: Path) -> None:
-    samples = evaluated(rows, [3.0, -3.0, 2.0, -1.0, 1.0, -2.0])
+    samples = classified(rows, [3.0, -3.0, 2.0, -1.0, 1.0, -2.0])
     sections = wrong_sections(samples, folder=tmp_path, prefix="test_", read_image=READ)
     assert [section.title for section in sections] == ["Test: wrong ones", "Test: gate"]
     for section in sections:
@@ -185,7 +185,7 @@ def test_pictures_of_the_report(rows: list[Row], tmp_path: Path) -> None:
 
 
 def test_a_model_without_mistakes_has_a_report(rows: list[Row], tmp_path: Path) -> None:
-    samples = evaluated(rows, [-3.0, 3.0, -2.0, 1.0, -1.0, 2.0], gated=False)
+    samples = classified(rows, [-3.0, 3.0, -2.0, 1.0, -1.0, 2.0], gated=False)
     (section,) = wrong_sections(samples, folder=tmp_path, read_image=READ)
     assert isinstance(section, Text)
     write_report(tmp_path / "r.md", samples, headlines={}, threshold=0.5, read_image=READ)

@@ -23,7 +23,7 @@ def fold_numbers(pages: Sequence[Page], *, folds: int, seed: int, classes: Seque
         classes: Names, for messages.
 
     Returns:
-        int64 [N], the fold in which each page is predicted, 0..folds - 1; every page is in exactly one.
+        int64 [N], the fold in which each page is held out, 0..folds - 1; every page is in exactly one.
 
     Raises:
         UserError: A class has fewer pages (or groups) than there are folds.
@@ -37,8 +37,8 @@ def fold_numbers(pages: Sequence[Page], *, folds: int, seed: int, classes: Seque
     make = StratifiedGroupKFold if grouped else StratifiedKFold
     splitter = make(n_splits=folds, shuffle=True, random_state=seed)
     numbers = np.full(len(pages), -1, dtype=np.int64)
-    for fold, (_, predicted) in enumerate(splitter.split(np.zeros(len(pages)), labels, groups if grouped else None)):
-        numbers[predicted] = fold
+    for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(pages)), labels, groups if grouped else None)):
+        numbers[held_out] = fold
     return numbers
 
 

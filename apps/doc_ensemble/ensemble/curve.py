@@ -30,7 +30,7 @@ class CostPoint:
         step: How many additions it is made of; 1 for a member alone.
         added: Name of the member added last.
         members: How many different ones it has; only these cost time.
-        images_per_second: Pages evaluated per second, reading them included.
+        images_per_second: Pages predicted per second, reading them included.
         accuracy: 0..1.
         macro_f1: 0..1.
     """

@@ -1,4 +1,4 @@
-"""The ensemble experiment: find or train the members, let them evaluate, compare all methods, and write it down."""
+"""The ensemble experiment: find or train the members, let them predict, compare all methods, and write it down."""
 
 import logging
 import os
@@ -68,7 +68,7 @@ def run(app: App[DocConfig], invocation: Invocation[DocConfig]) -> int:
     if trains:
         code, job = _train(app, invocation)
         if code or int(os.environ.get("RANK", "0")):
-            return code  # the first process evaluates for all
+            return code  # the first process predicts for all
         settings = settings.model_copy(update={"run": job})
     sources = find_sources(settings)
     if invocation.action == "dry_run":
@@ -88,7 +88,7 @@ def compare(
     """Apply all methods; returns their outcomes and the name of the chosen one.
 
     Args:
-        settings: Whether and how members evaluate together.
+        settings: Whether and how members are combined.
         sources: The members.
         predicted: What they said.
         stacker: Fitted on their out-of-fold predictions, where there are any.
@@ -120,7 +120,7 @@ def _train(app: App[DocConfig], invocation: Invocation[DocConfig]) -> tuple[int,
 
 
 def _dry_run(invocation: Invocation[DocConfig], settings: EnsembleConfig, sources: Sequence[Source]) -> int:
-    """Let the members evaluate a few pages, and write nothing."""
+    """Let the members predict a few pages, and write nothing."""
     data, splits, _ = _pages(invocation, sources)
     few = replace(splits, validation=splits.validation[:_PAGES_OF_DRY_RUN], test=None)
     predicted = _predict(invocation.config, settings, sources, few, data=data, scratch=None)
@@ -193,7 +193,7 @@ def _metadata(invocation: Invocation[DocConfig], values: Mapping[str, Any], name
 
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
-    """What is known before the members evaluate."""
+    """What is known before the members predict."""
 
     data: DocConfig
     splits: Splits
@@ -269,7 +269,7 @@ def _pages(invocation: Invocation[DocConfig], sources: Sequence[Source]) -> tupl
     splits = load_splits(data, classes=classes)
     evaluated = {page.key for page in (*splits.validation, *(splits.test or ()))}
     notes = list(splits.notes)
-    for name, keys in trained_on(sources, predicted=data).items():
+    for name, keys in trained_on(sources, data=data).items():
         known = len(evaluated & keys)
         if known:
             notes.append(

@@ -132,7 +132,7 @@ def _aggregate(
         },
         report=RunReport(
             title=f"Document classifier: {len(folders)}-fold cross-validation of {config.model.title}",
-            subtitle="every page is evaluated by the model that was trained without its fold",
+            subtitle="every page is predicted by the model that was trained without its fold",
             headlines=[Headline("out-of-fold accuracy", report.accuracy, f"{len(together.pages)} pages")],
             sections=sections,
         ),

@@ -1,4 +1,4 @@
-"""All members and views of an ensemble evaluate pages in one pass.
+"""The predictions of all members and views of an ensemble, in one pass over the pages.
 
 The naive way decodes each page once per member and view. Here it is decoded once: from it comes one small array for
 each input format that some member has, all views are made of that on the device, and all members of that format share
@@ -131,8 +131,8 @@ def predict_pages(
     class_names = check_members(members)
     if not len(pages.items) or not views or batch_size < 1:
         raise UserError(
-            f"nothing to predict: {len(pages.items)} pages, {len(views)} views, batches of {batch_size}; each must be at "
-            "least one"
+            f"nothing to predict: {len(pages.items)} pages, {len(views)} views, batches of {batch_size}; each must be "
+            "at least one"
         )
     begun = time.perf_counter()
     answers = _Answers(members, views=views, pages=len(pages.items), classes=len(class_names), device=device)
@@ -272,7 +272,7 @@ class _Answers:
         self._members, self._views = members, views
 
     def ask(self, networks: dict[int, Network], places: Sequence[int], arrays: dict[InputFormat, Pixels]) -> None:
-        """Let networks, by their member's number, evaluate a batch of pages."""
+        """Let networks, by their member's number, predict a batch of pages."""
         found, watches = [], []
         for shape, array in arrays.items():
             asked = [(index, net) for index, net in networks.items() if format_of(self._members[index]) == shape]

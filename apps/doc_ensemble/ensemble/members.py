@@ -43,7 +43,7 @@ class Member(Protocol):
         """Name of each of its outputs, in order."""
 
     def load(self, device: torch.device) -> Network:
-        """Bring the network to `device`, ready to evaluate; whoever calls keeps the only reference to it."""
+        """Bring the network to `device`, ready to predict; whoever calls keeps the only reference to it."""
 
 
 def format_of(member: Member) -> InputFormat:

@@ -1,4 +1,4 @@
-"""All ways to put the members' votes together, side by side, each evaluated on pages that it was not fitted on.
+"""All ways to combine the members' votes, side by side, each evaluated on pages that it was not fitted on.
 
 Weights and selections are fitted on the validation pages. Their figures of the test pages are fair; their figures of
 the validation pages come from cross-fitting: fitted on one half, evaluated on the other, and the other way round.
@@ -46,7 +46,7 @@ class Rule(Protocol):
     """The members' probabilities [K, N, C] to the ensemble's, [N, C]."""
 
     def __call__(self, chances: FloatArray, /) -> FloatArray:
-        """Put them together."""
+        """Combine them."""
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,7 @@ def _fixed(name: str, rule: Rule, *, kind: Kind = "ensemble") -> Method:
 
 
 def _cross_fit(method: Method, chances: FloatArray, labels: IntArray, half: NDArray[np.bool_]) -> CrossFitted:
-    """Each half is evaluated by what was fitted on the other one."""
+    """What is fitted on one half combines the other."""
     first, second = (method.fit(chances[:, half == side], labels[half == side]) for side in (True, False))
     return CrossFitted(half, (first, second))
 

@@ -24,7 +24,8 @@ _DASHES = (0, (4, 3))
 def method_rows(outcomes: Sequence[Outcome], split: str) -> list[list[object]]:
     """A line for each method under `COLUMNS`.
 
-    Gains are over the member that is best on the validation pages, as it evaluates the pages of `split` without views.
+    Gains are over the member that is best on the validation pages, by its figures of the pages of `split` without
+    views.
     """
     best = _reference(outcomes, split)
     return [

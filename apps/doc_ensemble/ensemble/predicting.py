@@ -1,4 +1,4 @@
-"""All members evaluate all pages of an experiment, in one pass."""
+"""What all members predict of all pages of an experiment, in one pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def predict_splits(
     scratch: Path | None = None,
     batch_size: int = 32,
 ) -> SplitPredictions:
-    """Let the members evaluate the validation and the test pages.
+    """Let the members predict the validation and the test pages.
 
     Args:
         sources: The members.

@@ -29,8 +29,8 @@ def document_pages(
     """How `members` read `pages`: in grey where all of them do; otherwise in colour, made grey for those that do.
 
     Args:
-        pages: What to evaluate.
-        members: Who evaluates.
+        pages: What to predict.
+        members: Who predicts.
         max_pixels: Larger images are refused before they are decoded.
         fit: How a page is brought to a network's size, as in training.
         skip_bad: Leave out what cannot be read.

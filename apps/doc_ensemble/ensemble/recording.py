@@ -85,7 +85,7 @@ class Metadata:
         demo: Whether it was the demo.
         config: The resolved configuration, nested.
         device: Where the members ran.
-        seconds: That evaluating took.
+        seconds: That the experiment took.
         seed: Drew the halves of the validation pages.
     """
 
@@ -135,7 +135,10 @@ def record_experiment(experiment: Experiment, *, folder: Path, data: DocConfig, 
             warnings=[*_demo_warning(metadata), *experiment.notes],
             sections=[*sections, *classes],
             config=metadata.config,
-            environment={**describe_environment(metadata.device), "evaluating took": format_duration(metadata.seconds)},
+            environment={
+                **describe_environment(metadata.device),
+                "the experiment took": format_duration(metadata.seconds),
+            },
         ),
     )
 

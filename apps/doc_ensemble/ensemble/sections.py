@@ -40,7 +40,7 @@ def method_sections(outcomes: Sequence[Outcome], *, folder: Path) -> list[Sectio
     drawn = plot_methods(outcomes, split=splits[0], path=folder / "methods.png")
     words = (
         "Gains are over the member that is best on the validation pages (macro F1), looked at without views. What is "
-        "fitted is fitted on validation pages; cross-fitted: on the half of them that is not predicted."
+        "fitted is fitted on validation pages; cross-fitted: on the half of them that the figures are not of."
     )
     tables = [
         Table(f"Methods on the {_SPLITS[split]} pages", COLUMNS, method_rows(outcomes, split), note=words)

@@ -74,10 +74,10 @@ def select(
     order: list[int] = []
     scores: list[float] = []
     for size in range(1, rounds + 1):
-        predicted = [_score((total + chances[member]) / size, truth, goal) for member in candidates]
-        best = max(range(len(candidates)), key=lambda place: predicted[place])  # the first of equal ones
+        tried = [_score((total + chances[member]) / size, truth, goal) for member in candidates]
+        best = max(range(len(candidates)), key=lambda place: tried[place])  # the first of equal ones
         order.append(candidates[best])
-        scores.append(predicted[best][0])
+        scores.append(tried[best][0])
         total += chances[candidates[best]]
     end = int(np.argmax(scores)) + 1
     return Selection(tuple(order[:end]), tuple(scores[:end]))

@@ -193,15 +193,15 @@ def out_of_fold(sources: Sequence[Source]) -> OutOfFold | None:
     return join_members(read, member_names=[source.name for source in sources])
 
 
-def trained_on(sources: Sequence[Source], *, predicted: DocConfig) -> dict[str, set[str]]:
+def trained_on(sources: Sequence[Source], *, data: DocConfig) -> dict[str, set[str]]:
     """Keys of the pages that members were trained on, where these might be among the evaluated ones.
 
-    A cross-validation keeps them. A run splits its data as `evaluated` does if it has the same data and seed, and then
+    A cross-validation keeps them. A run splits its data as `data` does if it has the same data and seed, and then
     there is nothing to look at; otherwise its data is split anew (and left out where it is not there any more).
 
     Args:
         sources: The members.
-        predicted: What `data_of` says.
+        data: What `data_of` says.
     """
     found: dict[str, set[str]] = {}
     by_split: dict[str, set[str]] = {}
@@ -211,7 +211,7 @@ def trained_on(sources: Sequence[Source], *, predicted: DocConfig) -> dict[str, 
             continue
         config = source.parts[0].config
         key = _split_key(config)
-        if key == _split_key(predicted):
+        if key == _split_key(data):
             continue
         if key not in by_split:
             by_split[key] = _training_keys(config)
@@ -221,8 +221,8 @@ def trained_on(sources: Sequence[Source], *, predicted: DocConfig) -> dict[str, 
 
 def _split_key(config: DocConfig) -> str:
     sizes = ("num_train", "num_val", "num_test")
-    metadata = {name: getattr(config.data, name) for name in (*_WHERE, *sizes, "val_fraction")}
-    return repr((metadata, config.run.seed))
+    settings = {name: getattr(config.data, name) for name in (*_WHERE, *sizes, "val_fraction")}
+    return repr((settings, config.run.seed))
 
 
 def _training_keys(config: DocConfig) -> set[str]:

@@ -1,8 +1,8 @@
 """Stacking (Wolpert 1992): a logistic regression that learns on the members' probabilities how far to trust whom.
 
-It may only ever see probabilities of pages that the evaluating model was not trained on, or it learns to trust whoever
-remembers best. Cross-validation gives them: the model of fold f evaluates fold f's pages, which it was trained without.
-`FoldPredictions` says which pages a model was trained on, `gather` refuses a model that evaluates one of these, and
+It may only ever see probabilities of pages that the predicting model was not trained on, or it learns to trust whoever
+remembers best. Cross-validation gives them: the model of fold f predicts fold f's pages, which it was trained without.
+`FoldPredictions` says which pages a model was trained on, `gather` refuses a model that predicts one of these, and
 `OutOfFold` carries on, row by row, which fold the row's model was trained without.
 """
 
@@ -44,7 +44,7 @@ class FoldPredictions:
         member: Which member of the ensemble this is a part of; all of its folds have the same name.
         fold: The fold that it was trained without.
         trained_on: Ids of the pages that it was trained on.
-        pages: Ids of the N pages that it evaluates.
+        pages: Ids of the N pages that it predicts.
         probabilities: [N, C].
         labels: [N] class indices.
     """
@@ -94,8 +94,8 @@ class OutOfFold:
             member, page = leaks[0]
             raise UserError(
                 f"{len(leaks)} out-of-fold predictions leak; the first: page {self.pages[page]!r} of fold "
-                f"{self.folds[page]} was predicted by the model of {self.member_names[member]!r} that was trained without "
-                f"fold {self.left_out[member, page]}, and so with that page; stacking needs the one without it"
+                f"{self.folds[page]} was predicted by the model of {self.member_names[member]!r} that was trained "
+                f"without fold {self.left_out[member, page]}, and so with that page; stacking needs the one without it"
             )
 
     def save(self, path: Path) -> None:
@@ -112,20 +112,20 @@ def gather(predicted_folds: Sequence[FoldPredictions], *, class_names: Sequence[
     """Put the folds of all members together; pages in the order of the first member's folds.
 
     Raises:
-        UserError: A model was trained on a page that it predicts; a page is predicted twice or not at all by some member; or
-            members differ in a page's fold or label.
+        UserError: A model was trained on a page that it predicts; a page is predicted twice or not at all by some
+            member; or members differ in a page's fold or label.
     """
     for part in predicted_folds:
         known = set(part.pages) & set(part.trained_on)
         if known:
             raise UserError(
                 f"the model of {part.member!r} for fold {part.fold} was trained on {len(known)} of the pages that it "
-                f"is to evaluate, such as {min(known)!r}; stacking takes out-of-fold predictions only"
+                f"is to predict, such as {min(known)!r}; stacking takes out-of-fold predictions only"
             )
     names = tuple(dict.fromkeys(part.member for part in predicted_folds))
     tables = [_by_page([part for part in predicted_folds if part.member == name]) for name in names]
     if not tables:
-        raise without_predictions("no fold has been evaluated")
+        raise without_predictions("no fold has been predicted")
     for name, table in zip(names, tables, strict=True):
         odd = table.keys() ^ tables[0].keys() or {p for p in table if table[p][:2] != tables[0][p][:2]}
         if odd:
@@ -344,5 +344,5 @@ def without_predictions(reason: str) -> UserError:
     """The error of method stacking without out-of-fold predictions; it says how to make them."""
     return UserError(
         f"method stacking needs out-of-fold predictions, and {reason}. Cross-validate the members (kfold.folds: 5, "
-        "with the same data and seed for each): every fold's model then evaluates the pages that it was trained without"
+        "with the same data and seed for each): every fold's model then predicts the pages that it was trained without"
     )

@@ -187,7 +187,7 @@ def make_model(metadata: Mapping[str, Any]) -> DocClassifier:
 
     Raises:
         UserError: This timm has no such network, or a value is not of its kind.
-        KeyError: A fact is missing: not written by this version of the app.
+        KeyError: A value is missing: not written by this version of the app.
     """
     check_name(metadata["architecture"], where="architecture")
     plain_arguments(metadata["arguments"], where="arguments")

@@ -65,7 +65,7 @@ class AdClassifier(nn.Module):
         self.register_load_state_dict_post_hook(_excuse_frozen)  # type: ignore[no-untyped-call]
 
     def forward(self, batch: Batch) -> Output:
-        """Evaluate a batch.
+        """Logits of a batch, with the gate where there is one.
 
         Args:
             batch: "pixels" (the processor's tensors), or "tokens" (`Tokens`), or "pooled" [B, D]; and "text" [B, Dt]

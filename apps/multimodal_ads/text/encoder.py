@@ -1,6 +1,6 @@
 """Frozen text encoders: any sentence-transformers model from the hub, a folder, or an installed package.
 
-The folder is evaluated before anything is loaded from it (`text.safety`), and the model itself is loaded at the first
+The folder is checked before anything is loaded from it (`text.safety`), and the model itself is loaded at the first
 text: a run that finds all its texts in the feature store never waits for it.
 """
 

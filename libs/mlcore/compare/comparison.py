@@ -66,8 +66,8 @@ def compare_runs(
         mode: Whether a larger or a smaller value is better; None: as in training, or as the metric's name suggests.
 
     Raises:
-        UserError: no run there, none has the metric (the nearest name is told), or without `metric` the runs were
-            evaluated by different ones.
+        UserError: no run there, none has the metric (the nearest name is told), or without `metric` the runs
+            chose their best checkpoints by different ones.
     """
     runs = find_runs(paths)
     ranked, others = [run for run in runs if not run.trouble], [run for run in runs if run.trouble]
@@ -113,7 +113,8 @@ def _choose_metric(runs: Sequence[Run], asked: str | None) -> str:
         monitored = list(dict.fromkeys(run.monitored for run in runs))
         if len(monitored) > 1:
             raise UserError(
-                f"the runs were evaluated by different metrics ({', '.join(monitored)}); choose one with --metric"
+                f"the runs chose their best checkpoints by different metrics ({', '.join(monitored)}); choose one with "
+                "--metric"
             )
         return monitored[0] if monitored else ""
     known = {name for run in runs for name in run.metrics if name.partition("/")[2] not in _COUNTS}
@@ -125,7 +126,7 @@ def _choose_metric(runs: Sequence[Run], asked: str | None) -> str:
 
 
 def _mode(metric: str, runs: Sequence[Run]) -> Literal["min", "max"]:
-    """As a run that was evaluated by the metric (of either split) has it, or as its name suggests."""
+    """As a run that chose its best checkpoint by the metric (of either split) has it, or as its name suggests."""
     base = metric.partition("/")[2]
     known = [run.mode for run in runs if run.monitored.partition("/")[2] == base]
     if known or not base:

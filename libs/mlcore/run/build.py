@@ -1,4 +1,4 @@
-"""From the shared configuration sections and an app's problem to a trainer; the apps' `build.py` make the setup."""
+"""From the shared configuration sections and an app's training setup, which its `build.py` makes, to a trainer."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence

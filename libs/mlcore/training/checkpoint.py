@@ -87,7 +87,7 @@ def _check_records(path: Path) -> None:
         with path.open("rb") as file:
             if file.read(2) == b"PK":
                 raise CheckpointError(f"{path}: damaged, its end is missing (an interrupted copy?)")
-        return  # torch's older formats have no checksum; torch.load evaluates them
+        return  # torch's older formats have no checksum; torch.load says whether they are whole
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()

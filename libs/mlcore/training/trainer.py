@@ -44,7 +44,7 @@ class Trainer:
     """Trains a task.
 
     Args:
-        task: The problem.
+        task: What is trained.
         engine: Runs single windows.
         loader: Training batches.
         evaluator: Evaluates the model on held-out data; None trains blindly and saves at the end of each epoch.
