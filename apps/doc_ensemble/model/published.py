@@ -100,28 +100,28 @@ def _of_folder(name: str, folder: Path) -> Published:
     path = folder / "config.json"
     settings = read_json(path)
     architecture = check_name(settings.get("architecture"), where=f"{path}: architecture")
-    noted = settings.get("pretrained_cfg", {})
-    if not isinstance(noted, dict):
+    cfg = settings.get("pretrained_cfg", {})
+    if not isinstance(cfg, dict):
         raise UserError(f"{path}: pretrained_cfg must be an object")
     arguments = settings.get("model_args") or {}
     if isinstance(arguments, dict):
         arguments = {key: value for key, value in arguments.items() if key not in _DECIDED_HERE}
     arguments = plain_arguments(arguments, where=f"{path}: model_args")
     classes = settings.get("num_classes")
-    noted = {**noted, **({"num_classes": classes} if classes is not None else {})}
+    cfg = {**cfg, **({"num_classes": classes} if classes is not None else {})}
     known: Any = timm.get_pretrained_cfg(architecture)
-    return _published(name, folder, architecture, {**({} if known is None else known.to_dict()), **noted}, arguments)
+    return _published(name, folder, architecture, {**({} if known is None else known.to_dict()), **cfg}, arguments)
 
 
 def _published(
-    name: str, folder: Path | None, architecture: str, noted: Mapping[str, Any], arguments: Mapping[str, Any]
+    name: str, folder: Path | None, architecture: str, cfg: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> Published:
     where = name if folder is None else folder / "config.json"
     try:
-        channels, height, width = (int(value) for value in noted.get("input_size") or (3, 224, 224))
-        mean = tuple(float(value) for value in noted.get("mean") or (0.485, 0.456, 0.406))
-        std = tuple(float(value) for value in noted.get("std") or (0.229, 0.224, 0.225))
-        classes = int(1000 if noted.get("num_classes") is None else noted["num_classes"])
+        channels, height, width = (int(value) for value in cfg.get("input_size") or (3, 224, 224))
+        mean = tuple(float(value) for value in cfg.get("mean") or (0.485, 0.456, 0.406))
+        std = tuple(float(value) for value in cfg.get("std") or (0.229, 0.224, 0.225))
+        classes = int(1000 if cfg.get("num_classes") is None else cfg["num_classes"])
         if min(std, default=0.0) <= 0 or len(mean) != len(std) or classes < 0 or min(channels, height, width) < 1:
             raise ValueError
     except (TypeError, ValueError, LookupError):
@@ -138,7 +138,7 @@ def _published(
         input_size=(channels, height, width),
         mean=mean,
         std=std,
-        fixed_size=bool(noted.get("fixed_input_size")),
+        fixed_size=bool(cfg.get("fixed_input_size")),
     )
 
 

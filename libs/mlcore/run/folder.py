@@ -110,7 +110,7 @@ def _fresh(root: Path) -> Path:
 
 
 def _holds_checkpoints(folder: Path) -> bool:
-    """Whether there are any, of the run itself or of runs that are parts of it."""
+    """Whether there are any, of the run itself or of runs inside it."""
     depth = "**/" if (folder / "run.json").is_file() else ""  # a folder of runs is none itself
     return any(folder.glob(f"{depth}checkpoints/*.pth"))
 
