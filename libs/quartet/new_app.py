@@ -100,8 +100,8 @@ def _move(pieces: Sequence[Path], made: Path, root: Path) -> None:
         for path in moved:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         for parent in {(root / piece).parent for piece in pieces}:
-            with suppress(OSError):  # anything else is in it
+            with suppress(OSError):  # where it was there before, the rest of it stays
                 parent.rmdir()
         if isinstance(error, OSError):
-            raise UserError(f"{root / piece}: cannot be written: {error.strerror}; nothing was") from error
+            raise UserError(f"{root / piece}: cannot be written: {error.strerror}; the checkout is as it was") from error
         raise

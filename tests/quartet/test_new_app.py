@@ -209,9 +209,20 @@ def test_a_stopped_run_ends_as_one_that_was_not(copy: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("flag", "told"), [("--dry_run", "dry run"), ("--lr_find", "learning rate")])
-def test_trials_leave_nothing(copy: Path, tmp_path: Path, flag: str, told: str) -> None:
-    done = python(copy, TRAIN, flag, "--output_dir", tmp_path / "run")
+def test_a_dry_run_on_an_own_table_leaves_nothing(copy: Path, tmp_path: Path) -> None:
+    table = tmp_path / "leaves.csv"
+    rows = [f"{k % 2},{k % 7},{('healthy', 'rust')[k % 2]}" for k in range(140)]
+    table.write_text("\n".join(["length,width,label", *rows]), encoding="utf-8")
+    done = python(copy, TRAIN, "--csv", table, "--dry_run", "--output_dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert told in (done.stdout + done.stderr).lower()
+    assert "dry run" in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_learning_rate_is_proposed(copy: Path, tmp_path: Path) -> None:
+    done = python(copy, TRAIN, "--lr_find", "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "suggested: --lr" in done.stdout
+    assert (tmp_path / "run" / "lr_finder.png").is_file()
+    assert not (tmp_path / "run" / "checkpoints").exists()
