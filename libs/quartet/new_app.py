@@ -103,5 +103,5 @@ def _move(pieces: Sequence[Path], made: Path, root: Path) -> None:
             with suppress(OSError):  # where it was there before, the rest of it stays
                 parent.rmdir()
         if isinstance(error, OSError):
-            raise UserError(f"{root / piece}: cannot be written: {error.strerror}; the checkout is as it was") from error
+            raise UserError(f"{root / piece}: cannot be written ({error.strerror}); nothing else was") from error
         raise
