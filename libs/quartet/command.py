@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from mlcore.cli.app import App
 
-__all__ = ["main"]
+__all__ = ["app_names", "load_app", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     command, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     try:
         if command in ("-h", "--help", "help"):
-            print(f"{(__doc__ or '').strip()}\n\nApps: {', '.join(_apps())}")
+            print(f"{(__doc__ or '').strip()}\n\nApps: {', '.join(app_names())}")
             sys.exit(0)
         from mlcore.cli.main import guarded
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("mlcore", "quartet"):
             raise
-        app = next((word for word in rest if word in _apps()), "all")
+        app = next((word for word in rest if word in app_names()), "all")
         print(
             f"error: the package {error.name.partition('.')[0]} is not installed, which this needs; in a checkout `make` "
             f'installs it, elsewhere: pip install "quartet-train[{app}]"',
@@ -70,7 +70,7 @@ def _run(command: str, rest: list[str]) -> int:
     return known[command](rest)
 
 
-def _apps() -> list[str]:
+def app_names() -> list[str]:
     """Names of the apps there are."""
     import quartet.apps
 
@@ -83,7 +83,7 @@ def _named(rest: list[str], usage: str) -> str:
     from mlcore.base.errors import UserError
     from mlcore.config.errors import nearest
 
-    apps = _apps()
+    apps = app_names()
     if not rest or rest[0].startswith("-"):
         raise UserError(f"say which app: quartet {usage}; there is: {', '.join(apps)}")
     if rest[0] not in apps:
@@ -91,7 +91,8 @@ def _named(rest: list[str], usage: str) -> str:
     return rest[0]
 
 
-def _app(name: str) -> "App[Any]":
+def load_app(name: str) -> "App[Any]":
+    """The app of this name, one of `app_names`."""
     app: App[Any] = importlib.import_module(f"quartet.apps.{name}.app").APP  # one of the folders there are
     return app
 
@@ -101,7 +102,7 @@ def _train(rest: list[str]) -> NoReturn:
 
     name = _named(rest, "train APP ...")
     sys.argv = [f"quartet train {name}", *rest[1:]]  # for usage lines and the run's own record
-    train(_app(name), rest[1:])
+    train(load_app(name), rest[1:])
 
 
 def _script(rest: list[str]) -> int:
@@ -125,7 +126,7 @@ def _doctor(rest: list[str]) -> int:
     if rest:
         from mlcore.run.app import train
 
-        train(_app(_named(rest, "doctor [APP]")), ["--test", *rest[1:]])
+        train(load_app(_named(rest, "doctor [APP]")), ["--test", *rest[1:]])
     import os
 
     from mlcore.run.doctor import check_system, exit_code, format_checks
