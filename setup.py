@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: packages that lie in apps/ and configs/, and extras that requirements/ has already."""
+"""What pyproject.toml cannot say: packages that lie in apps/ and configs/, extras that requirements/ has already."""
 
 from pathlib import Path
 

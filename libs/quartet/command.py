@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             raise
         app = next((word for word in rest if word in app_names()), "all")
         print(
-            f"error: the package {error.name.partition('.')[0]}, which this needs, is not installed; `make` brings it in a "
-            f'checkout, elsewhere: pip install "quartet-train[{app}]"',
+            f"error: the package {error.name.partition('.')[0]}, which this needs, is not installed; "
+            f'make brings it in a checkout, elsewhere: pip install "quartet-train[{app}]"',
             file=sys.stderr,
         )
         sys.exit(2)
