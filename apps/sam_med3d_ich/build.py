@@ -9,7 +9,7 @@ from typing import Any
 
 from mlcore.base.distributed import World, barrier
 from mlcore.base.errors import UserError
-from mlcore.remote.stored import stored_file
+from mlcore.remote.s3 import stored_file
 from mlcore.run.build import Data, TrainingSetup
 from mlcore.training.optim import GroupRule
 from quartet.apps.sam_med3d_ich.config import DataConfig, ModelConfig, ObjectiveConfig, SamMed3DConfig

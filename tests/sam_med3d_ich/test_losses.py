@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss, FocalLoss
@@ -11,6 +12,9 @@ from torch.autograd import gradcheck
 from torch.nn import functional as F
 
 from mlcore.base.errors import UserError
+from mlcore.data.batch import MicroBatch
+from mlcore.training.engine import Engine, StepOutput
+from mlcore.training.optim import build_optimizer
 from quartet.apps.sam_med3d_ich import losses
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -131,6 +135,27 @@ def test_an_empty_mask_predicted_empty_has_no_dice_loss() -> None:
     target = torch.zeros(2, 1, 4, 4)
     assert losses.dice(torch.full((2, 1, 4, 4), -100.0), target).max() < 1e-6
     assert losses.dice(torch.full((2, 1, 4, 4), 100.0), target).min() > 0.99
+
+
+@pytest.mark.parametrize("sizes", [[4, 4, 4], [5, 5, 2], [1] * 12])
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_gradients_do_not_depend_on_how_a_window_is_cut(name: str, sizes: list[int]) -> None:
+    torch.manual_seed(3)
+    images, masks = torch.randn(12, 1, 4, 4, 4, dtype=torch.float64), torch.randint(0, 2, (12, 1, 4, 4, 4))
+
+    def gradients(sizes: list[int]) -> Tensor:
+        torch.manual_seed(4)
+        model = torch.nn.Conv3d(1, 1, 3, padding=1, dtype=torch.float64)
+        optimizer = build_optimizer([{"params": list(model.parameters()), "lr": 1.0, "weight_decay": 0.0}], name="sgd")
+        before = torch.cat([p.detach().flatten() for p in model.parameters()])
+        window = [MicroBatch(pair) for pair in zip(images.split(sizes), masks.split(sizes), strict=True)]
+        engine = Engine(model, optimizer, learning_rates=np.ones((2, 1)))
+        engine.run_window(
+            lambda model, pair: StepOutput(SEGMENTATION[name](model(pair[0]), pair[1]).sum(), len(pair[0])), window
+        )
+        return before - torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    torch.testing.assert_close(gradients(sizes), gradients([12]), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,7 @@ from mlcore.cli.app import App
 from mlcore.cli.invocation import Invocation
 from mlcore.config.difference import config_differences
 from mlcore.config.dump import to_values, to_yaml
-from mlcore.remote.s3 import is_remote
-from mlcore.remote.stored import stored_file
+from mlcore.remote.s3 import is_remote, stored_file
 from mlcore.report.page import Picture
 from mlcore.report.plots.curves import plot_lr_finder
 from mlcore.run.build import TrainingSetup, build_tracker, build_trainer, configure_torch, describe

@@ -375,8 +375,11 @@ class Trainer:
     def _advice_when_out_of_memory(self) -> Iterator[None]:
         try:
             yield
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+        except (MemoryError, RuntimeError) as error:
+            # The CPU allocator has no exception class of its own.
+            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(
+                error
+            ):
                 raise
             advice = out_of_memory_advice(
                 error,
@@ -390,8 +393,3 @@ class Trainer:
 def unwrap(model: nn.Module) -> nn.Module:
     """The module itself, without a DDP wrapper."""
     return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # The CPU allocator has no exception class of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
