@@ -7,11 +7,10 @@ respected.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
@@ -168,7 +167,11 @@ def read_weights(folder: Path, *, keep: Callable[[str], bool] = lambda _: True) 
         raise UserError(f"{folder}: no (or not all) weights: expected model.safetensors or pytorch_model.bin")
     weights: dict[str, Tensor] = {}
     for file in files:
-        weights.update(_read_safetensors(file, keep) if file.suffix == ".safetensors" else _read_bin(file, keep))
+        if file.suffix == ".safetensors":
+            weights.update(_read_safetensors(file, keep))
+        else:
+            state = load_checkpoint(file)
+            weights |= {key: value for key, value in state.items() if isinstance(value, Tensor) and keep(key)}
     return {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
 
 
@@ -178,8 +181,3 @@ def _read_safetensors(path: Path, keep: Callable[[str], bool]) -> dict[str, Tens
             return {key: file.get_tensor(key) for key in file.keys() if keep(key)}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: damaged or not a safetensors file ({error})") from None
-
-
-def _read_bin(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
-    state: Mapping[str, Any] = load_checkpoint(path)
-    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor) and keep(key)}

@@ -153,15 +153,15 @@ def upload(path: Path, uri: str) -> None:
             )
 
 
-def check_bucket(place: str, *, timeout: float = 3.0) -> None:
+def check_bucket(place: str) -> None:
     """Ask the server once whether the bucket of `place` (see `to_address`) exists and may be used.
 
     Raises:
-        StorageError: It does not, may not, or no answer came within `timeout` seconds per attempt to connect and read.
+        StorageError: It does not, may not, or no answer came within three seconds of connecting or reading.
     """
     bucket = to_address(place).removeprefix(_SCHEME).partition("/")[0]
     with _explained(_Object(bucket, "")):
-        _client(attempts=1, timeout=timeout).head_bucket(Bucket=bucket)
+        _client(attempts=1, timeout=3.0).head_bucket(Bucket=bucket)
 
 
 def _stored(client: Any, where: _Object) -> tuple[int, str | None]:

@@ -22,7 +22,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from mlcore.base.errors import UserError
 
 FloatArray = NDArray[np.float64]
-Schedule = Callable[[FloatArray, float], FloatArray]
 
 
 def constant(t: FloatArray, base: float) -> FloatArray:
@@ -132,8 +131,7 @@ def lr_table(
     if length is not None and given.get(length) is None:
         given[length] = max(1.0, total_steps if unit == "step" else total_steps / steps_per_epoch)
     try:
-        schedule: Schedule = partial(_FUNCTIONS[name], **given)
-        return np.stack([schedule(t, base) for base in base_lrs], axis=1)
+        return np.stack([_FUNCTIONS[name](t, base, **given) for base in base_lrs], axis=1)
     except TypeError as error:
         raise UserError(f"scheduler '{name}': {str(error).split('() ')[-1]}") from None
 
