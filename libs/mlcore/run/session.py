@@ -350,7 +350,7 @@ def _take_over(run: _OpenRun, trainer: Trainer, setup: TrainingSetup, resumed: t
     check_metadata(setup.task, state, source=path)
     trainer.load_state_dict(state, source=path)
     changed = config_differences(state["config"], to_values(run.config))
-    if changed and trainer.is_complete and path.parent == run.place.checkpoints:
+    if changed and trainer.complete() and path.parent == run.place.checkpoints:
         raise UserError(
             f"{run.folder} holds a run that is finished ({'; '.join(changed)}), and these settings leave nothing "
             "to train; give --output_dir another folder for a new run, or raise --epochs"

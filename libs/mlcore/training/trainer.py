@@ -96,7 +96,7 @@ class Trainer:
         self._seconds_before = self.progress.seconds
         if self._rng is not None:  # last of all, so that nothing on the way here has drawn from the generators
             set_rng_state(self._rng)
-        status = self._complete()
+        status = self.complete()
         with StopSignal() as stop, self._advice_when_out_of_memory():
             self.engine.model.train()
             while status is None:
@@ -157,12 +157,7 @@ class Trainer:
         now.epoch, now.position = now.epoch + 1, 0
         return True
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether there is nothing left to train."""
-        return self._complete() is not None
-
-    def _complete(self) -> Status | None:
+    def complete(self) -> Status | None:
         """Why there is nothing left to train, or None."""
         limit = self.limits.max_steps
         if self.progress.epoch >= self.limits.epochs or (limit is not None and self.progress.step >= limit):
@@ -173,7 +168,7 @@ class Trainer:
 
     def _over(self, stop: StopSignal) -> Status | None:
         """Why training ends now, or None; ranks agree over host memory, so no device waits for it."""
-        complete = self._complete()
+        complete = self.complete()
         if complete is not None:
             return complete
         if any_rank(stop.is_set):
