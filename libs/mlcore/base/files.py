@@ -71,7 +71,8 @@ def atomic_write(path: Path, *, size: int | None = None) -> Iterator[BinaryIO]:
         raise _explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path, size)
     disk = None
     try:
-        disk = _open_new(temporary, path, size)
+        with _explained(path, size):
+            disk = _Disk(temporary, "xb")
         buffer = io.BufferedWriter(disk, buffer_size=1 << 20)
         try:
             yield buffer
@@ -199,11 +200,6 @@ def format_bytes(count: int) -> str:
             return f"{count} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
-
-
-def _open_new(temporary: Path, path: Path, size: int | None) -> _Disk:
-    with _explained(path, size):
-        return _Disk(temporary, "xb")
 
 
 @contextlib.contextmanager

@@ -21,8 +21,7 @@ from mlcore.cli.app import App
 from mlcore.cli.invocation import Invocation
 from mlcore.config.difference import config_differences
 from mlcore.config.dump import to_values, to_yaml
-from mlcore.remote.s3 import is_remote
-from mlcore.remote.stored import stored_file
+from mlcore.remote.s3 import is_remote, stored_file
 from mlcore.report.page import Picture
 from mlcore.report.plots.curves import plot_lr_finder
 from mlcore.run.build import TrainingSetup, build_tracker, build_trainer, configure_torch, describe
@@ -351,7 +350,7 @@ def _take_over(run: _OpenRun, trainer: Trainer, setup: TrainingSetup, resumed: t
     check_metadata(setup.task, state, source=path)
     trainer.load_state_dict(state, source=path)
     changed = config_differences(state["config"], to_values(run.config))
-    if changed and trainer.is_complete and path.parent == run.place.checkpoints:
+    if changed and trainer.complete() and path.parent == run.place.checkpoints:
         raise UserError(
             f"{run.folder} holds a run that is finished ({'; '.join(changed)}), and these settings leave nothing "
             "to train; give --output_dir another folder for a new run, or raise --epochs"
