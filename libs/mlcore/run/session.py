@@ -35,6 +35,7 @@ from mlcore.trackers.base import Tracker, Trackers
 from mlcore.training.checkpoint import CheckpointError, CheckpointStore, State, inference_weights, load_checkpoint
 from mlcore.training.evaluator import Predictions
 from mlcore.training.lr_finder import find_learning_rate
+from mlcore.training.progress import Outcome
 from mlcore.training.task import check_metadata
 from mlcore.training.trainer import Trainer
 
@@ -298,32 +299,34 @@ def _train(run: _OpenRun) -> str:
         _log.info("%s: %s", run.folder, describe(trainer))
         outcome = trainer.fit()
         if outcome.status != "interrupted":
-            evaluation = evaluate_best(
-                trainer, setup, config=run.config, folder=run.folder, checkpoints=run.place.checkpoints
-            )
-            if run.world.is_main:
-                pages = pages_of_run(
-                    outcome,
-                    evaluation,
-                    setup,
-                    title=f"{run.app.title}: {run.name}",
-                    monitor=trainer.monitor,
-                    config=to_values(run.config),
-                    demo=run.invocation.composed.demo,
-                    folder=run.folder,
-                    device=run.world.device,
-                )
-                report = run.write(pages)
-                if setup.finish is not None:
-                    setup.finish(run.folder, pages.summary)
-                _log.info("report: %s", report)
-            barrier()
+            _evaluate_and_report(run, trainer, setup, outcome)
         status = outcome.status
     finally:
         if store is not None:
             store.close()
         tracker.close(status="finished" if status in ENDED else status)
     return status
+
+
+def _evaluate_and_report(run: _OpenRun, trainer: Trainer, setup: TrainingSetup, outcome: Outcome) -> None:
+    evaluation = evaluate_best(trainer, setup, config=run.config, folder=run.folder, checkpoints=run.place.checkpoints)
+    if run.world.is_main:
+        pages = pages_of_run(
+            outcome,
+            evaluation,
+            setup,
+            title=f"{run.app.title}: {run.name}",
+            monitor=trainer.monitor,
+            config=to_values(run.config),
+            demo=run.invocation.composed.demo,
+            folder=run.folder,
+            device=run.world.device,
+        )
+        report = run.write(pages)
+        if setup.finish is not None:
+            setup.finish(run.folder, pages.summary)
+        _log.info("report: %s", report)
+    barrier()
 
 
 def _resumed_state(run: _OpenRun) -> tuple[Path, State] | None:
