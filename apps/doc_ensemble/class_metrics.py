@@ -22,10 +22,10 @@ from mlcore.base.errors import UserError
 from mlcore.base.files import write_text
 from mlcore.metrics.arrays import Array, as_floats, as_labels
 from mlcore.metrics.classification import ClassificationReport, ClassRow, classification_report
-from mlcore.metrics.temperature import softmax
 from mlcore.report.page import Picture, Section, Table
 from mlcore.report.plots.classes import plot_class_bars, plot_confusion_matrix, plot_train_val_comparison
 from mlcore.training import losses
+from quartet.apps.doc_ensemble.temperature import softmax
 
 __all__ = [
     "class_report",

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from mlcore.base.errors import UserError
 from mlcore.metrics.classification import ClassificationReport, ClassRow, ClassScores
-from mlcore.metrics.temperature import fit_temperature, measure_temperature, negative_log_likelihood, softmax
 from mlcore.report.page import Picture, Table, Text
 from quartet.apps.doc_ensemble.class_analysis import calibration_sections, confused_sections, most_confused
 from quartet.apps.doc_ensemble.class_metrics import (
@@ -25,6 +24,7 @@ from quartet.apps.doc_ensemble.class_metrics import (
     predict_logits,
     write_class_files,
 )
+from quartet.apps.doc_ensemble.temperature import fit_temperature, measure_temperature, softmax
 
 NAMES = ("송장", "letter", "form", "unused")
 
@@ -214,9 +214,9 @@ def test_temperature_is_found_again(scale: float) -> None:
     logits, labels = predictions(4000, scale=scale)
     found = fit_temperature(logits, labels=labels)
     assert found == pytest.approx(scale, rel=0.1)
+    best = measure_temperature(logits, labels=labels, temperature=found)
     for other in (0.99 * found, 1.01 * found):
-        best = negative_log_likelihood(logits, labels=labels, temperature=found)
-        assert negative_log_likelihood(logits, labels=labels, temperature=other) > best
+        assert measure_temperature(logits, labels=labels, temperature=other).nll_after > best.nll_after
     fresh = predictions(4000, scale=scale, seed=1)
     fit = measure_temperature(fresh[0], labels=fresh[1], temperature=found)
     assert fit.ece_after < 0.04
