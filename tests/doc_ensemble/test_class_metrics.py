@@ -119,7 +119,7 @@ def test_the_summary_is_the_promised_one() -> None:
         samples=450,
         accuracy=0.8542,
         loss=0.0,
-        scores=ClassScores(nothing, nothing, nothing, np.zeros(3, int), macro=(0, 0, 0.8234), micro=(0, 0, 0)),
+        scores=ClassScores(nothing, nothing, nothing, np.zeros(3, int), macro=(0, 0, 0.8234)),
         auroc=0.0,
         average_precision=0.0,
         ece=0.0,
