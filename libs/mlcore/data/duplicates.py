@@ -14,7 +14,6 @@ same, and smaller copies of small pages may be missed.
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,9 +22,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from mlcore.base.errors import UserError, listed
-from mlcore.data.fingerprints import Fingerprints, fingerprints
+from mlcore.data.fingerprints import Fingerprints
 
-__all__ = ["check_duplicates", "duplicate_groups", "report_duplicates"]
+__all__ = ["duplicate_groups", "report_duplicates"]
 
 _BITS = 6
 _CORRELATION = 0.98
@@ -37,8 +36,8 @@ _NAMED = 4  # of the pictures that are the same
 Value = TypeVar("Value")
 
 
-def duplicate_groups(prints: Fingerprints, *, text: bool = False) -> NDArray[np.int64]:
-    """Group number of each picture, int64 [N]; pictures that are the same (perhaps through others) share one.
+def duplicate_groups(prints: Fingerprints, *, text: bool = False) -> list[int]:
+    """Group number of each picture; pictures that are the same (perhaps through others) share one.
 
     Args:
         prints: Of the pictures.
@@ -49,79 +48,42 @@ def duplicate_groups(prints: Fingerprints, *, text: bool = False) -> NDArray[np.
     same = [(first.setdefault(digest, index), index) for index, digest in enumerate(prints.digests)]
     pairs = np.concatenate([np.array(same, dtype=np.int64).reshape(-1, 2), *_near_pairs(prints, text=text)])
     graph = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
-
-
-def check_duplicates(
-    splits: Mapping[str, Sequence[Path]],
-    *,
-    allow: bool,
-    max_pixels: int,
-    allow_with: str = "allow_duplicates=true",
-    labels: Mapping[str, Sequence[Hashable]] | None = None,
-    origins: Mapping[str, Sequence[str]] | None = None,
-    cache: Path | None = None,
-) -> list[str]:
-    """Find pictures that are in more than one split, whose figures would be too good.
-
-    Args:
-        splits: Image files of each part: "train", "val", "test".
-        allow: Warn instead of raising.
-        max_pixels: See `read_image`.
-        allow_with: The user's way to allow them, for the message.
-        labels: One for each picture of each split; None: labels are not compared.
-        origins: Where each picture is named, for messages: "train.csv, line 7"; None: by its path.
-        cache: See `fingerprints`.
-
-    Returns:
-        Messages to warn with, among them one on equal pictures with different labels; empty where all is well.
-
-    Raises:
-        UserError: A picture is in two splits and `allow` is false, or pictures cannot be read.
-    """
-    paths = _joined(splits, splits)
-    places = None if origins is None else _joined(origins, splits)
-    groups = duplicate_groups(fingerprints(paths, max_pixels=max_pixels, origins=places, cache=cache))
-    names = {name: [str(path) for path in part] for name, part in splits.items()}
-    if origins is not None:
-        names = {
-            name: [f"{place} ({path.name})" for place, path in zip(origins[name], part, strict=True)]
-            for name, part in splits.items()
-        }
-    return report_duplicates(groups, names, allow=allow, allow_with=allow_with, labels=labels)
+    groups: list[int] = connected_components(graph, directed=False)[1].tolist()
+    return groups
 
 
 def report_duplicates(
-    groups: NDArray[np.int64],
+    groups: Sequence[int],
     splits: Mapping[str, Sequence[str]],
     *,
+    labels: Mapping[str, Sequence[Hashable]],
     allow: bool,
-    allow_with: str,
-    labels: Mapping[str, Sequence[Hashable]] | None = None,
 ) -> list[str]:
-    """The second half of `check_duplicates`, for pictures whose groups are known.
+    """Tell of pictures that are in more than one split, whose figures would be too good.
 
     Args:
-        groups: int64 [N], see `duplicate_groups`, of the pictures of all splits in order.
-        splits: What each picture is called in messages.
-        allow: See `check_duplicates`, like the others, the result and the errors.
-        allow_with: The same.
-        labels: The same.
+        groups: See `duplicate_groups`, of the pictures of all splits in order.
+        splits: What each picture of each part ("train", "val", "test") is called in messages.
+        labels: One for each picture of each split.
+        allow: Warn instead of raising; the user's `data.allow_duplicates`.
+
+    Returns:
+        Messages to warn with, among them one on equal pictures with different labels; empty where all is well.
 
     Raises:
         UserError: A picture is in two splits and `allow` is false.
     """
     parts = [name for name, part in splits.items() for _ in part]
     names = _joined(splits, splits)
-    kinds = [None] * len(names) if labels is None else _joined(labels, splits)
     notes = []
     shared = _mixed(groups, parts, names)
     if shared:
         title = f"pictures in more than one of {', '.join(splits)}, perhaps scaled or compressed anew: {len(shared)}"
         notes.append(listed(title, shared))
         if not allow:
-            raise UserError(f"{notes[0]}\nThe figures would be too good: remove them, or allow it with {allow_with}")
-    torn = _mixed(groups, kinds, names)
+            way_out = "remove them, or allow it with data.allow_duplicates=true"
+            raise UserError(f"{notes[0]}\nThe figures would be too good: {way_out}")
+    torn = _mixed(groups, _joined(labels, splits), names)
     if torn:
         notes.append(listed(f"pictures that are there several times, with different labels: {len(torn)}", torn))
     return notes
@@ -132,10 +94,10 @@ def _joined(values: Mapping[str, Sequence[Value]], splits: Mapping[str, Sequence
     return [value for name, part in splits.items() for value, _ in zip(values[name], part, strict=True)]
 
 
-def _mixed(groups: NDArray[np.int64], keys: Sequence[Hashable], names: Sequence[str]) -> list[str]:
+def _mixed(groups: Sequence[int], keys: Sequence[Hashable], names: Sequence[str]) -> list[str]:
     """The names in each group whose members have different keys."""
     members: dict[int, list[int]] = {}
-    for index, group in enumerate(groups.tolist()):
+    for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
     found = [indices for indices in members.values() if len({keys[index] for index in indices}) > 1]
     return [_equation([names[index] for index in indices]) for indices in found]
