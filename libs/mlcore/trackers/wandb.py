@@ -9,7 +9,7 @@ from typing import Any, Literal
 from mlcore.base.env import mask_secrets, wandb_key_source
 from mlcore.base.files import ensure_folder
 from mlcore.trackers.table import Row
-from mlcore.trackers.wandb_files import read_wandb_history
+from mlcore.trackers.wandb_files import read_wandb_file, session_files
 
 __all__ = ["RUN_ID", "WandbTracker"]
 
@@ -118,4 +118,5 @@ class WandbTracker:
     def _first_missing_step(self, folder: Path, mode: str) -> int:
         if mode == "online":
             return int(self._run.starting_step)
-        return max(read_wandb_history(folder, self._id), default=-1) + 1
+        steps = (step for file in session_files(folder, self._id) for step, _ in read_wandb_file(file))
+        return max(steps, default=-1) + 1

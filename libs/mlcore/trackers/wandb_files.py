@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["read_wandb_file", "read_wandb_history"]
+__all__ = ["read_wandb_file", "session_files"]
 
 _FILE_HEADER = 7
 _BLOCK = 32768
@@ -18,21 +18,10 @@ _CHUNK_HEADER = struct.Struct("<IHB")  # checksum, length, kind
 _FULL, _FIRST, _LAST = 1, 2, 4
 
 
-def read_wandb_history(folder: Path, run_id: str) -> dict[int, dict[str, float]]:
-    """All rows logged by any session of the run `run_id`, by step.
-
-    Sessions are read in the order in which they were started; a value logged twice for a step is the later one.
-
-    Args:
-        folder: The folder that holds W&B's `wandb/` folder.
-        run_id: The run's id.
-    """
-    rows: dict[int, dict[str, float]] = {}
+def session_files(folder: Path, run_id: str) -> list[Path]:
+    """The file of each session of the run `run_id` below W&B's folder `folder`/wandb, in the order they were started."""
     files = Path(folder).glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")
-    for path in sorted(files, key=_started):
-        for step, row in read_wandb_file(path):
-            rows.setdefault(step, {}).update(row)
-    return rows
+    return sorted(files, key=lambda path: path.parent.name.removeprefix("offline-"))  # run-<date>_<time>-<id>
 
 
 def read_wandb_file(path: Path) -> list[tuple[int, dict[str, float]]]:
@@ -49,10 +38,6 @@ def read_wandb_file(path: Path) -> list[tuple[int, dict[str, float]]]:
             row = {name: number for name, number in numbers.items() if not name.startswith("_")}
             rows.append((int(cells["_step"]), row))
     return rows
-
-
-def _started(path: Path) -> str:
-    return path.parent.name.removeprefix("offline-")  # run-<date>_<time>-<id>
 
 
 def _records(data: bytes) -> Iterator[bytes]:
