@@ -54,8 +54,7 @@ def check_duplicates(
     groups = page_groups([page for part in splits.values() for page in part], max_pixels=max_pixels, cache=cache)
     return report_duplicates(
         groups,
-        {name: [_called(page) for page in part] for name, part in splits.items()},
-        labels={name: [page.label for page in part] for name, part in splits.items()},
+        {name: [(_called(page), page.label) for page in part] for name, part in splits.items()},
         allow=allow,
     )
 

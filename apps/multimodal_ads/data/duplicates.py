@@ -40,7 +40,6 @@ def check_duplicates(
     """
     return report_duplicates(
         picture_groups([row for rows in splits.values() for row in rows], max_pixels=max_pixels, cache=cache),
-        {name: [f"{row.origin} ({row.image.name})" for row in rows] for name, rows in splits.items()},
-        labels={name: [row.label for row in rows] for name, rows in splits.items()},
+        {name: [(f"{row.origin} ({row.image.name})", row.label) for row in rows] for name, rows in splits.items()},
         allow=allow,
     )

@@ -14,7 +14,6 @@ same, and smaller copies of small pages may be missed.
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +31,6 @@ _BANDS = (0, 10, 19, 28, 37, 46, 55, 64)  # seven parts of the hash: with six bi
 _ANYWHERE = 0.5  # largest difference of a cell of two copies of a text, in deviations
 _AT_ONCE = 4096  # pairs that are compared
 _NAMED = 4  # of the pictures that are the same
-
-Value = TypeVar("Value")
 
 
 def duplicate_groups(prints: Fingerprints, *, text: bool = False) -> list[int]:
@@ -53,18 +50,13 @@ def duplicate_groups(prints: Fingerprints, *, text: bool = False) -> list[int]:
 
 
 def report_duplicates(
-    groups: Sequence[int],
-    splits: Mapping[str, Sequence[str]],
-    *,
-    labels: Mapping[str, Sequence[Hashable]],
-    allow: bool,
+    groups: Sequence[int], splits: Mapping[str, Sequence[tuple[str, Hashable]]], *, allow: bool
 ) -> list[str]:
     """Tell of pictures that are in more than one split, whose figures would be too good.
 
     Args:
         groups: See `duplicate_groups`, of the pictures of all splits in order.
-        splits: What each picture of each part ("train", "val", "test") is called in messages.
-        labels: One for each picture of each split.
+        splits: What each picture of each part ("train", "val", "test") is called in messages, and its label.
         allow: Warn instead of raising; the user's `data.allow_duplicates`.
 
     Returns:
@@ -73,39 +65,27 @@ def report_duplicates(
     Raises:
         UserError: A picture is in two splits and `allow` is false.
     """
-    parts = [name for name, part in splits.items() for _ in part]
-    names = _joined(splits, splits)
+    pictures = [(split, name, label) for split, part in splits.items() for name, label in part]
+    members: dict[int, list[tuple[str, str, Hashable]]] = {}
+    for group, picture in zip(groups, pictures, strict=True):
+        members.setdefault(group, []).append(picture)
+    shared = [_equation(found) for found in members.values() if len({split for split, _, _ in found}) > 1]
+    torn = [_equation(found) for found in members.values() if len({label for _, _, label in found}) > 1]
     notes = []
-    shared = _mixed(groups, parts, names)
     if shared:
         title = f"pictures in more than one of {', '.join(splits)}, perhaps scaled or compressed anew: {len(shared)}"
         notes.append(listed(title, shared))
         if not allow:
             way_out = "remove them, or allow it with data.allow_duplicates=true"
             raise UserError(f"{notes[0]}\nThe figures would be too good: {way_out}")
-    torn = _mixed(groups, _joined(labels, splits), names)
     if torn:
         notes.append(listed(f"pictures that are there several times, with different labels: {len(torn)}", torn))
     return notes
 
 
-def _joined(values: Mapping[str, Sequence[Value]], splits: Mapping[str, Sequence[Any]]) -> list[Value]:
-    """What is known of each picture, in the order of the splits."""
-    return [value for name, part in splits.items() for value, _ in zip(values[name], part, strict=True)]
-
-
-def _mixed(groups: Sequence[int], keys: Sequence[Hashable], names: Sequence[str]) -> list[str]:
-    """The names in each group whose members have different keys."""
-    members: dict[int, list[int]] = {}
-    for index, group in enumerate(groups):
-        members.setdefault(group, []).append(index)
-    found = [indices for indices in members.values() if len({keys[index] for index in indices}) > 1]
-    return [_equation([names[index] for index in indices]) for indices in found]
-
-
-def _equation(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return " = ".join(names[:_NAMED]) + more
+def _equation(pictures: Sequence[tuple[str, str, Hashable]]) -> str:
+    more = f" and {len(pictures) - _NAMED} more" if len(pictures) > _NAMED else ""
+    return " = ".join(name for _, name, _ in pictures[:_NAMED]) + more
 
 
 def _near_pairs(prints: Fingerprints, *, text: bool = False) -> Iterator[NDArray[np.int64]]:
