@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlcore.trackers.wandb_files import read_wandb_file
+from mlcore.trackers.wandb import read_wandb_file
 from tests.mlcore.trackers.written import read_csv, read_wandb_history
 
 RUN = "testrun1"

@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 from mlcore.trackers.table import Row
-from mlcore.trackers.wandb_files import read_wandb_file, session_files
+from mlcore.trackers.wandb import read_wandb_file, session_files
 
 
 def read_csv(path: Path) -> list[Row]:
