@@ -7,8 +7,6 @@
 A class's accuracy is the share of its own pages that are recognised (its recall).
 """
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcore.base.errors import UserError
-from mlcore.base.files import write_text
+from mlcore.base.files import csv_text, write_text
 from mlcore.metrics.arrays import Array, as_floats, as_labels
 from mlcore.metrics.classification import ClassificationReport, ClassRow, classification_report
 from mlcore.report.page import Picture, Section, Table
@@ -234,12 +232,8 @@ def _comparison(train: ClassificationReport, val: ClassificationReport, path: Pa
 
 
 def _csv(report: ClassificationReport) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_CSV_COLUMNS)
-    for row in report.rows:
-        writer.writerow(["" if _is_nan(value) else value for value in _figures(row).values()])
-    return buffer.getvalue()
+    rows = [["" if _is_nan(value) else value for value in _figures(row).values()] for row in report.rows]
+    return csv_text([_CSV_COLUMNS, *rows])
 
 
 def _is_nan(value: object) -> bool:
