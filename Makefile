@@ -24,8 +24,8 @@ PYTEST := $(call THREADS,1) $(VENV_PYTHON) -m pytest --numprocesses 2 --dist loa
 train: check-app $(STAMPS)/$(APP) ## Train: APP=name [ARGS="--flag key=value"] [NPROC=processes] [SCRIPT=train.py]
 	@exec $(LAUNCH) apps/$(APP)/$(SCRIPT) $(ARGS)
 
-doctor: $(APP_STAMPS) ## Check this machine for every app: Python, torch, devices, memory, disk, optional services
-	@failed=0; for app in $(APPS); do $(VENV_PYTHON) apps/$$app/train.py --test || failed=1; done; exit $$failed
+doctor: $(APP_STAMPS) ## Check this machine: Python, torch, devices, memory, disk, optional services
+	@$(VENV_PYTHON) -m quartet doctor
 
 ##@ Checking
 .PHONY: test test-all lint format bench
@@ -48,7 +48,14 @@ bench: $(APP_STAMPS) $(STAMPS)/benchmarks ## Measure against the peers, side by 
 	@$(call THREADS,2) $(VENV_PYTHON) benchmarks/run.py $(ARGS)
 
 ##@ Shipping and upkeep
-.PHONY: docker lock clean help
+.PHONY: new-app wheel docker lock clean help
+new-app: $(STAMPS)/base ## Write a small, complete app, ready to be changed: NAME=toy
+	@$(VENV_PYTHON) -m quartet new-app $(NAME)
+
+wheel: $(STAMPS)/project ## Build dist/quartet_train-*.whl: pip install "<it>[perceiver]" brings the command quartet
+	@rm -rf build dist && $(VENV_PYTHON) -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist .
+	@rm -rf build libs/*.egg-info && ls dist/*.whl
+
 docker: check-app ## Build the image of APP with docker, podman or buildah, whichever is there
 	@exec docker/build.sh $(APP) $(ARGS)
 
@@ -107,6 +114,7 @@ $(STAMPS)/project: $(if $(realpath $(VENV_PYTHON)),,FORCE)
 	if [ ! -e $(VENV_PYTHON) ]; then echo "Making .venv with $$("$$python" -V)"; "$$python" -m venv --clear .venv || exit; fi
 	@$(VENV_PYTHON) -c 'import os, sysconfig; site = sysconfig.get_path("purelib"); \
 	  open(os.path.join(site, "quartet.pth"), "w").writelines(os.path.relpath(p, site) + "\n" for p in ("libs", "."))'
+	@printf '#!/bin/sh\nexec "$$(dirname "$$0")/python" -m quartet "$$@"\n' > .venv/bin/quartet && chmod +x .venv/bin/quartet
 	@mkdir -p $(STAMPS) && touch $@
 
 # What pip says is cut down to the downloads that take long; errors come through whole. The stamp is the last step.

@@ -95,8 +95,8 @@ def _report(
     return Report(
         title="An ensemble with views, one pass",
         method=(
-            f"{where}, fp32. Four members with random weights at {IMAGE_SIZE[0]} x {IMAGE_SIZE[1]}, grey, each predicting "
-            "six views of every page: as it is, flipped, turned by 90 and 180 degrees, scaled by 0.9 and 1.1. Light: "
+            f"{where}, fp32. Four members with random weights at {IMAGE_SIZE[0]} x {IMAGE_SIZE[1]}, grey, each predicting six "
+            "views of every page: as it is, flipped, turned by 90 and 180 degrees, scaled by 0.9 and 1.1. Light: "
             f"{', '.join(_LIGHT)} of timm, which cost about what reading a page costs; heavy: four resnet18. Ours: "
             "`predict_pages`, which reads each page once. The naive ways: each member has a DataLoader over the files, "
             "and a wrapper that makes the views of a batch and averages nothing, as ttach does; or a pass of the "

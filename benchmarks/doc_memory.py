@@ -58,8 +58,8 @@ def measure(options: Options) -> Report:
         title="Memory of an ensemble",
         method=(
             f"Members of {setup.model} at {IMAGE_SIZE[0]} x {IMAGE_SIZE[1]}, {size / 2**20:.0f} MiB of weights each, "
-            f"predict {setup.pages} pages and their flips in batches of {_BATCH}; every measurement is a process of its "
-            "own. cpu: peak resident memory above that before evaluating, with everything imported and a small network "
+            f"predict {setup.pages} pages and their flips in batches of {_BATCH}; every measurement is a process "
+            "of its own. cpu: peak resident memory above that before evaluating, with everything imported and a small network "
             "run; cuda: peak of what torch allocates there. Median (smallest..largest) in MiB; ratios are of the same "
             "round."
         ),

@@ -5,15 +5,12 @@
 
 from pathlib import Path
 
-from mlcore.cli.flag_table import insert_flag_tables
-from quartet.apps.doc_ensemble.app import APP as DOC_ENSEMBLE
-from quartet.apps.multimodal_ads.app import APP as MULTIMODAL_ADS
-from quartet.apps.perceiver.app import APP as PERCEIVER
-from quartet.apps.sam_med3d_ich.app import APP as SAM_MED3D_ICH
+from mlcore.cli.flag_table import BEGIN, insert_flag_tables
+from quartet.command import app_names, load_app
 
 _DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 if __name__ == "__main__":
-    for spec in (PERCEIVER, SAM_MED3D_ICH, MULTIMODAL_ADS, DOC_ENSEMBLE):
-        page = _DOCS / f"{spec.name}.md"
-        page.write_text(insert_flag_tables(page, spec), encoding="utf-8")
+    for page in (_DOCS / f"{name}.md" for name in app_names()):
+        if page.is_file() and BEGIN in page.read_text(encoding="utf-8"):
+            page.write_text(insert_flag_tables(page, load_app(page.stem)), encoding="utf-8")

@@ -21,9 +21,10 @@ from mlcore.base.files import csv_text, write_text
 from mlcore.metrics.arrays import Array, as_floats, as_labels
 from mlcore.metrics.classification import ClassificationReport, ClassRow, classification_report
 from mlcore.report.page import Picture, Section, Table
-from mlcore.report.plots.classes import plot_class_bars, plot_confusion_matrix, plot_train_val_comparison
+from mlcore.report.plots.classes import plot_class_bars, plot_confusion_matrix
 from mlcore.training import losses
 from quartet.apps.doc_ensemble.temperature import softmax
+from quartet.apps.doc_ensemble.train_val_plot import plot_train_val_comparison
 
 __all__ = [
     "class_report",
@@ -211,24 +212,9 @@ def write_class_files(
         Table(f"{title}: classes", _CSV_COLUMNS, rows, note=f"{report.samples} pages; accuracy is a class's recall"),
     ]
     if train is not None:
-        path = folder / f"{other}train_val_comparison.png"
-        sections.append(Picture("Training against validation", _comparison(train, report, path), wide=True))
+        drawn = plot_train_val_comparison(train, report, path=folder / f"{other}train_val_comparison.png")
+        sections.append(Picture("Training against validation", drawn, wide=True))
     return sections
-
-
-def _comparison(train: ClassificationReport, val: ClassificationReport, path: Path) -> Path:
-    names = [row.name for row in val.rows]
-    if [row.name for row in train.rows] != names:
-        raise UserError("training and validation have different classes; evaluate one model on both")
-    return plot_train_val_comparison(
-        ["all classes (macro)", *names],
-        train=[train.scores.macro[2], *(row.f1 for row in train.rows)],
-        val=[val.scores.macro[2], *(row.f1 for row in val.rows)],
-        path=path,
-        title="Training against validation: F1 of each class",
-        x_label="F1",
-        others=1,
-    )
 
 
 def _csv(report: ClassificationReport) -> str:

@@ -24,9 +24,9 @@ from mlcore.metrics.calibration import brier_score, expected_calibration_error, 
 from mlcore.metrics.classification import accuracy, class_scores, confusion_matrix
 from mlcore.metrics.ranking import auroc, auroc_interval, average_precision
 from mlcore.report.page import Picture, Section, Text
-from mlcore.report.plots.binary import plot_operating_point
 from mlcore.report.plots.classes import plot_confusion_matrix
 from mlcore.report.plots.confidence import plot_confidence_histogram, plot_reliability
+from quartet.apps.multimodal_ads.plots import plot_operating_point
 
 __all__ = [
     "CLASS_NAMES",

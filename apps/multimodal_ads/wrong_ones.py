@@ -25,9 +25,9 @@ from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, ensure_folder, write_json, write_text
 from mlcore.metrics.arrays import as_floats, as_labels
 from mlcore.report.page import Picture, Section, Text
-from mlcore.report.plots.binary import plot_values_by_class
 from mlcore.report.plots.contact_sheet import Tile, plot_contact_sheet
 from quartet.apps.multimodal_ads.evaluation import CLASS_NAMES, probabilities_of
+from quartet.apps.multimodal_ads.plots import plot_values_by_class
 
 __all__ = [
     "Classified",

@@ -16,7 +16,7 @@ from mlcore.base.errors import UserError
 from mlcore.base.files import csv_text, write_text
 from mlcore.metrics.ranking import auroc, auroc_interval
 from mlcore.report.page import Picture, Section, Table
-from mlcore.report.plots.style import BAD, GOOD, INK, MUTED, TRAIN, VAL, note, picture
+from mlcore.report.plots.style import BAD, DASHED, GOOD, INK, MUTED, TRAIN, VAL, note, picture
 from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, CaseMetrics
 from quartet.apps.sam_med3d_ich.data.words import counted
 from quartet.apps.sam_med3d_ich.legends import legend_below
@@ -29,7 +29,6 @@ COLUMNS = ("name", *FIELDS, "ich", "ich_score")
 _COUNTS = frozenset({"lesions", "found", "false_positives", "ich"})  # written without a decimal point
 _SHOWN = 10  # worst cases in the report
 _WORST = ("case", "Dice", "HD95 mm", "true mL", "predicted mL", "lesions", "found", "false positives", "ICH score")
-_DASHED = (0, (3, 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +115,7 @@ def plot_volumes(rows: Sequence[CaseRow], *, path: Path) -> Path:
         left, right = figure.subplots(1, 2)
         top = 1.06 * (max(float(true.max()), float(predicted.max())) or 1.0)
         low = -0.03 * top
-        left.plot([0, top], [0, top], color=INK, linewidth=1.0, linestyle=_DASHED, label="equal")
+        left.plot([0, top], [0, top], color=INK, linewidth=1.0, linestyle=DASHED, label="equal")
         _scatter(left, true, predicted, lesion)
         left.set(xlim=(low, top), ylim=(low, top), aspect="equal", xlabel="true volume, mL", ylabel="predicted, mL")
         left.set_title("Predicted and true volume")
@@ -176,7 +175,7 @@ def plot_roc(rows: Sequence[CaseRow], *, path: Path) -> Path:
     false, true, _ = roc_curve(labels, scores, drop_intermediate=False)
     with picture(path, width=5.4, height=5.4) as figure:
         axes = figure.add_subplot()
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.0, linestyle=_DASHED, label="chance")
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.0, linestyle=DASHED, label="chance")
         axes.plot(false, true, color=TRAIN, label="image-level score")
         axes.fill_between(false, true, color=TRAIN, alpha=0.08, linewidth=0)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
@@ -240,7 +239,7 @@ def _bland_altman(
     if spread > 0:
         label = f"{whose}95 % limits {_signed(bias - spread)} to {_signed(bias + spread)} mL"
         for place, words in ((bias - spread, label), (bias + spread, None)):
-            axes.axhline(place, color=INK, linewidth=1.0, linestyle=_DASHED, label=words)
+            axes.axhline(place, color=INK, linewidth=1.0, linestyle=DASHED, label=words)
     legend_below(axes)
     _scatter(axes, mean, difference, lesion)
     reach = 1.1 * (max(abs(bias) + spread, float(np.abs(difference).max())) or 1.0)
@@ -258,7 +257,7 @@ def _histogram(axes: Axes, dice: NDArray[np.float64]) -> None:
     top = int(count.max())
     axes.bar((edges[:-1] + edges[1:]) / 2, count, 0.046, color=TRAIN, alpha=0.8)
     axes.scatter(dice, np.full(len(dice), -0.05 * top), marker="|", s=60, color=TRAIN, linewidths=1.0)  # each case
-    for value, words, line in ((float(dice.mean()), "mean", "-"), (float(np.median(dice)), "median", _DASHED)):
+    for value, words, line in ((float(dice.mean()), "mean", "-"), (float(np.median(dice)), "median", DASHED)):
         axes.axvline(value, color=INK, linewidth=1.2, linestyle=line, label=f"{words} {value:.3f}")
     axes.set(xlabel="Dice", ylabel="cases", xlim=(-0.02, 1.02), ylim=(-0.1 * top, 1.25 * top))
     axes.set_title(f"Dice of cases with a bleed (n = {len(dice)})")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mlcore.base.errors import UserError
 from mlcore.metrics.classification import ClassificationReport, ClassRow, ClassScores
 from mlcore.report.page import Picture, Table, Text
+from mlcore.report.plots.style import Names
 from quartet.apps.doc_ensemble.class_analysis import calibration_sections, confused_sections, most_confused
 from quartet.apps.doc_ensemble.class_metrics import (
     class_report,
@@ -25,6 +26,7 @@ from quartet.apps.doc_ensemble.class_metrics import (
     write_class_files,
 )
 from quartet.apps.doc_ensemble.temperature import fit_temperature, measure_temperature, softmax
+from quartet.apps.doc_ensemble.train_val_plot import plot_train_val_comparison
 
 NAMES = ("송장", "letter", "form", "unused")
 
@@ -161,6 +163,38 @@ def test_writes_the_promised_files(tmp_path: Path) -> None:
     assert float(rows[1]["accuracy"]) == pytest.approx((logits.argmax(axis=1) == labels)[labels == 1].mean())
     assert (rows[3]["support"], rows[3]["f1"], rows[3]["loss"]) == ("0", "", "")
     assert sum(int(row["support"]) for row in rows) == len(labels)
+
+
+def test_where_no_font_has_the_names_numbers_stand_for_classes_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, labels = predictions()
+    train, val = (class_report(factor * logits, labels=labels, class_names=NAMES) for factor in (1.0, -1.0))
+    numbered = Names(("0", "1", "2", "3"), ("DejaVu Sans",), "")
+    with monkeypatch.context() as patch:
+        patch.setattr("quartet.apps.doc_ensemble.train_val_plot.displayable", lambda _: numbered)
+        drawn = plot_train_val_comparison(train, val, path=tmp_path / "numbered.png")
+    train, val = (class_report(f * logits, labels=labels, class_names=numbered.labels) for f in (1.0, -1.0))
+    assert drawn.read_bytes() == plot_train_val_comparison(train, val, path=tmp_path / "plain.png").read_bytes()
+
+
+@pytest.mark.parametrize("classes", [2, 17, 100])
+def test_the_comparison_keeps_any_number_of_classes_apart(classes: int, tmp_path: Path) -> None:
+    labels, logits = np.arange(classes), np.random.default_rng(0).normal(size=(classes, classes))
+    report = class_report(logits, labels=labels, class_names=[f"class {place}" for place in labels])
+    drawn = plot_train_val_comparison(report, report, path=tmp_path / "comparison.png")
+    with Image.open(drawn) as picture:
+        width, height = picture.size
+    assert height >= 15 * classes
+    assert max(width, height) < 2600
+
+
+def test_reports_of_different_classes_are_not_compared(tmp_path: Path) -> None:
+    logits, labels = predictions()
+    train, val = (class_report(logits, labels=labels, class_names=names) for names in (NAMES, NAMES[::-1]))
+    with pytest.raises(UserError, match="different classes"):
+        plot_train_val_comparison(train, val, path=tmp_path / "x.png")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_of_the_test_pages_do_not_overwrite_those_of_validation(tmp_path: Path) -> None:

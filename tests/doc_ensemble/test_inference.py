@@ -222,7 +222,7 @@ def test_members_that_cannot_be_an_ensemble_are_refused(pages: list[Page], tmp_p
     ):
         with pytest.raises(UserError, match=message):
             predict_pages([member], read_all(pages, [member]), device=CPU)
-    with pytest.raises(UserError, match="nothing to evaluate: 0 pages"):
+    with pytest.raises(UserError, match="nothing to predict: 0 pages"):
         predict_pages([Small("a")], read_all([], [Small("a")]), device=CPU)
 
 
@@ -258,7 +258,7 @@ def test_an_ensemble_of_invariant_members_gains_nothing_from_views(pages: list[P
 
 
 @pytest.fixture
-def evaluated(pages: list[Page]) -> PagePredictions:
+def predicted(pages: list[Page]) -> PagePredictions:
     members = ensemble()
     return predict_pages(members, read_all(pages, members), views=VIEWS, device=CPU)
 

@@ -42,8 +42,8 @@ def test_a_job_killed_in_its_third_fold_goes_on_there(tmp_path: Path, pages: Pat
     said, _ = start(job, *settings).communicate(timeout=LIMIT_S)
 
     assert before == {fold: times(job / "folds" / fold) for fold in ("fold_1", "fold_2")}
-    assert "part 1 of 3: fold_1 is finished" in said
-    assert "part 2 of 3: fold_2 is finished" in said
+    assert "fold 1 of 3: fold_1 is finished" in said
+    assert "fold 2 of 3: fold_2 is finished" in said
     assert f"resuming {job / 'folds' / 'fold_3'}" in said
     # Killed or not, the fold ends the same, bit by bit.
     code, alone = run("train", *settings, "kfold.fold=3", "--output_dir", tmp_path / "alone")

@@ -94,7 +94,7 @@ def test_a_leak_planted_in_the_rows_is_refused(data: OutOfFold) -> None:
     left_out = data.left_out.copy()
     left_out[1, 5] = (data.folds[5] + 1) % 3
     with pytest.raises(
-        UserError, match=rf"{data.pages[5]!r} of fold {data.folds[5]} was evaluated by the model of 'vit'"
+        UserError, match=rf"{data.pages[5]!r} of fold {data.folds[5]} was predicted by the model of 'vit'"
     ):
         replace(data, left_out=left_out)
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from mlcore.base.errors import UserError
 from mlcore.base.files import write_json
 from mlcore.report.page import Picture, Text
-from mlcore.report.plots.binary import plot_operating_point, plot_values_by_class
 from mlcore.report.plots.contact_sheet import plot_contact_sheet
 from quartet.apps.multimodal_ads.evaluation import (
     ad_metrics,
@@ -27,6 +26,7 @@ from quartet.apps.multimodal_ads.evaluation import (
     threshold_for_f1,
     undefined_figures,
 )
+from quartet.apps.multimodal_ads.plots import plot_operating_point, plot_values_by_class
 
 
 def predictions(labels: list[int], logits: list[float]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
-from mlcore.run.session import _Session
+from mlcore.run import session
 from mlcore.training.checkpoint import load_checkpoint
 from quartet.apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, PoolingConfig, VisionEncoderConfig
 from quartet.apps.multimodal_ads.data.generated import write_generated
@@ -363,7 +363,7 @@ def test_a_failing_ablation_leaves_the_runs_own_results(
         raise UserError("no such variant")
 
     with monkeypatch.context() as broken:
-        broken.setattr(_Session, "_train_other", fail)
+        broken.setattr(session, "_train_member", fail)
         code, said = run("train", *settings)
     assert code == 2
     assert "no such variant" in said

@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
+from matplotlib.font_manager import FontPath
 from PIL import Image, ImageDraw, ImageFont
 
 from mlcore.report.plots.style import displayable
@@ -43,10 +44,10 @@ _KOREAN_TEXT = (
 _ENGLISH, _KOREAN = _ENGLISH_TEXT.split(), _KOREAN_TEXT.split()
 
 
-def korean_font() -> str | None:
-    """File of a font with Hangul; None: the system has none."""
+def korean_font() -> FontPath | None:
+    """File of a font with Hangul, and which one of those in it; None: the system has none."""
     families = displayable(_KOREAN).fonts  # the base font alone where no font has them
-    return str(font_manager.findfont(families[-1])) if len(families) > 1 else None
+    return font_manager.findfont(families[-1]) if len(families) > 1 else None
 
 
 def phrase(rng: np.random.Generator, count: int, *, korean: bool = False) -> list[str]:
@@ -64,8 +65,9 @@ def number(rng: np.random.Generator, *, digits: int = 4) -> str:
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
     if name in _FILES:
         name = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{_FILES[name]}.ttf")
+    face = name.face_index if isinstance(name, FontPath) else 0
     # The basic layout is the same wherever Pillow comes from, and quicker.
-    return ImageFont.truetype(name, size, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(name, size, index=face, layout_engine=ImageFont.Layout.BASIC)
 
 
 @cache

@@ -77,7 +77,8 @@ def plot_methods(outcomes: Sequence[Outcome], *, split: str, path: Path) -> Path
     names = displayable(members)
     labels = [f"member {label}" if names.note else label for label in names.labels] + others
     best = _reference(outcomes, split)
-    with picture(path, width=8.6, height=1.6 + 0.3 * len(order)) as figure:
+    title = f"Methods on the {'validation' if split == 'val' else split} pages"
+    with picture(path, width=8.6, height=1.6 + 0.3 * len(order), title=title) as figure:
         axes = figure.add_subplot()
         for place, name in enumerate(order):
             points = {o.tta: o.macro_f1 for o in chosen if o.method.name == name}
@@ -89,8 +90,6 @@ def plot_methods(outcomes: Sequence[Outcome], *, split: str, path: Path) -> Path
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("macro F1")
         figure.legend(handles=_legend(with_views=any(o.tta for o in chosen)), loc="outside upper right", ncols=4)
-        title = f"Methods on the {'validation' if split == 'val' else split} pages"
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         missing = " Members are numbered, from 0: no installed font has their names' glyphs." if names.note else ""
         note(axes, f"The axis does not begin at zero.{missing}")
     return path

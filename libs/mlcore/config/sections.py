@@ -71,7 +71,7 @@ class EarlyStoppingConfig(Section):
     def resolved_mode(self) -> Literal["min", "max"]:
         """`mode`, or what the metric's name suggests."""
         smaller = ("loss", "error", "ece", "brier", "hd95", "nll", "mse", "mae", "rmse")
-        guess: Literal["min", "max"] = "min" if self.metric.rpartition("_")[2].lower() in smaller else "max"
+        guess: Literal["min", "max"] = "min" if re.split("[_/]", self.metric)[-1].lower() in smaller else "max"
         return self.mode or guess
 
 

@@ -2,13 +2,13 @@
 
 `write_report` puts `report.html` and `summary.md` into the run folder. The HTML holds its pictures, asks the network
 for nothing and runs no script (its content policy forbids both); it follows the reader's light or dark setting and fits
-a phone. Everything shown is escaped, and secrets are masked, wherever they stand.
+a phone. Everything shown is escaped, and secrets are masked, wherever they stand. The page's outline and look are in
+`templates/`.
 """
 
 from __future__ import annotations
 
 import base64
-import html
 import math
 import numbers
 import os
@@ -17,9 +17,12 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 import yaml
 
@@ -148,103 +151,56 @@ def describe_environment(device: torch.device) -> dict[str, str]:
 
 
 def _page(report: RunReport) -> str:
-    body = [
-        f"<header><h1>{_text(report.title)}</h1>",
-        f"<p class='muted'>{_text(report.subtitle)}</p></header>" if report.subtitle else "</header>",
-        _headlines(report.headlines),
-        _warnings(report.warnings),
-        *_sections(report.sections),
-        _config(report.config),
-        _environment(report.environment),
-    ]
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        "<meta http-equiv='Content-Security-Policy' "
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
-        f"<meta name='color-scheme' content='light dark'><title>{_text(report.title)}</title>"
-        f"<style>{_STYLE}</style></head>\n<body><main>\n" + "\n".join(filter(None, body)) + "\n</main></body></html>\n"
+    # Pictures that follow each other are one row.
+    rows = [list(row) for _, row in groupby(report.sections, key=lambda section: isinstance(section, Picture))]
+    config = _yaml(report.config) if report.config else ""
+    return _templates().get_template("report.html.j2").render(report=report, rows=rows, config=config)
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mlcore.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,  # a misspelt name is an error, not an empty place
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
+    environment.tests["picture"] = lambda section: isinstance(section, Picture)
+    environment.tests["table"] = lambda section: isinstance(section, Table)
+    environment.filters["encoded"] = _encoded
+    environment.filters["numeric_columns"] = _numeric_columns
+    return environment
 
 
-def _headlines(headlines: Sequence[Headline]) -> str:
-    cards = "".join(
-        f"<div class='card'><dt>{_text(item.label)}</dt><dd>{_cell(item.value)}</dd>"
-        + (f"<small>{_text(item.hint)}</small>" if item.hint else "")
-        + "</div>"
-        for item in headlines
-    )
-    return f"<dl class='cards'>{cards}</dl>" if cards else ""
+class _Base64(str):
+    """A picture as text: megabytes with no words in which to look for secrets."""
+
+    __slots__ = ()
 
 
-def _warnings(warnings: Sequence[str]) -> str:
-    items = "".join(f"<li>{_text(warning)}</li>" for warning in warnings)
-    return f"<section class='warn' role='note'><h2>Please note</h2><ul>{items}</ul></section>" if items else ""
+def _shown(value: object) -> str:
+    """What the template says for a value, before it is escaped."""
+    if isinstance(value, _Base64):
+        return value
+    # Numbers hold no secrets either, and per-sample tables have many of them.
+    return _number(value) if _is_number(value) else mask_text(str(value))
 
 
-def _sections(sections: Sequence[Section]) -> Iterator[str]:
-    row: list[Picture] = []  # pictures that follow each other
-    for section in sections:
-        if isinstance(section, Picture):
-            row.append(section)
-            continue
-        yield _pictures(row)
-        row = []
-        yield _table(section) if isinstance(section, Table) else _words(section)
-    yield _pictures(row)
-
-
-def _words(text: Text) -> str:
-    body = f"<pre>{_text(text.body)}</pre>" if text.code else f"<p>{_text(text.body)}</p>"
-    return f"<section><h2>{_text(text.title)}</h2>{body}</section>"
-
-
-def _table(table: Table) -> str:
-    # A column is set flush right when all its cells are numbers.
-    numeric = [all(_is_number(cell) for cell in column) for column in zip(*table.rows, strict=True)]
-    numeric = numeric or [False] * len(table.columns)
-    marks = [" class='n'" if right else "" for right in numeric]
-    head = "".join(f"<th{mark}>{_text(name)}</th>" for mark, name in zip(marks, table.columns, strict=True))
-    rows = "".join(
-        "<tr>" + "".join(f"<td{mark}>{_cell(cell)}</td>" for mark, cell in zip(marks, row, strict=True)) + "</tr>"
-        for row in table.rows
-    )
-    note = f"<p class='muted'>{_text(table.note)}</p>" if table.note else ""
-    return (
-        f"<section><h2>{_text(table.title)}</h2><div class='scroll'><table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{rows}</tbody></table></div>{note}</section>"
-    )
-
-
-def _pictures(pictures: Sequence[Picture]) -> str:
-    figures = "".join(
-        f"<figure{' class=wide' if picture.wide else ''}><div class='scroll'>{_image(picture)}</div>"
-        f"<figcaption><b>{_text(picture.title)}</b> {_text(picture.note)}</figcaption></figure>"
-        for picture in pictures
-    )
-    return f"<section class='pictures'>{figures}</section>" if figures else ""
-
-
-def _image(picture: Picture) -> str:
+def _encoded(picture: Picture) -> tuple[_Base64, str]:
+    """The picture's file and, where it cannot be read, the reason."""
     try:
-        data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
+        return _Base64(base64.b64encode(picture.path.read_bytes()), "ascii"), ""
     except OSError as error:
-        return f"<p class='muted'>{_text(picture.path.name)} is missing ({_text(error.strerror)}).</p>"
-    return f"<img alt='{_text(picture.title)}' src='data:image/png;base64,{data}'>"
+        return _Base64(), str(error.strerror)
 
 
-def _config(config: Mapping[str, Any]) -> str:
-    if not config:
-        return ""
-    block = f"<details><summary>show</summary><pre>{_text(_yaml(config))}</pre></details>"
-    return f"<section><h2>Configuration</h2>{block}</section>"
-
-
-def _environment(environment: Mapping[str, object]) -> str:
-    if not environment:
-        return ""
-    rows = "".join(f"<tr><th>{_text(name)}</th><td>{_cell(value)}</td></tr>" for name, value in environment.items())
-    return f"<section><h2>Environment</h2><div class='scroll'><table class='facts'>{rows}</table></div></section>"
+def _numeric_columns(table: Table) -> list[bool]:
+    """Whether all cells of a column are numbers, which are then set flush right."""
+    columns = [all(map(_is_number, column)) for column in zip(*table.rows, strict=True)]
+    return columns or [False] * len(table.columns)
 
 
 def _markdown(report: RunReport, run_dir: Path) -> str:
@@ -298,15 +254,6 @@ def _plain(text: str) -> str:
     return line
 
 
-def _text(value: object) -> str:
-    return html.escape(mask_text(str(value)), quote=True)
-
-
-def _cell(value: object) -> str:
-    # Numbers hold no secrets and no markup, and per-sample tables have many of them.
-    return _number(value) if _is_number(value) else _text(value)
-
-
 def _is_number(value: object) -> bool:
     return value is None or (isinstance(value, numbers.Real) and not isinstance(value, bool))
 
@@ -334,54 +281,3 @@ def _check(table: Table) -> None:
             raise UserError(
                 f"table {table.title!r}, row {number} has {len(row)} cells, expected {len(table.columns)} as columns"
             )
-
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1f2933; --soft: #5b6875; --paper: #ffffff; --back: #f3f5f7; --line: #dfe4e9;
-  --accent: #2f6fd0; --warn: #fff6e0; --warn-line: #e0a526; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6eaee; --soft: #9aa7b4; --paper: #1b222a; --back: #12171d; --line: #303a45; --accent: #78a9f2;
-    --warn: #33290f; --warn-line: #b98a1e; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--back); color: var(--ink);
-  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Noto Sans CJK KR", sans-serif; }
-main { max-width: 1160px; margin: 0 auto; padding: 28px 20px 60px; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywhere; }
-h2 { font-size: 1.05rem; margin: 0 0 10px; overflow-wrap: anywhere; }
-p { margin: 0 0 8px; overflow-wrap: anywhere; white-space: pre-line; }
-.muted, small, figcaption { color: var(--soft); }
-section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px;
-  margin-top: 18px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 12px; margin: 20px 0 0; }
-.card { background: var(--paper); border: 1px solid var(--line); border-top: 3px solid var(--accent);
-  border-radius: 10px; padding: 12px 16px; }
-.card dt { color: var(--soft); font-size: .85rem; }
-.card dd { margin: 2px 0 0; font-size: 1.55rem; font-weight: 650; font-variant-numeric: tabular-nums;
-  overflow-wrap: anywhere; }
-.warn { background: var(--warn); border-color: var(--warn-line); }
-.warn ul { margin: 0; padding-left: 20px; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { color: var(--soft); font-weight: 600; }
-thead th { white-space: nowrap; }
-tbody tr:last-child > * { border-bottom: 0; }
-.n { text-align: right; white-space: nowrap; }
-.facts th { width: 170px; }
-.facts td { overflow-wrap: anywhere; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 18px;
-  background: none; border: 0; padding: 0; align-items: start; }
-figure { margin: 0; background: var(--paper); border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }
-figure img { display: block; width: 100%; height: auto; max-height: 620px; object-fit: contain; background: #ffffff; }
-.wide { grid-column: 1 / -1; }
-.wide img { min-width: 640px; max-height: none; }
-.scroll + p { margin: 10px 0 0; }
-figure p { padding: 16px; margin: 0; }
-figcaption { padding: 8px 14px 10px; font-size: .88rem; border-top: 1px solid var(--line); }
-figcaption b { color: var(--ink); }
-pre { margin: 8px 0 0; overflow-x: auto; font: 12.5px/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
-summary { cursor: pointer; color: var(--accent); }
-@media (max-width: 520px) { main { padding: 18px 12px 40px; } section { padding: 14px; } .facts th { width: 96px; }
-  .cards { grid-template-columns: repeat(2, 1fr); } .card dd { font-size: 1.25rem; } }
-@media print { body { background: #ffffff; } section, figure { break-inside: avoid; } }
-"""

@@ -19,7 +19,6 @@ from typing import Literal
 
 import psutil
 
-from mlcore.base.distributed import NO_MPS
 from mlcore.base.env import load_env, mask_text, wandb_key_source
 from mlcore.base.errors import UserError
 from mlcore.base.files import ensure_folder, format_bytes, free_bytes
@@ -162,6 +161,8 @@ def _check_torch() -> list[Check]:
                 Check(f"Device cuda:{index}", "ok", f"{name}, {format_bytes(free)} of {format_bytes(total)} free")
             )
     elif torch.backends.mps.is_available():
+        from mlcore.base.distributed import NO_MPS  # late, as torch itself: this check tells where it is missing
+
         checks.append(Check("Devices", "ok", f"CPU; the Apple GPU is not used: {NO_MPS}"))
     elif Path("/dev/nvidia0").exists():
         advice = "Update the NVIDIA driver for this CUDA build, and look at CUDA_VISIBLE_DEVICES."

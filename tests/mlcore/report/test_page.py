@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from markupsafe import Markup
 
 from mlcore.base.errors import UserError
 from mlcore.report.page import Headline, Picture, RunReport, Table, Text, describe_environment, write_report
 
-ATTACK = "<script>alert('x')</script> & \"quotes\" | `tick` </style>"
+ATTACK = "<script>alert('x')</script> & \"quotes\" | `tick` </style> {{ 7 * 7 }} {% raw %}"
 
 
 class _Page(HTMLParser):
@@ -149,6 +150,16 @@ def test_markup_in_any_field_is_shown_not_run(tmp_path: Path) -> None:
     assert not [line for line in lines if re.search(r"(?<!\\)<", line)]
     row = next(line for line in lines if line.endswith("| 1 |"))
     assert len(re.findall(r"(?<!\\)\|", row)) == 3
+
+
+def test_no_value_is_trusted_to_be_markup(tmp_path: Path) -> None:
+    ready = Markup("<b id='own'>bold</b>")
+    report = RunReport(
+        title="R", headlines=[Headline("h", ready)], sections=[Table("T", ["a"], [[ready]])], environment={"e": ready}
+    )
+    page, _ = _write(tmp_path, report)
+    assert page.text.count("<b id='own'>bold</b>") == 3
+    assert ("b", {"id": "own"}) not in page.tags
 
 
 def test_secrets_are_masked_wherever_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,33 +3,52 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
+from fontTools.ttLib import TTCollection, TTFont
 from matplotlib import font_manager
 from matplotlib import image as reader
 
 from mlcore.base.errors import UserError
-from mlcore.report.plots.classes import plot_class_bars, plot_confusion_matrix, plot_train_val_comparison
+from mlcore.report.plots.classes import plot_class_bars, plot_confusion_matrix
 from mlcore.report.plots.confidence import plot_accuracy_by_confidence, plot_confidence_histogram, plot_reliability
-from mlcore.report.plots.curves import plot_curves, plot_histogram, plot_lr_finder, plot_panels
-from mlcore.report.plots.style import displayable, picture
+from mlcore.report.plots.curves import plot_lr_finder, plot_panels
+from mlcore.report.plots.style import _add_new_fonts, displayable, picture
 
 KOREAN = ["비행기", "자동차", "고양이"]
 STEPS = list(range(0, 100, 10))
 FALLING = [math.exp(-step / 30) for step in STEPS]
 
 
-def _install_only(monkeypatch: pytest.MonkeyPatch, extra: Sequence[font_manager.FontEntry] = ()) -> None:
-    """Pretend that matplotlib's own fonts and `extra` are all there is."""
-    own = [font for font in font_manager.fontManager.ttflist if font.name.startswith("DejaVu")]
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", [*own, *extra])
+InstallOnly = Callable[..., list[str]]
+
+
+@pytest.fixture
+def install_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[InstallOnly]:
+    """Pretends that matplotlib's own fonts, those `listed` and the files of `system` are all there is.
+
+    Only the `listed` ones are in matplotlib's list. Returns a list that grows by an entry with each scan of the system.
+    """
+
+    def install(listed: Sequence[font_manager.FontEntry] = (), *, system: Sequence[Path] = ()) -> list[str]:
+        scans: list[str] = []
+        own = [font for font in font_manager.fontManager.ttflist if font.name.startswith("DejaVu")]
+        monkeypatch.setattr(font_manager.fontManager, "ttflist", [*own, *listed])
+        monkeypatch.setattr(font_manager, "findSystemFonts", lambda: scans.append("scan") or [str(p) for p in system])
+        _add_new_fonts.cache_clear()
+        return scans
+
+    yield install
+    _add_new_fonts.cache_clear()
 
 
 def _font_with(characters: str, path: Path) -> font_manager.FontEntry:
@@ -61,16 +80,12 @@ def _draw_classes(names: Sequence[str], folder: Path) -> list[Path]:
     return [
         plot_confusion_matrix(_matrix(len(names)), class_names=names, path=folder / "matrix.png"),
         plot_class_bars({"F1": share, "loss": 3 * share}, class_names=names, path=folder / "bars.png"),
-        plot_train_val_comparison(names, train=share, val=share**2, path=folder / "comparison.png"),
     ]
 
 
 DRAWINGS: dict[str, Callable[[Path], Path]] = {
-    "curves": lambda path: plot_curves(
-        {"train/loss": (STEPS, FALLING), "val/loss": ([50], [0.5])}, path=path, title="Loss", best=(50, "best")
-    ),
-    "curves with gaps, log": lambda path: plot_curves(
-        {"loss": (STEPS, [math.nan, 0.0, -1.0, *FALLING[3:]])}, path=path, title="Loss", log=True
+    "gaps, log": lambda path: plot_panels(
+        {"loss": {"loss": (STEPS, [math.nan, 0.0, -1.0, *FALLING[3:]])}}, path=path, log=["loss"]
     ),
     "panels": lambda path: plot_panels(
         {"loss": {"train": (STEPS, FALLING)}, "accuracy": {"val": ([1], [0.5])}, "rate": {"rate": (STEPS, FALLING)}},
@@ -80,10 +95,6 @@ DRAWINGS: dict[str, Callable[[Path], Path]] = {
     "learning-rate finder": lambda path: plot_lr_finder(
         [1e-4, 1e-3, 1e-2], losses=[2.0, 1.0, math.inf], path=path, suggestion=1e-3
     ),
-    "histogram": lambda path: plot_histogram(
-        {"train": [1, 2, 2, math.nan], "val": [2.5]}, path=path, title="Length", x_label="steps", log=True
-    ),
-    "histogram of one value": lambda path: plot_histogram({"all": [3, 3]}, path=path, title="Length", x_label="steps"),
     "matrix with an empty row": lambda path: plot_confusion_matrix(
         np.array([[3, 1], [0, 0]]), class_names=["a", "b"], path=path
     ),
@@ -118,19 +129,81 @@ def test_any_number_of_classes_keeps_its_rows_apart(classes: int, tmp_path: Path
         assert max(height, width) < 2600
 
 
-def test_korean_names_use_an_installed_font_that_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_korean_names_use_an_installed_font_that_has_them(tmp_path: Path, install_only: InstallOnly) -> None:
     poor = _font_with("비행", tmp_path / "Poor Hangul.ttf")
     rich = _font_with("".join(KOREAN), tmp_path / "Rich Hangul.ttf")
-    _install_only(monkeypatch, [poor, rich])
+    scans = install_only([poor, rich])
     names = displayable([*KOREAN, "cat"])
     assert names.labels == (*KOREAN, "cat")
     assert names.fonts == ("DejaVu Sans", "Rich Hangul")
     assert names.note == ""
+    assert scans == []
     _draw_classes(KOREAN, tmp_path)
 
 
-def test_without_such_a_font_names_become_indices_and_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _install_only(monkeypatch)
+def test_a_font_that_matplotlib_has_not_listed_is_found_by_one_scan(tmp_path: Path, install_only: InstallOnly) -> None:
+    listed = _font_with("비행", tmp_path / "Listed Hangul.ttf")
+    _font_with("".join(KOREAN), tmp_path / "New Hangul.ttf")
+    broken = tmp_path / "Broken New.ttf"
+    broken.write_bytes(b"no font")
+    scans = install_only([listed], system=[Path(listed.fname), broken, tmp_path / "New Hangul.ttf"])
+    assert displayable(["cat", "비행"]).fonts == ("DejaVu Sans", "Listed Hangul")
+    assert scans == []  # no need to look for more
+    assert displayable(KOREAN) == displayable(KOREAN)
+    assert displayable(KOREAN).fonts == ("DejaVu Sans", "New Hangul")
+    assert displayable(["漢字"]).labels == ("0",)
+    assert len(scans) == 1
+    assert [font.fname for font in font_manager.fontManager.ttflist].count(listed.fname) == 1
+    _draw_classes(KOREAN, tmp_path)
+
+
+def test_a_collection_is_asked_face_by_face(tmp_path: Path, install_only: InstallOnly) -> None:
+    collection = TTCollection()
+    for name, characters in (("First Face", "비행"), ("Second Face", "".join(KOREAN))):
+        _font_with(characters, tmp_path / f"{name}.ttf")
+        collection.fonts.append(TTFont(tmp_path / f"{name}.ttf"))
+    collection.save(tmp_path / "Both.ttc")
+    install_only(system=[tmp_path / "Both.ttc"])
+    assert displayable(KOREAN).fonts == ("DejaVu Sans", "Second Face")
+    _draw_classes(KOREAN, tmp_path)
+
+
+def test_a_font_installed_between_two_runs_is_used_by_the_second(tmp_path: Path) -> None:
+    # Matplotlib keeps its list of fonts from the first run. Cuneiform signs are in no font that machines usually have.
+    sign = "\U00012000"
+    _font_with(sign, tmp_path / "Test Cuneiform.ttf")
+    fonts = tmp_path / "share/fonts"
+    fonts.mkdir(parents=True)
+    script = f"from mlcore.report.plots.style import displayable\nprint(displayable([{sign!r}]).fonts[-1])"
+    places = {"XDG_DATA_HOME": str(fonts.parent), "MPLCONFIGDIR": str(tmp_path / "matplotlib")}
+
+    def chosen() -> str:
+        command = [sys.executable, "-c", script]
+        return subprocess.run(
+            command, env={**os.environ, **places}, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    assert chosen() == "DejaVu Sans"
+    shutil.copy(tmp_path / "Test Cuneiform.ttf", fonts)
+    assert chosen() == "Test Cuneiform"
+
+
+def test_noto_draws_korean_names_although_it_was_installed_late(tmp_path: Path, install_only: InstallOnly) -> None:
+    noto = [Path(path) for path in font_manager.findSystemFonts() if "NotoSansCJK-" in path]
+    if not noto:
+        pytest.skip("Noto Sans CJK is not installed (Debian: apt-get install fonts-noto-cjk)")
+    install_only(system=noto)
+    assert displayable(KOREAN).fonts == ("DejaVu Sans", "Noto Sans CJK KR")
+    drawn = _draw_classes(KOREAN, tmp_path)
+    install_only()
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for one, two in zip(drawn, _draw_classes(KOREAN, plain), strict=True):
+        assert one.read_bytes() != two.read_bytes()  # names, and not numbers
+
+
+def test_without_such_a_font_names_become_indices_and_a_note(tmp_path: Path, install_only: InstallOnly) -> None:
+    install_only()
     names = displayable(KOREAN)
     assert names.labels == ("0", "1", "2")
     assert "class indices" in names.note
@@ -141,11 +214,11 @@ def test_without_such_a_font_names_become_indices_and_a_note(tmp_path: Path, mon
         assert one.read_bytes() != two.read_bytes()  # the same labels, and the note
 
 
-def test_a_broken_font_file_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_font_file_is_passed_over(tmp_path: Path, install_only: InstallOnly) -> None:
     broken = tmp_path / "Broken.ttf"
     broken.write_bytes(b"no font")
     entry = font_manager.FontEntry(fname=str(broken), name="Broken", style="normal", weight=400)
-    _install_only(monkeypatch, [entry])
+    install_only([entry])
     assert displayable(KOREAN).labels == ("0", "1", "2")
 
 
@@ -183,11 +256,10 @@ def test_pyplot_and_its_global_state_stay_untouched(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda path: plot_curves({}, path=path, title="Loss"), "no series"),
-        (lambda path: plot_curves({"loss": ([1, 2], [1])}, path=path, title="Loss"), "'loss' has 2 x and 1 y"),
+        (lambda path: plot_panels({"loss": {}}, path=path), "no series"),
+        (lambda path: plot_panels({"loss": {"val": ([1, 2], [1])}}, path=path), "'val' has 2 x and 1 y"),
         (lambda path: plot_panels({}, path=path), "no panels"),
         (lambda path: plot_panels({"loss": {"a": ([1], [1])}}, path=path, log=["los"]), "'los'.*loss"),
-        (lambda path: plot_histogram({"a": [math.nan]}, path=path, title="T", x_label=""), "no values.*'T'"),
         (lambda path: plot_confusion_matrix(np.ones((2, 3)), class_names=["a"], path=path), r"\(2, 3\)"),
         (lambda path: plot_confusion_matrix(np.ones((2, 2)), class_names=["a"], path=path), "1 class names for 2"),
         (lambda path: plot_class_bars({}, class_names=["a"], path=path), "no metrics"),

@@ -1,10 +1,9 @@
-"""Pictures with one row per class, readable from 2 to 100: confusion matrix, bars, training against validation."""
+"""Pictures with one row per class, readable from 2 to 100: confusion matrix and bars."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
-from mlcore.report.plots.style import INK, MUTED, PALETTE, TRAIN, VAL, Names, displayable, note, picture
+from mlcore.report.plots.style import DASHED, INK, MUTED, PALETTE, Names, displayable, note, picture
 
-__all__ = ["plot_class_bars", "plot_confusion_matrix", "plot_train_val_comparison"]
+__all__ = ["label_rows", "plot_class_bars", "plot_confusion_matrix", "row_height"]
 
 _BLUES = LinearSegmentedColormap.from_list(
     "blues",
@@ -52,7 +51,7 @@ def plot_confusion_matrix(
     side = float(np.clip(2.2 + 0.42 * size, 4.2, 15.0))
     support = counts.sum(axis=1, keepdims=True)
     share = np.ma.masked_invalid(np.divide(counts, support, where=support > 0, out=np.full(counts.shape, np.nan)))
-    with picture(path, width=side + 0.9, height=side) as figure:
+    with picture(path, width=side + 0.9, height=side, title=title) as figure:
         axes = figure.add_subplot()
         # The square root lifts a confusion of 2 % off the ground.
         image = axes.imshow(share, cmap=_BLUES, norm=PowerNorm(0.5, vmin=0.0, vmax=1.0))
@@ -62,7 +61,6 @@ def plot_confusion_matrix(
             _write_counts(axes, counts, share, cell=cell)
         right = np.trace(counts) / max(counts.sum(), 1)
         axes.set_title(f"n = {int(counts.sum()):,}, accuracy {right:.1%}", **_SUBTITLE)
-        _heading(figure, title)
         _colorbar(figure, axes, image)
         note(axes, names.note)
     return path
@@ -98,77 +96,40 @@ def plot_class_bars(
     first, values = next(iter(columns.items()))
     badness = values if "loss" not in first.lower() else -values
     order = np.argsort(np.nan_to_num(badness, nan=np.inf), kind="stable") if worst_first else np.arange(len(values))
-    row = _row_height(len(values))
-    with picture(path, width=1.8 + 3.0 * len(columns), height=1.4 + row * len(values)) as figure:
+    row = row_height(len(values))
+    with picture(path, width=1.8 + 3.0 * len(columns), height=1.4 + row * len(values), title=title) as figure:
         panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
         for place, (axes, (name, column)) in enumerate(zip(panels, columns.items(), strict=True)):
             _draw_bars(axes, column[order], color=PALETTE[place % len(PALETTE)], row=row)
             mean = f"   mean {np.nanmean(column):.3f}" if np.isfinite(column).any() else "   no samples"
             axes.set_title(name + mean, **_SUBTITLE)
             _value_axis(axes, name, column)
-        _class_axis(panels[0], names, order=order, row=row)
-        _heading(figure, title)
+        label_rows(panels[0], names, order=order)
         note(panels[0], names.note)
     return path
 
 
-def plot_train_val_comparison(
-    row_names: Sequence[str],
-    *,
-    train: Sequence[float],
-    val: Sequence[float],
-    path: Path,
-    title: str = "Training against validation",
-    x_label: str = "",
-    others: int = 0,
-) -> Path:
-    """Draw the gap between two sets: a dot each, joined, one row per metric or class.
+def label_rows(axes: Axes, names: Names, *, order: NDArray[np.intp]) -> None:
+    """Write a name at each row of a picture whose height is made of `row_height`, the first one on top.
 
     Args:
-        row_names: R names.
-        train: R values, in the same unit throughout.
-        val: R values.
-        path: the PNG to write.
-        title: above the picture.
-        x_label: below it.
-        others: so many rows at the top are no classes, as "all classes"; they are not counted where no font has the
-            classes' names and numbers stand for these.
-
-    Returns:
-        `path`.
-
-    Raises:
-        UserError: values or names that do not fit, or the file cannot be written.
+        axes: Where row r stands at y = r.
+        names: R names.
+        order: ``[R]`` indices of the names, from the top.
     """
-    names = _names(row_names[others:], len(row_names) - others)
-    names = replace(names, labels=(*row_names[:others], *names.labels))
-    left, right = _column("train", train, len(row_names)), _column("val", val, len(row_names))
-    row = _row_height(len(row_names))
-    with picture(path, width=7.2, height=1.5 + row * len(row_names)) as figure:
-        axes = figure.add_subplot()
-        places = np.arange(len(row_names))
-        axes.hlines(places, np.fmin(left, right), np.fmax(left, right), color="#c3cbd3", linewidth=2.5, zorder=1)
-        axes.scatter(left, places, s=36, color=TRAIN, label="train", zorder=2)
-        axes.scatter(right, places, s=36, color=VAL, label="val", zorder=3)
-        for place, gap, edge in zip(places, right - left, np.fmax(left, right), strict=True):
-            if np.isfinite(gap):
-                text = f"{gap:+.3f}".replace("-", "−")
-                axes.annotate(text, (edge, place), (9, 0), textcoords="offset points", **_SMALL)
-        _class_axis(axes, names, order=places, row=row)
-        axes.margins(x=0.14)
-        axes.set_xlabel(x_label)
-        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, borderaxespad=0.3, handletextpad=0.2)
-        _heading(figure, title)
-        note(axes, names.note)
-    return path
+    labels = [names.labels[index] for index in order]
+    font = 9.0 if row_height(len(labels)) >= 0.2 else 6.5
+    axes.set_yticks(range(len(labels)), labels, fontsize=font, color=INK, fontfamily=names.fonts)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
 
 
-_SMALL: dict[str, Any] = {"fontsize": 8, "color": MUTED, "va": "center"}
+def row_height(rows: int) -> float:
+    """Inches of one of so many rows."""
+    return 0.27 if rows <= 40 else 0.15
+
+
 _SUBTITLE: dict[str, Any] = {"fontsize": 10, "color": MUTED, "fontweight": "normal"}
-
-
-def _heading(figure: Figure, title: str) -> None:
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
 
 
 def _frame_matrix(axes: Axes, names: Names, *, size: int, font: float) -> None:
@@ -216,20 +177,8 @@ def _draw_bars(axes: Axes, values: NDArray[np.float64], *, color: str, row: floa
             1.0, place, text, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=font, color=MUTED
         )
     if np.isfinite(values).any():
-        axes.axvline(float(np.nanmean(values)), color=INK, linewidth=1.0, linestyle=(0, (3, 2)))
+        axes.axvline(float(np.nanmean(values)), color=INK, linewidth=1.0, linestyle=DASHED)
     axes.grid(visible=False, axis="y")
-
-
-def _class_axis(axes: Axes, names: Names, *, order: NDArray[np.intp], row: float) -> None:
-    labels = [names.labels[index] for index in order]
-    font = 9.0 if row >= 0.2 else 6.5
-    axes.set_yticks(range(len(labels)), labels, fontsize=font, color=INK, fontfamily=names.fonts)
-    axes.set_ylim(len(labels) - 0.4, -0.6)  # first row on top
-    axes.grid(visible=False, axis="y")
-
-
-def _row_height(rows: int) -> float:
-    return 0.27 if rows <= 40 else 0.15
 
 
 def _value_axis(axes: Axes, name: str, values: NDArray[np.float64]) -> None:

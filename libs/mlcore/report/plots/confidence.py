@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
-from mlcore.report.plots.style import BAD, GOOD, INK, MUTED, TRAIN, VAL, picture
+from mlcore.report.plots.style import BAD, DASHED, GOOD, INK, MUTED, TRAIN, VAL, picture
 
 __all__ = ["plot_accuracy_by_confidence", "plot_confidence_histogram", "plot_reliability"]
 
@@ -59,7 +59,7 @@ def plot_reliability(
             middle, gap, width * 0.92, bottom=bottom, facecolor="#cf3f5633", edgecolor=BAD, hatch="////", linewidth=0.6,
             label="gap to confidence",
         )  # fmt: skip
-        upper.plot([0, 1], [0, 1], color=INK, linewidth=1.0, linestyle=(0, (3, 2)), label="honest")
+        upper.plot([0, 1], [0, 1], color=INK, linewidth=1.0, linestyle=DASHED, label="honest")
         upper.set_xlim(0, 1)
         upper.set_ylim(0, 1.02)
         upper.set_ylabel("accuracy")

@@ -55,13 +55,12 @@ def plot_contact_sheet(tiles: Sequence[Tile], *, path: Path, title: str) -> Path
         raise UserError("a contact sheet needs at least one picture")
     columns = min(_COLUMNS, max(len(tiles), 2))
     rows = math.ceil(len(tiles) / columns)
-    with picture(path, width=2.75 * columns, height=0.5 + 2.75 * rows) as figure:
+    with picture(path, width=2.75 * columns, height=0.5 + 2.75 * rows, title=title) as figure:
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, tile in zip(grid, tiles, strict=False):
             _draw(axes, tile)
         for axes in grid[len(tiles) :]:
             axes.axis("off")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     return path
 
 

@@ -1,4 +1,4 @@
-"""Lines over steps: training curves, several panels of them, the learning-rate finder; and plain histograms."""
+"""Lines over steps: training curves in panels, and the learning-rate finder."""
 
 from __future__ import annotations
 
@@ -11,54 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from mlcore.base.errors import UserError
-from mlcore.report.plots.style import BAD, INK, MUTED, PALETTE, TRAIN, VAL, picture
+from mlcore.report.plots.style import BAD, INK, PALETTE, TRAIN, VAL, picture
 
-__all__ = ["Series", "plot_curves", "plot_histogram", "plot_lr_finder", "plot_panels"]
+__all__ = ["Series", "plot_lr_finder", "plot_panels"]
 
 Series = tuple[Sequence[float], Sequence[float]]
 """x and y values of one line; NaN leaves a gap."""
-
-
-def plot_curves(
-    series: Mapping[str, Series],
-    *,
-    path: Path,
-    title: str,
-    x_label: str = "step",
-    y_label: str = "",
-    log: bool = False,
-    best: tuple[float, str] | None = None,
-) -> Path:
-    """Draw several lines over the same axis.
-
-    Args:
-        series: name to values; names with ``train`` are blue and with ``val`` orange, everywhere.
-        path: the PNG to write.
-        title: above the picture.
-        x_label: below it.
-        y_label: beside it.
-        log: logarithmic values; those of 0 and below leave gaps.
-        best: x and words of a vertical mark, such as the step of the best checkpoint.
-
-    Returns:
-        `path`.
-
-    Raises:
-        UserError: no series, x and y of different lengths, or the file cannot be written.
-    """
-    _check(series)
-    with picture(path, width=7.2, height=4.0) as figure:
-        axes = figure.add_subplot()
-        _draw_lines(axes, series, log=log)
-        axes.set_title(title)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
-        if best is not None:
-            axes.axvline(best[0], color=MUTED, linewidth=1.0, linestyle=(0, (2, 2)), zorder=1.5)
-            side = "right" if best[0] > sum(axes.get_xlim()) / 2 else "left"
-            high = axes.get_xaxis_transform()
-            axes.text(best[0], 1.01, f" {best[1]} ", transform=high, fontsize=8, color=MUTED, ha=side)
-    return path
 
 
 def plot_panels(
@@ -67,16 +25,18 @@ def plot_panels(
     """Draw one small picture per quantity side by side: loss, accuracy, learning rate, ...
 
     Args:
-        panels: title to series, as in `plot_curves`.
+        panels: title to the lines over one axis, by name; those with ``train`` are blue and with ``val`` orange,
+            everywhere.
         path: the PNG to write.
         x_label: below each panel.
-        log: titles of the panels with logarithmic values.
+        log: titles of the panels with logarithmic values; those of 0 and below leave gaps.
 
     Returns:
         `path`.
 
     Raises:
-        UserError: no panels, an empty one, a title in `log` that is none, or the file cannot be written.
+        UserError: no panels, an empty one, x and y that differ in length, a title in `log` that is none, or the file
+            cannot be written.
     """
     if not panels:
         raise UserError("no panels to plot")
@@ -130,52 +90,6 @@ def plot_lr_finder(
         axes.set_title("Learning-rate finder")
         axes.set_xlabel("learning rate")
         axes.set_ylabel("loss")
-    return path
-
-
-def plot_histogram(
-    groups: Mapping[str, Sequence[float]],
-    *,
-    path: Path,
-    title: str,
-    x_label: str,
-    bins: int = 40,
-    log: bool = False,
-) -> Path:
-    """Draw how often values occur, one outline per group over common bins.
-
-    Args:
-        groups: name to values; values that are not finite are left out and counted in the legend.
-        path: the PNG to write.
-        title: above the picture.
-        x_label: below it, with the unit.
-        bins: number of bins over the range of all groups.
-        log: logarithmic counts.
-
-    Returns:
-        `path`.
-
-    Raises:
-        UserError: no finite value at all, or the file cannot be written.
-    """
-    arrays = {name: np.asarray(values, dtype=float) for name, values in groups.items()}
-    finite = {name: values[np.isfinite(values)] for name, values in arrays.items()}
-    if not any(len(values) for values in finite.values()):
-        raise UserError(f"no values to plot in {title!r}")
-    edges = np.histogram_bin_edges(np.concatenate(list(finite.values())), bins=bins)
-    with picture(path, width=7.2, height=3.8) as figure:
-        axes = figure.add_subplot()
-        for place, (name, values) in enumerate(finite.items()):
-            left_out = len(arrays[name]) - len(values)
-            label = f"{name} (n = {len(values)}{f', {left_out} not finite' if left_out else ''})"
-            color = _color(name, place)
-            axes.hist(values, bins=edges.tolist(), color=color, alpha=0.3, log=log)
-            axes.hist(values, bins=edges.tolist(), color=color, histtype="step", linewidth=1.4, label=label, log=log)
-        axes.set_title(title)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel("count")
-        axes.grid(visible=False, axis="x")
-        axes.legend()
     return path
 
 

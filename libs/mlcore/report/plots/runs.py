@@ -64,7 +64,9 @@ def plot_runs(bars: Sequence[Bar], *, metric: str, path: Path) -> Path:
     lines = [label.count("\n") + 1 for label in labels]
     start, stop = _limits(low, high)
     room = np.array(lines) + _GAP  # a label of three lines takes more than one of a single line
-    with picture(path, width=8.6, height=1.2 + _LINE * float(room.sum())) as figure:
+    count = f"{len(shown)} best of {len(bars)} runs" if len(bars) > len(shown) else f"{len(bars)} runs"
+    height = 1.2 + _LINE * float(room.sum())
+    with picture(path, width=8.6, height=height, title=f"{metric}, {count}") as figure:
         axes = figure.add_subplot()
         places = np.cumsum(room) - room / 2
         if start == 0.0 or stop == 0.0:
@@ -82,8 +84,6 @@ def plot_runs(bars: Sequence[Bar], *, metric: str, path: Path) -> Path:
         axes.set_xlim(start, stop + 0.12 * (stop - start))
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(metric)
-        count = f"{len(shown)} best of {len(bars)} runs" if len(bars) > len(shown) else f"{len(bars)} runs"
-        figure.suptitle(f"{metric}, {count}", x=0.01, ha="left", fontsize=12, fontweight="bold")
         note(axes, _note(bars=start == 0.0 or stop == 0.0, intervals=any(bar.interval for bar in shown)))
     return path
 

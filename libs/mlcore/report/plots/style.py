@@ -1,16 +1,17 @@
 """One look for every picture, drawn without pyplot (no global figures, no display) and written atomically.
 
-Class names may be Korean, Chinese or anything else: `displayable` finds an installed font that has every glyph, and
-where there is none gives class indices and a note instead of empty boxes.
+Class names may be Korean, Chinese or anything else: `displayable` finds an installed font that has every glyph, also
+one that was installed after matplotlib made its list of fonts, and where there is none gives class indices and a note
+instead of empty boxes.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,30 @@ from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontPath
 
 from mlcore.base.files import atomic_write
 
-__all__ = ["BAD", "GOOD", "GRID", "INK", "MUTED", "PALETTE", "TRAIN", "VAL", "Names", "displayable", "note", "picture"]
+__all__ = [
+    "BAD",
+    "DASHED",
+    "GOOD",
+    "INK",
+    "MUTED",
+    "PALETTE",
+    "TRAIN",
+    "VAL",
+    "Names",
+    "displayable",
+    "note",
+    "picture",
+]
 
-INK, MUTED, GRID = "#1f2933", "#667381", "#e4e8ec"
+INK, MUTED = "#1f2933", "#667381"
 TRAIN, VAL = "#2f6fd0", "#e0700d"  # blue and orange stay apart for every kind of colour vision
 GOOD, BAD = "#1d9a78", "#cf3f56"
 PALETTE = (TRAIN, VAL, GOOD, "#8a5cc2", BAD, "#b08900", "#3aa6c4", "#6b7785")
+DASHED = (0, (3, 2))  # line style of what is compared with: a mean, a threshold, chance
 
 _BASE_FONT = "DejaVu Sans"  # comes with matplotlib
 _PREFERRED_FONTS = (
@@ -64,7 +80,7 @@ _STYLE: dict[Any, Any] = {  # matplotlib's stubs spell every key as a Literal
     "figure.facecolor": "white",
     "font.family": [_BASE_FONT],
     "font.size": 9.5,
-    "grid.color": GRID,
+    "grid.color": "#e4e8ec",
     "grid.linewidth": 0.8,
     "legend.fontsize": 9.0,
     "legend.frameon": False,
@@ -96,13 +112,14 @@ class Names:
 
 
 @contextmanager
-def picture(path: Path, *, width: float, height: float) -> Iterator[Figure]:
+def picture(path: Path, *, width: float, height: float, title: str = "") -> Iterator[Figure]:
     """Draw on an empty figure in the house style; it is written to `path` as a PNG when the block ends.
 
     Args:
         path: the PNG to write; its folder must exist. A reader never sees half a file.
         width: inches, at 144 pixels each.
         height: inches.
+        title: above all panels; a single panel mostly has its own.
 
     Raises:
         UserError: the file cannot be written.
@@ -110,6 +127,8 @@ def picture(path: Path, *, width: float, height: float) -> Iterator[Figure]:
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         yield figure
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", metadata={"Software": None})  # the same values give the same bytes
@@ -127,10 +146,13 @@ def displayable(names: Sequence[str]) -> Names:
         Labels that can be drawn without a missing glyph.
     """
     clean = [" ".join("".join(c if c.isprintable() else " " for c in name).split()) for name in names]
-    missing = {ord(c) for c in "".join(clean)} - _glyphs(_path_of(_BASE_FONT))
+    missing = {ord(c) for c in "".join(clean)} - _glyphs(font_manager.findfont(_BASE_FONT))
     if not missing:
         return Names(tuple(map(_label, clean)), (_BASE_FONT,), "")
     family = _family_with(missing)
+    if family is None:
+        _add_new_fonts()
+        family = _family_with(missing)
     if family is None:
         hint = "Numbers are class indices: no installed font has the names' glyphs (install Noto Sans CJK)."
         return Names(tuple(map(str, range(len(names)))), (_BASE_FONT,), hint)
@@ -153,7 +175,7 @@ def _family_with(characters: set[int]) -> str | None:
     for entry in _by_preference(font_manager.fontManager.ttflist):
         # Matplotlib brings a "last resort" font, which claims every character and draws each as a box.
         is_real = entry.name != _BASE_FONT and not entry.name.startswith("Last Resort")
-        if is_real and characters <= _glyphs(entry.fname):
+        if is_real and characters <= _glyphs(FontPath(entry.fname, entry.index)):
             return entry.name
     return None
 
@@ -167,12 +189,21 @@ def _by_preference(entries: Iterable[font_manager.FontEntry]) -> list[font_manag
     )
 
 
-def _path_of(family: str) -> str:
-    return str(font_manager.findfont(family))
+@cache
+def _add_new_fonts() -> None:
+    """Make fonts known that were installed after matplotlib kept its list of them; once in a process, as it takes time.
+
+    The kept list stays as it is: another process may be reading it.
+    """
+    manager = font_manager.fontManager
+    known = {entry.fname for entry in manager.ttflist}
+    for path in sorted(set(font_manager.findSystemFonts()) - known):
+        with suppress(OSError, RuntimeError, ValueError, LookupError):  # a bitmap or broken font
+            manager.addfont(path)
 
 
 @lru_cache(maxsize=256)
-def _glyphs(path: str) -> frozenset[int]:
+def _glyphs(path: FontPath) -> frozenset[int]:
     try:
         return frozenset(font_manager.get_font(path).get_charmap())
     except (OSError, RuntimeError):  # a bitmap or broken font: not ours to mend

@@ -1,4 +1,4 @@
-"""Pictures of a two-class decision: how well scores rank, what a threshold does, how a value differs by class."""
+"""Pictures of the decision between ads and others: how scores rank, what a threshold does, a value by class."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from matplotlib.axes import Axes
 from mlcore.base.errors import UserError
 from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_floats, as_labels, as_probabilities
 from mlcore.metrics.ranking import auroc, auroc_interval
-from mlcore.report.plots.style import GOOD, INK, MUTED, TRAIN, VAL, displayable, note, picture
+from mlcore.report.plots.style import DASHED, GOOD, INK, MUTED, TRAIN, VAL, displayable, note, picture
 
 __all__ = ["plot_operating_point", "plot_values_by_class"]
-
-_DASHED = (0, (3, 2))
 
 
 def plot_operating_point(
@@ -87,7 +85,7 @@ def plot_values_by_class(
         raise UserError("values by class must lie between 0 and 1; check the model's output")
     names = displayable(class_names)
     edges = np.linspace(0.0, 1.0, bins + 1)
-    with picture(path, width=7.2, height=1.1 + 1.5 * len(class_names)) as figure:
+    with picture(path, width=7.2, height=1.1 + 1.5 * len(class_names), title=title) as figure:
         panels = figure.subplots(len(class_names), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for label, axes in enumerate(panels):
             own = points[truth == label]
@@ -95,14 +93,13 @@ def plot_values_by_class(
             color = (VAL, TRAIN)[label % 2]
             if len(own):
                 axes.hist(own, edges, weights=np.full(len(own), 1 / len(own)), color=color, alpha=0.85, rwidth=0.92)
-                axes.axvline(float(own.mean()), color=INK, linewidth=1.0, linestyle=_DASHED)
+                axes.axvline(float(own.mean()), color=INK, linewidth=1.0, linestyle=DASHED)
             text = f"{names.labels[label]}: {len(own):,} samples{mean}"
             axes.set_title(text, fontsize=9.5, fontweight="normal", color=MUTED, pad=4, fontfamily=names.fonts)
             axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
             axes.grid(visible=False, axis="x")
         panels[-1].set_xlim(0, 1)
         panels[-1].set_xlabel(x_label)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         note(panels[-1], names.note)
     return path
 
@@ -111,7 +108,7 @@ def _roc(axes: Axes, truth: IntArray, chances: FloatArray, threshold: float, *, 
     from sklearn.metrics import roc_curve
 
     false, true, _ = roc_curve(truth, chances, drop_intermediate=False)
-    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.0, linestyle=_DASHED)
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.0, linestyle=DASHED)
     axes.plot(false, true, color=TRAIN)
     axes.fill_between(false, true, color=TRAIN, alpha=0.08, linewidth=0)
     taken = chances >= threshold
@@ -144,7 +141,7 @@ def _over_threshold(axes: Axes, truth: IntArray, chances: FloatArray, threshold:
         axes.step(at, values, where="pre", color=color, label=name)
     used = np.searchsorted(at, threshold)
     reached = f", F1 {f1[used]:.3f}" if used < len(at) else ", nothing found"
-    axes.axvline(threshold, color=INK, linewidth=1.0, linestyle=_DASHED)
+    axes.axvline(threshold, color=INK, linewidth=1.0, linestyle=DASHED)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.set_title(f"Threshold {threshold:.3g}{reached}")
     axes.set_xlabel("threshold: least probability")

@@ -1,0 +1,153 @@
+"""The command `quartet`.
+
+    quartet train APP [--flag VALUE] [key=value] ...   train an app; without a data set, its demo
+    quartet train APP --help                           what can be set
+    quartet run APP SCRIPT [...]                       another script of an app, such as predict or export
+    quartet doctor [APP]                               check this machine (and the settings of an app)
+    quartet compare RUN RUN ... [--metric val/auroc]   runs side by side
+    quartet new-app NAME                               write a small, complete app into a checkout
+    quartet --version
+
+`train` takes exactly what the apps' train.py take. Several processes: torchrun --nproc-per-node 4 -m quartet train APP.
+"""
+
+import importlib
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from mlcore.cli.app import App
+
+__all__ = ["app_names", "load_app", "main"]
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Do what the command line says and exit: 0 done, 2 a mistake of the user's, else as the script called.
+
+    Args:
+        argv: Arguments; the process's own by default.
+    """
+    command, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
+    try:
+        if command in ("-h", "--help", "help"):
+            print(f"{(__doc__ or '').strip()}\n\nApps: {', '.join(app_names())}")
+            sys.exit(0)
+        from mlcore.cli.main import guarded
+
+        guarded(lambda: _run(command, rest))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("mlcore", "quartet"):
+            raise
+        app = next((word for word in rest if word in app_names()), "all")
+        print(
+            f"error: the package {error.name.partition('.')[0]}, which this needs, is not installed; "
+            f'make brings it in a checkout, elsewhere: pip install "quartet-train[{app}]"',
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+def _run(command: str, rest: list[str]) -> int:
+    from mlcore.base.errors import UserError
+    from mlcore.base.version import VERSION
+    from mlcore.config.errors import nearest
+
+    if command == "--version":
+        print(f"quartet {VERSION}")
+        return 0
+    known: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "run": _script,
+        "doctor": _doctor,
+        "compare": _compare,
+        "new-app": _new_app,
+    }
+    if command not in known:
+        raise UserError(f"no command '{command}'{nearest(command, known)}; quartet --help lists all")
+    return known[command](rest)
+
+
+def app_names() -> list[str]:
+    """Names of the apps there are."""
+    import quartet.apps
+
+    found = {path.parent.name for place in quartet.apps.__path__ for path in Path(place).glob("*/app.py")}
+    return sorted(found)
+
+
+def _named(rest: list[str], usage: str) -> str:
+    """The app that the first argument names."""
+    from mlcore.base.errors import UserError
+    from mlcore.config.errors import nearest
+
+    apps = app_names()
+    if not rest or rest[0].startswith("-"):
+        raise UserError(f"say which app: quartet {usage}; there is: {', '.join(apps)}")
+    if rest[0] not in apps:
+        raise UserError(f"no app named '{rest[0]}'{nearest(rest[0], apps)}; there is: {', '.join(apps)}")
+    return rest[0]
+
+
+def load_app(name: str) -> "App[Any]":
+    """The app of this name, one of `app_names`."""
+    app: App[Any] = importlib.import_module(f"quartet.apps.{name}.app").APP  # one of the folders there are
+    return app
+
+
+def _train(rest: list[str]) -> NoReturn:
+    from mlcore.run.app import train
+
+    name = _named(rest, "train APP ...")
+    sys.argv = [f"quartet train {name}", *rest[1:]]  # for usage lines and the run's own record
+    train(load_app(name), rest[1:])
+
+
+def _script(rest: list[str]) -> int:
+    from mlcore.base.errors import UserError
+    from mlcore.config.errors import nearest
+
+    name = _named(rest, "run APP SCRIPT ...")
+    package = importlib.import_module(f"quartet.apps.{name}")
+    folder = Path(package.__path__[0])
+    scripts = sorted(path.stem for path in folder.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+    script = rest[1].removesuffix(".py") if len(rest) > 1 else ""
+    if script not in scripts:
+        hint = nearest(script, scripts) if script else ""
+        raise UserError(f"no script '{script}' of {name}{hint}; there is: {', '.join(scripts)}")
+    sys.argv = [str(folder / f"{script}.py"), *rest[2:]]
+    runpy.run_module(f"quartet.apps.{name}.{script}", run_name="__main__", alter_sys=False)
+    return 0
+
+
+def _doctor(rest: list[str]) -> int:
+    if rest:
+        from mlcore.run.app import train
+
+        train(load_app(_named(rest, "doctor [APP]")), ["--test", *rest[1:]])
+    import os
+
+    from mlcore.run.doctor import check_system, exit_code, format_checks
+
+    checks = check_system(Path("outputs"), upload_to=os.environ.get("S3_BUCKET_NAME") or None)
+    print(format_checks(checks))
+    return exit_code(checks)
+
+
+def _compare(rest: list[str]) -> int:
+    from mlcore.compare.command import compare
+
+    return compare(rest, prog="quartet compare")
+
+
+def _new_app(rest: list[str]) -> int:
+    from mlcore.base.errors import UserError
+    from quartet.new_app import write_app
+
+    if len(rest) != 1 or rest[0].startswith("-"):
+        raise UserError("say how the app is to be called: quartet new-app NAME")
+    written = write_app(rest[0], Path.cwd())
+    print("\n".join([*(str(path) for path in written), "", f"Try it: make train APP={rest[0]}"]))
+    return 0

@@ -1,0 +1,95 @@
+"""Settings become the parts of a trainer, each where it belongs."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlcore.base.distributed import World
+from mlcore.run.build import build_tracker, build_trainer, describe, evaluation_loader, train_loader
+from mlcore.trackers.base import Trackers
+from mlcore.training.trainer import Trainer
+from tests.mlcore.run.toy import ToyConfig, build
+
+
+def config_of(**sections: dict[str, Any]) -> ToyConfig:
+    train = {"batch_size": 8, "early_stopping": {"metric": "loss"}, **sections.pop("train", {})}
+    return ToyConfig.model_validate({"train": train, "run": {"num_workers": 0, "device": "cpu"}, **sections})
+
+
+def trainer_of(folder: Path | None = None, **sections: dict[str, Any]) -> Trainer:
+    config = config_of(**sections)
+    return build_trainer(config, build(config, World()), world=World(), folder=folder)
+
+
+def test_length_of_a_run_in_epochs_steps_and_hours() -> None:
+    trainer = trainer_of(train={"epochs": 5, "gradient_accumulation_steps": 3, "max_hours": 0.5})
+    assert (trainer.steps_per_epoch, trainer.total_steps) == (2, 10)  # 4 batches of 8 in windows of 3
+    assert trainer.limits.max_seconds == 1800
+    assert trainer_of(train={"epochs": 5, "max_steps": 7}).total_steps == 7
+
+
+def test_rates_follow_the_schedule_from_the_configured_one_on() -> None:
+    trainer = trainer_of(train={"epochs": 4, "lr": 0.05}, scheduler={"name": "cosine"})
+    rates = []
+    for window in trainer.windows_over_epochs(3):
+        trainer.engine.run_window(trainer.task.training_step, window)
+        rates.append(trainer.engine.learning_rates()[0])
+    assert rates[0] == pytest.approx(0.05)
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize(("name", "given"), [("val_loss", "loss"), ("val/loss", "loss"), ("loss", "loss")])
+def test_the_monitored_metric_is_named_as_the_evaluation_names_it(name: str, given: str) -> None:
+    trainer = trainer_of(train={"early_stopping": {"metric": name, "patience": 3, "min_delta": 0.1}})
+    assert (trainer.monitor.metric, trainer.monitor.mode) == (given, "min")
+    assert (trainer.monitor.patience, trainer.monitor.min_delta) == (3, 0.1)
+
+
+def test_a_plateau_watches_in_the_direction_of_the_metric_unless_told() -> None:
+    assert trainer_of(scheduler={"name": "cosine"}).plateau is None
+    watched = trainer_of(scheduler={"name": "plateau", "factor": 0.3, "patience": 2}).plateau
+    assert watched is not None
+    assert (watched.mode, watched.factor, watched.patience) == ("min", 0.3, 2)
+
+
+def test_a_warm_up_longer_than_the_run_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="mlcore"):
+        trainer_of(train={"epochs": 1}, scheduler={"name": "warmup_cosine", "warmup_steps": 40})
+    assert "the warm-up takes 40 steps, the run only 4" in caplog.text
+
+
+def test_checkpoints_are_kept_only_where_there_is_a_folder(tmp_path: Path) -> None:
+    assert trainer_of().store is None
+    store = trainer_of(tmp_path / "checkpoints", checkpoint={"keep_last": 3}).store
+    assert store is not None
+    assert store.folder == tmp_path / "checkpoints"
+    store.close()
+
+
+def test_ranks_share_the_training_data_and_evaluation_takes_every_sample_once() -> None:
+    config = config_of(train={"eval_batch_size": 3})
+    setup = build(config, World())
+    loaders = [train_loader(config, setup, world=World(rank=rank, size=2)) for rank in range(2)]
+    seen = [{i for key in loader.order.batches(0) for i in key.indices} for loader in loaders]
+    assert seen[0] | seen[1] == set(range(32))
+    assert not seen[0] & seen[1]
+    whole = evaluation_loader(config, setup.validation, world=World())
+    assert [len(key.indices) for key in whole.order.batches(0)] == [3, 3, 2]
+
+
+def test_one_line_says_what_is_trained_on_what() -> None:
+    said = describe(trainer_of(train={"epochs": 2}))
+    assert said == "1 trainable parameters, 32 training and 8 validation samples, 8 steps, on cpu"
+
+
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_trackers_are_those_that_are_asked_for(tmp_path: Path, tensorboard: bool) -> None:
+    config = config_of(tracking={"tensorboard": tensorboard})
+    tracker = build_tracker(config, app="toy", folder=tmp_path, resume_step=None, known={})
+    assert isinstance(tracker, Trackers)
+    tracker.log(1, {"train/loss": 0.5})
+    tracker.close(status="finished")
+    assert (tmp_path / "metrics.csv").is_file()
+    assert (tmp_path / "tensorboard").is_dir() == tensorboard

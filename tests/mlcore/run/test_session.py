@@ -1,0 +1,214 @@
+"""One call of a training script, with a whole small app: folders, resuming, groups of runs, and what they leave."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mlcore.base.errors import UserError
+from mlcore.base.version import code_version
+from mlcore.cli.parse import parse
+from mlcore.run import session
+from mlcore.run.session import EXIT_INTERRUPTED, run
+from mlcore.training.checkpoint import CheckpointError, load_checkpoint
+from mlcore.training.trainer import Trainer
+from tests.mlcore.run import toy
+from tests.mlcore.run.toy import toy_app
+
+Call = Callable[..., int]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Run the toy with these arguments in `tmp_path`; the folder of runs is `runs`."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str | Path) -> int:
+        app = toy_app(tmp_path)
+        return run(app, parse(app, [str(argument) for argument in arguments]))
+
+    return call
+
+
+def read(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return values
+
+
+def weights(folder: Path, name: str = "latest_model.pth") -> torch.Tensor:
+    tensor: torch.Tensor = load_checkpoint(folder / "checkpoints" / name)["model"]["weight"]
+    return tensor
+
+
+def interrupted_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send SIGTERM to this process in the training step of this number, once."""
+    advance, done = Trainer._advance, [0]
+
+    def advancing(self: Trainer, window: Any) -> bool:
+        done[0] += 1
+        if done[0] == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return advance(self, window)
+
+    monkeypatch.setattr(Trainer, "_advance", advancing)
+
+
+def test_a_run_leaves_its_folder_with_everything_in_it(call: Call, tmp_path: Path) -> None:
+    assert call() == 0
+    (folder,) = (tmp_path / "runs/line").iterdir()
+    record, summary = read(folder / "run.json"), read(folder / "summary.json")
+    assert record["status"] == summary["status"] == "finished"
+    assert record["code"] == code_version(Path(toy.__file__).parent)  # of the app's code, wherever the core's is
+    assert list(summary["results_of_best_checkpoint"]) == ["val", "test"]
+    assert summary["results_of_best_checkpoint"]["test"]["n"] == 6
+    assert (folder / "finished.txt").read_text() == "finished"
+    assert {"report.html", "summary.md", "config.yaml", "metrics.csv", "train.log"} <= {
+        p.name for p in folder.iterdir()
+    }
+    assert "a toy" in (folder / "summary.md").read_text("utf-8")
+
+
+def test_a_run_goes_where_it_is_told(call: Call, tmp_path: Path) -> None:
+    assert call("--output_dir", tmp_path / "mine", "--line.has_test", "false") == 0
+    assert not (tmp_path / "runs").exists()
+    assert list(read(tmp_path / "mine/summary.json")["results_of_best_checkpoint"]) == ["val"]
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_one_that_was_not(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupted_after(3, patch)
+        assert call() == EXIT_INTERRUPTED
+    (folder,) = (tmp_path / "runs/line").iterdir()
+    assert read(folder / "run.json")["status"] == "interrupted"
+    assert not (folder / "summary.json").exists()
+    assert call() == 0  # the same command
+    assert [path.name for path in (tmp_path / "runs/line").iterdir()] == [folder.name]
+    assert call("--output_dir", tmp_path / "whole") == 0
+    assert torch.equal(weights(folder), weights(tmp_path / "whole"))
+
+
+def test_what_does_not_fit_is_refused_before_a_file_of_the_run_is_touched(call: Call, tmp_path: Path) -> None:
+    assert call("--output_dir", tmp_path / "run") == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir() if path.name not in LIVE}
+    with pytest.raises(CheckpointError, match="class_names"):
+        call("--output_dir", tmp_path / "run", "line.classes=[up, down]", "--epochs", "3")
+    with pytest.raises(UserError, match=r"finished \(train.lr 0.1 -> 0.2\).*nothing"):
+        call("--output_dir", tmp_path / "run", "--lr", "0.2")
+    with pytest.raises(UserError, match="already holds a run"):
+        call("--output_dir", tmp_path / "run", "--resume", "never")
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+LIVE = ("run.lock", "train.log")
+
+
+def test_a_failed_run_says_why_and_a_folder_without_a_run_goes_again(call: Call, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="broken"):
+        call("line.broken_seed=42", "--seed", "42")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_rate_finder_leaves_runs_alone(call: Call, tmp_path: Path) -> None:
+    assert call("--lr_find") == 0
+    (folder,) = (tmp_path / "runs/line/lr_find").iterdir()
+    assert (folder / "lr_finder.png").is_file()
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_dry_run_keeps_nothing(call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--dry_run") == 0
+    assert "dry run passed" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["configs"]
+
+
+# ------------------------------------------------------------------------------------------------------ runs of runs
+
+
+def test_a_group_trains_each_run_and_aggregates_them(call: Call, tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    assert call("--line.seeds", "3", "--output_dir", job) == 0
+    rows = [line.split(",") for line in (job / "seeds.csv").read_text().splitlines()]
+    assert [name for name, _ in rows] == ["seed_0", "seed_1", "seed_2"]
+    each = [read(job / f"seeds/{name}/summary.json")["results_of_best_checkpoint"]["val"]["loss"] for name, _ in rows]
+    assert [float(loss) for _, loss in rows] == each
+    assert len(set(each)) == 3  # each has a seed of its own
+    assert read(job / "summary.json")["results_of_best_checkpoint"]["val"]["loss"] == sum(each) / 3
+    assert read(job / "run.json")["status"] == "finished"
+    assert not (job / "checkpoints").exists()
+
+
+def test_a_run_of_a_group_is_what_it_is_alone(call: Call, tmp_path: Path) -> None:
+    assert call("--line.seeds", "2", "--output_dir", tmp_path / "job") == 0
+    assert call("--seed", "1", "--output_dir", tmp_path / "alone") == 0
+    assert torch.equal(weights(tmp_path / "job/seeds/seed_1"), weights(tmp_path / "alone"))
+
+
+def test_an_interrupted_group_goes_on_in_the_run_where_it_was(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, whole = tmp_path / "job", tmp_path / "whole"
+    with monkeypatch.context() as patch:
+        interrupted_after(11, patch)  # in the second run, of 8 steps each
+        assert call("--line.seeds", "3", "--output_dir", job) == EXIT_INTERRUPTED
+    statuses = [read(path)["status"] for path in sorted(job.glob("seeds/*/run.json"))]
+    assert statuses == ["finished", "interrupted"]
+    assert read(job / "run.json")["status"] == "interrupted"
+    assert not (job / "seeds.csv").exists()
+    first = (job / "seeds/seed_0/summary.json").stat().st_mtime_ns
+    assert call("--line.seeds", "3", "--output_dir", job) == 0
+    assert (job / "seeds/seed_0/summary.json").stat().st_mtime_ns == first
+    assert call("--line.seeds", "3", "--output_dir", whole) == 0
+    assert (job / "seeds.csv").read_text() == (whole / "seeds.csv").read_text()
+    assert all(torch.equal(weights(job / f"seeds/seed_{k}"), weights(whole / f"seeds/seed_{k}")) for k in range(3))
+
+
+def test_a_group_whose_first_run_cannot_start_leaves_nothing(call: Call, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="broken"):
+        call("--line.seeds", "2", "line.broken_seed=0")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_group_whose_later_run_fails_keeps_what_is_finished(call: Call, tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    with pytest.raises(RuntimeError, match="broken"):
+        call("--line.seeds", "2", "line.broken_seed=1", "--output_dir", job)
+    assert read(job / "run.json")["status"] == "failed"
+    assert read(job / "run.json")["reason"] == "RuntimeError: this seed is broken"
+    assert read(job / "seeds/seed_0/run.json")["status"] == "finished"
+    assert not (job / "seeds/seed_1").exists()
+
+
+def test_a_run_and_its_variants_are_compared_in_its_own_report(call: Call, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert call("--line.steeper", "--output_dir", folder) == 0
+    summary = read(folder / "summary.json")
+    alone = read(folder / "variants/steeper/summary.json")["results_of_best_checkpoint"]
+    assert summary["variants"] == {"steeper": alone}
+    assert (folder / "variants.png").is_file()
+    assert "Compared with its variants" in (folder / "report.html").read_text("utf-8")
+    assert (folder / "checkpoints/best_model.pth").is_file()
+    assert call("--output_dir", tmp_path / "plain") == 0
+    assert torch.equal(weights(folder), weights(tmp_path / "plain"))
+
+
+def test_a_failed_variant_costs_the_run_nothing(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> str:
+        raise UserError("no such variant")
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "_train_member", fail)
+        with pytest.raises(UserError, match="no such variant"):
+            call("--line.steeper", "--output_dir", folder)
+    assert read(folder / "summary.json")["status"] == "finished"
+    assert (folder / "report.html").is_file()
+    assert read(folder / "run.json")["status"] == "failed"
+    assert call("--line.steeper", "--output_dir", folder) == 0  # the same command trains what is missing
+    assert list(read(folder / "summary.json")["variants"]) == ["steeper"]
