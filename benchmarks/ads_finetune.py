@@ -19,10 +19,10 @@ from benchmarks.ads_models import write_tower
 from benchmarks.common import Goal, Options, Report, alternate, median_text, peer, ratio, ratio_text, run_alone, seconds
 from mlcore.base.distributed import World
 from mlcore.data.batch import MicroBatch
-from mlcore.remote.hub import quiet_loading
 from mlcore.training.engine import Engine, Precision, autocast
 from mlcore.training.optim import build_optimizer, parameter_groups
 from quartet.apps.multimodal_ads.config import AdsConfig
+from quartet.apps.multimodal_ads.loading import quiet_loading
 from quartet.apps.multimodal_ads.model.build import make_parts
 from quartet.apps.multimodal_ads.task import AdTask, Objective
 

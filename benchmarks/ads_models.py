@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mlcore.remote.hub import quiet_loading
+from quartet.apps.multimodal_ads.loading import quiet_loading
 from quartet.apps.multimodal_ads.vision.published import PUBLISHED
 
 BASE = "google/siglip2-base-patch16-224"

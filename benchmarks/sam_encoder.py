@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.common import ROOT, Goal, Options, Report, median_text, peer, ratio, ratio_text, run_alone
-from mlcore.training import losses
+from quartet.apps.sam_med3d_ich.losses import dice_cross_entropy
 from quartet.apps.sam_med3d_ich.model.clicks import next_click
 from quartet.apps.sam_med3d_ich.model.ich import IchModel
 from quartet.apps.sam_med3d_ich.model.sam import PRESETS
@@ -168,7 +168,7 @@ def _backward(model: nn.Module, loss: Tensor) -> None:
 
 def _click_loss(model: Any, image: Tensor, target: Tensor, *, released: bool) -> Tensor:
     def loss(logits: Tensor) -> Tensor:
-        return losses.dice_cross_entropy(logits, target, squared=True).mean()
+        return dice_cross_entropy(logits, target, squared=True).mean()
 
     if not released:
         masks = model(image, target=target, draws=torch.rand(len(image), _CLICKS)).masks

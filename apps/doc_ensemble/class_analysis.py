@@ -12,10 +12,10 @@ from mlcore.base.errors import UserError
 from mlcore.base.files import write_json
 from mlcore.metrics.arrays import Array, as_labels, as_probabilities
 from mlcore.metrics.calibration import reliability_bins
-from mlcore.metrics.temperature import fit_temperature, measure_temperature, softmax
 from mlcore.report.page import Picture, Section, Table, Text
 from mlcore.report.plots.confidence import plot_reliability
 from mlcore.report.plots.contact_sheet import Tile, plot_contact_sheet
+from quartet.apps.doc_ensemble.temperature import fit_temperature, measure_temperature, softmax
 
 __all__ = ["ConfusedPair", "calibration_sections", "confused_sections", "most_confused"]
 
@@ -136,9 +136,9 @@ def calibration_sections(
 ) -> list[Section]:
     """Fit a temperature on validation, and draw and tabulate what it does to the calibration.
 
-    Writes `calibration.json` (the figures of `mlcore.metrics.temperature.TemperatureFit` for "val", and for "test"
-    where there is one), `reliability.png` and `reliability_scaled.png` (of the test pages if there are any, else of
-    validation, where the fit looks somewhat better than it is).
+    Writes `calibration.json` (the figures of `TemperatureFit` for "val", and for "test" where there is one),
+    `reliability.png` and `reliability_scaled.png` (of the test pages if there are any, else of validation, where the
+    fit looks somewhat better than it is).
 
     Args:
         logits: ``[N, C]`` of validation pages.

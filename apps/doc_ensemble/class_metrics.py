@@ -7,8 +7,6 @@
 A class's accuracy is the share of its own pages that are recognised (its recall).
 """
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from mlcore.base.errors import UserError
-from mlcore.base.files import write_text
+from mlcore.base.files import csv_text, write_text
 from mlcore.metrics.arrays import Array, as_floats, as_labels
 from mlcore.metrics.classification import ClassificationReport, ClassRow, classification_report
-from mlcore.metrics.temperature import softmax
 from mlcore.report.page import Picture, Section, Table
 from mlcore.report.plots.classes import plot_class_bars, plot_confusion_matrix
 from mlcore.training import losses
+from quartet.apps.doc_ensemble.temperature import softmax
 from quartet.apps.doc_ensemble.train_val_plot import plot_train_val_comparison
 
 __all__ = [
@@ -220,12 +218,8 @@ def write_class_files(
 
 
 def _csv(report: ClassificationReport) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_CSV_COLUMNS)
-    for row in report.rows:
-        writer.writerow(["" if _is_nan(value) else value for value in _figures(row).values()])
-    return buffer.getvalue()
+    rows = [["" if _is_nan(value) else value for value in _figures(row).values()] for row in report.rows]
+    return csv_text([_CSV_COLUMNS, *rows])
 
 
 def _is_nan(value: object) -> bool:

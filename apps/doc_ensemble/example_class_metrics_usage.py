@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mlcore.base.files import ensure_folder
 from mlcore.cli.main import guarded
-from mlcore.metrics.temperature import softmax
 from quartet.apps.doc_ensemble.class_analysis import calibration_sections, most_confused
 from quartet.apps.doc_ensemble.class_metrics import (
     class_report,
@@ -26,6 +25,7 @@ from quartet.apps.doc_ensemble.class_metrics import (
     write_class_files,
 )
 from quartet.apps.doc_ensemble.model.classifier import create_model
+from quartet.apps.doc_ensemble.temperature import softmax
 
 CLASSES = ("text", "table", "photo", "blank")
 

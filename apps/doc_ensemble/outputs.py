@@ -1,7 +1,5 @@
 """What a run leaves besides the shared files: figures of each class, calibration, confused pages, a printed summary."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mlcore.base.files import write_text
+from mlcore.base.files import csv_text, write_text
 from mlcore.metrics.classification import ClassificationReport
 from mlcore.report.page import Section
 from quartet.apps.doc_ensemble.class_analysis import calibration_sections, confused_sections
@@ -96,9 +94,7 @@ def write_outputs(inspector: Inspector, config: DocConfig, folder: Path, _summar
 def _table(predictions: Mapping[str, Tensor], pages: Sequence[Page], classes: Sequence[str]) -> str:
     chances, labels = predictions["probabilities"].numpy(), predictions["label"].tolist()
     guesses = chances.argmax(axis=1)
-    buffer = io.StringIO()
-    table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(("image", "label", "predicted", "probability", *(f"p_{name}" for name in classes)))
+    table = [("image", "label", "predicted", "probability", *(f"p_{name}" for name in classes))]
     for page, label, guess, row in zip(pages, labels, guesses, chances, strict=True):
-        table.writerow((page.key, classes[label], classes[guess], f"{row[guess]:.6f}", *(f"{p:.6f}" for p in row)))
-    return buffer.getvalue()
+        table.append((page.key, classes[label], classes[guess], f"{row[guess]:.6f}", *(f"{p:.6f}" for p in row)))
+    return csv_text(table)

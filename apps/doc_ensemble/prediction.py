@@ -1,7 +1,5 @@
 """What `predict.py` does: checkpoints and pages to a table of classes, and pictures of it."""
 
-import csv
-import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from PIL import Image
 from mlcore.base.console import setup_logging, with_progress
 from mlcore.base.distributed import pick_device
 from mlcore.base.errors import UserError
-from mlcore.base.files import ensure_folder, output_folder, write_text
+from mlcore.base.files import csv_text, ensure_folder, output_folder, write_text
 from mlcore.report.plots.contact_sheet import Tile, plot_contact_sheet
 from mlcore.report.plots.style import displayable
 from mlcore.run.final_evaluation import best_checkpoint
@@ -114,13 +112,11 @@ def _table(
     pages: Sequence[Page], chances: NDArray[np.float64], predicted: PagePredictions, problems: Sequence[Problem]
 ) -> str:
     names, guesses = predicted.class_names, chances.argmax(axis=1)
-    buffer = io.StringIO()
-    table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(("image", "class", "probability", *(f"p_{name}" for name in names), "problem"))
+    table = [("image", "class", "probability", *(f"p_{name}" for name in names), "problem")]
     for page, guess, row in zip(pages, guesses, chances, strict=True):
-        table.writerow((page.key, names[guess], f"{row[guess]:.6f}", *(f"{chance:.6f}" for chance in row), ""))
-    table.writerows((name, *[""] * (len(names) + 2), reason) for name, reason in problems)
-    return buffer.getvalue()
+        table.append((page.key, names[guess], f"{row[guess]:.6f}", *(f"{chance:.6f}" for chance in row), ""))
+    table.extend((name, *[""] * (len(names) + 2), reason) for name, reason in problems)
+    return csv_text(table)
 
 
 def _draw(

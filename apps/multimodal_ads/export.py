@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from mlcore.cli.main import guarded
-from mlcore.remote.stored import stored_file
+from mlcore.remote.s3 import stored_file
 
 
 def main() -> int:

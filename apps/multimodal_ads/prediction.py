@@ -1,7 +1,5 @@
 """What `test.py` and `predict.py` do: a checkpoint and a table, or images, to figures and probabilities."""
 
-import csv
-import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from torch import Tensor
 from mlcore.base.console import setup_logging, with_progress
 from mlcore.base.distributed import World, pick_device
 from mlcore.base.errors import UserError
-from mlcore.base.files import output_folder, write_json, write_text
+from mlcore.base.files import csv_text, output_folder, write_json, write_text
 from mlcore.data.batch import MicroBatch
 from mlcore.data.images import find_images, read_image
 from mlcore.data.loader import BatchLoader, worker_count
@@ -128,9 +126,7 @@ def _predict(request: PredictRequest) -> int:
     lines = [list(_COLUMNS)]
     for chunk in with_progress(chunks, total=len(chunks), what="batches"):
         lines += _score(restored, chunk, threshold=threshold)
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(lines)
-    write_text(request.output, buffer.getvalue())
+    write_text(request.output, csv_text(lines))
     bad = sum(bool(line[-1]) for line in lines[1:])
     _log.info("written: %s (%d images, %d could not be read)", request.output, len(rows), bad)
     return 1 if bad else 0

@@ -1,7 +1,5 @@
 """What `prepare.py` does: a folder or any table of pictures to the tables that training reads."""
 
-import csv
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +7,7 @@ from pathlib import Path
 
 from mlcore.base.console import setup_logging, with_progress
 from mlcore.base.errors import UserError
-from mlcore.base.files import output_folder, write_text
+from mlcore.base.files import csv_text, output_folder, write_text
 from mlcore.data.images import find_images, read_image
 from mlcore.data.records import failed, read_records
 from quartet.apps.multimodal_ads.data.duplicates import picture_groups
@@ -223,16 +221,14 @@ def _split(parts: dict[str, list[AdRow]], settings: Preparation) -> dict[str, li
 
 
 def _table(rows: Sequence[AdRow], base_dir: Path | None) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    lines: list[Sequence[object]] = [COLUMNS]
     base = None if base_dir is None else base_dir.resolve()
     for row in rows:
         if base is not None and not row.image.is_relative_to(base):
             raise UserError(f"{row.origin}: {row.image} is outside of --base_dir {base}")
         place = row.image if base is None else row.image.relative_to(base)
-        writer.writerow([str(place), bool(row.label), row.text])
-    return buffer.getvalue()
+        lines.append([str(place), bool(row.label), row.text])
+    return csv_text(lines)
 
 
 def _report(output: Path, splits: dict[str, list[AdRow]], settings: Preparation) -> str:

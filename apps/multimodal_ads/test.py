@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from mlcore.cli.main import guarded
-from mlcore.remote.stored import stored_file
+from mlcore.remote.s3 import stored_file
 
 
 def main() -> int:

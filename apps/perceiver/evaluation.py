@@ -1,7 +1,5 @@
 """What `inference.py` does: a checkpoint and its data to figures, pictures and tables."""
 
-import csv
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 from mlcore.base.console import setup_logging
 from mlcore.base.distributed import World, start_world
 from mlcore.base.errors import UserError
-from mlcore.base.files import output_folder, write_json, write_text
+from mlcore.base.files import csv_text, output_folder, write_json, write_text
 from mlcore.config.dump import to_values
 from mlcore.config.layers import Rank, Source, Value
 from mlcore.config.names import NameTable
@@ -181,7 +179,7 @@ def _write(done: Evaluation, folder: Path, *, analyze: bool, world: World) -> No
     if analyze:
         sections = classification_sections(done.predictions, class_names=done.class_names, folder=folder)
         rows = _rows(done)
-        _write_predictions(rows, folder / "predictions.csv")
+        write_text(folder / "predictions.csv", csv_text([_COLUMNS, *rows]))
         mistakes = [row for row in rows if row[2] != row[3]][:_SHOWN]
         table = Table("Most confident mistakes", _COLUMNS, mistakes, note="all predictions: predictions.csv")
         write_report(folder, report=_report(done, [*sections, table], world=world))
@@ -239,12 +237,6 @@ def _rows(done: Evaluation) -> list[list[object]]:
         ]
         for i in order
     ]
-
-
-def _write_predictions(rows: Sequence[Sequence[object]], path: Path) -> None:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([_COLUMNS, *rows])
-    write_text(path, buffer.getvalue())
 
 
 def _report(done: Evaluation, sections: Sequence[Any], *, world: World) -> RunReport:

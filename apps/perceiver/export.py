@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mlcore.base.errors import UserError
 from mlcore.cli.main import guarded
-from mlcore.remote.stored import stored_file
+from mlcore.remote.s3 import stored_file
 
 _TOLERANCE = 1e-5  # largest difference of a logit, relative to the largest logit
 _SHAPES = ((1, 1), (2, 7), (5, 33))  # batch, length

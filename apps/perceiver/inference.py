@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from mlcore.cli.main import guarded
-from mlcore.remote.stored import stored_file
+from mlcore.remote.s3 import stored_file
 
 _SETTINGS = "Any setting of the run's sections data and run can be changed: --data_dir DIR, data_dir=DIR, device=cpu."
 

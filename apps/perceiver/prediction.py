@@ -1,7 +1,5 @@
 """What `predict.py` does: a checkpoint and new data to a table of classes."""
 
-import csv
-import io
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +16,7 @@ from PIL import Image
 from mlcore.base.console import Pace, format_duration, setup_logging
 from mlcore.base.distributed import pick_device
 from mlcore.base.errors import UserError
-from mlcore.base.files import atomic_write
+from mlcore.base.files import atomic_write, csv_text
 from quartet.apps.perceiver.data.arrays import read_npz
 from quartet.apps.perceiver.data.collate import PadCollate
 from quartet.apps.perceiver.data.images import SUFFIXES, decode_image
@@ -241,6 +239,4 @@ def _rows(names: Sequence[str], probabilities: NDArray[np.float32], classes: Seq
 
 
 def _write_rows(file: BinaryIO, rows: Sequence[Sequence[object]]) -> None:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    file.write(buffer.getvalue().encode("utf-8"))
+    file.write(csv_text(rows).encode("utf-8"))

@@ -9,9 +9,8 @@ from typing import Any
 
 from mlcore.base.distributed import World, barrier
 from mlcore.base.errors import UserError
-from mlcore.remote.stored import stored_file
+from mlcore.remote.s3 import stored_file
 from mlcore.run.build import Data, TrainingSetup
-from mlcore.training import losses
 from mlcore.training.optim import GroupRule
 from quartet.apps.sam_med3d_ich.config import DataConfig, ModelConfig, ObjectiveConfig, SamMed3DConfig
 from quartet.apps.sam_med3d_ich.data.cache import Cache
@@ -22,6 +21,7 @@ from quartet.apps.sam_med3d_ich.data.statistics import DatasetStatistics, datase
 from quartet.apps.sam_med3d_ich.data.table import check_patients, read_cases
 from quartet.apps.sam_med3d_ich.data.words import counted
 from quartet.apps.sam_med3d_ich.inspection import Inspector
+from quartet.apps.sam_med3d_ich.losses import dice_cross_entropy, dice_focal
 from quartet.apps.sam_med3d_ich.model.ich import IchModel
 from quartet.apps.sam_med3d_ich.model.weights import fetch_released, load_weights, read_weights, resize_tables
 from quartet.apps.sam_med3d_ich.outputs import write_outputs
@@ -125,8 +125,8 @@ def _task(config: SamMed3DConfig, model: IchModel, metadata: Mapping[str, Any]) 
 
 def _mask_loss(settings: ObjectiveConfig) -> MaskLoss:
     if settings.loss == "dice_ce":
-        return partial(losses.dice_cross_entropy, squared=True)
-    return partial(losses.dice_focal, gamma=settings.focal_gamma)
+        return partial(dice_cross_entropy, squared=True)
+    return partial(dice_focal, gamma=settings.focal_gamma)
 
 
 def learning_rates(model: IchModel, config: SamMed3DConfig) -> list[GroupRule]:

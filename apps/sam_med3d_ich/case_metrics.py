@@ -18,8 +18,8 @@ from scipy.spatial import KDTree
 
 from mlcore.base.errors import UserError
 from mlcore.metrics.arrays import Array, as_floats, as_labels
-from mlcore.metrics.masks import dice_per_case, iou_per_case
 from mlcore.metrics.ranking import auroc
+from quartet.apps.sam_med3d_ich.masks import dice_per_case, iou_per_case
 
 __all__ = ["FIELDS", "CaseMetrics", "Mask", "case_metrics", "summarise"]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
-from mlcore.base.files import write_text
+from mlcore.base.files import csv_text, write_text
 from mlcore.metrics.ranking import auroc, auroc_interval
 from mlcore.report.page import Picture, Section, Table
 from mlcore.report.plots.style import BAD, DASHED, GOOD, INK, MUTED, TRAIN, VAL, note, picture
@@ -90,14 +88,12 @@ def write_cases(rows: Sequence[CaseRow], *, path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    table: list[Sequence[object]] = [COLUMNS]
     for row in rows:
         values = [*row.metrics.to_row(), float(row.ich), float(row.score)]
         named = zip(COLUMNS[1:], values, strict=True)
-        writer.writerow([row.name, *("" if math.isnan(v) else int(v) if k in _COUNTS else v for k, v in named)])
-    write_text(path, buffer.getvalue())
+        table.append([row.name, *("" if math.isnan(v) else int(v) if k in _COUNTS else v for k, v in named)])
+    write_text(path, csv_text(table))
 
 
 def plot_volumes(rows: Sequence[CaseRow], *, path: Path) -> Path:

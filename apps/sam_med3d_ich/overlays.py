@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects, label
 
 from mlcore.base.errors import UserError
-from mlcore.metrics.masks import dice_per_case
 from mlcore.report.plots.style import INK, displayable, picture
 from quartet.apps.sam_med3d_ich.case_metrics import Mask
+from quartet.apps.sam_med3d_ich.masks import dice_per_case
 
 __all__ = ["CONTOUR", "MISSED", "RIGHT", "WRONG", "best_median_worst", "plot_overlay"]
 

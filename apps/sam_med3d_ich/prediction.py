@@ -1,7 +1,5 @@
 """What `predict.py` does: a checkpoint and volumes to masks, a table, and a comparison where the truth is known."""
 
-import csv
-import io
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 from mlcore.base.console import Pace, format_duration, setup_logging
 from mlcore.base.distributed import pick_device
 from mlcore.base.errors import UserError
-from mlcore.base.files import output_folder, write_text
+from mlcore.base.files import csv_text, output_folder, write_text
 from mlcore.training.engine import autocast
 from quartet.apps.sam_med3d_ich.case_metrics import case_metrics, summarise
 from quartet.apps.sam_med3d_ich.case_report import CaseRow, case_sections
@@ -278,10 +276,8 @@ def _write(
 
 
 def _write_predictions(done: Sequence[Done], folder: Path) -> None:
-    buffer = io.StringIO()
     rows = [[one.path, one.mask, f"{one.millilitres:.3f}", f"{one.ich_score:.6f}"] for one in done]
-    csv.writer(buffer, lineterminator="\n").writerows([_COLUMNS, *rows])
-    write_text(folder / _TABLE, buffer.getvalue())
+    write_text(folder / _TABLE, csv_text([_COLUMNS, *rows]))
 
 
 def _write_comparison(done: Sequence[Done], folder: Path) -> None:

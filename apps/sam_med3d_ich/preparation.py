@@ -1,7 +1,5 @@
 """What `prepare.py` does: folders of NIfTI files or DICOM series to images, masks and tables."""
 
-import csv
-import io
 import logging
 import re
 import shutil
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 
 from mlcore.base.console import setup_logging, with_progress
 from mlcore.base.errors import UserError
-from mlcore.base.files import write_text
+from mlcore.base.files import csv_text, write_text
 from quartet.apps.sam_med3d_ich.data.dicom import Series, find_series, read_series, series_in
 from quartet.apps.sam_med3d_ich.data.folders import new_folder, refuse_existing
 from quartet.apps.sam_med3d_ich.data.split import SplitSizes, Subject, split_by_patient, summary_counts, wanted_counts
@@ -112,7 +110,7 @@ def prepare_data(source: Path, output: Path, settings: Preparation) -> dict[str,
         splits = split_by_patient(list(subjects.values()), settings.sizes, seed=settings.seed)
         for split, names in splits.items():
             if names:
-                write_text(folder / f"{split}.csv", _table([rows[name] for name in names]))
+                write_text(folder / f"{split}.csv", csv_text([COLUMNS, *(rows[name] for name in names)]))
         if not any((folder / "images").iterdir()):
             (folder / "images").rmdir()
     print(_report(output, subjects, splits))
@@ -322,12 +320,6 @@ def _write_converted(path: Path, volume: Volume) -> None:
     whole = np.rint(volume.array)
     fits = np.array_equal(whole, volume.array) and np.abs(whole).max() < 2**15
     write_nifti(path, whole.astype(np.int16) if fits else volume.array, like_affine=volume.affine)
-
-
-def _table(rows: Sequence[Sequence[object]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([COLUMNS, *rows])
-    return buffer.getvalue()
 
 
 def _report(output: Path, subjects: dict[str, Subject], splits: dict[str, list[str]]) -> str:

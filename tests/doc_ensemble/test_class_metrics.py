@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from mlcore.base.errors import UserError
 from mlcore.metrics.classification import ClassificationReport, ClassRow, ClassScores
-from mlcore.metrics.temperature import fit_temperature, measure_temperature, negative_log_likelihood, softmax
 from mlcore.report.page import Picture, Table, Text
 from mlcore.report.plots.style import Names
 from quartet.apps.doc_ensemble.class_analysis import calibration_sections, confused_sections, most_confused
@@ -26,6 +25,7 @@ from quartet.apps.doc_ensemble.class_metrics import (
     predict_logits,
     write_class_files,
 )
+from quartet.apps.doc_ensemble.temperature import fit_temperature, measure_temperature, softmax
 from quartet.apps.doc_ensemble.train_val_plot import plot_train_val_comparison
 
 NAMES = ("송장", "letter", "form", "unused")
@@ -121,7 +121,7 @@ def test_the_summary_is_the_promised_one() -> None:
         samples=450,
         accuracy=0.8542,
         loss=0.0,
-        scores=ClassScores(nothing, nothing, nothing, np.zeros(3, int), macro=(0, 0, 0.8234), micro=(0, 0, 0)),
+        scores=ClassScores(nothing, nothing, nothing, np.zeros(3, int), macro=(0, 0, 0.8234)),
         auroc=0.0,
         average_precision=0.0,
         ece=0.0,
@@ -248,9 +248,9 @@ def test_temperature_is_found_again(scale: float) -> None:
     logits, labels = predictions(4000, scale=scale)
     found = fit_temperature(logits, labels=labels)
     assert found == pytest.approx(scale, rel=0.1)
+    best = measure_temperature(logits, labels=labels, temperature=found)
     for other in (0.99 * found, 1.01 * found):
-        best = negative_log_likelihood(logits, labels=labels, temperature=found)
-        assert negative_log_likelihood(logits, labels=labels, temperature=other) > best
+        assert measure_temperature(logits, labels=labels, temperature=other).nll_after > best.nll_after
     fresh = predictions(4000, scale=scale, seed=1)
     fit = measure_temperature(fresh[0], labels=fresh[1], temperature=found)
     assert fit.ece_after < 0.04

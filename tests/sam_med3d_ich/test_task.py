@@ -14,13 +14,13 @@ from torch import Tensor
 
 from mlcore.base.distributed import World
 from mlcore.cli.parse import parse
-from mlcore.training import losses
 from mlcore.training.engine import StepOutput
 from quartet.apps.sam_med3d_ich.app import APP
 from quartet.apps.sam_med3d_ich.build import build
 from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, case_metrics
 from quartet.apps.sam_med3d_ich.data.preprocess import Preprocessing
 from quartet.apps.sam_med3d_ich.data.volume import Volume
+from quartet.apps.sam_med3d_ich.losses import dice_cross_entropy
 from quartet.apps.sam_med3d_ich.model.ich import IchModel
 from quartet.apps.sam_med3d_ich.restore import restore
 from quartet.apps.sam_med3d_ich.segmentation import Segmenter, clicks_from_mask
@@ -33,9 +33,7 @@ SIDE = 16
 
 def make_task(model: IchModel, **options: Any) -> IchTask:
     segmenter = Segmenter(model=model, preprocessing=Preprocessing(spacing=None), overlap=0.0)
-    return IchTask(
-        model=model, segmenter=segmenter, mask_loss=partial(losses.dice_cross_entropy, squared=True), **options
-    )
+    return IchTask(model=model, segmenter=segmenter, mask_loss=partial(dice_cross_entropy, squared=True), **options)
 
 
 def make_batch(size: int = 4, *, rounds: int = 4) -> dict[str, Tensor]:

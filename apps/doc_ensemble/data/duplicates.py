@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from mlcore.data.duplicates import duplicate_groups, report_duplicates
 from mlcore.data.fingerprints import Numbered, fingerprints
 from quartet.apps.doc_ensemble.data.pages import Page, read_page
@@ -33,8 +31,7 @@ def page_groups(pages: Sequence[Page], *, max_pixels: int, cache: Path | None = 
         origins=[page.origin or page.name for page in pages],
         cache=cache,
     )
-    groups: list[int] = duplicate_groups(prints, text=True).tolist()
-    return groups
+    return duplicate_groups(prints, text=True)
 
 
 def check_duplicates(
@@ -56,11 +53,9 @@ def check_duplicates(
     """
     groups = page_groups([page for part in splits.values() for page in part], max_pixels=max_pixels, cache=cache)
     return report_duplicates(
-        np.array(groups, dtype=np.int64),
-        {name: [_called(page) for page in part] for name, part in splits.items()},
+        groups,
+        {name: [(_called(page), page.label) for page in part] for name, part in splits.items()},
         allow=allow,
-        allow_with="data.allow_duplicates=true",
-        labels={name: [page.label for page in part] for name, part in splits.items()},
     )
 
 

@@ -1,7 +1,5 @@
 """What each further member costs and earns: score against pages per second, as a table and a picture."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from mlcore.base.errors import UserError
-from mlcore.base.files import write_text
+from mlcore.base.files import csv_text, write_text
 from mlcore.metrics.arrays import Array, FloatArray, as_floats, as_labels
 from mlcore.report.plots.style import INK, PALETTE, TRAIN, displayable, note, picture
 from quartet.apps.doc_ensemble.ensemble.combine import Average, combine
@@ -123,13 +121,11 @@ def write_cost_curve(points: Sequence[CostPoint], path: Path) -> None:
     Raises:
         UserError: The file cannot be written.
     """
-    buffer = io.StringIO()
-    table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(_COLUMNS)
+    table: list[Sequence[object]] = [_COLUMNS]
     for point in points:
         speed, scores = f"{point.images_per_second:.3f}", (f"{point.accuracy:.6f}", f"{point.macro_f1:.6f}")
-        table.writerow([point.step, point.added, point.members, speed, *scores])
-    write_text(path, buffer.getvalue())
+        table.append([point.step, point.added, point.members, speed, *scores])
+    write_text(path, csv_text(table))
 
 
 def plot_cost_curve(points: Sequence[CostPoint], *, path: Path, singles: Sequence[CostPoint] = ()) -> Path:

@@ -4,8 +4,6 @@ All of them are one job that goes on where it was stopped. What the models say o
 predictions, which every page has exactly one of, by a model that never saw it.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from mlcore.base.errors import UserError
-from mlcore.base.files import atomic_write, write_text
+from mlcore.base.files import atomic_write, csv_text, write_text
 from mlcore.config.text import read_document
 from mlcore.report.page import Headline, RunReport, Table
 from mlcore.run.final_evaluation import Pages, Results
@@ -166,12 +164,9 @@ def _read_fold(path: Path) -> tuple[FoldPredictions, tuple[str, ...]]:
 
 def _write_folds(path: Path, together: OutOfFold) -> None:
     names, predicted = together.class_names, together.probabilities[0].argmax(axis=1)
-    buffer = io.StringIO()
-    table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(("image", "class", "fold", "predicted"))
-    for page, label, fold, guess in zip(together.pages, together.labels, together.folds, predicted, strict=True):
-        table.writerow((page, names[label], fold, names[guess]))
-    write_text(path, buffer.getvalue())
+    pages = zip(together.pages, together.labels, together.folds, predicted, strict=True)
+    rows = [(page, names[label], fold, names[guess]) for page, label, fold, guess in pages]
+    write_text(path, csv_text([("image", "class", "fold", "predicted"), *rows]))
 
 
 def _fold_table(results: Mapping[str, Results]) -> Table:

@@ -1,7 +1,5 @@
 """The picture and the table of all methods."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from mlcore.base.errors import UserError
-from mlcore.base.files import write_text
+from mlcore.base.files import csv_text, write_text
 from mlcore.report.plots.style import INK, MUTED, PALETTE, TRAIN, displayable, note, picture
 from quartet.apps.doc_ensemble.ensemble.methods import Outcome, best_member
 
@@ -50,15 +48,13 @@ def write_methods(outcomes: Sequence[Outcome], path: Path) -> None:
     Raises:
         UserError: The file cannot be written.
     """
-    buffer = io.StringIO()
-    table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(("kind", *COLUMNS))
+    table: list[Sequence[object]] = [("kind", *COLUMNS)]
     kinds = {outcome.method.name: outcome.method.kind for outcome in outcomes}
     for split in sorted({outcome.split for outcome in outcomes}):  # test, val
         for row in method_rows(outcomes, split):
             cells = [f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row]
-            table.writerow([kinds[str(row[0])], *cells])
-    write_text(path, buffer.getvalue())
+            table.append([kinds[str(row[0])], *cells])
+    write_text(path, csv_text(table))
 
 
 def plot_methods(outcomes: Sequence[Outcome], *, split: str, path: Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mlcore.base.errors import UserError
 from mlcore.config.compose import Composed
-from mlcore.remote.stored import stored_file
+from mlcore.remote.s3 import stored_file
 from mlcore.run.final_evaluation import best_checkpoint
 from quartet.apps.doc_ensemble.config import DocConfig, EnsembleConfig, MemberConfig
 from quartet.apps.doc_ensemble.data.pages import Page

@@ -1,16 +1,15 @@
 """The files of an ensemble: `ensemble_predictions.csv`, `ensemble_predictions_meta.json`, `tta_predictions.csv`."""
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlcore.base.errors import UserError
-from mlcore.base.files import write_json, write_text
+from mlcore.base.files import csv_text, write_json, write_text
 from mlcore.metrics.arrays import FloatArray, IntArray
 from quartet.apps.doc_ensemble.ensemble.disagreement import disagreement
 from quartet.apps.doc_ensemble.ensemble.selection import fast_macro_f1, log_loss
@@ -207,9 +206,5 @@ def _label(predictions: EnsemblePredictions, row: int) -> list[str]:
 
 
 def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    buffer = io.StringIO()
-    table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(header)
-    table.writerows(rows)
-    write_text(path, buffer.getvalue())
+    write_text(path, csv_text(chain([header], rows)))
     return path

@@ -5,14 +5,12 @@ its own. From one of the two alone no classifier gets beyond an AUROC of about 0
 ad if it shows a price tag. One label in a hundred is wrong, as in real data.
 """
 
-import csv
-import io
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from mlcore.base.files import write_text
+from mlcore.base.files import csv_text, write_text
 from mlcore.data.generated import write_once
 from quartet.apps.multimodal_ads.data.generated_pictures import draw_picture
 from quartet.apps.multimodal_ads.data.generated_texts import write_texts
@@ -63,11 +61,5 @@ def _write(folder: Path, *, counts: dict[str, int], seed: int) -> None:
             picture = draw_picture(np.random.default_rng([seed, _PICTURES, index]), priced=bool(priced[index]))
             picture.save(folder / name, quality=88)
             rows.append((name, bool(labels[index]), "" if without[index] else texts[index]))
-        write_text(folder / f"{split}.csv", _table(rows))
+        write_text(folder / f"{split}.csv", csv_text([COLUMNS, *rows]))
         first += count
-
-
-def _table(rows: list[tuple[str, bool, str]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([COLUMNS, *rows])
-    return buffer.getvalue()

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from mlcore.base.errors import UserError
-from mlcore.remote.hub import find_model, quiet_loading, read_weights, weight_names
+from mlcore.remote.hub import find_model, read_weights
 from quartet.apps.multimodal_ads.config import TextEncoderConfig
+from quartet.apps.multimodal_ads.loading import quiet_loading
 from quartet.apps.multimodal_ads.text.safety import check_folder
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def _load_model(folder: Path, max_length: int | None) -> "SentenceTransformer":
 def _be_strict(model: Any, folder: Path) -> None:
     """Refuse weights that lack a part of the model, which the library would draw at random with a warning."""
     prefix = f"{model.base_model_prefix}."
-    found = {name.removeprefix(prefix) for name in weight_names(folder)}
+    found = {name.removeprefix(prefix) for name in _weight_names(folder)}
     missing = _needed({name for name, _ in model.named_parameters()} - found)
     if missing:
         # Older files have other names, which only the library knows; ask it, at the price of a second model.
@@ -175,6 +176,17 @@ def _be_strict(model: Any, folder: Path) -> None:
     if missing:
         names = f"{'; '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
         raise UserError(f"{folder}: the weights lack {len(missing)} tensors of {type(model).__name__}: {names}")
+
+
+def _weight_names(folder: Path) -> list[str]:
+    names: list[str] = []
+
+    def note(name: str) -> bool:
+        names.append(name)
+        return False  # nothing needs to be read
+
+    read_weights(folder, keep=note)
+    return names
 
 
 def _needed(names: Iterable[str]) -> list[str]:

@@ -24,8 +24,9 @@ from transformers import (
 )
 
 from mlcore.base.errors import UserError
-from mlcore.remote.hub import find_model, quiet_loading, read_json, read_weights
+from mlcore.remote.hub import find_model, read_json, read_weights
 from quartet.apps.multimodal_ads.config import VisionEncoderConfig
+from quartet.apps.multimodal_ads.loading import quiet_loading
 from quartet.apps.multimodal_ads.vision.interface import Run, Tokens, VisionEncoder
 from quartet.apps.multimodal_ads.vision.processors import HubProcessor, processor_settings
 from quartet.apps.multimodal_ads.vision.published import PUBLISHED, Published

@@ -9,8 +9,6 @@ from typing import TypeVar
 
 from mlcore.base.env import mask_text
 
-LOGGER = "mlcore"
-
 _PROGRESS_EVERY_S = 5.0
 
 _log = logging.getLogger(__name__)
@@ -32,7 +30,7 @@ def setup_logging(
         package: The top-level package of the app, whose loggers are meant.
     """
     logging.raiseExceptions = False  # a full disk is reported by whoever writes a file, not by a traceback per line
-    for name in dict.fromkeys((LOGGER, package)):
+    for name in {"mlcore", package}:
         logger = logging.getLogger(name)
         logger.setLevel(logging.DEBUG)
         logger.propagate = False

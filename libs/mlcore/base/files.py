@@ -4,6 +4,7 @@ Write with `atomic_write`; call `remove_leftovers` once when a killed run's fold
 """
 
 import contextlib
+import csv
 import errno
 import io
 import json
@@ -11,7 +12,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,7 @@ from mlcore.base.errors import UserError
 
 __all__ = [
     "atomic_write",
+    "csv_text",
     "ensure_folder",
     "format_bytes",
     "free_bytes",
@@ -71,7 +73,8 @@ def atomic_write(path: Path, *, size: int | None = None) -> Iterator[BinaryIO]:
         raise _explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path, size)
     disk = None
     try:
-        disk = _open_new(temporary, path, size)
+        with _explained(path, size):
+            disk = _Disk(temporary, "xb")
         buffer = io.BufferedWriter(disk, buffer_size=1 << 20)
         try:
             yield buffer
@@ -99,6 +102,13 @@ def write_text(path: Path, text: str) -> None:
     data = text.encode("utf-8")
     with atomic_write(path, size=len(data)) as file:
         file.write(data)
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Rows, the header among them, as CSV (RFC 4180 with ends of lines of one character); floats keep every digit."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
 
 
 def write_json(path: Path, values: object) -> None:
@@ -199,11 +209,6 @@ def format_bytes(count: int) -> str:
             return f"{count} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
-
-
-def _open_new(temporary: Path, path: Path, size: int | None) -> _Disk:
-    with _explained(path, size):
-        return _Disk(temporary, "xb")
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ def hold(path: Path) -> BaseFileLock | None:
     Returns:
         The lock; `release()` frees it.
     """
-    lock = FileLock(path, blocking=False, fallback_to_soft=False, preserve_lock_file=True, thread_local=False)
+    lock = _lock(path)
     try:
         lock.acquire()
     except Timeout:
@@ -33,12 +33,14 @@ def is_held(path: Path) -> bool:
     """Whether a living process holds the lock of the file `path`."""
     if not path.is_file():
         return False
-    lock = FileLock(path, blocking=False, fallback_to_soft=False, preserve_lock_file=True, thread_local=False)
     try:
-        lock.acquire()
+        with _lock(path):
+            return False
     except Timeout:
         return True
     except OSError:  # a file system without locks
         return False
-    lock.release()
-    return False
+
+
+def _lock(path: Path) -> BaseFileLock:
+    return FileLock(path, blocking=False, fallback_to_soft=False, preserve_lock_file=True, thread_local=False)

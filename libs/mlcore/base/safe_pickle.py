@@ -15,19 +15,6 @@ import numpy as np
 
 from mlcore.base.errors import UserError
 
-# What the unpickler raises on damaged or crafted input, besides its own error.
-_FAILURES = (
-    pickle.UnpicklingError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 _PLAIN_KINDS = "biufcSU"  # numbers and fixed-width strings
 
 
@@ -57,7 +44,7 @@ def load_pickle(
         raise UserError(f"{name}: cannot be read: {error.strerror or error}") from error
     except _Refused as error:
         raise UserError(f"{name}: refused and not run: {error}; only arrays and plain containers are read") from None
-    except _FAILURES as error:
+    except Exception as error:  # noqa: BLE001 - damaged or crafted input makes the unpickler fail in any way it likes
         raise UserError(f"{name}: not a complete pickle of arrays and plain containers ({error})") from None
 
 

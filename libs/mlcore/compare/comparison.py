@@ -5,8 +5,6 @@ Runs that did not finish or cannot be read are listed with the reason, never dro
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -17,7 +15,7 @@ from typing import Literal
 from mlcore.base.console import format_duration
 from mlcore.base.env import mask_text
 from mlcore.base.errors import UserError
-from mlcore.base.files import ensure_folder, write_text
+from mlcore.base.files import csv_text, ensure_folder, write_text
 from mlcore.compare.reading import SPLITS, Run, find_runs
 from mlcore.config.errors import nearest
 from mlcore.config.sections import EarlyStoppingConfig
@@ -235,18 +233,16 @@ def _csv(comparison: Comparison) -> str:
     metrics = list(dict.fromkeys(name for run in runs for name in run.metrics))
     ends = [name for name in metrics if any(name in run.intervals for run in runs)]
     costs = list(dict.fromkeys(name for run in runs for name in run.cost))
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     bounds = [f"{name}_{end}" for name in ends for end in Interval._fields]
-    writer.writerow(["run", "status", "why", *metrics, *bounds, *comparison.varied, *costs])
+    rows = [["run", "status", "why", *metrics, *bounds, *comparison.varied, *costs]]
     for run in runs:
         known: list[float] = [run.metrics.get(name, math.nan) for name in metrics]
         known += [value for name in ends for value in run.intervals.get(name, Interval(math.nan, math.nan))]
         figures = ["" if math.isnan(value) else repr(value) for value in known]
         settings = [run.settings.get(name, "") for name in comparison.varied]
         spent = [f"{run.cost[name]:.10g}" if name in run.cost else "" for name in costs]
-        writer.writerow([comparison.name(run), run.status, run.trouble, *figures, *settings, *spent])
-    return buffer.getvalue()
+        rows.append([comparison.name(run), run.status, run.trouble, *figures, *settings, *spent])
+    return csv_text(rows)
 
 
 def _draw(comparison: Comparison, path: Path) -> Path | None:

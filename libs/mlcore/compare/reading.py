@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from mlcore.base.env import mask_secrets
 from mlcore.base.errors import UserError
+from mlcore.config.difference import flatten
 from mlcore.config.text import dump_value, read_document
 from mlcore.metrics.ranking import Interval
 from mlcore.run.folder import is_locked
@@ -86,7 +87,7 @@ def _read_run(folder: Path) -> Run:
     try:
         record = read_document(folder / "run.json").values
         status, config = record["status"], record["config"]
-        settings = dict(_flat(mask_secrets(config)))
+        settings = {name: dump_value(value) for name, value in flatten(mask_secrets(config)) if _matters(name)}
     except (UserError, KeyError, AttributeError, TypeError) as error:
         missing = not (folder / "run.json").exists()
         return Run(
@@ -155,35 +156,24 @@ def _memory(folder: Path) -> dict[str, float]:
     return {"peak_memory_gib": max(peaks)} if peaks else {}
 
 
-def _unstarted(sweep: Path) -> Iterator[Run]:
+def _unstarted(sweep: Path) -> list[Run]:
     """Jobs of a sweep that have no run: they failed before it began, or their turn has not come."""
     try:
-        jobs = [
-            (
-                sweep / job["folder"],
-                job["status"],
-                job["exit_code"],
-                dict(pair.split("=", 1) for pair in job["overrides"]),
-            )
-            for job in read_document(sweep / "sweep.json").values["jobs"]
-        ]
+        jobs = [_job(sweep, job) for job in read_document(sweep / "sweep.json").values["jobs"]]
     except (UserError, KeyError, TypeError, ValueError) as error:
-        yield Run(folder=sweep, status="broken", trouble=f"sweep.json: {_reason(error)}")
-        return
-    for folder, status, code, overrides in jobs:
-        if any((folder / name).exists() for name in _RUN_FILES):
-            continue
-        trouble = f"failed before the run began, exit code {code}" if status == "failed" else "not started yet"
-        yield Run(folder=folder, status=status, trouble=trouble, settings=overrides)
+        return [Run(folder=sweep, status="broken", trouble=f"sweep.json: {_reason(error)}")]
+    return [job for job in jobs if not any((job.folder / name).exists() for name in _RUN_FILES)]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}.")
-        elif name not in _LEFT_OUT and name.split(".")[0] not in _SECTIONS_LEFT_OUT:
-            yield name, dump_value(value)
+def _job(sweep: Path, job: Mapping[str, Any]) -> Run:
+    status, code = job["status"], job["exit_code"]
+    trouble = f"failed before the run began, exit code {code}" if status == "failed" else "not started yet"
+    overrides = dict(pair.split("=", 1) for pair in job["overrides"])
+    return Run(folder=sweep / job["folder"], status=status, trouble=trouble, settings=overrides)
+
+
+def _matters(setting: str) -> bool:
+    return setting not in _LEFT_OUT and setting.split(".")[0] not in _SECTIONS_LEFT_OUT
 
 
 def _reason(error: Exception) -> str:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["config_differences", "plain_values"]
+__all__ = ["config_differences", "flatten", "plain_values"]
 
 # Settings that change how a run is carried out, not what it computes.
 _VOLATILE = ("run.output_dir", "run.resume", "run.num_workers", "run.num_threads", "run.device")
@@ -13,7 +13,7 @@ _VOLATILE_SECTIONS = ("tracking", "checkpoint")
 
 def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Settings that matter to the result and differ, as "train.lr 0.1 -> 0.2"."""
-    flat_old, flat_new = dict(_flatten(plain_values(old))), dict(_flatten(plain_values(new)))
+    flat_old, flat_new = dict(flatten(plain_values(old))), dict(flatten(plain_values(new)))
     return [
         f"{key} {flat_old.get(key)} -> {flat_new.get(key)}"
         for key in sorted(flat_old.keys() | flat_new.keys())
@@ -29,9 +29,10 @@ def plain_values(config: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings with its dotted name, such as "train.lr", in order."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

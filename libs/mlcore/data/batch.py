@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 
 @dataclass(frozen=True)
@@ -22,20 +23,8 @@ class MicroBatch:
         """The batch, which comes from host memory, on `device`; copies overlap with computation where it is pinned."""
         if device.type == "cpu":
             return self
-        return MicroBatch(_map_tensors(self.data, lambda t: t.to(device, non_blocking=True)), self.real)
+        return MicroBatch(tree_map_only(torch.Tensor, lambda t: t.to(device, non_blocking=True), self.data), self.real)
 
     def pin_memory(self) -> "MicroBatch":
         """The batch in page-locked host memory (called by torch's loader)."""
-        return MicroBatch(_map_tensors(self.data, torch.Tensor.pin_memory), self.real)
-
-
-def _map_tensors(data: Any, function: Any) -> Any:
-    if isinstance(data, torch.Tensor):
-        return function(data)
-    if isinstance(data, dict):
-        return {key: _map_tensors(value, function) for key, value in data.items()}
-    if isinstance(data, tuple) and hasattr(data, "_fields"):
-        return type(data)(*(_map_tensors(value, function) for value in data))
-    if isinstance(data, list | tuple):
-        return type(data)(_map_tensors(value, function) for value in data)
-    return data
+        return MicroBatch(tree_map_only(torch.Tensor, torch.Tensor.pin_memory, self.data), self.real)

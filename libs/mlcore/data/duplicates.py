@@ -14,8 +14,6 @@ same, and smaller copies of small pages may be missed.
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +21,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from mlcore.base.errors import UserError, listed
-from mlcore.data.fingerprints import Fingerprints, fingerprints
+from mlcore.data.fingerprints import Fingerprints
 
-__all__ = ["check_duplicates", "duplicate_groups", "report_duplicates"]
+__all__ = ["duplicate_groups", "report_duplicates"]
 
 _BITS = 6
 _CORRELATION = 0.98
@@ -34,11 +32,9 @@ _ANYWHERE = 0.5  # largest difference of a cell of two copies of a text, in devi
 _AT_ONCE = 4096  # pairs that are compared
 _NAMED = 4  # of the pictures that are the same
 
-Value = TypeVar("Value")
 
-
-def duplicate_groups(prints: Fingerprints, *, text: bool = False) -> NDArray[np.int64]:
-    """Group number of each picture, int64 [N]; pictures that are the same (perhaps through others) share one.
+def duplicate_groups(prints: Fingerprints, *, text: bool = False) -> list[int]:
+    """Group number of each picture; pictures that are the same (perhaps through others) share one.
 
     Args:
         prints: Of the pictures.
@@ -49,101 +45,47 @@ def duplicate_groups(prints: Fingerprints, *, text: bool = False) -> NDArray[np.
     same = [(first.setdefault(digest, index), index) for index, digest in enumerate(prints.digests)]
     pairs = np.concatenate([np.array(same, dtype=np.int64).reshape(-1, 2), *_near_pairs(prints, text=text)])
     graph = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+    groups: list[int] = connected_components(graph, directed=False)[1].tolist()
+    return groups
 
 
-def check_duplicates(
-    splits: Mapping[str, Sequence[Path]],
-    *,
-    allow: bool,
-    max_pixels: int,
-    allow_with: str = "allow_duplicates=true",
-    labels: Mapping[str, Sequence[Hashable]] | None = None,
-    origins: Mapping[str, Sequence[str]] | None = None,
-    cache: Path | None = None,
+def report_duplicates(
+    groups: Sequence[int], splits: Mapping[str, Sequence[tuple[str, Hashable]]], *, allow: bool
 ) -> list[str]:
-    """Find pictures that are in more than one split, whose figures would be too good.
+    """Tell of pictures that are in more than one split, whose figures would be too good.
 
     Args:
-        splits: Image files of each part: "train", "val", "test".
-        allow: Warn instead of raising.
-        max_pixels: See `read_image`.
-        allow_with: The user's way to allow them, for the message.
-        labels: One for each picture of each split; None: labels are not compared.
-        origins: Where each picture is named, for messages: "train.csv, line 7"; None: by its path.
-        cache: See `fingerprints`.
+        groups: See `duplicate_groups`, of the pictures of all splits in order.
+        splits: What each picture of each part ("train", "val", "test") is called in messages, and its label.
+        allow: Warn instead of raising; the user's `data.allow_duplicates`.
 
     Returns:
         Messages to warn with, among them one on equal pictures with different labels; empty where all is well.
 
     Raises:
-        UserError: A picture is in two splits and `allow` is false, or pictures cannot be read.
-    """
-    paths = _joined(splits, splits)
-    places = None if origins is None else _joined(origins, splits)
-    groups = duplicate_groups(fingerprints(paths, max_pixels=max_pixels, origins=places, cache=cache))
-    names = {name: [str(path) for path in part] for name, part in splits.items()}
-    if origins is not None:
-        names = {
-            name: [f"{place} ({path.name})" for place, path in zip(origins[name], part, strict=True)]
-            for name, part in splits.items()
-        }
-    return report_duplicates(groups, names, allow=allow, allow_with=allow_with, labels=labels)
-
-
-def report_duplicates(
-    groups: NDArray[np.int64],
-    splits: Mapping[str, Sequence[str]],
-    *,
-    allow: bool,
-    allow_with: str,
-    labels: Mapping[str, Sequence[Hashable]] | None = None,
-) -> list[str]:
-    """The second half of `check_duplicates`, for pictures whose groups are known.
-
-    Args:
-        groups: int64 [N], see `duplicate_groups`, of the pictures of all splits in order.
-        splits: What each picture is called in messages.
-        allow: See `check_duplicates`, like the others, the result and the errors.
-        allow_with: The same.
-        labels: The same.
-
-    Raises:
         UserError: A picture is in two splits and `allow` is false.
     """
-    parts = [name for name, part in splits.items() for _ in part]
-    names = _joined(splits, splits)
-    kinds = [None] * len(names) if labels is None else _joined(labels, splits)
+    pictures = [(split, name, label) for split, part in splits.items() for name, label in part]
+    members: dict[int, list[tuple[str, str, Hashable]]] = {}
+    for group, picture in zip(groups, pictures, strict=True):
+        members.setdefault(group, []).append(picture)
+    shared = [_equation(found) for found in members.values() if len({split for split, _, _ in found}) > 1]
+    torn = [_equation(found) for found in members.values() if len({label for _, _, label in found}) > 1]
     notes = []
-    shared = _mixed(groups, parts, names)
     if shared:
         title = f"pictures in more than one of {', '.join(splits)}, perhaps scaled or compressed anew: {len(shared)}"
         notes.append(listed(title, shared))
         if not allow:
-            raise UserError(f"{notes[0]}\nThe figures would be too good: remove them, or allow it with {allow_with}")
-    torn = _mixed(groups, kinds, names)
+            way_out = "remove them, or allow it with data.allow_duplicates=true"
+            raise UserError(f"{notes[0]}\nThe figures would be too good: {way_out}")
     if torn:
         notes.append(listed(f"pictures that are there several times, with different labels: {len(torn)}", torn))
     return notes
 
 
-def _joined(values: Mapping[str, Sequence[Value]], splits: Mapping[str, Sequence[Any]]) -> list[Value]:
-    """What is known of each picture, in the order of the splits."""
-    return [value for name, part in splits.items() for value, _ in zip(values[name], part, strict=True)]
-
-
-def _mixed(groups: NDArray[np.int64], keys: Sequence[Hashable], names: Sequence[str]) -> list[str]:
-    """The names in each group whose members have different keys."""
-    members: dict[int, list[int]] = {}
-    for index, group in enumerate(groups.tolist()):
-        members.setdefault(group, []).append(index)
-    found = [indices for indices in members.values() if len({keys[index] for index in indices}) > 1]
-    return [_equation([names[index] for index in indices]) for indices in found]
-
-
-def _equation(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return " = ".join(names[:_NAMED]) + more
+def _equation(pictures: Sequence[tuple[str, str, Hashable]]) -> str:
+    more = f" and {len(pictures) - _NAMED} more" if len(pictures) > _NAMED else ""
+    return " = ".join(name for _, name, _ in pictures[:_NAMED]) + more
 
 
 def _near_pairs(prints: Fingerprints, *, text: bool = False) -> Iterator[NDArray[np.int64]]:

@@ -111,7 +111,8 @@ def fingerprints(
         UserError: Pictures cannot be read; the first ones are named.
     """
     problems: list[str] = []
-    places = [_Place(*place) for place in zip(paths, _numbers(paths, pages), strict=True)]
+    numbers = [_WHOLE] * len(paths) if pages is None else pages.numbers
+    places = [_Place(*place) for place in zip(paths, numbers, strict=True)]
     look_at = partial(_look_at, read=None if pages is None else pages.read, max_pixels=max_pixels)
     with _Cache(cache) as known:
         found = [known.find(place, max_pixels=max_pixels) for place in places]
@@ -132,10 +133,6 @@ def fingerprints(
         hashes=np.array([entry.phash for entry in entries], dtype=np.uint64),
         small=_normalised(np.array([entry.small for entry in entries], dtype=np.uint8)),
     )
-
-
-def _numbers(paths: Sequence[Path], pages: Numbered | None) -> Sequence[int]:
-    return [_WHOLE] * len(paths) if pages is None else pages.numbers
 
 
 class _Place(NamedTuple):

@@ -31,7 +31,11 @@ def write_once(folder: Path, request: Mapping[str, object], write: Callable[[Pat
     with partial_folder(folder) as made:
         write(made)
         write_json(made / _STAMP, dict(request))
-        _put(made, folder, request)
+        if _request_of(folder) == request:  # another process was quicker
+            return
+        if folder.exists():
+            shutil.rmtree(folder)
+        made.rename(folder)
 
 
 def _request_of(folder: Path) -> dict[str, object] | None:
@@ -45,13 +49,3 @@ def _request_of(folder: Path) -> dict[str, object] | None:
     if not isinstance(request, dict):
         raise UserError(f"{folder}: holds something that was not generated; remove it, or choose another folder")
     return request
-
-
-def _put(made: Path, folder: Path, request: Mapping[str, object]) -> None:
-    """Give the finished folder its name."""
-    found = _request_of(folder)  # another process may have been quicker
-    if found == request:
-        return
-    if folder.exists():
-        shutil.rmtree(folder)
-    made.rename(folder)

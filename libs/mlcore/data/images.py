@@ -28,13 +28,12 @@ _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError
 Image.MAX_IMAGE_PIXELS = None
 
 
-def read_image(path: Path, *, max_pixels: int, setting: str = "max_megapixels") -> NDArray[np.uint8]:
+def read_image(path: Path, *, max_pixels: int) -> NDArray[np.uint8]:
     """Decode an image; the first frame of an animation.
 
     Args:
         path: A file in any of the formats AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF and WebP.
-        max_pixels: Larger images are refused before they are decoded.
-        setting: The user's name of that limit, for messages.
+        max_pixels: Larger images are refused before they are decoded; the user's `max_megapixels`.
 
     Returns:
         uint8 [H, W, 3], RGB: turned as its EXIF tag says, transparency on white, CMYK and palettes converted, 16 bits
@@ -43,8 +42,8 @@ def read_image(path: Path, *, max_pixels: int, setting: str = "max_megapixels") 
     Raises:
         UserError: It is missing, empty, damaged, no image, or too large; the message starts with the path.
     """
-    with _opened(path, setting=setting) as picture:
-        _check_size(path, picture.size, max_pixels, setting=setting)
+    with _opened(path) as picture:
+        _check_size(path, picture.size, max_pixels)
         picture.load()
         return _rgb(_upright(picture))
 
@@ -55,7 +54,7 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: It is missing, empty or no image.
     """
-    with _opened(path, setting=None) as picture:
+    with _opened(path) as picture:
         return picture.height, picture.width
 
 
@@ -79,7 +78,7 @@ def find_images(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, *, setting: str | None) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[Image.Image]:
     """The image with its header read; whatever goes wrong in the block becomes a `UserError`."""
     try:
         with path.open("rb") as file:
@@ -95,16 +94,15 @@ def _opened(path: Path, *, setting: str | None) -> Iterator[Image.Image]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(f"{path}: the image cannot be read ({reason})") from None
     except MemoryError:
-        hint = "" if setting is None else f"; lower {setting}"
-        raise UserError(f"{path}: not enough memory to decode the image{hint}") from None
+        raise UserError(f"{path}: not enough memory to decode the image; lower max_megapixels") from None
 
 
-def _check_size(path: Path, size: tuple[int, int], max_pixels: int, *, setting: str) -> None:
+def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
         raise UserError(
             f"{path}: {width} x {height} pixels are {width * height / 1e6:.3g} megapixels, more than the limit of "
-            f"{max_pixels / 1e6:.3g}; scale it down, or raise {setting} if you trust the file"
+            f"{max_pixels / 1e6:.3g}; scale it down, or raise max_megapixels if you trust the file"
         )
 
 

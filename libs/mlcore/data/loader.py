@@ -8,6 +8,7 @@ import os
 import signal
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -78,12 +79,12 @@ class BatchLoader:
         self._loader: DataLoader[Any] = DataLoader(
             _KeyedDataset(dataset, transform, prepare, order.seed),  # type: ignore[arg-type]
             batch_sampler=self._sampler,  # type: ignore[arg-type]
-            collate_fn=_KeyedCollate(collate or default_collate),  # type: ignore[arg-type]
+            collate_fn=partial(_collate, collate or default_collate),
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
             timeout=timeout_s,
-            worker_init_fn=_WorkerInit(order.seed, order.rank) if num_workers else None,
+            worker_init_fn=partial(_start_worker, order.seed, order.rank) if num_workers else None,
             # An own generator: torch would otherwise draw from the global one at every start of an epoch, and a resumed
             # run starts epochs at other moments than an uninterrupted one.
             generator=torch_rng(_WORKER_STREAM, order.seed, order.rank),
@@ -156,29 +157,20 @@ class _KeyedDataset:
         return sample if self._prepare is None else self._prepare(sample)
 
 
-class _KeyedCollate:
-    def __init__(self, collate: Collate) -> None:
-        self._collate = collate
-
-    def __call__(self, fetched: tuple[list[Any], bool] | UserError) -> MicroBatch | UserError:
-        if isinstance(fetched, UserError):
-            return fetched
-        samples, real = fetched
-        return MicroBatch(self._collate(samples), real)
+def _collate(collate: Collate, fetched: tuple[list[Any], bool] | UserError) -> MicroBatch | UserError:
+    if isinstance(fetched, UserError):
+        return fetched
+    samples, real = fetched
+    return MicroBatch(collate(samples), real)
 
 
-class _WorkerInit:
+def _start_worker(seed: int, rank: int, worker: int) -> None:
     """Leaves signals to the trainer and seeds the global generators, for data sets that draw from them."""
-
-    def __init__(self, seed: int, rank: int) -> None:
-        self._key = (_WORKER_STREAM, seed, rank)
-
-    def __call__(self, worker: int) -> None:
-        # Signals to the whole process group are for the trainer, which still needs its workers to finish the step.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        torch.manual_seed(torch_rng(*self._key, worker).initial_seed())
-        np.random.seed(int(numpy_rng(*self._key, worker).integers(2**32)))
+    # Signals to the whole process group are for the trainer, which still needs its workers to finish the step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.manual_seed(torch_rng(_WORKER_STREAM, seed, rank, worker).initial_seed())
+    np.random.seed(int(numpy_rng(_WORKER_STREAM, seed, rank, worker).integers(2**32)))
 
 
 def worker_count(

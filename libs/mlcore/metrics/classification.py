@@ -25,7 +25,6 @@ __all__ = [
     "class_scores",
     "classification_report",
     "confusion_matrix",
-    "per_class_loss",
 ]
 
 
@@ -38,8 +37,8 @@ class ClassScores:
         recall: ``[C]``, NaN likewise; what is often called per-class accuracy.
         f1: ``[C]``, NaN likewise.
         support: ``[C]`` int64, labelled samples.
-        macro: plain averages over defined classes: precision, recall, F1.
-        micro: precision, recall, F1 over all decisions; with one label per sample all three equal the accuracy.
+        macro: plain averages over defined classes: precision, recall, F1. Micro averages, over all decisions, all
+            equal the accuracy, as there is one label per sample.
     """
 
     precision: FloatArray
@@ -47,7 +46,6 @@ class ClassScores:
     f1: FloatArray
     support: IntArray
     macro: tuple[float, float, float]
-    micro: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class ClassificationReport:
             "macro_precision": precision,
             "macro_recall": recall,
             "macro_f1": f1,
-            "micro_f1": self.scores.micro[2],
+            "micro_f1": self.accuracy,
             "auroc": self.auroc,
             "average_precision": self.average_precision,
             "ece": self.ece,
@@ -143,7 +141,7 @@ def confusion_matrix(labels: Array, *, predicted: Array, classes: int) -> IntArr
 
 
 def class_scores(labels: Array, *, predicted: Array, classes: int) -> ClassScores:
-    """Precision, recall, F1 and support of each class, with macro and micro averages; policy in the module's docstring.
+    """Precision, recall, F1 and support of each class, with macro averages; policy in the module's docstring.
 
     Args:
         labels: ``[N]`` class indices, 0..classes-1.
@@ -161,26 +159,7 @@ def class_scores(labels: Array, *, predicted: Array, classes: int) -> ClassScore
     seen = (support > 0) | (np.bincount(guess, minlength=classes) > 0)
     precision, recall, f1 = (np.where(seen, value, np.nan) for value in values[:3])
     macro = (float(np.nanmean(precision)), float(np.nanmean(recall)), float(np.nanmean(f1)))
-    right = float(np.mean(truth == guess))
-    return ClassScores(precision, recall, f1, support, macro=macro, micro=(right, right, right))
-
-
-def per_class_loss(losses: Array, *, labels: Array, classes: int) -> FloatArray:
-    """Mean loss of each class's samples, ``[C]``; NaN for a class without samples.
-
-    Args:
-        losses: ``[N]``, one value per sample.
-        labels: ``[N]`` class indices, 0..classes-1.
-        classes: C.
-
-    Raises:
-        UserError: empty, lengths differ, or a label out of range (row named).
-    """
-    truth = as_labels(labels, classes=classes)
-    values = as_floats(losses, name="losses", rows=len(truth)).reshape(len(truth))
-    support = np.bincount(truth, minlength=classes)
-    total = np.bincount(truth, weights=values, minlength=classes)
-    return np.where(support > 0, total / np.maximum(support, 1), np.nan)
+    return ClassScores(precision, recall, f1, support, macro=macro)
 
 
 def classification_report(
@@ -227,25 +206,19 @@ def classification_report(
 
 def _rows(names: Sequence[str], scores: ClassScores, guess: IntArray, losses: FloatArray) -> tuple[ClassRow, ...]:
     predicted = np.bincount(guess, minlength=len(names))
-    return tuple(
-        ClassRow(
-            index=index,
-            name=name,
-            support=int(scores.support[index]),
-            predicted=int(predicted[index]),
-            precision=float(scores.precision[index]),
-            recall=float(scores.recall[index]),
-            f1=float(scores.f1[index]),
-            loss=float(losses[index]),
-        )
-        for index, name in enumerate(names)
-    )
+    columns = (scores.support, predicted, scores.precision, scores.recall, scores.f1, losses)
+    rows = zip(names, *(column.tolist() for column in columns), strict=True)
+    return tuple(ClassRow(index, *row) for index, row in enumerate(rows))
 
 
 def _losses_by_class(losses: Array | None, truth: IntArray, classes: int) -> FloatArray:
+    """Mean loss of each class's samples, ``[C]``; NaN for a class without samples, and for all without losses."""
     if losses is None:
         return np.full(classes, np.nan)
-    return per_class_loss(losses, labels=truth, classes=classes)
+    values = as_floats(losses, name="losses", rows=len(truth)).reshape(len(truth))
+    support = np.bincount(truth, minlength=classes)
+    total = np.bincount(truth, weights=values, minlength=classes)
+    return np.where(support > 0, total / np.maximum(support, 1), np.nan)
 
 
 def _pair(labels: Array, predicted: Array, *, classes: int | None) -> tuple[IntArray, IntArray]:

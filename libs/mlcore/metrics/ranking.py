@@ -14,7 +14,7 @@ import numpy as np
 from mlcore.base.errors import UserError
 from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_floats, as_labels
 
-__all__ = ["Interval", "Score", "auroc", "auroc_interval", "average_precision", "mean_interval"]
+__all__ = ["Interval", "Score", "auroc", "auroc_interval", "average_precision"]
 
 
 class Score(NamedTuple):
@@ -94,7 +94,8 @@ def auroc_interval(
     """
     from scipy.stats import rankdata
 
-    _check_level(level)
+    if not 0.0 < level < 1.0:
+        raise UserError(f"level is {level}, expected a number above 0 and below 1, such as 0.95")
     truth, columns = _binary_columns(labels, scores)
     if columns.shape[1] != 1:
         raise UserError(f"the AUROC interval is for two classes, scores have {columns.shape[1]} columns")
@@ -110,26 +111,6 @@ def auroc_interval(
         areas[index] = (ranks.sum() / len(positive) - (len(positive) + 1) / 2) / len(negative)
     low, high = np.quantile(areas, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
-
-
-def mean_interval(values: Array, *, level: float = 0.95) -> Interval:
-    """Student's t interval of the mean of independent values (folds, seeds, cases).
-
-    Args:
-        values: ``[N]``; with a single value the interval is undefined.
-        level: coverage, above 0 and below 1.
-
-    Raises:
-        UserError: empty, or ``level`` out of range.
-    """
-    from scipy.stats import t
-
-    _check_level(level)
-    array = as_floats(values, name="values").ravel()
-    if len(array) < 2:
-        return Interval(float("nan"), float("nan"))
-    half = t.ppf((1 + level) / 2, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
-    return Interval(float(array.mean() - half), float(array.mean() + half))
 
 
 def _one_versus_rest(labels: Array, scores: Array, *, measure: Callable[..., float], name: str) -> Score:
@@ -156,8 +137,3 @@ def _binary_columns(labels: Array, scores: Array) -> tuple[IntArray, FloatArray]
         raise UserError(f"scores have shape {columns.shape}, expected [samples] or [samples, classes]")
     as_labels(truth, classes=max(columns.shape[1], 2))
     return truth, columns[:, 1:] if columns.shape[1] == 2 else columns
-
-
-def _check_level(level: float) -> None:
-    if not 0.0 < level < 1.0:
-        raise UserError(f"level is {level}, expected a number above 0 and below 1, such as 0.95")

@@ -5,14 +5,12 @@ without asking the network, so that runs of a sweep start at once and with the s
 respected.
 """
 
-import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
@@ -21,15 +19,7 @@ from torch import Tensor
 from mlcore.base.errors import UserError
 from mlcore.training.checkpoint import load_checkpoint
 
-__all__ = [
-    "find_model",
-    "plain_arguments",
-    "quiet_loading",
-    "read_json",
-    "read_weights",
-    "weight_files",
-    "weight_names",
-]
+__all__ = ["find_model", "plain_arguments", "read_json", "read_weights", "weight_files"]
 
 _SCALARS = (bool, int, float, str)
 _TIMEOUT = 10.0  # seconds; one try: whoever is offline learns it at once
@@ -177,52 +167,17 @@ def read_weights(folder: Path, *, keep: Callable[[str], bool] = lambda _: True) 
         raise UserError(f"{folder}: no (or not all) weights: expected model.safetensors or pytorch_model.bin")
     weights: dict[str, Tensor] = {}
     for file in files:
-        weights.update(_read_safetensors(file, keep) if file.suffix == ".safetensors" else _read_bin(file, keep))
+        if file.suffix == ".safetensors":
+            weights.update(_read_safetensors(file, keep))
+        else:
+            state = load_checkpoint(file)
+            weights |= {key: value for key, value in state.items() if isinstance(value, Tensor) and keep(key)}
     return {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
 
 
-def weight_names(folder: Path) -> set[str]:
-    """Names of the tensors in a model's folder; errors as in `read_weights`."""
-    names: set[str] = set()
-    for file in weight_files(folder):
-        if file.suffix == ".safetensors":
-            with _opened(file) as opened:
-                names.update(opened.keys())
-        else:
-            names.update(load_checkpoint(file))
-    return names
-
-
-@contextlib.contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Keep transformers from drawing progress bars and tables while it loads; what matters in them, we raise."""
-    from transformers.utils import logging as transformers_logging  # late: timm does without transformers
-
-    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if shown:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
 def _read_safetensors(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
-    with _opened(path) as file:
-        return {key: file.get_tensor(key) for key in file.keys() if keep(key)}  # noqa: SIM118 - not a mapping
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            yield file
+            return {key: file.get_tensor(key) for key in file.keys() if keep(key)}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: damaged or not a safetensors file ({error})") from None
-
-
-def _read_bin(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
-    state: Mapping[str, Any] = load_checkpoint(path)
-    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor) and keep(key)}

@@ -1,4 +1,4 @@
-"""Files on the local disk or in an S3 bucket: wherever a path is accepted, `s3://bucket/key` is too.
+"""Files in an S3 bucket: wherever a checkpoint's path is accepted, `s3://bucket/key` is too.
 
 Credentials, region and server come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION,
 AWS_ENDPOINT_URL for a server that is not Amazon's) or from the usual AWS files. Every object carries the SHA-256 of its
@@ -8,17 +8,20 @@ file in its own metadata, so a damaged one is refused whatever checksums the ser
 import contextlib
 import hashlib
 import os
-import shutil
+import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
+from mlcore.base.env import load_env
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, ensure_folder
 
-__all__ = ["StorageError", "check_bucket", "fetch", "is_remote", "to_address", "upload"]
+__all__ = ["CACHE", "StorageError", "check_bucket", "fetch", "is_remote", "stored_file", "to_address", "upload"]
+
+CACHE = Path("outputs") / "s3"
+"""Where downloads go, by bucket and key; what is made from a checkpoint then lies beside it, as in a run folder."""
 
 _SCHEME = "s3://"
 _PART = 64 << 20  # bytes; S3 takes up to 10,000 parts, so files up to 640 GB
@@ -38,8 +41,7 @@ class StorageError(UserError):
         self.passing = passing
 
 
-@dataclass(frozen=True)
-class _Object:
+class _Object(NamedTuple):
     """One object in a bucket."""
 
     bucket: str
@@ -72,21 +74,33 @@ def to_address(text: str) -> str:
     return _SCHEME + text.removeprefix(_SCHEME).strip("/")
 
 
-def fetch(uri: str | Path, *, cache_dir: Path) -> Path:
-    """A local file with the content of `uri`.
+def stored_file(text: str) -> Path:
+    """`type=` of an argument that is a file: a local path as it is; `s3://bucket/key` is downloaded first.
 
-    A local path is returned as it is. An object is downloaded to `cache_dir/bucket/key`, checked against its SHA-256,
-    and only then put in place; a copy that is there already and has the right checksum is not downloaded again.
+    A copy that is there already is used again if its checksum is that of the object.
 
     Raises:
-        UserError: The local file does not exist, or `uri` is malformed, or the disk is full.
+        UserError: The object is missing, damaged or cannot be reached; the message says what to do.
+    """
+    if not is_remote(text):
+        return Path(text)
+    load_env()  # credentials
+    path = fetch(text, cache_dir=CACHE)
+    print(f"{text} -> {path}", file=sys.stderr)
+    return path
+
+
+def fetch(uri: str, *, cache_dir: Path) -> Path:
+    """A local file with the content of the object `uri`, `s3://bucket/key`.
+
+    It is downloaded to `cache_dir/bucket/key`, checked against its SHA-256, and only then put in place; a copy that is
+    there already and has the right checksum is not downloaded again.
+
+    Raises:
+        UserError: `uri` is malformed, or the disk is full.
         StorageError: The object is missing, damaged, or cannot be reached.
     """
-    if not is_remote(uri):
-        if not Path(uri).is_file():
-            raise UserError(f"{uri}: no such file. Give the path of a file or s3://bucket/key.")
-        return Path(uri)
-    source = _parse(str(uri))
+    source = _parse(uri)
     path = Path(cache_dir) / source.bucket / source.key
     with _explained(source):
         client = _client()
@@ -102,64 +116,52 @@ def fetch(uri: str | Path, *, cache_dir: Path) -> Path:
     return path
 
 
-def upload(path: Path, uri: str | Path, *, threads: bool = True, attempts: int = 4) -> None:
+def upload(path: Path, uri: str) -> None:
     """Copy the local file `path` to `uri`, where it appears only when complete; `path` itself is only read.
 
-    An object with the same checksum is not sent again.
+    An object with the same checksum is not sent again. Made to go on beside the training: boto3's threads, which would
+    be waited for at the end of the process, are not used, and each request is tried once, because pauses between
+    attempts would draw from the generator whose state is part of a checkpoint. `BackgroundUploader` tries again.
 
     Args:
         path: The file.
-        uri: `s3://bucket/key`, or a local path, whose folder is created.
-        threads: Send the parts of a large file side by side (faster, but the process cannot end in the middle).
-        attempts: Of each request. More than one draws from Python's global generator, for the pauses in between.
+        uri: `s3://bucket/key`.
 
     Raises:
-        UserError: `path` does not exist, `uri` is malformed, or the target's disk is full.
+        UserError: `path` cannot be read, or `uri` is malformed.
         StorageError: The bucket does not take the file.
     """
-    path = Path(path)
+    target = _parse(uri)
     try:
         source = path.open("rb")
     except OSError as error:
         raise UserError(f"{path}: cannot be read for the copy to {uri} ({error.strerror}).") from error
-    with source:  # one open file: replacing `path` meanwhile changes neither the checksum nor what is sent
-        size = os.fstat(source.fileno()).st_size
-        if not is_remote(uri):
-            ensure_folder(Path(uri).parent)
-            with atomic_write(Path(uri), size=size) as file:
-                shutil.copyfileobj(source, file, 1 << 20)
-            return
-        target = _parse(str(uri))
-        checksum = hashlib.file_digest(source, "sha256").hexdigest()
+    with source, _explained(target):  # one open file: replacing `path` meanwhile changes neither checksum nor content
+        state = os.fstat(source.fileno()).st_size, hashlib.file_digest(source, "sha256").hexdigest()
         source.seek(0)
-        with _explained(target):
-            client = _client(attempts=attempts)
-            if not _has(client, target, size=size, checksum=checksum):
-                _send(client, source, target, size=size, checksum=checksum, threads=threads)
+        client = _client(attempts=1)
+        if _is_there(client, target, state):
+            return
+        extra = {"Metadata": {"sha256": state[1]}}
+        client.upload_fileobj(source, target.bucket, target.key, ExtraArgs=extra, Config=_transfer(threads=False))
+        kept, _ = _stored(client, target)
+        if kept != state[0]:
+            raise StorageError(
+                f"{target}: the server keeps {kept} bytes of {state[0]}. It may not understand streamed "
+                "checksums: set AWS_REQUEST_CHECKSUM_CALCULATION=when_required and try again.",
+                passing=True,
+            )
 
 
-def check_bucket(place: str, *, timeout: float = 3.0) -> None:
+def check_bucket(place: str) -> None:
     """Ask the server once whether the bucket of `place` (see `to_address`) exists and may be used.
 
     Raises:
-        StorageError: It does not, may not, or no answer came within `timeout` seconds per attempt to connect and read.
+        StorageError: It does not, may not, or no answer came within three seconds of connecting or reading.
     """
     bucket = to_address(place).removeprefix(_SCHEME).partition("/")[0]
     with _explained(_Object(bucket, "")):
-        _client(attempts=1, timeout=timeout).head_bucket(Bucket=bucket)
-
-
-def _send(client: Any, source: BinaryIO, target: _Object, *, size: int, checksum: str, threads: bool) -> None:
-    """Upload an open file."""
-    extra = {"Metadata": {"sha256": checksum}}
-    client.upload_fileobj(source, target.bucket, target.key, ExtraArgs=extra, Config=_transfer(threads=threads))
-    kept, _ = _stored(client, target)
-    if kept != size:
-        raise StorageError(
-            f"{target}: the server keeps {kept} bytes of {size}. It may not understand streamed "
-            "checksums: set AWS_REQUEST_CHECKSUM_CALCULATION=when_required and try again.",
-            passing=True,
-        )
+        _client(attempts=1, timeout=3.0).head_bucket(Bucket=bucket)
 
 
 def _stored(client: Any, where: _Object) -> tuple[int, str | None]:
@@ -169,12 +171,12 @@ def _stored(client: Any, where: _Object) -> tuple[int, str | None]:
     return int(head["ContentLength"]), metadata.get("sha256")
 
 
-def _has(client: Any, where: _Object, *, size: int, checksum: str) -> bool:
-    """Whether the bucket is known to have these bytes."""
+def _is_there(client: Any, where: _Object, state: tuple[int, str]) -> bool:
+    """Whether the bucket is known to have the bytes of this size and SHA-256."""
     from botocore.exceptions import ClientError
 
     try:
-        return _stored(client, where) == (size, checksum)
+        return _stored(client, where) == state
     except ClientError:  # not there; without the right to list, that is told as "denied"
         return False
 

@@ -27,9 +27,9 @@ class BackgroundUploader:
     """Uploads files in a thread, one after the other, in the order of their first submission.
 
     Submitting a newer file for an address that still waits replaces the older one; a file that has arrived and has not
-    changed since is not sent again. A fault that may pass (the network)
-    is tried again up to `attempts` times, waiting `backoff`, 2 `backoff`, ... seconds in between; a lasting one
-    (denied, no bucket) is not. The first failure is logged as a warning; `close` tells all.
+    changed since is not sent again. A fault that may pass (the network) is tried again up to `attempts` times, waiting
+    `backoff`, 2 `backoff`, ... seconds in between; a lasting one (denied, no bucket) is not. The first failure is
+    logged as a warning; `close` tells all.
 
     Args:
         attempts: How often to try each file, at least 1.
@@ -37,12 +37,10 @@ class BackgroundUploader:
         send: What uploads one file; exceptions it raises count as failures.
     """
 
-    def __init__(
-        self, *, attempts: int = 3, backoff: float = 2.0, send: Callable[[Path, str], None] | None = None
-    ) -> None:
+    def __init__(self, *, attempts: int = 3, backoff: float = 2.0, send: Callable[[Path, str], None] = upload) -> None:
         self._attempts = attempts
         self._backoff = backoff
-        self._send = send or _send
+        self._send = send
         self._waiting: dict[str, Path] = {}
         self._current: tuple[str, Path] | None = None
         self._failures: dict[str, Failure] = {}
@@ -138,9 +136,3 @@ def _version(path: Path) -> tuple[int, ...]:
     except OSError:
         return ()
     return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _send(path: Path, uri: str) -> None:
-    # boto3's own threads would be waited for at the end of the process. Pauses between its own attempts would draw from
-    # the generator whose state is part of a checkpoint.
-    upload(path, uri, threads=False, attempts=1)

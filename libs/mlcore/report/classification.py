@@ -1,7 +1,5 @@
 """Pictures and tables of a classifier's predictions, the same for every app that classifies."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from mlcore.base.files import write_text
+from mlcore.base.files import csv_text, write_text
 from mlcore.metrics.calibration import reliability_bins
 from mlcore.metrics.classification import ClassificationReport, classification_report
 from mlcore.report.page import Picture, Section, Table, Text
@@ -54,7 +52,8 @@ def classification_sections(
     result = measure(predictions, class_names=class_names)
     title = prefix.strip("_").capitalize() or "Evaluation"
     rows = [list(asdict(row).values()) for row in result.rows]
-    write_text(folder / f"{prefix}class_metrics.csv", _csv(rows))
+    cells = [["" if isinstance(v, float) and np.isnan(v) else v for v in row] for row in rows]
+    write_text(folder / f"{prefix}class_metrics.csv", csv_text([_COLUMNS, *cells]))
     sections: list[Section] = [
         *_pictures(predictions, result, class_names=class_names, folder=folder, prefix=prefix),
         Table(f"{title}: per class", _COLUMNS, rows, note=f"{result.samples} samples"),
@@ -112,11 +111,3 @@ def _pictures(
             wide=True,
         ),
     ]
-
-
-def _csv(rows: Sequence[Sequence[object]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows([["" if isinstance(v, float) and np.isnan(v) else v for v in row] for row in rows])
-    return buffer.getvalue()

@@ -238,7 +238,7 @@ def _check_s3(upload_to: str | None) -> list[Check]:
     if importlib.util.find_spec("boto3") is None:
         return [Check("S3", "warn", "boto3 is not installed", "pip install -r requirements/base.txt")]
     try:
-        check_bucket(upload_to, timeout=3.0)
+        check_bucket(upload_to)
     except UserError as error:
         return [Check("S3", "warn", str(error), "Runs stay on the local disk alone until this is mended.")]
     return [Check("S3", "ok", f"bucket answers, runs are copied to {to_address(upload_to)}")]

@@ -21,8 +21,7 @@ from mlcore.cli.app import App
 from mlcore.cli.invocation import Invocation
 from mlcore.config.difference import config_differences
 from mlcore.config.dump import to_values, to_yaml
-from mlcore.remote.s3 import is_remote
-from mlcore.remote.stored import stored_file
+from mlcore.remote.s3 import is_remote, stored_file
 from mlcore.report.page import Picture
 from mlcore.report.plots.curves import plot_lr_finder
 from mlcore.run.build import TrainingSetup, build_tracker, build_trainer, configure_torch, describe
@@ -36,6 +35,7 @@ from mlcore.trackers.base import Tracker, Trackers
 from mlcore.training.checkpoint import CheckpointError, CheckpointStore, State, inference_weights, load_checkpoint
 from mlcore.training.evaluator import Predictions
 from mlcore.training.lr_finder import find_learning_rate
+from mlcore.training.progress import Outcome
 from mlcore.training.task import check_metadata
 from mlcore.training.trainer import Trainer
 
@@ -299,32 +299,34 @@ def _train(run: _OpenRun) -> str:
         _log.info("%s: %s", run.folder, describe(trainer))
         outcome = trainer.fit()
         if outcome.status != "interrupted":
-            evaluation = evaluate_best(
-                trainer, setup, config=run.config, folder=run.folder, checkpoints=run.place.checkpoints
-            )
-            if run.world.is_main:
-                pages = pages_of_run(
-                    outcome,
-                    evaluation,
-                    setup,
-                    title=f"{run.app.title}: {run.name}",
-                    monitor=trainer.monitor,
-                    config=to_values(run.config),
-                    demo=run.invocation.composed.demo,
-                    folder=run.folder,
-                    device=run.world.device,
-                )
-                report = run.write(pages)
-                if setup.finish is not None:
-                    setup.finish(run.folder, pages.summary)
-                _log.info("report: %s", report)
-            barrier()
+            _evaluate_and_report(run, trainer, setup, outcome)
         status = outcome.status
     finally:
         if store is not None:
             store.close()
         tracker.close(status="finished" if status in ENDED else status)
     return status
+
+
+def _evaluate_and_report(run: _OpenRun, trainer: Trainer, setup: TrainingSetup, outcome: Outcome) -> None:
+    evaluation = evaluate_best(trainer, setup, config=run.config, folder=run.folder, checkpoints=run.place.checkpoints)
+    if run.world.is_main:
+        pages = pages_of_run(
+            outcome,
+            evaluation,
+            setup,
+            title=f"{run.app.title}: {run.name}",
+            monitor=trainer.monitor,
+            config=to_values(run.config),
+            demo=run.invocation.composed.demo,
+            folder=run.folder,
+            device=run.world.device,
+        )
+        report = run.write(pages)
+        if setup.finish is not None:
+            setup.finish(run.folder, pages.summary)
+        _log.info("report: %s", report)
+    barrier()
 
 
 def _resumed_state(run: _OpenRun) -> tuple[Path, State] | None:
@@ -351,7 +353,7 @@ def _take_over(run: _OpenRun, trainer: Trainer, setup: TrainingSetup, resumed: t
     check_metadata(setup.task, state, source=path)
     trainer.load_state_dict(state, source=path)
     changed = config_differences(state["config"], to_values(run.config))
-    if changed and trainer.is_complete and path.parent == run.place.checkpoints:
+    if changed and trainer.complete() and path.parent == run.place.checkpoints:
         raise UserError(
             f"{run.folder} holds a run that is finished ({'; '.join(changed)}), and these settings leave nothing "
             "to train; give --output_dir another folder for a new run, or raise --epochs"

@@ -24,19 +24,15 @@ class Tracker(Protocol):
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Keep `values` (plain numbers by name) for the optimiser step `step`."""
-        ...
 
     def image(self, step: int, name: str, path: Path) -> None:
         """Keep the picture in the file `path` as `name`."""
-        ...
 
     def close(self, *, status: str) -> None:
         """End the run; `status` is "finished", "interrupted" or "failed"."""
-        ...
 
     def state(self) -> dict[str, str]:
         """What a checkpoint must hold for a resumed run to go on in the same place."""
-        ...
 
 
 class Trackers:

@@ -9,14 +9,14 @@ metrics.jsonl on resumption. Floats are written so that they read back bit for b
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import ensure_folder, write_text
 
-__all__ = ["CSV_NAME", "JSONL_NAME", "Row", "TableTracker", "read_csv", "read_history"]
+__all__ = ["CSV_NAME", "JSONL_NAME", "Row", "TableTracker", "read_history"]
 
 Row = tuple[int, dict[str, float]]
 """A step and its values by name."""
@@ -40,11 +40,10 @@ class TableTracker:
     def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
         self._folder = ensure_folder(Path(folder))
         path = self._folder / JSONL_NAME
-        kept = [] if resume_step is None else [line for step, line in _lines(path) if step <= resume_step]
+        kept = [] if resume_step is None else [line for step, _, line in _lines(path) if step <= resume_step]
         write_text(path, "".join(kept))
         self._jsonl = path.open("a", encoding="utf-8")
         self._csv: TextIO | None = None
-        self._columns: list[str] = []
         # The newest step, to which more values may be added, is not yet in the CSV.
         rows = read_history(self._folder)
         self._row: Row | None = rows[-1] if rows else None
@@ -84,23 +83,24 @@ class TableTracker:
 
     def _append_csv(self, row: Row) -> None:
         step, values = row
-        if self._csv is None or not set(values) <= set(self._columns):
+        if self._csv is None or not values.keys() <= set(self._writer.fieldnames):
             self._rewrite_csv(read_history(self._folder))  # a name not seen before needs a column in every line
             return
-        csv.writer(self._csv, lineterminator="\n").writerow(_cells(step, values, self._columns))
+        self._writer.writerow({"step": step, **values})
         self._csv.flush()
 
     def _rewrite_csv(self, rows: list[Row]) -> None:
-        self._columns = list(dict.fromkeys(name for _, values in rows for name in values))
+        columns = ["step", *dict.fromkeys(name for _, values in rows for name in values)]
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["step", *self._columns])
-        writer.writerows(_cells(step, values, self._columns) for step, values in rows)
+        writer = csv.DictWriter(text, columns, lineterminator="\n")  # of a float the shortest text that reads back so
+        writer.writeheader()
+        writer.writerows({"step": step, **values} for step, values in rows)
         if self._csv is not None:
             self._csv.close()
         path = self._folder / CSV_NAME
         write_text(path, text.getvalue())
         self._csv = path.open("a", encoding="utf-8", newline="")
+        self._writer = csv.DictWriter(self._csv, columns, lineterminator="\n")
 
 
 def read_history(folder: Path) -> list[Row]:
@@ -112,41 +112,18 @@ def read_history(folder: Path) -> list[Row]:
         UserError: A line before the last is damaged.
     """
     rows: dict[int, dict[str, float]] = {}
-    for step, line in _lines(Path(folder) / JSONL_NAME):
-        values = json.loads(line)
-        del values["step"]
+    for step, values, _ in _lines(Path(folder) / JSONL_NAME):
         rows.setdefault(step, {}).update(values)
     return list(rows.items())
 
 
-def read_csv(path: Path) -> list[Row]:
-    """The rows of a metrics.csv; empty cells are left out.
-
-    Raises:
-        UserError: The file is missing or is not such a table.
-    """
-    try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
-            return [
-                (int(line.pop("step")), {name: float(cell) for name, cell in line.items() if cell})
-                for line in csv.DictReader(file)
-            ]
-    except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: not a table of metrics ({error}); expected the metrics.csv of a run.") from error
-
-
-def _cells(step: int, values: Mapping[str, float], columns: Iterable[str]) -> list[str]:
-    # repr is the shortest text that reads back as the same float.
-    return [str(step), *(repr(values[name]) if name in values else "" for name in columns)]
-
-
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """Each whole line of a metrics.jsonl with its step."""
+def _lines(path: Path) -> list[tuple[int, dict[str, float], str]]:
+    """Step, values and text of each whole line of a metrics.jsonl."""
     if not path.exists():
         return []
     # A file cut in the middle of a character must not hide the good lines before it.
     raw = path.read_bytes().decode("utf-8", errors="replace").splitlines(keepends=True)
-    lines: list[tuple[int, str]] = []
+    lines: list[tuple[int, dict[str, float], str]] = []
     for number, line in enumerate(raw, start=1):
         try:
             row = json.loads(line)
@@ -159,5 +136,5 @@ def _lines(path: Path) -> list[tuple[int, str]]:
                 f"{path}, line {number}: damaged ({error}). Restore the file, or delete it to resume without the "
                 "record of the earlier steps."
             ) from error
-        lines.append((row["step"], line))
+        lines.append((row.pop("step"), row, line))
     return lines

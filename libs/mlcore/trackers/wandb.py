@@ -1,17 +1,19 @@
 """Weights & Biases, online or offline."""
 
+import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from mlcore.base.env import mask_secrets, wandb_key_source
 from mlcore.base.files import ensure_folder
 from mlcore.trackers.table import Row
-from mlcore.trackers.wandb_files import read_wandb_history
 
-__all__ = ["RUN_ID", "WandbTracker"]
+__all__ = ["RUN_ID", "WandbTracker", "read_wandb_file", "session_files"]
 
 logger = logging.getLogger("mlcore")
 
@@ -20,6 +22,14 @@ RUN_ID = "wandb_run_id"
 
 _START_SECONDS = 8.0  # a healthy server answers in one or two
 _FINISH_SECONDS = 10.0
+
+# What is in a `.wandb` file, which W&B writes both offline and online: LevelDB's log format
+# (https://github.com/google/leveldb/blob/main/doc/log_format.md) with a header of 7 bytes and plain CRC-32; the records
+# are W&B's protobuf messages. The wandb package itself reads them in its compiled service only.
+_FILE_HEADER = 7
+_BLOCK = 32768
+_CHUNK_HEADER = struct.Struct("<IHB")  # checksum, length, kind
+_FULL, _FIRST, _LAST = 1, 2, 4
 
 
 class WandbTracker:
@@ -118,4 +128,46 @@ class WandbTracker:
     def _first_missing_step(self, folder: Path, mode: str) -> int:
         if mode == "online":
             return int(self._run.starting_step)
-        return max(read_wandb_history(folder, self._id), default=-1) + 1
+        steps = (step for file in session_files(folder, self._id) for step, _ in read_wandb_file(file))
+        return max(steps, default=-1) + 1
+
+
+def session_files(folder: Path, run_id: str) -> list[Path]:
+    """The file of each session of the run `run_id` in `folder`/wandb, in the order in which they were started."""
+    files = Path(folder).glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")
+    return sorted(files, key=lambda path: path.parent.name.removeprefix("offline-"))  # run-<date>_<time>-<id>
+
+
+def read_wandb_file(path: Path) -> list[tuple[int, dict[str, float]]]:
+    """The rows of one session's file, in the order logged; W&B's own columns (`_...`) and non-numbers are left out."""
+    from wandb.proto import wandb_internal_pb2 as messages
+
+    rows: list[tuple[int, dict[str, float]]] = []
+    for data in _records(Path(path).read_bytes()):
+        record = messages.Record.FromString(data)  # type: ignore[attr-defined]
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            cells = {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+            numbers = {name: float(cell) for name, cell in cells.items() if isinstance(cell, int | float)}
+            row = {name: number for name, number in numbers.items() if not name.startswith("_")}
+            rows.append((int(cells["_step"]), row))
+    return rows
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    """The records of one file; ends quietly where a killed writer stopped."""
+    position, record = _FILE_HEADER, b""
+    while position + _CHUNK_HEADER.size <= len(data):
+        room = _BLOCK - position % _BLOCK
+        if room < _CHUNK_HEADER.size:  # the rest of a block too short for a header is padding
+            position += room
+            continue
+        checksum, length, kind = _CHUNK_HEADER.unpack_from(data, position)
+        position += _CHUNK_HEADER.size
+        chunk = data[position : position + length]
+        if len(chunk) < length or zlib.crc32(chunk, zlib.crc32(bytes([kind]))) != checksum:
+            return
+        position += length
+        record = chunk if kind in (_FULL, _FIRST) else record + chunk
+        if kind in (_FULL, _LAST):
+            yield record

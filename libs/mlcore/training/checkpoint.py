@@ -8,6 +8,7 @@ told from a good one without a second file that could get out of step.
 `latest_model.pth` and `best_model.pth` are hard links to the file of a step, moved only after it is safely on the disk.
 """
 
+import itertools
 import logging
 import os
 import pickle
@@ -16,13 +17,14 @@ import shutil
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, ensure_folder, remove_leftovers
@@ -42,16 +44,16 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         UserError: The folder is not writable or the disk is full; the old file is unharmed.
     """
-    with atomic_write(path, size=_tensor_bytes(state)) as file:
+    size = sum(value.nbytes for value in tree_leaves(dict(state)) if isinstance(value, Tensor))
+    with atomic_write(path, size=size) as file:
         torch.save(state, file)
 
 
-def load_checkpoint(path: Path, *, map_location: str | torch.device = "cpu", allow: Sequence[type] = ()) -> State:
-    """Read a checkpoint without executing anything in it.
+def load_checkpoint(path: Path, *, allow: Sequence[type] = ()) -> State:
+    """Read a checkpoint into host memory without executing anything in it.
 
     Args:
         path: A file written by `save_checkpoint`, or any `torch.save`d file of tensors and plain values.
-        map_location: Device for the tensors.
         allow: Further classes that the file may hold; each must be one whose construction and attributes do nothing.
 
     Raises:
@@ -64,7 +66,7 @@ def load_checkpoint(path: Path, *, map_location: str | torch.device = "cpu", all
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(allow)):
             warnings.simplefilter("ignore")  # torch remarks on pickle protocols; what it cannot read, it refuses anyway
-            state = torch.load(path, map_location=map_location, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "nsupported" not in str(error):
             raise CheckpointError(f"{path}: damaged or not a torch checkpoint") from None
@@ -221,7 +223,7 @@ class CheckpointStore:
         named = [path for path in self.folder.glob("step_*.pth") if re.fullmatch(r"step_\d+\.pth", path.name)]
         return sorted(named, key=lambda path: int(path.stem[5:]), reverse=True)
 
-    def newest_good(self, *, map_location: str | torch.device = "cpu") -> tuple[Path, State] | None:
+    def newest_good(self) -> tuple[Path, State] | None:
         """The newest checkpoint that is whole, with its content; damaged ones are reported and passed over.
 
         Returns:
@@ -234,7 +236,7 @@ class CheckpointStore:
         found = [path for path in candidates if path.is_file()]
         for path in found:
             try:
-                return path, load_checkpoint(path, map_location=map_location)
+                return path, load_checkpoint(path)
             except CheckpointError as error:
                 _log.warning("%s; trying the one before it", error)
         if found:
@@ -256,42 +258,19 @@ class _Snapshot:
     """Copies of a state's tensors in host memory, in buffers that are used again for the next save."""
 
     def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers: dict[int, Tensor] = {}  # by the tensor's place in the state
 
     def take(self, state: Mapping[str, Any]) -> State:
-        copy: State = self._copy(state, "")
+        places = itertools.count()
+        copy: State = tree_map_only(Tensor, lambda tensor: self._copy(tensor.detach(), next(places)), dict(state))
         return copy
 
-    def _copy(self, value: Any, path: str) -> Any:
-        if isinstance(value, Tensor):
-            return self._copy_tensor(value.detach(), path)
-        if isinstance(value, Mapping):
-            return {key: self._copy(item, f"{path}/{key}") for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(self._copy(item, f"{path}/{i}") for i, item in enumerate(value))
-        return value
-
-    def _copy_tensor(self, tensor: Tensor, path: str) -> Tensor:
-        buffer = self._buffers.get(path)
+    def _copy(self, tensor: Tensor, place: int) -> Tensor:
+        buffer = self._buffers.get(place)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._buffers[path] = buffer
+            self._buffers[place] = buffer
         return buffer.copy_(tensor)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
-
-
-def _tensor_bytes(state: Mapping[str, Any]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state))
 
 
 def _link(path: Path, name: Path) -> None:

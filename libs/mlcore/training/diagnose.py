@@ -1,11 +1,14 @@
 """What went wrong in a step, in words a user can act on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mlcore.data.batch import MicroBatch
 from mlcore.training.engine import Engine, StepOutput
@@ -39,22 +42,15 @@ def first_bad_module(
 def _first_in_forward(engine: Engine, forward: Callable[[nn.Module, Any], StepOutput], batch: MicroBatch) -> str | None:
     found: list[str] = []
 
-    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if found or _all_finite(output):
-                return
+    def watch(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not found and not _all_finite(output):
             where = "its input is finite" if _all_finite(inputs) else "its input already was not"
             found.append(f"output of module '{name or 'model'}' ({type(module).__name__}) is not finite; {where}")
 
-        return hook
-
-    handles = [module.register_forward_hook(watch(name)) for name, module in engine.model.named_modules()]
-    try:
-        with engine.autocast():
-            output = forward(engine.model, batch.data)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, engine.autocast():
+        for name, module in engine.model.named_modules():
+            hooks.enter_context(module.register_forward_hook(partial(watch, name)))
+        output = forward(engine.model, batch.data)
     if found:
         return found[0]
     if not bool(torch.isfinite(output.loss_sum)):
@@ -64,13 +60,8 @@ def _first_in_forward(engine: Engine, forward: Callable[[nn.Module, Any], StepOu
 
 
 def _all_finite(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return not value.is_floating_point() or bool(torch.isfinite(value).all())
-    if isinstance(value, Mapping):
-        return all(map(_all_finite, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(_all_finite, value))
-    return True
+    tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
 def out_of_memory_advice(error: BaseException, *, device: torch.device, micro_batch: int, accumulation: int) -> str:

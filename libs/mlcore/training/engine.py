@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from mlcore.base.distributed import World, all_reduce_sum, broadcast
 from mlcore.data.batch import MicroBatch
-from mlcore.training.optim import Buffers, adopt_layouts, trainable_parameters
+from mlcore.training.optim import Buffers, adopt_layouts
 from mlcore.training.step_statistics import StepStatistics, Totals
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
@@ -97,7 +97,7 @@ class Engine:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scales)
         self._nominal_count = nominal_count if scales else 1.0
         self._can_cancel = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
-        self._parameters = trainable_parameters(optimizer)
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._ema = [p.detach().clone() for p in self._parameters] if ema_decay is not None else []
         self._buffers = Buffers(getattr(model, "module", model))
         self._ema_buffers = self._buffers.read()

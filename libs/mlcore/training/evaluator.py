@@ -1,6 +1,7 @@
 """Predictions for every sample of a data set exactly once, on any number of ranks, in dataset order."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -65,11 +66,8 @@ class Evaluator:
         batch: MicroBatch
         for key, batch in zip(keys, self._loader.epoch(0), strict=True):
             data = batch.to(self._world.device).data
-            if engine is None:
+            with nullcontext() if engine is None else engine.autocast():
                 output = self._task.evaluation_step(model, data)
-            else:
-                with engine.autocast():
-                    output = self._task.evaluation_step(model, data)
             if key.real:
                 yield np.asarray(key.indices), output
 

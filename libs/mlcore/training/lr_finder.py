@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,9 +52,4 @@ def find_learning_rate(trainer: Trainer, *, steps: int = 100, lowest: float = 1e
         engine.replace_learning_rates(kept)
         model.load_state_dict(weights)
         engine.load_state_dict(state)
-    return LrCurve(rates[: len(losses)], losses, suggest(rates, losses))
-
-
-def suggest(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """A tenth of the rate at which the smoothed loss is lowest."""
-    return rates[int(np.argmin(losses))] / 10.0 if losses else rates[0]
+    return LrCurve(rates[: len(losses)], losses, rates[int(np.argmin(losses))] / 10.0 if losses else rates[0])

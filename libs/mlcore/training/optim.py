@@ -22,12 +22,10 @@ class GroupRule:
     Attributes:
         prefix: Start of the parameter's full name, e.g. "encoder."; the longest matching prefix wins.
         lr: Learning rate; 0 freezes the parameters (they are left out of the optimiser).
-        weight_decay: Own weight decay, or None for the common one.
     """
 
     prefix: str
     lr: float
-    weight_decay: float | None = None
 
 
 def parameter_groups(
@@ -57,10 +55,10 @@ def parameter_groups(
         if rule.lr == 0.0:
             parameter.requires_grad = False
             continue
-        decay = weight_decay if rule.weight_decay is None else rule.weight_decay
-        decays = decay == 0.0 or (parameter.ndim >= 2 and name not in exempt)  # without decay one group is enough
+        # Without decay one group is enough.
+        decays = weight_decay == 0.0 or (parameter.ndim >= 2 and name not in exempt)
         label = f"{rule.prefix.rstrip('.') or 'all'}/{'decay' if decays else 'no_decay'}"
-        fresh = {"params": [], "lr": rule.lr, "weight_decay": decay if decays else 0.0, "name": label}
+        fresh = {"params": [], "lr": rule.lr, "weight_decay": weight_decay if decays else 0.0, "name": label}
         groups.setdefault((rule.prefix, decays), fresh)["params"].append(parameter)
     unused = [rule.prefix for rule in rules if rule.prefix not in used]
     if unused:
@@ -83,8 +81,6 @@ def build_optimizer(
     groups: list[dict[str, Any]],
     *,
     name: Literal["adamw", "adam", "sgd"] = "adamw",
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
     momentum: float = 0.9,
 ) -> Optimizer:
     """Fused optimiser over `groups` (each with params, lr, weight_decay).
@@ -92,8 +88,6 @@ def build_optimizer(
     Args:
         groups: From `parameter_groups`.
         name: adamw (arXiv 1711.05101), adam (decay added to the gradient), sgd.
-        betas: Moment decay rates of Adam and AdamW.
-        eps: Denominator offset of Adam and AdamW.
         momentum: Momentum of SGD.
 
     Raises:
@@ -102,9 +96,9 @@ def build_optimizer(
     if not any(group["params"] for group in groups):
         raise UserError("nothing to train: every parameter is frozen")
     if name == "adamw":
-        return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)
+        return torch.optim.AdamW(groups, fused=True)
     if name == "adam":
-        return torch.optim.Adam(groups, betas=betas, eps=eps, fused=True)
+        return torch.optim.Adam(groups, fused=True)
     if name != "sgd":
         raise UserError(f"unknown optimizer '{name}'; choose one of adam, adamw, sgd")
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
@@ -114,11 +108,6 @@ def build_optimizer(
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
-
-
-def trainable_parameters(optimizer: Optimizer) -> list[Tensor]:
-    """Every parameter the optimiser updates, in order."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 @torch.no_grad()

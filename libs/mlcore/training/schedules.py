@@ -10,17 +10,18 @@ stays at `eta_min`.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.optim import SGD
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mlcore.base.errors import UserError
 
 FloatArray = NDArray[np.float64]
-Schedule = Callable[[FloatArray, float], FloatArray]
 
 
 def constant(t: FloatArray, base: float) -> FloatArray:
@@ -44,32 +45,25 @@ def exponential(t: FloatArray, base: float, *, gamma: float) -> FloatArray:
     return base * gamma ** np.floor(t)
 
 
-def warmup_cosine(
+def warmup(
     t: FloatArray,
     base: float,
     *,
+    decay: Literal["cosine", "linear"],
     warmup_steps: float,
     max_steps: float,
     min_lr: float = 0.0,
     warmup_start_lr: float = 0.0,
 ) -> FloatArray:
-    """Linear from `warmup_start_lr` to `base` over `warmup_steps`, then a cosine to `min_lr` at `max_steps`."""
-    rest = cosine(t - warmup_steps, base, T_max=max(max_steps - warmup_steps, 1e-12), eta_min=min_lr)
-    return _after_warmup(t, base, rest, warmup_steps, warmup_start_lr)
-
-
-def warmup_linear(
-    t: FloatArray,
-    base: float,
-    *,
-    warmup_steps: float,
-    max_steps: float,
-    min_lr: float = 0.0,
-    warmup_start_lr: float = 0.0,
-) -> FloatArray:
-    """Linear from `warmup_start_lr` to `base` over `warmup_steps`, then linear to `min_lr` at `max_steps`."""
-    done = np.clip((t - warmup_steps) / max(max_steps - warmup_steps, 1e-12), 0.0, 1.0)
-    return _after_warmup(t, base, base + (min_lr - base) * done, warmup_steps, warmup_start_lr)
+    """Linear from `warmup_start_lr` to `base` over `warmup_steps`, then as `decay` says to `min_lr` at `max_steps`."""
+    since, length = t - warmup_steps, max(max_steps - warmup_steps, 1e-12)
+    if decay == "cosine":
+        rest = cosine(since, base, T_max=length, eta_min=min_lr)
+    else:
+        rest = base + (min_lr - base) * np.clip(since / length, 0.0, 1.0)
+    if warmup_steps <= 0:
+        return rest
+    return np.where(t < warmup_steps, warmup_start_lr + (base - warmup_start_lr) * t / warmup_steps, rest)
 
 
 def cosine_warm_restart(
@@ -85,14 +79,7 @@ def cosine_warm_restart(
     return eta_min + (base - eta_min) * 0.5 * (1.0 + np.cos(np.pi * into / length))
 
 
-def _after_warmup(t: FloatArray, base: float, rest: FloatArray, warmup: float, start: float) -> FloatArray:
-    if warmup <= 0:
-        return rest
-    return np.where(t < warmup, start + (base - start) * t / warmup, rest)
-
-
-# Which keyword falls back to the length of the run when it is not given.
-_RUN_LENGTH = {"cosine": "T_max", "warmup_cosine": "max_steps", "warmup_linear": "max_steps"}
+_WARMUP_COSINE = partial(warmup, decay="cosine")
 _FUNCTIONS: dict[str, Callable[..., FloatArray]] = {
     "constant": constant,
     "plateau": constant,  # the metric-driven factor comes from `Plateau`
@@ -100,9 +87,9 @@ _FUNCTIONS: dict[str, Callable[..., FloatArray]] = {
     "cosine": cosine,
     "step": step,
     "exponential": exponential,
-    "warmup_cosine": warmup_cosine,
-    "cosine_warmup": warmup_cosine,
-    "warmup_linear": warmup_linear,
+    "warmup_cosine": _WARMUP_COSINE,
+    "cosine_warmup": _WARMUP_COSINE,
+    "warmup_linear": partial(warmup, decay="linear"),
     "cosine_warm_restart": cosine_warm_restart,
 }
 
@@ -140,62 +127,47 @@ def lr_table(
     if unit == "epoch":
         t = np.floor(t / steps_per_epoch)
     given = dict(params) if name not in ("plateau", "reduce_on_plateau") else {}
-    canonical = _FUNCTIONS[name].__name__
-    if canonical in _RUN_LENGTH and given.get(_RUN_LENGTH[canonical]) is None:
-        given[_RUN_LENGTH[canonical]] = max(1.0, total_steps if unit == "step" else total_steps / steps_per_epoch)
+    length = "T_max" if name == "cosine" else "max_steps" if "warmup" in name else None
+    if length is not None and given.get(length) is None:
+        given[length] = max(1.0, total_steps if unit == "step" else total_steps / steps_per_epoch)
     try:
-        schedule: Schedule = partial(_FUNCTIONS[name], **given)
-        return np.stack([schedule(t, base) for base in base_lrs], axis=1)
+        return np.stack([_FUNCTIONS[name](t, base, **given) for base in base_lrs], axis=1)
     except TypeError as error:
         raise UserError(f"scheduler '{name}': {str(error).split('() ')[-1]}") from None
 
 
-@dataclass
 class Plateau:
     """Multiply learning rates by `factor` when a metric has not improved for more than `patience` evaluations.
 
-    Same decisions as `torch.optim.lr_scheduler.ReduceLROnPlateau` with relative threshold.
+    torch's `ReduceLROnPlateau` decides (with its relative threshold); it watches over one rate that starts at 1.
 
-    Attributes:
-        mode: "min" or "max": which direction is better.
+    Args:
+        mode: "min" or "max": which direction is better. A NaN metric counts as no improvement.
         factor: Multiplier at each reduction, in (0, 1).
         patience: Evaluations without improvement that are tolerated.
-        threshold: Relative improvement that counts.
-        scale: Product of all reductions so far; the learning rate is `base * scale`.
     """
 
-    mode: Literal["min", "max"] = "min"
-    factor: float = 0.1
-    patience: int = 10
-    threshold: float = 1e-4
-    scale: float = 1.0
-    best: float | None = None
-    bad: int = 0
+    def __init__(self, *, mode: Literal["min", "max"] = "min", factor: float = 0.1, patience: int = 10) -> None:
+        self._rate = SGD([torch.zeros(1)], lr=1.0)
+        self._watch = ReduceLROnPlateau(self._rate, mode=mode, factor=factor, patience=patience, eps=0.0)
+
+    @property
+    def scale(self) -> float:
+        """Product of all reductions so far; the learning rate is `base * scale`."""
+        return float(self._rate.param_groups[0]["lr"])
 
     def update(self, metric: float) -> float:
-        """Take one evaluation's metric; return the new `scale`. A NaN metric counts as no improvement."""
-        if self._improves(metric):
-            self.best, self.bad = metric, 0
-        else:
-            self.bad += 1
-        if self.bad > self.patience:
-            self.scale, self.bad = self.scale * self.factor, 0
+        """Take one evaluation's metric; return the new `scale`."""
+        self._watch.step(metric)
         return self.scale
-
-    def _improves(self, metric: float) -> bool:
-        if math.isnan(metric):
-            return False
-        if self.best is None:
-            return True
-        if self.mode == "min":
-            return metric < self.best * (1.0 - self.threshold)
-        return metric > self.best * (1.0 + self.threshold)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: scale, best metric, bad evaluations in a row."""
-        state = asdict(self)
-        return {key: state[key] for key in ("scale", "best", "bad")}
+        return {"scale": self.scale, "best": self._watch.best, "bad": self._watch.num_bad_epochs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved state."""
-        self.scale, self.best, self.bad = state["scale"], state["best"], state["bad"]
+        self._rate.param_groups[0]["lr"] = state["scale"]
+        if state["best"] is not None:
+            self._watch.best = state["best"]
+        self._watch.num_bad_epochs = state["bad"]

@@ -20,8 +20,7 @@ class Totals:
         grad_norm: Norm of the last window's mean gradient before clipping.
         updates: Updates applied since the start of training.
         skipped: Non-finite windows since the start of training.
-        skipped_in_row: Non-finite windows up to now without an update in between.
-        worst_row: Longest such row since the last read.
+        worst_row: Longest row of non-finite windows, without an update in between, up to a window since the last read.
     """
 
     loss: float
@@ -30,7 +29,6 @@ class Totals:
     grad_norm: float
     updates: int
     skipped: int
-    skipped_in_row: int
     worst_row: int
 
 
@@ -94,7 +92,7 @@ class StepStatistics:
         """Everything since the last read, in one transfer; `windows` run and `updates` applied since the start."""
         self._fold()
         everything = [self._sums, self._streak.double(), updates.double(), self._last_norm.double().reshape(1)]
-        *sums, now, worst, applied, norm = torch.cat(everything).tolist()
+        *sums, _, worst, applied, norm = torch.cat(everything).tolist()
         self._sums = torch.zeros_like(self._sums)
         self._streak = self._streak[:1].repeat(2)
         loss, _, *logs = [value / sums[1] if sums[1] else math.nan for value in sums]
@@ -105,7 +103,6 @@ class StepStatistics:
             grad_norm=norm,
             updates=int(applied),
             skipped=windows - int(applied),
-            skipped_in_row=int(now),
             worst_row=int(worst),
         )
 

@@ -96,7 +96,7 @@ class Trainer:
         self._seconds_before = self.progress.seconds
         if self._rng is not None:  # last of all, so that nothing on the way here has drawn from the generators
             set_rng_state(self._rng)
-        status = self._complete()
+        status = self.complete()
         with StopSignal() as stop, self._advice_when_out_of_memory():
             self.engine.model.train()
             while status is None:
@@ -157,12 +157,7 @@ class Trainer:
         now.epoch, now.position = now.epoch + 1, 0
         return True
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether there is nothing left to train."""
-        return self._complete() is not None
-
-    def _complete(self) -> Status | None:
+    def complete(self) -> Status | None:
         """Why there is nothing left to train, or None."""
         limit = self.limits.max_steps
         if self.progress.epoch >= self.limits.epochs or (limit is not None and self.progress.step >= limit):
@@ -173,7 +168,7 @@ class Trainer:
 
     def _over(self, stop: StopSignal) -> Status | None:
         """Why training ends now, or None; ranks agree over host memory, so no device waits for it."""
-        complete = self._complete()
+        complete = self.complete()
         if complete is not None:
             return complete
         if any_rank(stop.is_set):
@@ -375,8 +370,11 @@ class Trainer:
     def _advice_when_out_of_memory(self) -> Iterator[None]:
         try:
             yield
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+        except (MemoryError, RuntimeError) as error:
+            # The CPU allocator has no exception class of its own.
+            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(
+                error
+            ):
                 raise
             advice = out_of_memory_advice(
                 error,
@@ -390,8 +388,3 @@ class Trainer:
 def unwrap(model: nn.Module) -> nn.Module:
     """The module itself, without a DDP wrapper."""
     return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # The CPU allocator has no exception class of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -48,3 +48,27 @@ def test_logs_hold_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     finally:
         setup_logging(is_main=False)
     assert (tmp_path / "train.log").read_text("utf-8").strip().endswith("using key ***")
+
+
+def test_an_app_of_another_package_reaches_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(log_file=tmp_path / "train.log", package="elsewhere")
+    try:
+        logging.getLogger("elsewhere.app.build").info("theirs")
+        logging.getLogger("mlcore.x").info("ours")
+        logging.getLogger("quartet.apps.x").info("nobody's")
+    finally:
+        setup_logging(is_main=False, package="elsewhere")
+    assert [line.split()[1] for line in (tmp_path / "train.log").read_text("utf-8").splitlines()] == ["theirs", "ours"]
+    assert capsys.readouterr().out.split()[1::2] == ["theirs", "ours"]
+    assert all(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("elsewhere").handlers)
+
+
+def test_setting_up_again_takes_the_place_of_what_was_set_up(tmp_path: Path) -> None:
+    for name in ("first.log", "second.log"):
+        setup_logging(log_file=tmp_path / name, package="elsewhere")
+    try:
+        logging.getLogger("elsewhere").info("once")
+    finally:
+        setup_logging(is_main=False, package="elsewhere")
+    assert (tmp_path / "first.log").read_text("utf-8") == ""
+    assert len((tmp_path / "second.log").read_text("utf-8").splitlines()) == 1

@@ -1,4 +1,6 @@
+import csv
 import errno
+import io
 import os
 import resource
 import subprocess
@@ -13,6 +15,7 @@ from mlcore.base import files
 from mlcore.base.errors import UserError
 from mlcore.base.files import (
     atomic_write,
+    csv_text,
     ensure_folder,
     format_bytes,
     free_bytes,
@@ -200,3 +203,10 @@ def test_sizes(tmp_path: Path) -> None:
         "0 bytes", "1023 bytes", "1.5 KiB", "3.0 GiB", "5.0 TiB",
     ]  # fmt: skip
     assert free_bytes(tmp_path / "not" / "yet") > 0
+
+
+def test_rows_become_csv_that_reads_back() -> None:
+    rows = [["name", "value"], ['a, "b"\nc', 0.1 + 0.2], ("", 1e-320), ["\ud55c", float("nan")]]
+    text = csv_text(iter(rows))
+    assert "\r" not in text
+    assert list(csv.reader(io.StringIO(text))) == [[str(cell) for cell in row] for row in rows]

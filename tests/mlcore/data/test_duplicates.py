@@ -1,5 +1,6 @@
 """Copies are found, also scaled or compressed anew; pictures that only look alike to a hash are not."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from PIL import Image, ImageEnhance
 
 from mlcore.base.errors import UserError
 from mlcore.data import duplicates
-from mlcore.data.duplicates import check_duplicates, duplicate_groups
+from mlcore.data.duplicates import duplicate_groups, report_duplicates
 from mlcore.data.fingerprints import Fingerprints, fingerprints
 
 LIMIT = 10**8
@@ -28,7 +29,14 @@ def save(path: Path, image: Image.Image, **options: Any) -> Path:
 
 
 def groups_of(paths: list[Path]) -> list[int]:
-    return duplicate_groups(fingerprints(paths, max_pixels=LIMIT)).tolist()
+    return duplicate_groups(fingerprints(paths, max_pixels=LIMIT))
+
+
+def check(splits: dict[str, list[Path]], *, allow: bool = False, memos: Sequence[Path] = ()) -> list[str]:
+    """Pictures called by their paths, all letters but `memos`."""
+    groups = groups_of([path for paths in splits.values() for path in paths])
+    pictures = {name: [(str(path), path in memos) for path in paths] for name, paths in splits.items()}
+    return report_duplicates(groups, pictures, allow=allow)
 
 
 COPIES = {
@@ -86,8 +94,8 @@ def test_a_text_that_differs_in_one_place_is_another() -> None:
     copies -= copies.mean(axis=1, keepdims=True)
     small = (copies / np.linalg.norm(copies, axis=1, keepdims=True)).astype(np.float16)
     prints = Fingerprints(("a", "b", "c"), hashes, small)
-    assert duplicate_groups(prints).tolist() == [0, 0, 0]
-    assert duplicate_groups(prints, text=True).tolist() == [0, 1, 0]
+    assert duplicate_groups(prints) == [0, 0, 0]
+    assert duplicate_groups(prints, text=True) == [0, 1, 0]
 
 
 def test_pairs_are_those_of_all_against_all() -> None:
@@ -113,38 +121,30 @@ def test_across_splits_is_an_error_and_may_be_allowed(tmp_path: Path) -> None:
         "train": [save(tmp_path / f"train/{n}.png", drawn(n)) for n in range(6)],
         "val": [save(tmp_path / f"val/{n}.png", drawn(n + 20)) for n in range(4)],
     }
-    assert check_duplicates(splits, allow=False, max_pixels=LIMIT) == []
+    assert check(splits) == []
     splits["val"].append(save(tmp_path / "val/9.jpg", drawn(3), quality=60))
     with pytest.raises(UserError) as caught:
-        check_duplicates(splits, allow=False, max_pixels=LIMIT, allow_with="scans.twice=yes")
+        check(splits)
     title, pair, way_out = str(caught.value).splitlines()
     assert title == "pictures in more than one of train, val, perhaps scaled or compressed anew: 1"
     assert pair == f"  {tmp_path / 'train/3.png'} = {tmp_path / 'val/9.jpg'}"
-    assert way_out == "The figures would be too good: remove them, or allow it with scans.twice=yes"
-    assert check_duplicates(splits, allow=True, max_pixels=LIMIT) == [f"{title}\n{pair}"]
+    assert way_out == "The figures would be too good: remove them, or allow it with data.allow_duplicates=true"
+    assert check(splits, allow=True) == [f"{title}\n{pair}"]
 
 
 def test_copies_inside_a_split_are_fine(tmp_path: Path) -> None:
     paths = [save(tmp_path / f"{n}.png", drawn(n // 2)) for n in range(8)]
-    assert check_duplicates({"train": paths, "val": []}, allow=False, max_pixels=LIMIT) == []
+    assert check({"train": paths, "val": []}) == []
 
 
 def test_copies_with_different_labels_are_told(tmp_path: Path) -> None:
     paths = [save(tmp_path / f"{n}.png", drawn(n // 6)) for n in range(12)]
-    labels = {"train": ["letter"] * 5 + ["memo"] * 7}
-    origins = {"train": [f"row {n}" for n in range(12)]}
-    (note,) = check_duplicates({"train": paths}, allow=False, max_pixels=LIMIT, labels=labels, origins=origins)
+    (note,) = check({"train": paths}, memos=paths[5:])
     assert note == (
         "pictures that are there several times, with different labels: 1\n"
-        "  row 0 (0.png) = row 1 (1.png) = row 2 (2.png) = row 3 (3.png) and 2 more"
+        f"  {paths[0]} = {paths[1]} = {paths[2]} = {paths[3]} and 2 more"
     )
 
 
-def test_labels_must_fit_the_pictures(tmp_path: Path) -> None:
-    paths = [save(tmp_path / f"{n}.png", drawn(n)) for n in range(2)]
-    with pytest.raises(ValueError, match="argument 2 is longer"):
-        check_duplicates({"train": paths}, allow=False, max_pixels=LIMIT, labels={"train": [1]})
-
-
 def test_none_at_all() -> None:
-    assert check_duplicates({"train": [], "val": []}, allow=False, max_pixels=LIMIT) == []
+    assert check({"train": [], "val": []}) == []

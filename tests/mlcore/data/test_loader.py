@@ -5,13 +5,14 @@ import hashlib
 import multiprocessing
 import subprocess
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
 from mlcore.base.errors import UserError
+from mlcore.data.batch import MicroBatch
 from mlcore.data.loader import BatchLoader, worker_count
 from mlcore.data.order import EpochOrder
 
@@ -144,6 +145,7 @@ def test_a_bad_sample_is_named_without_a_traceback_of_the_worker(workers: int) -
 
 
 KEPT = """
+from mlcore.data.batch import MicroBatch
 from mlcore.data.loader import BatchLoader
 from mlcore.data.order import EpochOrder
 
@@ -172,3 +174,21 @@ def test_the_workers_of_a_lost_loader_end_at_once() -> None:
     del loader, batches, lost
     gc.collect()
     assert len(before - set(multiprocessing.active_children())) >= 2
+
+
+class Pair(NamedTuple):
+    """A batch may be one of these."""
+
+    pixels: torch.Tensor
+    name: str
+
+
+def test_a_batch_moves_as_a_whole_and_keeps_its_shape() -> None:
+    tensor = torch.zeros(2, 3)
+    batch = MicroBatch({"a": tensor, "b": [tensor, ("x", Pair(tensor, "y"))], "c": None}, real=False)
+    moved = batch.to(torch.device("meta"))
+    assert not moved.real
+    text, pair = moved.data["b"][1]
+    assert (type(pair), text, pair.name, moved.data["c"]) == (Pair, "x", "y", None)
+    assert {t.device.type for t in (moved.data["a"], moved.data["b"][0], pair.pixels)} == {"meta"}
+    assert batch.to(torch.device("cpu")) is batch

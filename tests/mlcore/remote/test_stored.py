@@ -9,7 +9,7 @@ from typing import Any
 import boto3
 import pytest
 
-from mlcore.remote.stored import stored_file
+from mlcore.remote.s3 import stored_file
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FLAGS = [

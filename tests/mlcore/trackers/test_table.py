@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mlcore.base.errors import UserError
-from mlcore.trackers.table import TableTracker, read_csv, read_history
+from mlcore.trackers.table import TableTracker, read_history
+from tests.mlcore.trackers.written import read_csv
 
 
 def value(step: int, name: str) -> float:
@@ -140,11 +141,3 @@ def test_damage_in_the_middle_is_named(tmp_path: Path, damage: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 0}) + "\n" + damage + json.dumps({"step": 1}) + "\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: damaged"):
         TableTracker(tmp_path, resume_step=5)
-
-
-def test_a_file_that_is_no_table_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.csv: not a table"):
-        read_csv(tmp_path / "none.csv")
-    (tmp_path / "a.csv").write_text("step,a\n1,x\n")
-    with pytest.raises(UserError, match=r"a\.csv: not a table"):
-        read_csv(tmp_path / "a.csv")

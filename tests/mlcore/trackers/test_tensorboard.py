@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mlcore.trackers.table import TableTracker, read_csv
+from mlcore.trackers.table import TableTracker
 from mlcore.trackers.tensorboard import TensorBoardTracker
+from tests.mlcore.trackers.written import read_csv
 
 
 def history(folder: Path) -> dict[tuple[int, str], float]:

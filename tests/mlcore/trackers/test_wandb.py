@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mlcore.trackers.table import read_csv
-from mlcore.trackers.wandb_files import read_wandb_file, read_wandb_history
+from mlcore.trackers.wandb import read_wandb_file
+from tests.mlcore.trackers.written import read_csv, read_wandb_history
 
 RUN = "testrun1"
 PRIVATE = "do-not-tell-anyone"

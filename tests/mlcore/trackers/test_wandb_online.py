@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mlcore.trackers.table import read_csv
+from tests.mlcore.trackers.written import read_csv
 
 SESSION = """
 import logging, pathlib, sys

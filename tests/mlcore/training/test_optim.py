@@ -33,7 +33,7 @@ def test_only_matrices_decay() -> None:
 
 
 def test_rules_give_parts_their_own_rate_and_the_longest_prefix_wins() -> None:
-    rules = [GroupRule("encoder.", 0.01), GroupRule("encoder.1.", 0.001, weight_decay=0.0)]
+    rules = [GroupRule("encoder.", 0.01), GroupRule("encoder.1.", 0.001)]
     model = Model()
     groups = parameter_groups(model, lr=0.1, rules=rules)
     rate = {name: group["lr"] for group in groups for name in names(model, group)}

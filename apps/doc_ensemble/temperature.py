@@ -14,7 +14,7 @@ from mlcore.base.errors import UserError
 from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_floats, as_labels
 from mlcore.metrics.calibration import expected_calibration_error
 
-__all__ = ["TemperatureFit", "fit_temperature", "measure_temperature", "negative_log_likelihood", "softmax"]
+__all__ = ["TemperatureFit", "fit_temperature", "measure_temperature", "softmax"]
 
 LOWEST, HIGHEST = 0.05, 20.0
 """Between these a temperature is looked for."""
@@ -56,21 +56,6 @@ def softmax(logits: Array, *, temperature: float = 1.0) -> FloatArray:
     return probabilities
 
 
-def negative_log_likelihood(logits: Array, *, labels: Array, temperature: float = 1.0) -> float:
-    """Mean cross entropy in nats at a temperature.
-
-    Args:
-        logits: ``[N, C]``.
-        labels: ``[N]`` class indices, 0..C-1.
-        temperature: Above 0.
-
-    Raises:
-        UserError: as `softmax`, or lengths differ, or a label out of range.
-    """
-    scores, truth = _inputs(logits, labels)
-    return _likelihood(scores, truth, temperature)
-
-
 def fit_temperature(logits: Array, *, labels: Array) -> float:
     """The temperature that makes held-out samples most likely, between 0.05 and 20.
 
@@ -83,7 +68,7 @@ def fit_temperature(logits: Array, *, labels: Array) -> float:
         labels: ``[N]`` class indices, 0..C-1.
 
     Raises:
-        UserError: as `negative_log_likelihood`.
+        UserError: as `softmax`, or lengths differ, or a label out of range.
     """
     from scipy.optimize import minimize_scalar  # scripts that only train do not pay for the import
 
@@ -110,7 +95,7 @@ def measure_temperature(logits: Array, *, labels: Array, temperature: float) -> 
         temperature: Above 0, from `fit_temperature`.
 
     Raises:
-        UserError: as `negative_log_likelihood`, or `temperature` is not above 0.
+        UserError: as `fit_temperature`, or `temperature` is not above 0.
     """
     scores, truth = _inputs(logits, labels)
     before, after = (softmax(scores, temperature=value) for value in (1.0, temperature))

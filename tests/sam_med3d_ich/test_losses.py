@@ -1,0 +1,170 @@
+"""Losses of masks are proved by their formulas, parity with MONAI, and derivatives."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss, FocalLoss
+from torch import Tensor
+from torch.autograd import gradcheck
+from torch.nn import functional as F
+
+from mlcore.base.errors import UserError
+from mlcore.data.batch import MicroBatch
+from mlcore.training.engine import Engine, StepOutput
+from mlcore.training.optim import build_optimizer
+from quartet.apps.sam_med3d_ich import losses
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+SEGMENTATION: dict[str, Loss] = {
+    "dice": losses.dice,
+    "dice squared": partial(losses.dice, squared=True),
+    "dice without background": partial(losses.dice, include_background=False),
+    "dice_cross_entropy": losses.dice_cross_entropy,
+    "dice_focal": losses.dice_focal,
+}
+
+
+def _volumes(channels: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(2)
+    target = torch.randint(0, max(channels, 2), (3, 1, 4, 5, 3))
+    target[0] = 0  # an empty mask
+    return torch.randn(3, channels, 4, 5, 3, dtype=dtype), target
+
+
+CASES = [
+    (f"{name}, {channels} channel(s)", loss, _volumes(channels))
+    for channels in (1, 3)
+    for name, loss in SEGMENTATION.items()
+]
+every_loss = pytest.mark.parametrize(
+    ("loss", "values"), [(loss, values) for _, loss, values in CASES], ids=[name for name, _, _ in CASES]
+)
+
+
+@every_loss
+def test_one_value_per_sample_which_no_other_sample_changes(loss: Loss, values: tuple[Tensor, Tensor]) -> None:
+    logits, target = values
+    whole = loss(logits, target)
+    alone = torch.cat([loss(logits[i : i + 1], target[i : i + 1]) for i in range(len(logits))])
+    assert whole.shape == (len(logits),)
+    torch.testing.assert_close(whole, alone, rtol=1e-12, atol=1e-12)
+    assert (whole >= 0).all()
+
+
+@every_loss
+def test_gradcheck_in_double_precision(loss: Loss, values: tuple[Tensor, Tensor]) -> None:
+    logits, target = values
+    assert loss(logits, target).dtype == torch.float64
+    assert gradcheck(lambda z: loss(z, target), (logits.clone().requires_grad_(),), fast_mode=True)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1e-6, 30.0, 6e4])
+def test_extreme_logits_give_finite_values_and_gradients(
+    loss: Loss, values: tuple[Tensor, Tensor], dtype: torch.dtype, size: float
+) -> None:
+    logits, target = values
+    extreme = (logits.sign() * size).to(dtype).requires_grad_()
+    value = loss(extreme, target)
+    assert value.dtype == torch.float32
+    assert torch.isfinite(value).all()
+    value.sum().backward()
+    assert extreme.grad is not None
+    assert torch.isfinite(extreme.grad).all()
+
+
+@every_loss
+def test_autocast_changes_nothing(loss: Loss, values: tuple[Tensor, Tensor]) -> None:
+    logits, target = values[0].float(), values[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = loss(logits, target)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, loss(logits, target))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("squared", [False, True])
+def test_dice_is_the_formula(channels: int, squared: bool) -> None:
+    logits, target = _volumes(channels)
+    p = logits.sigmoid() if channels == 1 else logits.softmax(1)
+    t = target.double() if channels == 1 else F.one_hot(target[:, 0], channels).movedim(-1, 1).double()
+    power = 2 if squared else 1
+    axes = (2, 3, 4)
+    ratio = (2 * (p * t).sum(axes) + 1e-5) / ((p**power).sum(axes) + (t**power).sum(axes) + 1e-5)
+    torch.testing.assert_close(losses.dice(logits, target, squared=squared), (1 - ratio).mean(1))
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_dice_means_equal_monais(background: bool) -> None:
+    logits, target = _volumes(3, torch.float32)
+    options = {"include_background": background, "to_onehot_y": True, "softmax": True}
+    torch.testing.assert_close(
+        losses.dice(logits, target, include_background=background).mean(), DiceLoss(**options)(logits, target)
+    )
+    torch.testing.assert_close(
+        losses.dice_cross_entropy(logits, target, include_background=background, dice_weight=2, ce_weight=0.5).mean(),
+        DiceCELoss(**options, lambda_dice=2, lambda_ce=0.5)(logits, target),
+    )
+
+
+@pytest.mark.parametrize("alpha", [None, 0.25])
+def test_one_channel_combinations_equal_monais(alpha: float | None) -> None:
+    logits, target = _volumes(1, torch.float32)
+    torch.testing.assert_close(
+        losses.dice_focal(logits, target, alpha=alpha, dice_weight=2, focal_weight=0.5).mean(),
+        DiceFocalLoss(sigmoid=True, alpha=alpha, lambda_dice=2, lambda_focal=0.5)(logits, target.float()),
+    )
+    torch.testing.assert_close(
+        losses.dice_cross_entropy(logits, target).mean(), DiceCELoss(sigmoid=True)(logits, target.float())
+    )
+
+
+def test_dice_focal_of_several_channels_adds_the_softmax_focal_loss() -> None:
+    logits, target = _volumes(3, torch.float32)
+    term = losses.dice_focal(logits, target, gamma=3.0) - losses.dice(logits, target)
+    monai = FocalLoss(to_onehot_y=True, use_softmax=True, gamma=3.0)(logits, target)  # a mean over classes
+    torch.testing.assert_close(term.mean(), 3 * monai, rtol=1e-4, atol=1e-6)
+
+
+def test_an_empty_mask_predicted_empty_has_no_dice_loss() -> None:
+    target = torch.zeros(2, 1, 4, 4)
+    assert losses.dice(torch.full((2, 1, 4, 4), -100.0), target).max() < 1e-6
+    assert losses.dice(torch.full((2, 1, 4, 4), 100.0), target).min() > 0.99
+
+
+@pytest.mark.parametrize("sizes", [[4, 4, 4], [5, 5, 2], [1] * 12])
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_gradients_do_not_depend_on_how_a_window_is_cut(name: str, sizes: list[int]) -> None:
+    torch.manual_seed(3)
+    images, masks = torch.randn(12, 1, 4, 4, 4, dtype=torch.float64), torch.randint(0, 2, (12, 1, 4, 4, 4))
+
+    def gradients(sizes: list[int]) -> Tensor:
+        torch.manual_seed(4)
+        model = torch.nn.Conv3d(1, 1, 3, padding=1, dtype=torch.float64)
+        optimizer = build_optimizer([{"params": list(model.parameters()), "lr": 1.0, "weight_decay": 0.0}], name="sgd")
+        before = torch.cat([p.detach().flatten() for p in model.parameters()])
+        window = [MicroBatch(pair) for pair in zip(images.split(sizes), masks.split(sizes), strict=True)]
+        engine = Engine(model, optimizer, learning_rates=np.ones((2, 1)))
+        engine.run_window(
+            lambda model, pair: StepOutput(SEGMENTATION[name](model(pair[0]), pair[1]).sum(), len(pair[0])), window
+        )
+        return before - torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    torch.testing.assert_close(gradients(sizes), gradients([12]), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: losses.dice(torch.zeros(2, 1, 4), torch.zeros(2, 4)), r"\(2, 1, 4\)"),
+        (lambda: losses.dice_focal(*_volumes(1), alpha=torch.ones(2)), "alpha per class"),
+    ],
+)
+def test_wrong_arguments_are_named(call: Callable[[], Tensor], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        call()
