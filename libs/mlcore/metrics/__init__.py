@@ -1,4 +1,4 @@
-"""Figures over complete arrays, and how sure they are: classification, calibration, ranking, masks.
+"""Figures over complete arrays, and how sure they are: classification, calibration, ranking, intervals.
 
 May import base.
 """
