@@ -1,7 +1,7 @@
 """The argparse parser of an application: one flag for each setting, with default, unit, choices and other names."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 from mlcore.config.compose import EXPERIMENT
@@ -37,7 +37,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 def build_parser(
     table: NameTable,
-    groups: Mapping[str, list[str]],
+    groups: Mapping[str, Collection[str]],
     *,
     description: str,
     defaults: Mapping[str, Any],
@@ -81,7 +81,7 @@ def setting_of(destination: str) -> str | None:
     return destination.removeprefix(SETTING) if destination.startswith(SETTING) else None
 
 
-def _add_common(parser: argparse.ArgumentParser, groups: Mapping[str, list[str]]) -> None:
+def _add_common(parser: argparse.ArgumentParser, groups: Mapping[str, Collection[str]]) -> None:
     add = parser.add_argument_group("what to do").add_argument
     add("--dry_run", action="store_true", help="run each part once on a few samples and print what training would do")
     add("--test", action="store_true", help="check system, optional parts and configuration, then exit")
@@ -97,12 +97,12 @@ def _add_common(parser: argparse.ArgumentParser, groups: Mapping[str, list[str]]
     add = parser.add_argument_group("where settings come from").add_argument
     add("--config", action="append", metavar="FILE", help="YAML or JSON file, keys nested or flat; may be repeated")
     add("--demo", action="store_true", help="apply the demo preset (demo.yaml)")
-    names = groups.get(EXPERIMENT, [])
+    names = groups.get(EXPERIMENT, ())
     what = f"preset: {', '.join(names) or 'none yet'}; also +experiment=NAME"
     add("--experiment", dest=f"{SETTING}{EXPERIMENT}", metavar="NAME", help=what)
 
 
-def _add_group(heading: "argparse._ArgumentGroup", section: str, choices: list[str]) -> None:
+def _add_group(heading: "argparse._ArgumentGroup", section: str, choices: Collection[str]) -> None:
     text = f"preset of this section: {', '.join(choices)}; also {section}=NAME"
     heading.add_argument(f"--{section}", dest=f"{SETTING}{section}", metavar="NAME", help=_escaped(text))
 

@@ -22,6 +22,7 @@ from mlcore.config.validation import ConfigT, validate
 __all__ = ["Composed", "Request", "compose", "group_choices"]
 
 EXPERIMENT = "experiment"
+SYNONYM = "synonym_of"  # in the file of a group's choice: the choice that it is another name of
 _COMMAND_LINE = "command line"
 _DEFAULT = Source(Rank.MODEL, "default")
 
@@ -35,7 +36,7 @@ class Request:
         files: `--config` files in order.
         demo: Apply `demo.yaml`.
         demo_unless: Dotted paths of settings; while none has a value, `demo.yaml` is applied unasked.
-        base: Files that all else is put upon, the later one winning; those that are missing say nothing.
+        base: Files that all else is put upon, the later one winning.
     """
 
     overrides: Sequence[tuple[str, str]] = ()
@@ -73,7 +74,8 @@ def compose(
 
     Args:
         config_cls: The application's configuration model.
-        config_dir: Folder with default.yaml, demo.yaml, experiment/ and one folder for each group.
+        config_dir: Folder with default.yaml, demo.yaml, experiment/ and one folder for each group. Groups for all
+            applications are in `shared/` beside it.
         request: What the user asked for.
         environ: Environment variables; the process's own by default.
 
@@ -95,10 +97,16 @@ def compose(
     return Composed(config, sources, demo, dict(request.overrides).get(EXPERIMENT))
 
 
-def group_choices(config_dir: Path) -> dict[str, list[str]]:
-    """The choices of each group (folder) in `config_dir`, "experiment" among them; sorted."""
-    folders = sorted(path for path in config_dir.glob("*/") if path.is_dir())
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+def group_choices(config_dir: Path) -> dict[str, dict[str, Path]]:
+    """The choices of each group (folder) and their files, "experiment" among them; sorted.
+
+    An application has its own, and those in `shared/` beside its folder; of two with one name its own counts.
+    """
+    groups: dict[str, dict[str, Path]] = {}
+    for folder in (config_dir.parent / "shared", config_dir):
+        for file in folder.glob("*/*.yaml"):
+            groups.setdefault(file.parent.name, {})[file.stem] = file
+    return {group: dict(sorted(files.items())) for group, files in sorted(groups.items())}
 
 
 class _Composer:
@@ -108,7 +116,7 @@ class _Composer:
         self._table = table
         self._dir = config_dir
         self._environ = environ
-        self._groups = {EXPERIMENT: [], **group_choices(config_dir)}
+        self._groups = {EXPERIMENT: {}, **group_choices(config_dir)}
         self._settings = Settings(table.leaves.values())
 
     def collect(self, request: Request, *, demo: bool) -> Mapping[str, Value]:
@@ -117,11 +125,9 @@ class _Composer:
         presets = [(self._table.leaves[path], raw) for path, raw in self._table.presets.items()]
         for leaf, raw in sorted(presets, key=lambda preset: not preset[0].meta.selects):
             self._put(leaf, raw, _DEFAULT)
-        for file in (self._dir / name for name in request.base):
-            if file.is_file():
-                self._apply(read_document(file), Rank.DEFAULTS)
-        if demo:
-            self._apply(read_document(self._dir / "demo.yaml"), Rank.DEMO)
+        bases = [*((name, Rank.DEFAULTS) for name in request.base), *([("demo.yaml", Rank.DEMO)] if demo else [])]
+        for name, rank in bases:
+            self._apply(self._base(name), rank)
         for group, choice in groups.items():
             self._choose(group, choice, Rank.GROUP, _COMMAND_LINE)
         if experiment is not None:
@@ -134,6 +140,15 @@ class _Composer:
         self._apply_overrides([pair for pair in request.overrides if pair[0] not in self._groups])
         values = self._settings.result()
         return {path: value for path, value in values.items() if not self._is_stale(path, values)}
+
+    def _base(self, name: str) -> Document:
+        file = self._dir / name
+        if not file.is_file():
+            raise ConfigError(
+                f"{shown(file)}: no such file, but what was asked for starts from it; restore it, or make it an empty "
+                "file if no setting is to differ from the built-in defaults"
+            )
+        return read_document(file)
 
     def _apply(self, document: Document, rank: Rank, *, group: str | None = None) -> None:
         """Take a file; the keys of a group's choice are those of the group's section."""
@@ -178,25 +193,29 @@ class _Composer:
         return self._table.suggest(key, inside=section)
 
     def _choose(self, group: str, choice: str, rank: Rank, where: str) -> None:
-        """Apply the file of a group's choice."""
+        """Apply the file of a group's choice; one that is a synonym has the values of the other before its own."""
         if group not in self._groups or group not in self._table.sections:
             known = ", ".join(sorted(set(self._groups) - {EXPERIMENT})) or "none"
             raise ConfigError(
                 f"{where}: '{group}' is no group with choices{nearest(group, self._groups)} (groups: {known})"
             )
-        file = self._choice_file(group, choice, where)
+        document = read_document(self._choice_file(group, choice, where))
         self._settings.select(group, choice)
-        self._apply(read_document(file), rank, group=group)
+        if (other := document.values.pop(SYNONYM, None)) is not None:
+            file = self._choice_file(group, str(other), document.where((SYNONYM,)))
+            self._apply(read_document(file), rank, group=group)
+        self._apply(document, rank, group=group)
 
     def _choice_file(self, group: str, choice: str, where: str) -> Path:
-        choices = self._groups.get(group, [])
+        choices = self._groups.get(group, {})
         if choice not in choices:
-            sweep = "a comma list needs -m. " if "," in choice else ""
+            sweep = "a comma list needs -m (multirun). " if "," in choice else ""
+            folders = ", ".join(dict.fromkeys(shown(file.parent) for file in choices.values()))
             raise ConfigError(
                 f"{where}: {group} has no choice '{choice}'{nearest(choice, choices) or '.'} "
-                f"{sweep}Choices: {', '.join(choices) or 'none'} ({shown(self._dir / group)})"
+                f"{sweep}Choices: {', '.join(choices) or 'none'} ({folders or shown(self._dir / group)})"
             )
-        return self._dir / group / f"{choice}.yaml"
+        return choices[choice]
 
     def _apply_environment(self) -> None:
         for leaf in self._table.leaves.values():

@@ -40,6 +40,7 @@ ODD = Everything(
 @pytest.mark.parametrize("config", [Everything(), ODD], ids=["defaults", "odd"])
 @pytest.mark.parametrize(("suffix", "dump"), [(".yaml", to_yaml), (".json", to_json)])
 def test_a_dumped_configuration_reads_back_equal(tmp_path: Path, config: Everything, suffix: str, dump) -> None:
+    (tmp_path / "default.yaml").touch()
     file = tmp_path / f"config{suffix}"
     file.write_text(dump(config))
     composed = compose(Everything, tmp_path, Request(files=[file]), environ={})
@@ -48,6 +49,7 @@ def test_a_dumped_configuration_reads_back_equal(tmp_path: Path, config: Everyth
 
 
 def test_origins_become_comments_that_do_not_change_the_values(tmp_path: Path) -> None:
+    (tmp_path / "default.yaml").touch()
     composed = compose(Everything, tmp_path, Request(overrides=[("lr", "0.5")]), environ={})
     text = to_yaml(composed.config, composed.sources)
     assert "  lr: 0.5  # command line\n" in text
@@ -130,6 +132,7 @@ def test_a_run_name_is_one_folder_name(name: str) -> None:
 
 
 def test_sources_are_plain_values(tmp_path: Path) -> None:
+    (tmp_path / "default.yaml").touch()
     composed = compose(Everything, tmp_path, Request(), environ={})
     assert {dataclasses.asdict(source)["where"] for source in composed.sources.values()} == {"default"}
 
