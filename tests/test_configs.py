@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from mlcore.config.compose import EXPERIMENT, Composed, Request, compose, group_choices
-from mlcore.config.errors import ConfigError
 from mlcore.config.names import NameTable
 from mlcore.config.section import Section
-from mlcore.config.text import dump_value, read_document
+from mlcore.config.text import ConfigError, dump_value, read_document
 from quartet.apps.doc_ensemble.config import DocConfig
 from quartet.apps.multimodal_ads.config import AdsConfig
 from quartet.apps.perceiver.config import PerceiverConfig

@@ -5,9 +5,8 @@ from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 from mlcore.config.compose import EXPERIMENT
-from mlcore.config.errors import ConfigError
 from mlcore.config.names import Leaf, NameTable
-from mlcore.config.text import dump_value
+from mlcore.config.text import ConfigError, dump_value
 
 __all__ = ["ACTIONS", "SETTING", "build_parser", "setting_of"]
 

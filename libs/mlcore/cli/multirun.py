@@ -25,8 +25,7 @@ from mlcore.base.files import ensure_folder, write_text
 from mlcore.base.locks import hold, is_held
 from mlcore.cli.invocation import Invocation
 from mlcore.cli.sweep import Override, varied
-from mlcore.config.errors import ConfigError
-from mlcore.config.text import read_document
+from mlcore.config.text import ConfigError, read_document
 
 __all__ = ["Job", "own_command", "run_sweep"]
 

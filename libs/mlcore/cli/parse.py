@@ -13,9 +13,9 @@ from mlcore.cli.invocation import Action, Invocation
 from mlcore.cli.sweep import expand
 from mlcore.config.compose import Composed, Request, compose, group_choices
 from mlcore.config.dump import to_values
-from mlcore.config.errors import ConfigError, nearest
 from mlcore.config.names import NameTable
 from mlcore.config.section import Section
+from mlcore.config.text import ConfigError, nearest
 from mlcore.config.validation import ConfigT
 
 __all__ = ["parse"]

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
-from mlcore.config.errors import ConfigError, nearest
-from mlcore.config.interpolation import interpolate
 from mlcore.config.layers import Rank, Settings, Source, Value
-from mlcore.config.names import Leaf, NameTable, Text
-from mlcore.config.text import Document, read_document, shown
+from mlcore.config.names import Leaf, NameTable
+from mlcore.config.text import ConfigError, Document, Text, interpolate, nearest, read_document, shown
 from mlcore.config.validation import ConfigT, validate
 
 __all__ = ["Composed", "Request", "compose", "group_choices"]

@@ -5,7 +5,7 @@ The same table serves flags, `key=value` overrides and the keys of configuration
 
 import json
 import types
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -13,19 +13,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import SecretStr, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from mlcore.config.errors import ConfigError, nearest
-from mlcore.config.section import Meta, Section, meta_of
-from mlcore.config.text import parse_scalar
+from mlcore.config.section import Meta, Section
+from mlcore.config.text import ConfigError, nearest, parse_scalar
 
-__all__ = ["Leaf", "NameTable", "Text"]
+__all__ = ["Leaf", "NameTable", "flatten"]
 
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", SecretStr: "text"}
-
-
-class Text(str):
-    """Text whose type only the field knows: from the command line or an environment variable."""
-
-    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class Leaf:
     @cached_property
     def meta(self) -> Meta:
         """Unit, aliases and the like."""
-        return meta_of(self.info)
+        return next((item for item in self.info.metadata if isinstance(item, Meta)), Meta())
 
     @cached_property
     def types(self) -> tuple[Any, ...]:
@@ -120,19 +113,21 @@ class NameTable:
     Attributes:
         leaves: Every setting by dotted path, in order of declaration.
         sections: Every section class by dotted path.
+        order: Dotted paths of sections and settings as they are declared.
         presets: Values, by dotted path, that the application's model gives its sections in place of their own defaults.
         short: The shortest declared name of each setting, by path; what help and flags show.
     """
 
     def __init__(self, config_cls: type[Section]) -> None:
-        self.leaves: dict[str, Leaf] = {}
-        self.sections: dict[str, type[Section]] = {}
-        for path, item in _walk(config_cls, ""):
-            if isinstance(item, FieldInfo):
-                self.leaves[path] = Leaf(path, item)
-            else:
-                self.sections[path] = item
-        self.presets = _presets(config_cls)
+        fields = list(_walk(config_cls))
+        self.leaves = {path: Leaf(path, info) for path, info, section in fields if section is None}
+        self.sections = {path: section for path, _, section in fields if section is not None}
+        self.order = [path for path, *_ in fields]
+        self.presets: dict[str, Any] = {}
+        for path, info, _ in reversed(fields):  # what an outer section gives an inner one counts
+            if isinstance(info.default, Section):
+                given = info.default.model_dump(mode="json", exclude_unset=True)
+                self.presets |= flatten(given, self.leaves, f"{path}.")
         self._paths: dict[str, str] = {path: path for path in self.leaves}
         self._ambiguous: dict[str, list[str]] = {}
         self._add_aliases()
@@ -197,39 +192,30 @@ class NameTable:
         return next((alias for alias in self.leaves[path].meta.aliases if "." not in alias), path)
 
 
-def _walk(section: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo | type[Section]]]:
-    for name, info in section.model_fields.items():
-        path = f"{prefix}{name}"
-        inner = next((kind for kind in _alternatives(info.annotation) if _is_section(kind)), None)
-        if inner is None:
-            yield path, info
-        else:
-            yield path, inner
-            yield from _walk(inner, f"{path}.")
+def flatten(values: Mapping[str, Any], leaves: Container[str] = (), prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted path.
+
+    Args:
+        values: Mappings of mappings.
+        leaves: Paths below which nothing is taken apart, such as `NameTable.leaves`.
+        prefix: What all paths begin with.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        inner = isinstance(value, Mapping) and path not in leaves
+        flat |= flatten(value, leaves, f"{path}.") if inner else {path: value}
+    return flat
 
 
-def _presets(section: type[Section], prefix: str = "") -> dict[str, Any]:
-    """What `field(TrainConfig(epochs=3), ...)` says about `train`: only what was given there, outer over inner."""
-    presets: dict[str, Any] = {}
+def _walk(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo, type[Section] | None]]:
+    """Every field below a section with its dotted path, and the section that it holds, if it does."""
     for name, info in section.model_fields.items():
-        inner = next((kind for kind in _alternatives(info.annotation) if _is_section(kind)), None)
+        kinds = [kind for kind in _alternatives(info.annotation) if isinstance(kind, type)]
+        inner = next((kind for kind in kinds if issubclass(kind, Section)), None)
+        yield f"{prefix}{name}", info, inner
         if inner is not None:
-            presets |= _presets(inner, f"{prefix}{name}.")
-        if isinstance(info.default, Section):
-            presets |= _given(info.default, f"{prefix}{name}.")
-    return presets
-
-
-def _given(section: Section, prefix: str) -> dict[str, Any]:
-    given: dict[str, Any] = {}
-    for name, raw in section.model_dump(mode="json", exclude_unset=True).items():
-        value = getattr(section, name)
-        given |= _given(value, f"{prefix}{name}.") if isinstance(value, Section) else {f"{prefix}{name}": raw}
-    return given
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Section)
+            yield from _walk(inner, f"{prefix}{name}.")
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

@@ -1,22 +1,34 @@
 """YAML and JSON in and out: YAML 1.2 scalars, duplicate keys refused, line numbers kept.
 
 PyYAML follows YAML 1.1, where `1e-4` is text, `on` is true and `010` is eight. Here scalars follow the core schema of
-YAML 1.2.2 (section 10.3.2): `1e-4` is a number, only `true`/`false` are booleans, and there are no dates.
+YAML 1.2.2 (section 10.3.2): `1e-4` is a number, only `true`/`false` are booleans, and there are no dates. Text may name
+environment variables. What cannot be read is a `ConfigError`.
 """
 
 import contextlib
+import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mlcore.config.errors import ConfigError
+from mlcore.base.errors import UserError
 
-__all__ = ["Document", "dump_value", "parse_scalar", "read_document", "shown"]
+__all__ = [
+    "ConfigError",
+    "Document",
+    "Text",
+    "dump_value",
+    "interpolate",
+    "nearest",
+    "parse_scalar",
+    "read_document",
+    "shown",
+]
 
 _INT = re.compile(r"[-+]?[0-9]+$|0x[0-9a-fA-F]+$|0o[0-7]+$")
 _FLOAT = re.compile(
@@ -28,6 +40,21 @@ _CORE_SCHEMA = (
     ("tag:yaml.org,2002:int", _INT, list("-+0123456789")),
     ("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789.")),
 )
+_PLACEHOLDER = re.compile(r"\$\{([^{}]*)\}")
+
+
+class ConfigError(UserError):
+    """A file, key, value or flag that does not fit the application's typed configuration.
+
+    The message names where the value came from (file and line where known), the key, the value, what was expected and,
+    for a name that does not exist, the nearest one that does.
+    """
+
+
+class Text(str):
+    """Text whose type only the field knows: from the command line or an environment variable."""
+
+    __slots__ = ()
 
 
 class _Loader(yaml.SafeLoader):
@@ -48,15 +75,10 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
 
 
-def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    return float(str(loader.construct_scalar(node)).lower().replace(".inf", "inf").replace(".nan", "nan"))
-
-
 for _tag, _pattern, _first in _CORE_SCHEMA:
     _Loader.add_implicit_resolver(_tag, _pattern, _first)
     _Dumper.add_implicit_resolver(_tag, _pattern, _first)
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
 @dataclass(frozen=True)
@@ -78,6 +100,12 @@ class Document:
         while keys and keys not in self.lines:
             keys = keys[:-1]
         return f"{self.name}:{self.lines[keys]}" if keys else self.name
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """`", did you mean 'lr'?"` for the candidate most like `name`, or an empty string when none is close."""
+    close = difflib.get_close_matches(name, sorted(set(candidates)), n=1, cutoff=0.6)
+    return f", did you mean '{close[0]}'?" if close else ""
 
 
 def shown(path: Path) -> str:
@@ -117,6 +145,31 @@ def dump_value(value: Any) -> str:
     """A value as YAML on one line; `parse_scalar` reads it back."""
     text: str = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=1 << 30)
     return text.removesuffix("\n").removesuffix("\n...")
+
+
+def interpolate(value: Any, environ: Mapping[str, str], *, where: str) -> Any:
+    """Fill in `${env:NAME}` and `${env:NAME,default}` in `value`, which may be a list or mapping of values.
+
+    `${oc.env:...}` means the same.
+
+    Args:
+        value: A plain value.
+        environ: The environment.
+        where: Place and key of the value, for messages.
+
+    Returns:
+        The value; text that had a placeholder comes back as `Text`, so that `${env:EPOCHS}` can fill a number.
+
+    Raises:
+        ConfigError: A variable without a default is not set, or `${...}` holds something else.
+    """
+    if isinstance(value, list):
+        return [interpolate(item, environ, where=where) for item in value]
+    if isinstance(value, dict):
+        return {key: interpolate(item, environ, where=where) for key, item in value.items()}
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    return Text(_PLACEHOLDER.sub(lambda match: _look_up(match.group(1), environ, where), value))
 
 
 def _read_yaml(name: str, text: str) -> Document:
@@ -197,3 +250,19 @@ def _expect_mapping(name: str, values: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{name}: expected `key: value` pairs at the top, found a {type(values).__name__}")
     return values
+
+
+def _look_up(content: str, environ: Mapping[str, str], where: str) -> str:
+    resolver, _, rest = content.partition(":")
+    if resolver.strip() not in ("env", "oc.env") or not rest:
+        raise ConfigError(f"{where}: '${{{content}}}' is not understood; write ${{env:NAME}} or ${{env:NAME,default}}")
+    name, comma, default = rest.partition(",")
+    name = name.strip()
+    if name in environ:
+        return environ[name]
+    if comma:
+        return default.strip()
+    raise ConfigError(
+        f"{where}: environment variable {name} is not set; set it (`export {name}=...` or a line in .env) "
+        f"or write ${{env:{name},default}}"
+    )

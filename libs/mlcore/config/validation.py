@@ -7,11 +7,10 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from mlcore.config.errors import ConfigError, nearest
-from mlcore.config.layers import Value
+from mlcore.config.layers import Rank, Value
 from mlcore.config.names import Leaf, NameTable
 from mlcore.config.section import Section
-from mlcore.config.text import dump_value
+from mlcore.config.text import ConfigError, dump_value, nearest
 
 ConfigT = TypeVar("ConfigT", bound=Section)
 
@@ -73,7 +72,11 @@ def _explain(detail: ErrorDetails, table: NameTable, values: Mapping[str, Value]
 
 def _expected(leaf: Leaf, value: Value | None) -> str:
     raw = value.raw if value is not None else None
-    return f"expected {leaf.expects}{nearest(raw, leaf.choices) if isinstance(raw, str) else ''}"
+    if not isinstance(raw, str) or value is None:
+        return f"expected {leaf.expects}"
+    sweep = value.source.rank is Rank.COMMAND_LINE and "," in raw and not leaf.is_list
+    hint = "; a comma list needs -m (multirun)" if sweep else nearest(raw, leaf.choices)
+    return f"expected {leaf.expects}{hint}"
 
 
 def _inside(rest: list[str], leaf: Leaf, problem: str) -> str:

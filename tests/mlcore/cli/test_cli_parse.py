@@ -16,10 +16,10 @@ from mlcore.cli.main import guarded, run_app
 from mlcore.cli.parse import parse
 from mlcore.cli.sweep import expand, split, varied
 from mlcore.config.compose import group_choices
-from mlcore.config.errors import ConfigError
 from mlcore.config.names import NameTable
 from mlcore.config.section import Section, field
 from mlcore.config.sections import RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
+from mlcore.config.text import ConfigError
 
 
 class DataConfig(Section):

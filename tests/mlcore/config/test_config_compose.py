@@ -8,11 +8,11 @@ import pytest
 from pydantic import Field, SecretStr
 
 from mlcore.config.compose import Composed, Request, compose, group_choices
-from mlcore.config.errors import ConfigError
 from mlcore.config.layers import Rank
 from mlcore.config.names import NameTable
 from mlcore.config.section import Section, field
 from mlcore.config.sections import SchedulerConfig, TrackingConfig, TrainConfig
+from mlcore.config.text import ConfigError
 
 
 class DataConfig(Section):

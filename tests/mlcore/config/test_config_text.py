@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlcore.config.errors import ConfigError
-from mlcore.config.text import dump_value, parse_scalar, read_document
+from mlcore.config.text import ConfigError, dump_value, parse_scalar, read_document
 
 
 def write(folder: Path, name: str, text: str) -> Path:
