@@ -1,10 +1,13 @@
 """Every YAML file under configs/ fits the typed configuration of its app, alone and with the choices of every group."""
 
+import json
 from pathlib import Path
 
+import fastjsonschema
 import pytest
 
 from mlcore.config.compose import EXPERIMENT, Composed, Request, compose, group_choices
+from mlcore.config.dump import to_schema, to_yaml
 from mlcore.config.names import NameTable
 from mlcore.config.section import Section
 from mlcore.config.text import ConfigError, dump_value, read_document
@@ -131,6 +134,25 @@ def test_every_default_can_be_given_back_on_the_command_line(app: str) -> None:
             value = value[key]
         overrides.append((path, dump_value(value)))
     assert load(app, *overrides).config == composed.config
+
+
+@pytest.mark.parametrize("app", APPS)
+@pytest.mark.parametrize("demo", [False, True])
+def test_every_app_reads_the_file_that_explains_its_settings(app: str, demo: bool, tmp_path: Path) -> None:
+    composed = load(app, demo=demo)
+    file = tmp_path / "mine.yaml"
+    file.write_text(to_yaml(composed.config, explain=True), encoding="utf-8")
+    assert compose(APPS[app], CONFIGS / app, Request(files=[file]), environ={}).config == composed.config
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_every_file_of_an_app_fits_the_schema_for_editors(app: str) -> None:
+    valid = fastjsonschema.compile(json.loads(json.dumps(to_schema(APPS[app], group_choices(CONFIGS / app)))))
+    files = ["default.yaml", "demo.yaml", *BASES.get(app, ()), *(CONFIGS / app / EXPERIMENT).glob("*.yaml")]
+    for file in files:
+        valid(read_document(CONFIGS / app / file).values)
+    with pytest.raises(fastjsonschema.JsonSchemaValueException, match="trian"):
+        valid({"trian": {"lr": 1}})
 
 
 def test_perceiver_reads_the_flat_json_of_its_users(tmp_path: Path) -> None:

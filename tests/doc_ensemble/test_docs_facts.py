@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from mlcore.cli.flag_table import BEGIN, flag_tables, insert_flag_tables
+from scripts.flag_tables import BEGIN, flag_tables, insert_flag_tables
 from mlcore.config.compose import Request, compose, group_choices
 from quartet.apps.doc_ensemble.app import APP
 from quartet.apps.doc_ensemble.config import DocConfig, LossConfig, ViewConfig

@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from mlcore.cli.flag_table import BEGIN, flag_tables, insert_flag_tables
+from scripts.flag_tables import BEGIN, flag_tables, insert_flag_tables
 from mlcore.config.compose import Request, compose, group_choices
 from quartet.apps.multimodal_ads.app import APP
 from quartet.apps.multimodal_ads.config import AdsConfig

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from mlcore.cli.flag_table import BEGIN, flag_tables, insert_flag_tables
+from scripts.flag_tables import BEGIN, flag_tables, insert_flag_tables
 from mlcore.cli.parse import parse
 from mlcore.config.compose import Request, compose
 from quartet.apps.sam_med3d_ich.app import APP

@@ -58,7 +58,7 @@ class Settings:
         Args:
             leaves: All settings; the defaults of those that select are the first choices.
         """
-        self._choice = {_section(leaf.path): str(leaf.info.default) for leaf in leaves if leaf.meta.selects}
+        self._choice = {leaf.path.partition(".")[0]: str(leaf.info.default) for leaf in leaves if leaf.meta.selects}
         self._shelves: dict[str, dict[str, dict[str, Value]]] = {}  # section, choice ("": before any), dotted path
 
     def put(self, leaf: Leaf, value: Value, *, in_group: bool = False) -> None:
@@ -69,7 +69,7 @@ class Settings:
             value: Its raw value and origin.
             in_group: Whether a group choice's file says so; its values stay on that choice's shelf.
         """
-        section = _section(leaf.path)
+        section = leaf.path.partition(".")[0]
         if leaf.meta.selects and not in_group:
             known = self._visible(section).get(leaf.path)
             if str(value.raw) != (self._choice[section] if known is None else str(known.raw)):
@@ -88,7 +88,3 @@ class Settings:
     def _visible(self, section: str) -> dict[str, Value]:
         shelves = self._shelves.get(section, {})
         return {**shelves.get("", {}), **shelves.get(self._choice.get(section, ""), {})}
-
-
-def _section(path: str) -> str:
-    return path.partition(".")[0]

@@ -6,8 +6,10 @@ The same table serves flags, `key=value` overrides and the keys of configuration
 import json
 import types
 from collections.abc import Container, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
@@ -44,11 +46,6 @@ class Leaf:
         return tuple(kind for kind in _alternatives(self.info.annotation) if kind is not type(None))
 
     @property
-    def optional(self) -> bool:
-        """Whether null is a value."""
-        return type(None) in _alternatives(self.info.annotation)
-
-    @property
     def is_bool(self) -> bool:
         """Whether the flag works as a switch."""
         return bool in self.types
@@ -71,7 +68,7 @@ class Leaf:
     @property
     def expects(self) -> str:
         """What a value must be, for help and messages: "a whole number, at least 1 (samples)"."""
-        names = [_type_name(kind) for kind in self.types] + (["null"] if self.optional else [])
+        names = ["null" if kind is type(None) else _type_name(kind) for kind in _alternatives(self.info.annotation)]
         unit = f" ({self.meta.unit})" if self.meta.unit else ""
         return ", ".join([" or ".join(names), *_limits(self.info.metadata)]) + unit
 
@@ -80,21 +77,13 @@ class Leaf:
 
         A value that fits neither way is returned as YAML reads it, for the validation to refuse.
         """
-        parsed = parse_scalar(text)
-        candidates = [parsed] if text == parsed else [parsed, text]
-        return next((value for value in candidates if self._fits(value)), parsed)
-
-    def _fits(self, value: Any) -> bool:
-        try:
-            self._adapter.validate_json(json.dumps(value), strict=True)
-        except (ValidationError, TypeError):
-            return False
-        return True
-
-    @cached_property
-    def _adapter(self) -> TypeAdapter[Any]:
         kind: Any = Annotated[self.info.annotation, self.info]
-        return TypeAdapter(kind)
+        adapter, parsed = TypeAdapter(kind), parse_scalar(text)
+        for value in [parsed] if text == parsed else [parsed, text]:
+            with suppress(ValidationError, TypeError):
+                adapter.validate_json(json.dumps(value), strict=True)
+                return value
+        return parsed
 
 
 _LIMITS = (
@@ -142,8 +131,19 @@ class NameTable:
         """
         if name in self._ambiguous:
             raise ConfigError(f"'{name}' could be any of {', '.join(self._ambiguous[name])}; write the full name")
-        path = self._paths.get(name) or self._paths.get(self._without_hoisted(name))
+        path = self._paths.get(name)
+        head, _, key = name.rpartition(".")
+        section, _, hoisted = head.rpartition(".")
+        if path is None and section in self.sections and hoisted in self.sections[section].hoisted:
+            path = self._paths.get(f"{section}.{key}")
         return None if path is None else self.leaves[path]
+
+    def by_section(self) -> dict[str, list[Leaf]]:
+        """The settings of each section, by its path; those of none under "settings"."""
+        sections: dict[str, list[Leaf]] = {}  # a nested section may stand in the middle of its parent
+        for path, leaf in self.leaves.items():
+            sections.setdefault(path.rpartition(".")[0] or "settings", []).append(leaf)
+        return sections
 
     def names(self) -> list[str]:
         """Every name that `resolve` knows."""
@@ -156,12 +156,6 @@ class NameTable:
             if close := nearest(name, own):
                 return close
         return nearest(name, [*self._paths, *self.sections])
-
-    def _without_hoisted(self, name: str) -> str:
-        head, _, leaf = name.rpartition(".")
-        section, _, hoisted = head.rpartition(".")
-        known = self.sections.get(section)
-        return f"{section}.{leaf}" if known is not None and hoisted in known.hoisted else name
 
     def _add_aliases(self) -> None:
         for path, leaf in self.leaves.items():
@@ -241,6 +235,4 @@ def _type_name(kind: Any) -> str:
         return f"a list, each {_type_name(get_args(kind)[0])}"
     if get_origin(kind) is dict:
         return "key: value pairs"
-    return _TYPE_NAMES.get(
-        kind, "a path" if getattr(kind, "__name__", "") == "Path" else str(getattr(kind, "__name__", kind))
-    )
+    return "a path" if kind is Path else _TYPE_NAMES.get(kind) or str(getattr(kind, "__name__", kind))

@@ -66,7 +66,9 @@ def field(default: Any = PydanticUndefined, description: str = "", **options: An
         A pydantic field (typed `Any`, so that it can stand as a default of any type).
     """
     meta = Meta(**{name: options.pop(name) for name in Meta.__annotations__ if name in options})
-    info: FieldInfo = Field(default, description=description, json_schema_extra={"unit": meta.unit} if meta.unit else None, **options)
+    info: FieldInfo = Field(
+        default, description=description, json_schema_extra={"unit": meta.unit} if meta.unit else None, **options
+    )
     info.metadata.append(meta)
     return info
 

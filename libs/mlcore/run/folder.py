@@ -20,7 +20,7 @@ from mlcore.base.env import mask_text
 from mlcore.base.errors import UserError
 from mlcore.base.files import ensure_folder, remove_leftovers, write_json
 from mlcore.base.locks import hold, is_held
-from mlcore.config.difference import config_differences, plain_values
+from mlcore.config.dump import config_differences, plain_values
 
 _log = logging.getLogger(__name__)
 

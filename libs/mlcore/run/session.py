@@ -19,8 +19,7 @@ from mlcore.base.seeding import seed_everything
 from mlcore.base.version import code_version
 from mlcore.cli.app import App
 from mlcore.cli.invocation import Invocation
-from mlcore.config.difference import config_differences
-from mlcore.config.dump import to_values, to_yaml
+from mlcore.config.dump import config_differences, to_values, to_yaml
 from mlcore.remote.s3 import is_remote
 from mlcore.remote.stored import stored_file
 from mlcore.report.page import Picture

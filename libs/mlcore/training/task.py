@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from mlcore.config.difference import config_differences
+from mlcore.config.dump import config_differences
 from mlcore.training.checkpoint import CheckpointError
 from mlcore.training.engine import StepOutput
 

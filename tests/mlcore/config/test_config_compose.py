@@ -459,7 +459,11 @@ def test_mistakes_in_files(folder: Path, text: str, message: str) -> None:
         (["train=3"], r"command line: train is a section; set one of its keys, as in train\.KEY=VALUE"),
         (["scheduler=cosin"], r"command line: scheduler has no choice 'cosin', did you mean 'cosine'\?"),
         (["experiment=bog"], r"experiment has no choice 'bog', did you mean 'big'\? Choices: big, long"),
-        (["scheduler=cosine,step"], r"a comma list needs -m"),
+        (["scheduler=cosine,step"], r"a comma list needs -m \(multirun\)\. Choices: cosine, step"),
+        (["lr=1e-3,1e-4"], r"lr = 1e-3,1e-4: expected a number, above 0; a comma list needs -m \(multirun\)$"),
+        (["optimizer=adam,sgd"], r"expected one of adamw, adam, sgd; a comma list needs -m \(multirun\)$"),
+        (["weights=1,2"], r"weights = 1,2: expected a list, each a number at least 0$"),
+        (["lr=#1"], r"train\.lr = '#1': expected a number, above 0$"),
         (["batch_size=abc"], r"command line: train\.batch_size = abc: expected a whole number"),
         (
             ["scheduler=step", "T_max=3"],
