@@ -41,8 +41,8 @@ def to_yaml(config: Section, sources: Mapping[str, Source] | None = None, *, exp
         leaf, source = table.leaves[path], (sources or {}).get(path)
         hidden = explain and leaf.secret and values[path] is not None
         if explain:
-            expected = f"{leaf.info.description}: {leaf.expects}"
-            lines += _comment(f"{expected}; a secret, left out here" if hidden else expected, indent)
+            note = "; a secret, left out here" if hidden else ""
+            lines += _comment(f"{leaf.info.description} [{leaf.expects}{note}]", indent)
         origin = f"  # {source.where}" if source is not None and source.rank > Rank.MODEL else ""
         lines.append(f"{indent}{'# ' if hidden else ''}{key}: {dump_value(values[path])}{origin}")
     return "".join(f"{line}\n" for line in lines)

@@ -442,7 +442,7 @@ def test_a_printed_configuration_can_be_given_back(
     assert outcome(spec, lambda _: 1, ["--print_config", *argv]) == 0
     text = capsys.readouterr().out
     assert text.startswith("# All settings of toy")
-    assert "  # Peak learning rate: a number, above 0\n  lr: 0.5\n" in text
+    assert "  # Peak learning rate [a number, above 0]\n  lr: 0.5\n" in text
     (tmp_path / "mine.yaml").write_text(text)
     back = parse(spec, ["--config", str(tmp_path / "mine.yaml")])
     assert back.config == parse(spec, argv).config

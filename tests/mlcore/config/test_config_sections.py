@@ -62,10 +62,10 @@ def test_a_dumped_configuration_reads_back_equal(
 def test_an_explained_configuration_says_what_each_setting_is_and_may_be() -> None:
     text = explained(Everything())
     assert (
-        "\n# The optimisation.\ntrain:\n  # Passes over the training data: a whole number, at least 1 (epochs)\n"
+        "\n# The optimisation.\ntrain:\n  # Passes over the training data [a whole number, at least 1 (epochs)]\n"
         in text
     )
-    assert "  # Optimisation algorithm: one of adamw, adam, sgd\n  optimizer: adamw\n" in text
+    assert "  # Optimisation algorithm [one of adamw, adam, sgd]\n  optimizer: adamw\n" in text
     for leaf in NameTable(Everything).leaves.values():
         assert f"# {leaf.info.description}"[:60] in text
     assert max(map(len, text.splitlines())) <= 120
@@ -80,7 +80,7 @@ def test_an_explained_configuration_leaves_secrets_out(tmp_path: Path) -> None:
     given = [("token", "hunter2")]
     config = compose(Secretive, tmp_path, Request(overrides=given), environ={}).config
     text = explained(config)
-    assert "a secret, left out here\n# token: '**********'\n" in text
+    assert "a secret, left out here]\n# token: '**********'\n" in text
     assert "\nother: null\n" in text
     (tmp_path / "mine.yaml").write_text(text)
     request = Request(overrides=given, files=[tmp_path / "mine.yaml"])
