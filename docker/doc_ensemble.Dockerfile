@@ -23,6 +23,7 @@ COPY LICENSE pyproject.toml ./
 COPY libs libs
 COPY apps/__init__.py apps/__init__.py
 COPY apps/doc_ensemble apps/doc_ensemble
+COPY configs/shared configs/shared
 COPY configs/doc_ensemble configs/doc_ensemble
 RUN python -m compileall -q libs apps
 ARG VERSION=0.0.0

@@ -21,6 +21,7 @@ COPY LICENSE pyproject.toml ./
 COPY libs libs
 COPY apps/__init__.py apps/__init__.py
 COPY apps/multimodal_ads apps/multimodal_ads
+COPY configs/shared configs/shared
 COPY configs/multimodal_ads configs/multimodal_ads
 # Runs go to whole_finetune/, features and downloaded weights to outputs/, whoever the user is.
 RUN python -m compileall -q libs apps \

@@ -21,6 +21,7 @@ COPY LICENSE pyproject.toml ./
 COPY libs libs
 COPY apps/__init__.py apps/__init__.py
 COPY apps/perceiver apps/perceiver
+COPY configs/shared configs/shared
 COPY configs/perceiver configs/perceiver
 RUN python -m compileall -q libs apps
 ARG VERSION=0.0.0

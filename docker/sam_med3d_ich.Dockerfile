@@ -21,6 +21,7 @@ COPY LICENSE pyproject.toml ./
 COPY libs libs
 COPY apps/__init__.py apps/__init__.py
 COPY apps/sam_med3d_ich apps/sam_med3d_ich
+COPY configs/shared configs/shared
 COPY configs/sam_med3d_ich configs/sam_med3d_ich
 RUN python -m compileall -q libs apps
 ARG VERSION=0.0.0

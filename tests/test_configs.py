@@ -1,14 +1,16 @@
 """Every YAML file under configs/ fits the typed configuration of its app, alone and with the choices of every group."""
 
+import json
 from pathlib import Path
 
+import fastjsonschema
 import pytest
 
 from mlcore.config.compose import EXPERIMENT, Composed, Request, compose, group_choices
-from mlcore.config.errors import ConfigError
+from mlcore.config.dump import to_schema, to_yaml
 from mlcore.config.names import NameTable
 from mlcore.config.section import Section
-from mlcore.config.text import dump_value, read_document
+from mlcore.config.text import ConfigError, dump_value, read_document
 from quartet.apps.doc_ensemble.config import DocConfig
 from quartet.apps.multimodal_ads.config import AdsConfig
 from quartet.apps.perceiver.config import PerceiverConfig
@@ -28,21 +30,46 @@ CHOICES = [
     for group, choices in group_choices(CONFIGS / app).items()
     for choice in choices
 ]
+SCHEDULES: dict[str, dict[str, float]] = {  # what each preset has meant since each app had its own files
+    "constant": {},
+    "cosine": {"eta_min": 0.0},
+    "cosine_warm_restart": {"T_0": 10.0, "T_mult": 2.0, "eta_min": 1e-6},
+    "exponential": {"gamma": 0.95},
+    "step": {"step_size": 30.0, "gamma": 0.1},
+    **{name: {"factor": 0.1, "patience": 10} for name in ("plateau", "reduce_on_plateau")},
+    **{
+        name: {"warmup_steps": 100.0, "min_lr": 0.0, "warmup_start_lr": 0.0}
+        for name in ("warmup_cosine", "cosine_warmup", "warmup_linear")
+    },
+}
 
 
 def load(app: str, *overrides: tuple[str, str], demo: bool = False) -> Composed[Section]:
     return compose(APPS[app], CONFIGS / app, Request(overrides=overrides, demo=demo), environ={})
 
 
-def test_every_folder_belongs_to_an_app() -> None:
-    assert {path.name for path in CONFIGS.iterdir()} == set(APPS)
+def test_every_folder_belongs_to_an_app_or_to_all() -> None:
+    assert {path.name for path in CONFIGS.iterdir()} == {*APPS, "shared"}
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_every_app_has_the_shared_schedules_with_the_values_they_always_had(app: str) -> None:
+    assert set(group_choices(CONFIGS / app)["scheduler"]) == set(SCHEDULES)
+    for name, params in SCHEDULES.items():
+        scheduler = load(app, ("scheduler", name)).config.model_dump()["scheduler"]
+        assert {key: value for key, value in scheduler.items() if value is not None} == {"name": name, **params}
 
 
 @pytest.mark.parametrize("app", APPS)
 def test_every_file_is_the_default_the_demo_or_a_choice(app: str) -> None:
     table = NameTable(APPS[app])
     files = {path.relative_to(CONFIGS / app).as_posix() for path in (CONFIGS / app).rglob("*") if path.is_file()}
-    choices = {f"{group}/{choice}.yaml" for name, group, choice in CHOICES if name == app}
+    choices = {
+        file.relative_to(CONFIGS / app).as_posix()
+        for choices in group_choices(CONFIGS / app).values()
+        for file in choices.values()
+        if file.is_relative_to(CONFIGS / app)
+    }
     assert files == {"default.yaml", "demo.yaml"} | BASES.get(app, set()) | choices
     assert set(group_choices(CONFIGS / app)) - {EXPERIMENT} <= set(table.sections)
 
@@ -81,9 +108,9 @@ def test_every_experiment_with_every_choice(app: str, experiment: str, group: st
 
 @pytest.mark.parametrize(("app", "group", "choice"), CHOICES)
 def test_every_choice_says_what_it_is_for(app: str, group: str, choice: str) -> None:
-    text = (CONFIGS / app / group / f"{choice}.yaml").read_text(encoding="utf-8")
-    assert text.startswith("# ")
-    assert read_document(CONFIGS / app / group / f"{choice}.yaml").values
+    file = group_choices(CONFIGS / app)[group][choice]
+    assert file.read_text(encoding="utf-8").startswith("# ")
+    assert read_document(file).values
 
 
 @pytest.mark.parametrize("app", APPS)
@@ -107,6 +134,25 @@ def test_every_default_can_be_given_back_on_the_command_line(app: str) -> None:
             value = value[key]
         overrides.append((path, dump_value(value)))
     assert load(app, *overrides).config == composed.config
+
+
+@pytest.mark.parametrize("app", APPS)
+@pytest.mark.parametrize("demo", [False, True])
+def test_every_app_reads_the_file_that_explains_its_settings(app: str, demo: bool, tmp_path: Path) -> None:
+    composed = load(app, demo=demo)
+    file = tmp_path / "mine.yaml"
+    file.write_text(to_yaml(composed.config, explain=True), encoding="utf-8")
+    assert compose(APPS[app], CONFIGS / app, Request(files=[file]), environ={}).config == composed.config
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_every_file_of_an_app_fits_the_schema_for_editors(app: str) -> None:
+    valid = fastjsonschema.compile(json.loads(json.dumps(to_schema(APPS[app], group_choices(CONFIGS / app)))))
+    files = ["default.yaml", "demo.yaml", *BASES.get(app, ()), *(CONFIGS / app / EXPERIMENT).glob("*.yaml")]
+    for file in files:
+        valid(read_document(CONFIGS / app / file).values)
+    with pytest.raises(fastjsonschema.JsonSchemaValueException, match="trian"):
+        valid({"trian": {"lr": 1}})
 
 
 def test_perceiver_reads_the_flat_json_of_its_users(tmp_path: Path) -> None:

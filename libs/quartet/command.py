@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _run(command: str, rest: list[str]) -> int:
     from mlcore.base.errors import UserError
     from mlcore.base.version import VERSION
-    from mlcore.config.errors import nearest
+    from mlcore.config.text import nearest
 
     if command == "--version":
         print(f"quartet {VERSION}")
@@ -81,7 +81,7 @@ def app_names() -> list[str]:
 def _named(rest: list[str], usage: str) -> str:
     """The app that the first argument names."""
     from mlcore.base.errors import UserError
-    from mlcore.config.errors import nearest
+    from mlcore.config.text import nearest
 
     apps = app_names()
     if not rest or rest[0].startswith("-"):
@@ -107,7 +107,7 @@ def _train(rest: list[str]) -> NoReturn:
 
 def _script(rest: list[str]) -> int:
     from mlcore.base.errors import UserError
-    from mlcore.config.errors import nearest
+    from mlcore.config.text import nearest
 
     name = _named(rest, "run APP SCRIPT ...")
     package = importlib.import_module(f"quartet.apps.{name}")

@@ -7,12 +7,12 @@ import pytest
 import torch
 import yaml
 
-from mlcore.cli.flag_table import BEGIN, flag_tables, insert_flag_tables
 from mlcore.config.compose import Request, compose, group_choices
 from quartet.apps.doc_ensemble.app import APP
 from quartet.apps.doc_ensemble.config import DocConfig, LossConfig, ViewConfig
 from quartet.apps.doc_ensemble.example_env_usage import PURPOSES
 from quartet.apps.doc_ensemble.model.classifier import create_model
+from scripts.flag_tables import BEGIN, flag_tables, insert_flag_tables
 from tests.docs_page import REPOSITORY, Page
 
 PAGE = Page("doc_ensemble")

@@ -5,12 +5,12 @@ import re
 import pytest
 import yaml
 
-from mlcore.cli.flag_table import BEGIN, flag_tables, insert_flag_tables
 from mlcore.config.compose import Request, compose, group_choices
 from quartet.apps.multimodal_ads.app import APP
 from quartet.apps.multimodal_ads.config import AdsConfig
 from quartet.apps.multimodal_ads.text.published import PUBLISHED as PUBLISHED_TEXT
 from quartet.apps.multimodal_ads.vision.encoder import meta_vision
+from scripts.flag_tables import BEGIN, flag_tables, insert_flag_tables
 from tests.docs_page import REPOSITORY, Page
 
 PAGE = Page("multimodal_ads")

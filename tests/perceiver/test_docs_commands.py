@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlcore.cli.flag_table import BEGIN, flag_tables, insert_flag_tables
 from mlcore.config.compose import Request, compose
 from quartet.apps.perceiver.app import APP
 from quartet.apps.perceiver.config import PerceiverConfig
 from quartet.apps.perceiver.model import SIZES, create_perceiver_model
+from scripts.flag_tables import BEGIN, flag_tables, insert_flag_tables
 from tests.docs_page import Block, Page, commands, run_apart, run_script
 
 PAGE = Page("perceiver")

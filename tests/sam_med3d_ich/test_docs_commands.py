@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from mlcore.cli.flag_table import BEGIN, flag_tables, insert_flag_tables
 from mlcore.cli.parse import parse
 from mlcore.config.compose import Request, compose
 from quartet.apps.sam_med3d_ich.app import APP
@@ -23,6 +22,7 @@ from quartet.apps.sam_med3d_ich.data.phantoms import make_head, write_phantoms
 from quartet.apps.sam_med3d_ich.data.table import COLUMNS
 from quartet.apps.sam_med3d_ich.data.volume import write_nifti
 from quartet.apps.sam_med3d_ich.model.sam import PRESETS
+from scripts.flag_tables import BEGIN, flag_tables, insert_flag_tables
 from tests.docs_page import Block, Page, commands, run_apart, run_script
 
 PAGE = Page("sam_med3d_ich")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mlcore.cli.parse import parse
-from mlcore.config.errors import ConfigError
+from mlcore.config.text import ConfigError
 from quartet.apps.sam_med3d_ich.app import APP
 from quartet.apps.sam_med3d_ich.config import SamMed3DConfig
 from quartet.apps.sam_med3d_ich.model.weights import fetch_released

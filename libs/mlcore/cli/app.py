@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
 from mlcore.cli.invocation import Invocation
+from mlcore.config.compose import Request, compose
+from mlcore.config.dump import to_values
+from mlcore.config.names import NameTable, flatten
 from mlcore.config.validation import ConfigT
 
 if TYPE_CHECKING:
@@ -28,7 +31,8 @@ class App(Generic[ConfigT]):
         title: For people.
         description: What its training script does, the first lines of `--help`.
         config_cls: Its typed configuration.
-        config_dir: Folder with default.yaml, demo.yaml, experiment/ and one folder for each group.
+        config_dir: Folder with default.yaml, demo.yaml, experiment/ and one folder for each group; `shared/` beside it
+            has groups for all apps.
         build: From configuration and world to a `mlcore.run.build.TrainingSetup`.
         run_name: Default name of a run, from the configuration.
         own_data: The command for own data, shown with the demo.
@@ -71,6 +75,11 @@ class App(Generic[ConfigT]):
     def runs_folder(self) -> Path:
         """The folder of all its runs."""
         return self.root or Path("outputs") / self.name
+
+    def defaults(self) -> dict[str, Any]:
+        """Default of every setting by dotted path, once the base files are applied; secrets are masked."""
+        composed = compose(self.config_cls, self.config_dir, Request(base=self.base), environ={})
+        return flatten(to_values(composed.config), NameTable(self.config_cls).leaves)
 
     def name_of_run(self, invocation: Invocation[Any]) -> str:
         """What a run is called: its own name, the experiment's, or what it is trained on."""

@@ -1,19 +1,29 @@
-"""The argparse parser of an application: one flag for each setting, with default, unit, choices and other names."""
+"""The flags of an application: its argparse parser, one flag for each setting, and the texts made of it.
+
+`--help` is a page: what to do, where settings come from, the sections. `--help=SECTION` has the flags of one in full,
+with default, unit, choices and other names; `--help=all` has everything. `--completion` makes shells know the flags.
+"""
 
 import argparse
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, NoReturn
 
-from mlcore.config.compose import EXPERIMENT
-from mlcore.config.errors import ConfigError
+from mlcore.base.errors import UserError
+from mlcore.cli.app import App
+from mlcore.cli.invocation import Action
+from mlcore.config.compose import EXPERIMENT, SYNONYM, group_choices
 from mlcore.config.names import Leaf, NameTable
-from mlcore.config.text import dump_value
+from mlcore.config.text import ConfigError, dump_value, nearest, read_document
 
-__all__ = ["ACTIONS", "SETTING", "build_parser", "setting_of"]
+__all__ = ["ACTIONS", "Flags", "setting_of"]
 
-ACTIONS = ("dry_run", "test", "lr_find")
-SETTING = "setting "  # prefix of the destinations that are settings; the rest of the destination is their name
-
+ACTIONS: tuple[Action, ...] = ("dry_run", "test", "lr_find")
+_SETTING = "setting "  # prefix of the destinations that are settings; the rest of the destination is their name
+_SHELLS = ("bash", "zsh", "tcsh")
 _USAGE = "%(prog)s [flags] [key=value ...] [group=choice ...] [+experiment=NAME]"
 _EPILOG = """\
 Every setting can be given as --name VALUE, --name=VALUE, name=VALUE or by its full path (train.lr=1e-3); '-' and '_'
@@ -21,108 +31,179 @@ are the same in flags. Values follow YAML: 3, 1e-4, true, null, [50, 200], text;
 A later source wins: defaults, default.yaml, demo.yaml, group choice, experiment, --config files, environment, command
 line.
 """
+_EXAMPLES = """
+examples:
+  %(prog)s --demo                                    the demo, on data that it makes
+  %(prog)s --epochs 20 lr=1e-4 --dry_run             what a training with these settings would do
+  %(prog)s --print_config > mine.yaml                all settings, to be edited ...
+  %(prog)s --config mine.yaml                        ... and trained with
+  %(prog)s -m lr=1e-3,1e-4                           a sweep of two runs
+
+settings, by section; --help=SECTION has its flags in full, --help=all those of all sections:
+"""
+_FORMATTER = partial(argparse.RawDescriptionHelpFormatter, max_help_position=34, width=120)
 
 
 class _Parser(argparse.ArgumentParser):
     """Raises instead of printing the long usage."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"command line: {message}; --help lists all flags")
+        raise ConfigError(f"command line: {message}; --help=all lists all flags")
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str, indent_increment: int = 2, max_help_position: int = 34, width: int = 120) -> None:
-        super().__init__(prog, indent_increment, max_help_position, width)
+class _Show(argparse.Action):
+    """Prints what a function makes of the flag's value, and exits."""
+
+    def __init__(self, *, show: Callable[[str], str], **options: Any) -> None:
+        super().__init__(**options)
+        self._show = show
+
+    def __call__(self, parser: argparse.ArgumentParser, _namespace: object, values: Any, _flag: object = None) -> None:
+        sys.stdout.write(self._show(values))
+        parser.exit()
 
 
-def build_parser(
-    table: NameTable,
-    groups: Mapping[str, list[str]],
-    *,
-    description: str,
-    defaults: Mapping[str, Any],
-    extra: argparse.ArgumentParser | None = None,
-) -> argparse.ArgumentParser:
-    """Build the parser.
+@dataclass(frozen=True)
+class Flags:
+    """The command line of one application.
 
-    Args:
-        table: The names of all settings; each gets one flag, under its shortest name.
-        groups: Choices of each group.
-        description: First lines of the help.
-        defaults: Default of each setting by dotted path, for the help.
+    Attributes:
+        app: The application.
+        table: The names of its settings; each gets one flag, under its shortest name.
         extra: A parser (with `add_help=False`) with the script's own arguments.
-
-    Returns:
-        A parser whose values are all text.
     """
-    parser = _Parser(
-        usage=_USAGE,
-        description=description,
-        epilog=_EPILOG,
-        allow_abbrev=False,
-        formatter_class=_Formatter,
-        parents=[] if extra is None else [extra],
-        argument_default=argparse.SUPPRESS,
-    )
-    _add_common(parser, groups)
-    headings: dict[str, argparse._ArgumentGroup] = {}
-    for path, leaf in table.leaves.items():
-        section = path.rpartition(".")[0]
-        if section not in headings:
-            headings[section] = parser.add_argument_group(section or "settings")
-            if section in groups:
-                _add_group(headings[section], section, groups[section])
-        _add_setting(headings[section], leaf, table.short[path], defaults.get(path))
-    return parser
+
+    app: App[Any]
+    table: NameTable
+    extra: argparse.ArgumentParser | None = None
+
+    def parser(
+        self, sections: Mapping[str, Sequence[Leaf]] | None = None, *, explain: bool = False, epilog: str = _EPILOG
+    ) -> argparse.ArgumentParser:
+        """A parser whose values are all text, with the flags of all or some sections; `explain`: with their help."""
+        parser = _Parser(
+            usage=_USAGE,
+            description=self.app.description,
+            epilog=epilog,
+            allow_abbrev=False,
+            add_help=False,
+            formatter_class=_FORMATTER,
+            parents=[] if self.extra is None else [self.extra],
+            argument_default=argparse.SUPPRESS,
+        )
+        self._add_common(parser)
+        self._add_sections(parser, self.table.by_section() if sections is None else sections, explain=explain)
+        return parser
+
+    def help(self, topic: str = "") -> str:
+        """The help on a section, on everything ("all"), or the page that names the sections.
+
+        Raises:
+            ConfigError: There is no such section.
+        """
+        sections = self.table.by_section()
+        if not topic:
+            return self.parser({}, epilog=f"{_EPILOG}{_EXAMPLES}{self._overview()}").format_help()
+        if topic == "all":
+            return self.parser(explain=True).format_help()
+        chosen = {name: leaves for name, leaves in sections.items() if f"{name}.".startswith(f"{topic}.")}
+        if not chosen:
+            hint = nearest(topic, sections) or ";"
+            raise ConfigError(f"command line: --help: no section '{topic}'{hint} sections: {', '.join(sections)}, all")
+        parser = _Parser(usage=argparse.SUPPRESS, add_help=False, formatter_class=_FORMATTER)
+        self._add_sections(parser, chosen, explain=True)
+        return parser.format_help().lstrip()
+
+    def completion(self, shell: str) -> str:
+        """The script with which a shell completes the flags of a command that is called like the application.
+
+        Raises:
+            UserError: shtab, which writes it, is not installed.
+        """
+        try:
+            import shtab  # needed for nothing else
+        except ModuleNotFoundError:
+            raise UserError("--completion needs the package shtab, which is not installed: pip install shtab") from None
+        parser = self.parser(explain=True)
+        parser.prog = self.app.name
+        for action in parser._actions:  # no public view; here since argparse exists
+            name = setting_of(action.dest) or action.dest
+            leaf = self.table.leaves.get(name)
+            named = leaf.choices or (("true", "false") if leaf.is_bool else ()) if leaf is not None else ()
+            if choices := self._choices.get(name) or named:
+                action.choices = list(choices)
+            elif name == "config" or (leaf is not None and Path in leaf.types):
+                action.complete = shtab.FILE  # type: ignore[attr-defined]  # what shtab looks for
+        return shtab.complete(parser, shell)
+
+    @cached_property
+    def _choices(self) -> dict[str, dict[str, Path]]:
+        return group_choices(self.app.config_dir)
+
+    def _add_common(self, parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument_group("what to do").add_argument
+        switch: Any = {"action": "store_true"}
+        what = "this page, the flags of a section, or those of all"
+        add("-h", "--help", action=_Show, show=self.help, nargs="?", const="", metavar="SECTION|all", help=what)
+        add("--dry_run", **switch, help="run each part once on a few samples and print what training would do")
+        add("--test", **switch, help="check system, optional parts and configuration, then exit")
+        add("--lr_find", **switch, help="try rising learning rates for a moment and suggest one")
+        add("-m", "--multirun", **switch, help="run every combination of comma lists, as in `-m lr=1e-3,1e-4`")
+        what = "print the resolved configuration with origins, or the JSON Schema of its files (for editors); exit"
+        add("--cfg", nargs="?", const="job", choices=["job", "schema"], help=what)
+        what = "print all settings with their meaning, as a file for --config; exit"
+        add("--print_config", dest="cfg", action="store_const", const="settings", help=what)
+        what = f"print the script that completes the flags of a command named {self.app.name}; exit"
+        add("--completion", action=_Show, show=self.completion, choices=_SHELLS, help=what)
+        add = parser.add_argument_group("where settings come from").add_argument
+        add("--config", action="append", metavar="FILE", help="YAML or JSON file, keys nested or flat; may be repeated")
+        add("--demo", **switch, help="apply the demo preset (demo.yaml)")
+        what = f"preset: {', '.join(self._choices.get(EXPERIMENT, ())) or 'none yet'}; also +experiment=NAME"
+        add("--experiment", dest=f"{_SETTING}{EXPERIMENT}", metavar="NAME", help=what)
+
+    def _add_sections(
+        self, parser: argparse.ArgumentParser, sections: Mapping[str, Sequence[Leaf]], *, explain: bool
+    ) -> None:
+        defaults = self.app.defaults() if explain else {}
+        for section, leaves in sections.items():
+            add = parser.add_argument_group(section).add_argument
+            if section in self._choices:
+                what = self._presets(section) if explain else None
+                add(f"--{section}", dest=f"{_SETTING}{section}", metavar="NAME", help=what)
+            for leaf in leaves:
+                short = self.table.short[leaf.path]
+                _add_setting(add, leaf, short, help_=_help(leaf, short, defaults[leaf.path]) if explain else None)
+
+    def _presets(self, section: str) -> str:
+        others = {name: read_document(file).values.get(SYNONYM) for name, file in self._choices[section].items()}
+        names = ", ".join(name if other is None else f"{name} (= {other})" for name, other in others.items())
+        return _escaped(f"preset of this section: {names}; also {section}=NAME")
+
+    def _overview(self) -> str:
+        sections, lines = self.table.by_section(), []
+        for name in dict.fromkeys(section.partition(".")[0] for section in sections):
+            count = sum(len(leaves) for section, leaves in sections.items() if section.partition(".")[0] == name)
+            meaning = self.table.sections[name].meaning() if name in self.table.sections else ""
+            presets = f" [{name}=NAME: {len(self._choices[name])} presets]" if name in self._choices else ""
+            lines.append(f"  {name:<22} {count:>3}  {meaning}{presets}")
+        return _escaped("\n".join(lines))
 
 
 def setting_of(destination: str) -> str | None:
     """Name of the setting or group behind an argparse destination, or None for other arguments."""
-    return destination.removeprefix(SETTING) if destination.startswith(SETTING) else None
+    return destination.removeprefix(_SETTING) if destination.startswith(_SETTING) else None
 
 
-def _add_common(parser: argparse.ArgumentParser, groups: Mapping[str, list[str]]) -> None:
-    add = parser.add_argument_group("what to do").add_argument
-    add("--dry_run", action="store_true", help="run each part once on a few samples and print what training would do")
-    add("--test", action="store_true", help="check system, optional parts and configuration, then exit")
-    add("--lr_find", action="store_true", help="try rising learning rates for a moment and suggest one")
-    add("-m", "--multirun", action="store_true", help="run every combination of comma lists, as in `-m lr=1e-3,1e-4`")
-    add(
-        "--cfg",
-        nargs="?",
-        const="job",
-        choices=["job"],
-        help="print the resolved configuration with origins, then exit",
-    )
-    add = parser.add_argument_group("where settings come from").add_argument
-    add("--config", action="append", metavar="FILE", help="YAML or JSON file, keys nested or flat; may be repeated")
-    add("--demo", action="store_true", help="apply the demo preset (demo.yaml)")
-    names = groups.get(EXPERIMENT, [])
-    what = f"preset: {', '.join(names) or 'none yet'}; also +experiment=NAME"
-    add("--experiment", dest=f"{SETTING}{EXPERIMENT}", metavar="NAME", help=what)
-
-
-def _add_group(heading: "argparse._ArgumentGroup", section: str, choices: list[str]) -> None:
-    text = f"preset of this section: {', '.join(choices)}; also {section}=NAME"
-    heading.add_argument(f"--{section}", dest=f"{SETTING}{section}", metavar="NAME", help=_escaped(text))
-
-
-def _add_setting(heading: "argparse._ArgumentGroup", leaf: Leaf, short: str, default: Any) -> None:
-    options: dict[str, Any] = {
-        "dest": f"{SETTING}{leaf.path}",
-        "metavar": _metavar(leaf),
-        "help": _help(leaf, short, default),
-    }
+def _add_setting(add: Callable[..., Any], leaf: Leaf, short: str, *, help_: str | None) -> None:
+    options: dict[str, Any] = {"dest": f"{_SETTING}{leaf.path}", "metavar": _metavar(leaf), "help": help_}
     if leaf.is_bool:
-        heading.add_argument(
-            f"--no_{short}", dest=options["dest"], action="store_const", const="false", help=argparse.SUPPRESS
-        )
+        add(f"--no_{short}", dest=options["dest"], action="store_const", const="false", help=argparse.SUPPRESS)
         options |= {"nargs": "?", "const": "true"}
     elif leaf.meta.bare is not None:
         options |= {"nargs": "?", "const": leaf.meta.bare}
     elif leaf.is_list:
         options |= {"nargs": "+"}
-    heading.add_argument(f"--{short}", **options)
+    add(f"--{short}", **options)
 
 
 def _metavar(leaf: Leaf) -> str:

@@ -1,15 +1,20 @@
-"""What a command line asks of an application."""
+"""What a command line asks of an application, and which jobs a sweep has: the cartesian product of its comma lists."""
 
 import argparse
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Literal
 
 from mlcore.config.compose import Composed
 from mlcore.config.validation import ConfigT
 
-__all__ = ["Action", "Invocation"]
+__all__ = ["Action", "Invocation", "Override", "expand", "split", "varied"]
 
 Action = Literal["train", "dry_run", "test", "lr_find", "print_config", "multirun"]
+Override = tuple[str, str]
+
+_OPENING, _CLOSING, _QUOTES = "[{(", "]})", "'\""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +34,8 @@ class Invocation(Generic[ConfigT]):
     action: Action
     composed: Composed[ConfigT]
     demo_requested: bool
-    overrides: tuple[tuple[str, str], ...] = ()
-    jobs: tuple[tuple[tuple[str, str], ...], ...] = ()
+    overrides: tuple[Override, ...] = ()
+    jobs: tuple[tuple[Override, ...], ...] = ()
     passed_on: tuple[str, ...] = ()
     extra: argparse.Namespace = field(default_factory=argparse.Namespace)
 
@@ -38,3 +43,42 @@ class Invocation(Generic[ConfigT]):
     def config(self) -> ConfigT:
         """The typed configuration."""
         return self.composed.config
+
+
+def expand(overrides: Iterable[Override]) -> tuple[tuple[Override, ...], ...]:
+    """All combinations of the comma lists among the overrides; the last list varies fastest.
+
+    Args:
+        overrides: (name, text) pairs; `lr=1e-3,1e-4` has two alternatives, `seq_len_range=[5,9]` has one.
+
+    Returns:
+        The overrides of each job.
+    """
+    last = dict(overrides)  # a repeated name counts once, with its last value
+    alternatives = [[(name, part) for part in split(text)] for name, text in last.items()]
+    return tuple(itertools.product(*alternatives))
+
+
+def split(text: str) -> list[str]:
+    """Split at commas that stand outside brackets and quotes; quotes around a whole part are taken off."""
+    parts, depth, quote = [""], 0, ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in _QUOTES and not parts[-1].strip():
+            quote = char
+        elif char in _OPENING:
+            depth += 1
+        elif char in _CLOSING:
+            depth -= 1
+        elif char == "," and depth == 0:
+            parts.append("")
+            continue
+        parts[-1] += char
+    parts = [part.strip() for part in parts]
+    return [part[1:-1] if "," in part and part[0] in _QUOTES and part[0] == part[-1] else part for part in parts]
+
+
+def varied(jobs: Sequence[Sequence[Override]]) -> list[list[Override]]:
+    """The overrides of each job that are not the same in all of them."""
+    return [[pair for pair in job if any(pair not in other for other in jobs)] for job in jobs]

@@ -1,6 +1,7 @@
 """The shared `main` of scripts: parse, print or sweep where asked, hand the rest over, and report mistakes plainly."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -10,7 +11,8 @@ from mlcore.base.errors import UserError
 from mlcore.cli.app import App
 from mlcore.cli.invocation import Invocation
 from mlcore.cli.parse import parse
-from mlcore.config.dump import to_yaml
+from mlcore.config.compose import group_choices
+from mlcore.config.dump import to_schema, to_yaml
 from mlcore.config.validation import ConfigT
 
 __all__ = ["guarded", "run_app"]
@@ -38,7 +40,7 @@ def run_app(
         load_env()  # before parsing: some settings are backed by environment variables
         invocation = parse(app, arguments, extra=extra)
         if invocation.action == "print_config":
-            sys.stdout.write(mask_text(to_yaml(invocation.config, invocation.composed.sources)))
+            sys.stdout.write(mask_text(_printed(app, invocation)))
             return 0
         if invocation.action == "multirun":
             from mlcore.cli.multirun import own_command, run_sweep  # not needed by `--help`, which is to be quick
@@ -47,6 +49,17 @@ def run_app(
         return act(invocation)
 
     guarded(main)
+
+
+def _printed(app: App[ConfigT], invocation: Invocation[ConfigT]) -> str:
+    """What `--cfg` and `--print_config` print."""
+    config = invocation.config
+    if invocation.extra.cfg == "schema":
+        return json.dumps(to_schema(type(config), group_choices(app.config_dir)), indent=2, ensure_ascii=False) + "\n"
+    if invocation.extra.cfg == "settings":
+        title = f"# All settings of {app.name}: change them, and give the file back as --config FILE.\n"
+        return title + to_yaml(config, explain=True)
+    return to_yaml(config, invocation.composed.sources)
 
 
 def guarded(main: Callable[[], int]) -> NoReturn:

@@ -19,14 +19,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from mlcore.base.files import ensure_folder, write_text
 from mlcore.base.locks import hold, is_held
-from mlcore.cli.invocation import Invocation
-from mlcore.cli.sweep import Override, varied
-from mlcore.config.errors import ConfigError
-from mlcore.config.text import read_document
+from mlcore.cli.invocation import Invocation, Override, varied
+from mlcore.config.text import ConfigError, read_document
 
 __all__ = ["Job", "own_command", "run_sweep"]
 
@@ -77,23 +75,23 @@ def run_sweep(invocation: Invocation[Any], *, app: str, command: Sequence[str], 
         raise ConfigError("a sweep (-m) starts its jobs itself and cannot run under torchrun; sweep without NPROC")
     given_folder = dict(invocation.overrides).get(_OUTPUT_DIR)
     overrides = [[pair for pair in job if pair[0] != _OUTPUT_DIR] for job in invocation.jobs]
-    digest = _digest(app, overrides, invocation.passed_on)
+    digest = hashlib.sha256(json.dumps([app, overrides, invocation.passed_on]).encode()).hexdigest()[:10]
     own_folder = (root or Path("outputs") / app) / "multirun" / digest
     folder = ensure_folder(Path(given_folder) if given_folder else own_folder)
     start = [*command, *invocation.passed_on]
-    with _locked(folder), _forwarded_signals() as stopper:
+    with _locked(folder), _Runner() as runner:
         jobs = _load(folder, digest) or _plan(overrides)
         for number, job in enumerate(jobs, 1):
-            if job.status == "finished" or stopper.signal:
+            if job.status == "finished" or runner.signal:
                 continue
             print(f"[{number}/{len(jobs)}] {shlex.join(job.overrides)} -> {folder / job.folder}", flush=True)
             job.status = "running"
             _save(folder, digest, jobs)
-            _run(job, [*start, *job.overrides, f"{_OUTPUT_DIR}={folder / job.folder}"], stopper)
+            runner.run(job, [*start, *job.overrides, f"{_OUTPUT_DIR}={folder / job.folder}"])
             _save(folder, digest, jobs)
     print(_table(folder, jobs))
-    if stopper.signal:
-        return 128 + stopper.signal
+    if runner.signal:
+        return 128 + runner.signal
     return 0 if all(job.status == "finished" for job in jobs) else 1
 
 
@@ -109,44 +107,38 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-class _Stopper:
-    """Passes SIGINT and SIGTERM on to the running job and remembers the first."""
+class _Runner:
+    """Runs one process after another; SIGINT and SIGTERM go to the running one, and the first is remembered."""
 
     def __init__(self) -> None:
         self.signal = 0
-        self.process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # handlers can be set in there only
+            self._handlers = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         self.signal = self.signal or number
-        if self.process is not None:
-            self.process.send_signal(number)
+        if self._process is not None:
+            self._process.send_signal(number)
 
-
-@contextmanager
-def _forwarded_signals() -> Iterator[_Stopper]:
-    stopper = _Stopper()
-    if threading.current_thread() is not threading.main_thread():  # handlers can be set in the main thread only
-        yield stopper
-        return
-    before = {number: signal.signal(number, stopper) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopper
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _run(job: Job, command: Sequence[str], stopper: _Stopper) -> None:
-    started = time.monotonic()
-    # Own session: a terminal's Ctrl-C reaches the job once, through the stopper.
-    process = subprocess.Popen(command, start_new_session=True)  # noqa: S603 (our own command)
-    stopper.process = process
-    if stopper.signal:
-        process.send_signal(stopper.signal)  # it came while the job was starting
-    job.exit_code = process.wait()
-    stopper.process = None
-    job.seconds = round(time.monotonic() - started, 1)
-    job.status = "finished" if job.exit_code == 0 else "interrupted" if stopper.signal else "failed"
+    def run(self, job: Job, command: Sequence[str]) -> None:
+        started = time.monotonic()
+        # Own session: a terminal's Ctrl-C reaches the job once, through the handler.
+        self._process = subprocess.Popen(command, start_new_session=True)  # noqa: S603 (our own command)
+        if self.signal:
+            self._process.send_signal(self.signal)  # it came while the job was starting
+        job.exit_code = self._process.wait()
+        self._process = None
+        job.seconds = round(time.monotonic() - started, 1)
+        job.status = "finished" if job.exit_code == 0 else "interrupted" if self.signal else "failed"
 
 
 def _plan(jobs: Sequence[Sequence[Override]]) -> list[Job]:
@@ -160,10 +152,6 @@ def _plan(jobs: Sequence[Sequence[Override]]) -> list[Job]:
 def _slug(overrides: Sequence[Override]) -> str:
     text = ",".join(f"{name.rpartition('.')[2]}={value}" for name, value in overrides)
     return re.sub(r"[^\w=.,+-]+", "_", text)[:80]
-
-
-def _digest(app: str, jobs: Sequence[Sequence[Override]], passed_on: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps([app, jobs, passed_on]).encode()).hexdigest()[:10]
 
 
 def _load(folder: Path, digest: str) -> list[Job]:

@@ -4,18 +4,15 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mlcore.cli.app import App
-from mlcore.cli.flags import ACTIONS, build_parser, setting_of
-from mlcore.cli.invocation import Action, Invocation
-from mlcore.cli.sweep import expand
-from mlcore.config.compose import Composed, Request, compose, group_choices
-from mlcore.config.dump import to_values
-from mlcore.config.errors import ConfigError, nearest
+from mlcore.cli.flags import ACTIONS, Flags, setting_of
+from mlcore.cli.invocation import Action, Invocation, expand
+from mlcore.config.compose import Request, compose
 from mlcore.config.names import NameTable
-from mlcore.config.section import Section
+from mlcore.config.text import ConfigError, nearest
 from mlcore.config.validation import ConfigT
 
 __all__ = ["parse"]
@@ -27,7 +24,7 @@ _NEGATIVE = re.compile(r"-[.\d]")
 def parse(
     app: App[ConfigT], argv: Sequence[str] | None = None, *, extra: argparse.ArgumentParser | None = None
 ) -> Invocation[ConfigT]:
-    """Parse a command line and compose the configuration; `--help` prints and exits.
+    """Parse a command line and compose the configuration; `--help` and `--completion` print and exit.
 
     Args:
         app: The application.
@@ -42,33 +39,33 @@ def parse(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     table = NameTable(app.config_cls)
-    groups = group_choices(app.config_dir)
-    defaults = _defaults(app) if {"-h", "--help"} & set(argv) else {}
-    parser = build_parser(table, groups, description=app.description, defaults=defaults, extra=extra)
+    parser = Flags(app, table, extra).parser()
     reader = _Reader(table, parser)
     given, rest = parser.parse_known_args(reader.flags(argv))
     if rest:
         raise ConfigError(f"command line: unexpected '{rest[0]}'; settings are given as --name VALUE or name=VALUE")
     overrides = (*_settings(given), *reader.unknown)
-    passed_on = _passed_on(given)
-    request = {"files": [Path(file) for file in getattr(given, "config", [])], "demo": hasattr(given, "demo")}
-    action = _action(given)
+    files = [Path(file) for file in getattr(given, "config", [])]
+    demo = hasattr(given, "demo")
     jobs = expand(overrides) if hasattr(given, "multirun") else ()
-    composed = [_compose(app, job, **request) for job in jobs or (overrides,)]
+    action = _action(given)
+
+    request = Request(files=files, demo=demo, demo_unless=app.demo_unless, base=app.base)
+    composed = [  # of all jobs, so that a mistake in a later one is told now
+        compose(app.config_cls, app.config_dir, replace(request, overrides=chosen)) for chosen in jobs or (overrides,)
+    ]
     return Invocation(
         action=action,
         composed=composed[0],
-        demo_requested=bool(request["demo"]),
+        demo_requested=demo,
         overrides=overrides,
         jobs=jobs,
-        passed_on=passed_on,
+        passed_on=(
+            *(f"--config={file.absolute()}" for file in files),
+            *(f"--{name}" for name in ("demo", *ACTIONS) if hasattr(given, name)),
+        ),
         extra=given,
     )
-
-
-def _compose(app: App[ConfigT], overrides: Sequence[tuple[str, str]], **request: Any) -> Composed[ConfigT]:
-    demand = Request(overrides=overrides, demo_unless=app.demo_unless, base=app.base, **request)
-    return compose(app.config_cls, app.config_dir, demand)
 
 
 class _Reader:
@@ -130,23 +127,6 @@ class _Reader:
         raise ConfigError(f"command line: unknown flag '--{head}'{hint.replace(chr(39), chr(39) + '--', 1)}")
 
 
-def _defaults(app: App[ConfigT]) -> dict[str, Any]:
-    """Default of every setting once the base files are applied."""
-    composed = compose(app.config_cls, app.config_dir, Request(base=app.base), environ={})
-    flat: dict[str, Any] = {}
-
-    def flatten(section: Section, values: dict[str, Any], prefix: str) -> None:
-        for key, value in values.items():
-            inner = getattr(section, key)
-            if isinstance(inner, Section):
-                flatten(inner, value, f"{prefix}{key}.")
-            else:
-                flat[f"{prefix}{key}"] = value
-
-    flatten(composed.config, to_values(composed.config), "")
-    return flat
-
-
 def _settings(given: argparse.Namespace) -> list[tuple[str, str]]:
     """Settings given as flags; several values of a list become one text."""
     pairs = [(setting_of(destination), value) for destination, value in vars(given).items()]
@@ -157,18 +137,12 @@ def _settings(given: argparse.Namespace) -> list[tuple[str, str]]:
     ]
 
 
-def _passed_on(given: argparse.Namespace) -> tuple[str, ...]:
-    """The arguments that each job of a sweep gets unchanged."""
-    files = [f"--config={Path(file).absolute()}" for file in getattr(given, "config", [])]
-    return (*files, *(f"--{name}" for name in ("demo", *ACTIONS) if hasattr(given, name)))
-
-
 def _action(given: argparse.Namespace) -> Action:
     if hasattr(given, "cfg"):
         return "print_config"
     if hasattr(given, "multirun"):
         return "multirun"
-    chosen: list[Action] = [name for name in ("dry_run", "test", "lr_find") if hasattr(given, name)]
+    chosen = [name for name in ACTIONS if hasattr(given, name)]
     if len(chosen) > 1:
         raise ConfigError(f"command line: --{chosen[0]} and --{chosen[1]} cannot be combined")
     return chosen[0] if chosen else "train"

@@ -17,8 +17,8 @@ from mlcore.base.env import mask_text
 from mlcore.base.errors import UserError
 from mlcore.base.files import csv_text, ensure_folder, write_text
 from mlcore.compare.reading import SPLITS, Run, find_runs
-from mlcore.config.errors import nearest
 from mlcore.config.sections import EarlyStoppingConfig
+from mlcore.config.text import nearest
 from mlcore.metrics.ranking import Interval
 from mlcore.report.plots.runs import Bar, plot_runs
 

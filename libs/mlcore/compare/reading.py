@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from mlcore.base.env import mask_secrets
 from mlcore.base.errors import UserError
-from mlcore.config.difference import flatten
+from mlcore.config.names import flatten
 from mlcore.config.text import dump_value, read_document
 from mlcore.metrics.ranking import Interval
 from mlcore.run.folder import is_locked
@@ -87,7 +87,7 @@ def _read_run(folder: Path) -> Run:
     try:
         record = read_document(folder / "run.json").values
         status, config = record["status"], record["config"]
-        settings = {name: dump_value(value) for name, value in flatten(mask_secrets(config)) if _matters(name)}
+        settings = {name: dump_value(value) for name, value in flatten(mask_secrets(config)).items() if _matters(name)}
     except (UserError, KeyError, AttributeError, TypeError) as error:
         missing = not (folder / "run.json").exists()
         return Run(

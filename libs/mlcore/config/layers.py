@@ -49,21 +49,6 @@ class Value:
     source: Source
 
 
-class _Shelves:
-    """The values of one top-level section, by the choice they were written for; "" is before any choice."""
-
-    def __init__(self, choice: str) -> None:
-        self.current = choice
-        self.by_choice: dict[str, dict[str, Value]] = {"": {}, choice: {}}
-
-    def select(self, choice: str) -> None:
-        self.current = choice
-        self.by_choice.setdefault(choice, {})
-
-    def visible(self) -> dict[str, Value]:
-        return {**self.by_choice[""], **self.by_choice[self.current]}
-
-
 class Settings:
     """What all sources said; later calls win over earlier ones."""
 
@@ -73,8 +58,8 @@ class Settings:
         Args:
             leaves: All settings; the defaults of those that select are the first choices.
         """
-        defaults = {_section(leaf.path): str(leaf.info.default) for leaf in leaves if leaf.meta.selects}
-        self._shelves = {section: _Shelves(choice) for section, choice in defaults.items()}
+        self._choice = {leaf.path.partition(".")[0]: str(leaf.info.default) for leaf in leaves if leaf.meta.selects}
+        self._shelves: dict[str, dict[str, dict[str, Value]]] = {}  # section, choice ("": before any), dotted path
 
     def put(self, leaf: Leaf, value: Value, *, in_group: bool = False) -> None:
         """Take one value. Values that select must be put before the others of the same source.
@@ -84,24 +69,22 @@ class Settings:
             value: Its raw value and origin.
             in_group: Whether a group choice's file says so; its values stay on that choice's shelf.
         """
-        shelves = self._of(_section(leaf.path))
+        section = leaf.path.partition(".")[0]
         if leaf.meta.selects and not in_group:
-            known = shelves.visible().get(leaf.path)
-            if str(value.raw) != (shelves.current if known is None else str(known.raw)):
-                shelves.select(str(value.raw))
-        shelves.by_choice[shelves.current][leaf.path] = value
+            known = self._visible(section).get(leaf.path)
+            if str(value.raw) != (self._choice[section] if known is None else str(known.raw)):
+                self.select(section, str(value.raw))
+        shelves = self._shelves.setdefault(section, {})
+        shelves.setdefault(self._choice.get(section, ""), {})[leaf.path] = value
 
     def select(self, section: str, choice: str) -> None:
-        """Open the shelf of a group choice."""
-        self._of(section).select(choice)
+        """Open the shelf of a choice."""
+        self._choice[section] = choice
 
     def result(self) -> Mapping[str, Value]:
         """The winning value of every setting that any source gave, by dotted path."""
-        return {path: value for shelves in self._shelves.values() for path, value in shelves.visible().items()}
+        return {path: value for section in self._shelves for path, value in self._visible(section).items()}
 
-    def _of(self, section: str) -> _Shelves:
-        return self._shelves.setdefault(section, _Shelves(""))
-
-
-def _section(path: str) -> str:
-    return path.partition(".")[0]
+    def _visible(self, section: str) -> dict[str, Value]:
+        shelves = self._shelves.get(section, {})
+        return {**shelves.get("", {}), **shelves.get(self._choice.get(section, ""), {})}

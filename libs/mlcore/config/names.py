@@ -5,27 +5,22 @@ The same table serves flags, `key=value` overrides and the keys of configuration
 
 import json
 import types
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from mlcore.config.errors import ConfigError, nearest
-from mlcore.config.section import Meta, Section, meta_of
-from mlcore.config.text import parse_scalar
+from mlcore.config.section import Meta, Section
+from mlcore.config.text import ConfigError, nearest, parse_scalar
 
-__all__ = ["Leaf", "NameTable", "Text"]
+__all__ = ["Leaf", "NameTable", "flatten"]
 
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", SecretStr: "text"}
-
-
-class Text(str):
-    """Text whose type only the field knows: from the command line or an environment variable."""
-
-    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -43,17 +38,12 @@ class Leaf:
     @cached_property
     def meta(self) -> Meta:
         """Unit, aliases and the like."""
-        return meta_of(self.info)
+        return next((item for item in self.info.metadata if isinstance(item, Meta)), Meta())
 
     @cached_property
     def types(self) -> tuple[Any, ...]:
         """The alternatives of the field's type, without None."""
         return tuple(kind for kind in _alternatives(self.info.annotation) if kind is not type(None))
-
-    @property
-    def optional(self) -> bool:
-        """Whether null is a value."""
-        return type(None) in _alternatives(self.info.annotation)
 
     @property
     def is_bool(self) -> bool:
@@ -78,7 +68,7 @@ class Leaf:
     @property
     def expects(self) -> str:
         """What a value must be, for help and messages: "a whole number, at least 1 (samples)"."""
-        names = [_type_name(kind) for kind in self.types] + (["null"] if self.optional else [])
+        names = ["null" if kind is type(None) else _type_name(kind) for kind in _alternatives(self.info.annotation)]
         unit = f" ({self.meta.unit})" if self.meta.unit else ""
         return ", ".join([" or ".join(names), *_limits(self.info.metadata)]) + unit
 
@@ -87,21 +77,13 @@ class Leaf:
 
         A value that fits neither way is returned as YAML reads it, for the validation to refuse.
         """
-        parsed = parse_scalar(text)
-        candidates = [parsed] if text == parsed else [parsed, text]
-        return next((value for value in candidates if self._fits(value)), parsed)
-
-    def _fits(self, value: Any) -> bool:
-        try:
-            self._adapter.validate_json(json.dumps(value), strict=True)
-        except (ValidationError, TypeError):
-            return False
-        return True
-
-    @cached_property
-    def _adapter(self) -> TypeAdapter[Any]:
         kind: Any = Annotated[self.info.annotation, self.info]
-        return TypeAdapter(kind)
+        adapter, parsed = TypeAdapter(kind), parse_scalar(text)
+        for value in [parsed] if text == parsed else [parsed, text]:
+            with suppress(ValidationError, TypeError):
+                adapter.validate_json(json.dumps(value), strict=True)
+                return value
+        return parsed
 
 
 _LIMITS = (
@@ -120,19 +102,21 @@ class NameTable:
     Attributes:
         leaves: Every setting by dotted path, in order of declaration.
         sections: Every section class by dotted path.
+        order: Dotted paths of sections and settings as they are declared.
         presets: Values, by dotted path, that the application's model gives its sections in place of their own defaults.
         short: The shortest declared name of each setting, by path; what help and flags show.
     """
 
     def __init__(self, config_cls: type[Section]) -> None:
-        self.leaves: dict[str, Leaf] = {}
-        self.sections: dict[str, type[Section]] = {}
-        for path, item in _walk(config_cls, ""):
-            if isinstance(item, FieldInfo):
-                self.leaves[path] = Leaf(path, item)
-            else:
-                self.sections[path] = item
-        self.presets = _presets(config_cls)
+        fields = list(_walk(config_cls))
+        self.leaves = {path: Leaf(path, info) for path, info, section in fields if section is None}
+        self.sections = {path: section for path, _, section in fields if section is not None}
+        self.order = [path for path, *_ in fields]
+        self.presets: dict[str, Any] = {}
+        for path, info, _ in reversed(fields):  # what an outer section gives an inner one counts
+            if isinstance(info.default, Section):
+                given = info.default.model_dump(mode="json", exclude_unset=True)
+                self.presets |= flatten(given, self.leaves, f"{path}.")
         self._paths: dict[str, str] = {path: path for path in self.leaves}
         self._ambiguous: dict[str, list[str]] = {}
         self._add_aliases()
@@ -147,8 +131,19 @@ class NameTable:
         """
         if name in self._ambiguous:
             raise ConfigError(f"'{name}' could be any of {', '.join(self._ambiguous[name])}; write the full name")
-        path = self._paths.get(name) or self._paths.get(self._without_hoisted(name))
+        path = self._paths.get(name)
+        head, _, key = name.rpartition(".")
+        section, _, hoisted = head.rpartition(".")
+        if path is None and section in self.sections and hoisted in self.sections[section].hoisted:
+            path = self._paths.get(f"{section}.{key}")
         return None if path is None else self.leaves[path]
+
+    def by_section(self) -> dict[str, list[Leaf]]:
+        """The settings of each section, by its path; those of none under "settings"."""
+        sections: dict[str, list[Leaf]] = {}  # a nested section may stand in the middle of its parent
+        for path, leaf in self.leaves.items():
+            sections.setdefault(path.rpartition(".")[0] or "settings", []).append(leaf)
+        return sections
 
     def names(self) -> list[str]:
         """Every name that `resolve` knows."""
@@ -161,12 +156,6 @@ class NameTable:
             if close := nearest(name, own):
                 return close
         return nearest(name, [*self._paths, *self.sections])
-
-    def _without_hoisted(self, name: str) -> str:
-        head, _, leaf = name.rpartition(".")
-        section, _, hoisted = head.rpartition(".")
-        known = self.sections.get(section)
-        return f"{section}.{leaf}" if known is not None and hoisted in known.hoisted else name
 
     def _add_aliases(self) -> None:
         for path, leaf in self.leaves.items():
@@ -197,39 +186,30 @@ class NameTable:
         return next((alias for alias in self.leaves[path].meta.aliases if "." not in alias), path)
 
 
-def _walk(section: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo | type[Section]]]:
-    for name, info in section.model_fields.items():
-        path = f"{prefix}{name}"
-        inner = next((kind for kind in _alternatives(info.annotation) if _is_section(kind)), None)
-        if inner is None:
-            yield path, info
-        else:
-            yield path, inner
-            yield from _walk(inner, f"{path}.")
+def flatten(values: Mapping[str, Any], leaves: Container[str] = (), prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted path.
+
+    Args:
+        values: Mappings of mappings.
+        leaves: Paths below which nothing is taken apart, such as `NameTable.leaves`.
+        prefix: What all paths begin with.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        inner = isinstance(value, Mapping) and path not in leaves
+        flat |= flatten(value, leaves, f"{path}.") if inner else {path: value}
+    return flat
 
 
-def _presets(section: type[Section], prefix: str = "") -> dict[str, Any]:
-    """What `field(TrainConfig(epochs=3), ...)` says about `train`: only what was given there, outer over inner."""
-    presets: dict[str, Any] = {}
+def _walk(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo, type[Section] | None]]:
+    """Every field below a section with its dotted path, and the section that it holds, if it does."""
     for name, info in section.model_fields.items():
-        inner = next((kind for kind in _alternatives(info.annotation) if _is_section(kind)), None)
+        kinds = [kind for kind in _alternatives(info.annotation) if isinstance(kind, type)]
+        inner = next((kind for kind in kinds if issubclass(kind, Section)), None)
+        yield f"{prefix}{name}", info, inner
         if inner is not None:
-            presets |= _presets(inner, f"{prefix}{name}.")
-        if isinstance(info.default, Section):
-            presets |= _given(info.default, f"{prefix}{name}.")
-    return presets
-
-
-def _given(section: Section, prefix: str) -> dict[str, Any]:
-    given: dict[str, Any] = {}
-    for name, raw in section.model_dump(mode="json", exclude_unset=True).items():
-        value = getattr(section, name)
-        given |= _given(value, f"{prefix}{name}.") if isinstance(value, Section) else {f"{prefix}{name}": raw}
-    return given
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Section)
+            yield from _walk(inner, f"{prefix}{name}.")
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
@@ -255,6 +235,4 @@ def _type_name(kind: Any) -> str:
         return f"a list, each {_type_name(get_args(kind)[0])}"
     if get_origin(kind) is dict:
         return "key: value pairs"
-    return _TYPE_NAMES.get(
-        kind, "a path" if getattr(kind, "__name__", "") == "Path" else str(getattr(kind, "__name__", kind))
-    )
+    return "a path" if kind is Path else _TYPE_NAMES.get(kind) or str(getattr(kind, "__name__", kind))

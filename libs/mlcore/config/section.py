@@ -24,6 +24,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
     hoisted: ClassVar[tuple[str, ...]] = ()
 
+    @classmethod
+    def meaning(cls) -> str:
+        """What it is about: the first line of its docstring."""
+        return (cls.__doc__ or "").strip().partition("\n")[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Meta:
@@ -49,46 +54,23 @@ class Meta:
     describes: str | None = None
 
 
-_NO_META = Meta()
-
-
-def field(
-    default: Any = PydanticUndefined,
-    description: str = "",
-    *,
-    unit: str = "",
-    aliases: tuple[str, ...] = (),
-    env: str | None = None,
-    bare: str | None = None,
-    selects: bool = False,
-    describes: str | None = None,
-    **constraints: Any,
-) -> Any:
+def field(default: Any = PydanticUndefined, description: str = "", **options: Any) -> Any:
     """Declare a field of a `Section`.
 
     Args:
         default: Default value; leave it out for a field that the user must give.
         description: What the value means, one sentence without a full stop.
-        unit: See `Meta`, as are `aliases`, `env`, `bare`, `selects` and `describes`.
-        aliases: Other names of the field.
-        env: Environment variable behind the field.
-        bare: Value of the flag when given alone.
-        selects: Whether this field chooses what the rest of its section means.
-        describes: The field of its section that this one is about.
-        **constraints: pydantic constraints such as ge, gt, le, lt, min_length, pattern.
+        **options: Attributes of `Meta`, and pydantic constraints such as ge, gt, le, lt, min_length, pattern.
 
     Returns:
         A pydantic field (typed `Any`, so that it can stand as a default of any type).
     """
-    meta = Meta(unit=unit, aliases=aliases, env=env, bare=bare, selects=selects, describes=describes)
-    info: FieldInfo = Field(default, description=description, json_schema_extra={"unit": unit}, **constraints)
+    meta = Meta(**{name: options.pop(name) for name in Meta.__annotations__ if name in options})
+    info: FieldInfo = Field(
+        default, description=description, json_schema_extra={"unit": meta.unit} if meta.unit else None, **options
+    )
     info.metadata.append(meta)
     return info
-
-
-def meta_of(info: FieldInfo) -> Meta:
-    """The `Meta` of a field; fields declared without `field` have an empty one."""
-    return next((item for item in info.metadata if isinstance(item, Meta)), _NO_META)
 
 
 def reject(key: str, problem: str) -> NoReturn:

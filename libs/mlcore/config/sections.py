@@ -160,7 +160,6 @@ _TAKES: dict[str, tuple[str, ...]] = {
     "warmup_linear": _WARMUP,
     "cosine_warm_restart": ("T_0", "T_mult", "eta_min"),
 }
-_PARAMS = tuple(dict.fromkeys(name for names in _TAKES.values() for name in names))
 
 
 class SchedulerConfig(Section):
@@ -170,7 +169,7 @@ class SchedulerConfig(Section):
 
     name: Annotated[_ScheduleName, BeforeValidator(_plain_name)] = field(
         "cosine",
-        "Schedule of the learning rate",
+        "Schedule of the learning rate; cosine_warmup is warmup_cosine, and reduce_on_plateau is plateau",
         aliases=("scheduler_type", "train.scheduler_type", "scheduler._target_"),
         selects=True,
     )
@@ -201,13 +200,12 @@ class SchedulerConfig(Section):
     @model_validator(mode="after")
     def _check_params(self) -> Self:
         takes = _TAKES[self.name]
-        for key in _PARAMS:
-            if getattr(self, key) is not None and key not in takes:
+        for key in type(self).model_fields:
+            if key not in ("name", "unit", *takes) and getattr(self, key) is not None:
                 reject(key, f"schedule '{self.name}' does not take it; it takes {', '.join(takes) or 'no parameters'}")
-        needed = {"exponential": ("gamma",), "cosine_warm_restart": ("T_0",)}
-        for key in needed.get(self.name, ()):
-            if getattr(self, key) is None:
-                reject(key, f"schedule '{self.name}' needs it")
+        needed = {"exponential": "gamma", "cosine_warm_restart": "T_0"}.get(self.name)
+        if needed is not None and getattr(self, needed) is None:
+            reject(needed, f"schedule '{self.name}' needs it")
         return self
 
     def params(self) -> dict[str, Any]:

@@ -1,17 +1,16 @@
 """From raw values to the typed configuration, with errors that name origin, key, value and expectation."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from mlcore.config.errors import ConfigError, nearest
-from mlcore.config.layers import Value
+from mlcore.config.layers import Rank, Value
 from mlcore.config.names import Leaf, NameTable
 from mlcore.config.section import Section
-from mlcore.config.text import dump_value
+from mlcore.config.text import ConfigError, dump_value, nearest
 
 ConfigT = TypeVar("ConfigT", bound=Section)
 
@@ -27,26 +26,21 @@ def validate(config_cls: type[ConfigT], table: NameTable, values: Mapping[str, V
     Raises:
         ConfigError: One line for each value that does not fit.
     """
-    nested: dict[str, Any] = {}
-    for section in table.sections:  # all of them, so that a missing setting is told by its own name
-        _descend(nested, section.split("."))
+    nested: dict[str, dict[str, Any]] = {"": {}}  # by section
+    for path in table.sections:  # all of them, so that a missing setting is told by its own name
+        section, _, name = path.rpartition(".")
+        nested[path] = nested[section][name] = {}
     for path, value in values.items():
-        *sections, name = path.split(".")
-        _descend(nested, sections)[name] = value.raw
+        section, _, name = path.rpartition(".")
+        nested[section][name] = value.raw
     try:
         # JSON mode: paths and tuples are written as text and lists in every source, and pass in strict mode only there.
-        return config_cls.model_validate_json(json.dumps(nested, default=str), strict=True)
+        return config_cls.model_validate_json(json.dumps(nested[""], default=str), strict=True)
     except ValidationError as error:
         lines = dict.fromkeys(_explain(detail, table, values) for detail in error.errors())
         # Each member of a union complains; keep the most precise line.
         kept = [line for line in lines if not any(other != line and other.startswith(line) for other in lines)]
         raise ConfigError("\n".join(kept)) from None
-
-
-def _descend(nested: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    for key in keys:
-        nested = nested.setdefault(key, {})
-    return nested
 
 
 def _explain(detail: ErrorDetails, table: NameTable, values: Mapping[str, Value]) -> str:
@@ -62,9 +56,11 @@ def _explain(detail: ErrorDetails, table: NameTable, values: Mapping[str, Value]
     leaf = table.leaves[path]
     if detail["type"] == "missing" and path == ".".join(parts):
         return f"{path} is missing; give it as --{table.short[path]} or in a file; expected {leaf.expects}"
-    own = detail["type"] in ("rejected", "value_error", "assertion_error")
-    inner = "" if own else _inside(parts[path.count(".") + 1 :], leaf, problem)
-    told = f"{problem if own else _expected(leaf, values.get(path))}{inner}"
+    told = problem
+    if detail["type"] not in ("rejected", "value_error", "assertion_error"):
+        # Which item of a list has the problem; union members in the location are of no interest.
+        item = next((part for part in parts[path.count(".") + 1 :] if part.isdigit() and leaf.is_list), None)
+        told = _expected(leaf, values.get(path)) + (f" (item {item}: {problem})" if item is not None else "")
     if path not in values:  # nobody gave it: say how to
         return f"{path} (--{table.short[path]}): {told}"
     shown = "***" if leaf.secret else dump_value(values[path].raw)
@@ -73,10 +69,8 @@ def _explain(detail: ErrorDetails, table: NameTable, values: Mapping[str, Value]
 
 def _expected(leaf: Leaf, value: Value | None) -> str:
     raw = value.raw if value is not None else None
-    return f"expected {leaf.expects}{nearest(raw, leaf.choices) if isinstance(raw, str) else ''}"
-
-
-def _inside(rest: list[str], leaf: Leaf, problem: str) -> str:
-    """Which item of a list has the problem; union members in the location are of no interest."""
-    index = next((part for part in rest if part.isdigit()), None)
-    return f" (item {index}: {problem})" if index is not None and leaf.is_list else ""
+    if not isinstance(raw, str) or value is None:
+        return f"expected {leaf.expects}"
+    sweep = value.source.rank is Rank.COMMAND_LINE and "," in raw and not leaf.is_list
+    hint = "; a comma list needs -m (multirun)" if sweep else nearest(raw, leaf.choices)
+    return f"expected {leaf.expects}{hint}"

@@ -56,6 +56,7 @@ SCRIPT = """
 def workplace(tmp_path: Path) -> Path:
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
     (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "default.yaml").touch()
     return tmp_path
 
 

@@ -1,25 +1,27 @@
 """Flags, overrides, actions and help."""
 
 import argparse
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import fastjsonschema
 import pytest
 
 from mlcore.base.errors import UserError
 from mlcore.cli.app import App
-from mlcore.cli.invocation import Invocation
+from mlcore.cli.invocation import Invocation, expand, split, varied
 from mlcore.cli.main import guarded, run_app
 from mlcore.cli.parse import parse
-from mlcore.cli.sweep import expand, split, varied
 from mlcore.config.compose import group_choices
-from mlcore.config.errors import ConfigError
 from mlcore.config.names import NameTable
 from mlcore.config.section import Section, field
 from mlcore.config.sections import RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
+from mlcore.config.text import ConfigError
 
 
 class DataConfig(Section):
@@ -175,6 +177,9 @@ def test_resume(spec: App[ToyConfig], line: str, resume: str) -> None:
         ("--lr-find", "lr_find"),
         ("--cfg job", "print_config"),
         ("--cfg", "print_config"),
+        ("--cfg schema", "print_config"),
+        ("--print_config", "print_config"),
+        ("--print-config lr=1", "print_config"),
         ("--cfg job -m lr=1,2", "print_config"),
         ("-m lr=1,2", "multirun"),
         ("--multirun lr=1,2 --dry_run", "multirun"),
@@ -191,7 +196,7 @@ def test_actions(spec: App[ToyConfig], line: str, action: str) -> None:
         ("--dryrun", r"unknown flag '--dryrun', did you mean '--dry_run'\?"),
         ("--zzzzzz", r"unknown flag '--zzzzzz'$"),
         ("--no_lr", r"unknown flag '--no_lr'"),
-        ("--batch_size", r"argument --batch_size: expected one argument; --help lists all flags"),
+        ("--batch_size", r"argument --batch_size: expected one argument; --help=all lists all flags"),
         ("--lr -1e-4", r"train\.lr = -0\.0001: expected a number, above 0"),
         ("--use_wandb maybe", r"tracking\.use_wandb = maybe: expected true or false"),
         ("stray", r"unexpected 'stray'; settings are given as --name VALUE or name=VALUE"),
@@ -233,17 +238,17 @@ def test_scripts_may_have_arguments_of_their_own(spec: App[ToyConfig]) -> None:
 # ---------------------------------------------------------------- help
 
 
-def help_text(spec: App[ToyConfig], capsys: pytest.CaptureFixture[str]) -> str:
+def printed(spec: App[ToyConfig], capsys: pytest.CaptureFixture[str], *argv: str, extra: Any = None) -> str:
     with pytest.raises(SystemExit) as caught:
-        parse(spec, ["--help"])
+        parse(spec, argv, extra=extra)
     assert caught.value.code == 0
     return capsys.readouterr().out
 
 
-def test_help_has_every_setting_with_default_unit_choices_and_aliases(
+def test_full_help_has_every_setting_with_default_unit_choices_and_aliases(
     spec: App[ToyConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = " ".join(help_text(spec, capsys).split())
+    text = " ".join(printed(spec, capsys, "--help=all").split())
     for path, short in NameTable(ToyConfig).short.items():
         assert f"--{short} " in text, path
     assert (
@@ -256,10 +261,108 @@ def test_help_has_every_setting_with_default_unit_choices_and_aliases(
     assert "environment: WANDB_PROJECT" in text
 
 
+@pytest.mark.parametrize("flag", ["-h", "--help", "--help="])
+def test_help_is_a_page_that_names_what_to_do_and_the_sections(
+    spec: App[ToyConfig], capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    extra = argparse.ArgumentParser(add_help=False)
+    extra.add_argument("--model_path", required=True, help="what the script needs")
+    text = printed(spec, capsys, flag, extra=extra)
+    assert len(text.splitlines()) < 60
+    assert "what the script needs" in text
+    assert "--dry_run" in text
+    assert "big; also +experiment=NAME" in text
+    assert re.search(r"^  train +23  The optimisation\.$", text, re.MULTILINE)  # those of train.early_stopping, too
+    assert re.search(r"^  scheduler +16  .*\[scheduler=NAME: 2 presets\]$", text, re.MULTILINE)
+    assert "--batch_size" not in text
+
+
+@pytest.mark.parametrize("argv", [("--help=train",), ("--help", "train"), ("-h", "train"), ("lr=1", "--help=train")])
+def test_help_on_a_section_has_its_flags_and_those_of_the_sections_in_it(
+    spec: App[ToyConfig], capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]
+) -> None:
+    text = printed(spec, capsys, *argv)
+    assert text.startswith("train:\n")
+    assert "--batch_size N" in text
+    assert "train.early_stopping:\n" in text
+    assert "--dry_run" not in text
+    assert "--use_wandb" not in text
+
+
+def test_help_beside_settings_is_the_page(spec: App[ToyConfig], capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(spec, capsys, "--help", "lr=1") == printed(spec, capsys, "--help")
+
+
+def test_help_on_an_unknown_section_names_the_nearest(spec: App[ToyConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"--help: no section 'trian', did you mean 'train'\? sections: data, "):
+        parse(spec, ["--help=trian"])
+    with pytest.raises(ConfigError, match=r"--help: no section 'zzz'; sections: data, .*tracking, all$"):
+        parse(spec, ["--help", "zzz"])
+
+
+def test_synonyms_are_said_to_be_synonyms(spec: App[ToyConfig], capsys: pytest.CaptureFixture[str]) -> None:
+    (spec.config_dir / "scheduler" / "stairs.yaml").write_text("synonym_of: step\nname: step\n")
+    text = " ".join(printed(spec, capsys, "--help=scheduler").split())
+    assert "preset of this section: cosine, stairs (= step), step; also" in text
+    assert "cosine_warmup is warmup_cosine, and reduce_on_plateau is plateau [default" in text
+
+
+# ---------------------------------------------------------------- completion
+
+COMPLETE = """
+source {script}
+COMP_WORDS=(toy {words}); COMP_CWORD={last}; COMP_LINE="toy {words}"; COMP_POINT=${{#COMP_LINE}}; COMP_TYPE=9
+$(complete -p toy | sed 's/.*-F \\([^ ]*\\) .*/\\1/')
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("--batch", {"--batch_size"}),
+        ("--dry", {"--dry_run"}),
+        ("--scheduler ''", {"cosine", "step"}),
+        ("--optimizer a", {"adamw", "adam"}),
+        ("--experiment ''", {"big"}),
+        ("--use_wandb ''", {"true", "false"}),
+        ("--config demo", {"demo.yaml"}),
+        ("--output_dir demo", {"demo.yaml"}),
+    ],
+)
+def test_the_script_for_bash_completes_flags_choices_and_files(
+    spec: App[ToyConfig], capsys: pytest.CaptureFixture[str], tmp_path: Path, words: str, offered: set[str]
+) -> None:
+    script = tmp_path / "toy.bash"
+    script.write_text(printed(spec, capsys, "--completion", "bash"))
+    code = COMPLETE.format(script=script, words=words, last=len(words.split()))
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, cwd=spec.config_dir)
+    found = {word.strip() for word in done.stdout.split()}
+    assert offered <= found, done.stderr
+    assert all(word.startswith(words.split()[-1].strip("'")) for word in found)
+
+
+@pytest.mark.parametrize(("shell", "mark"), [("zsh", "#compdef toy"), ("tcsh", "complete toy")])
+def test_there_are_scripts_for_other_shells(
+    spec: App[ToyConfig], capsys: pytest.CaptureFixture[str], shell: str, mark: str
+) -> None:
+    text = printed(spec, capsys, f"--completion={shell}")
+    assert mark in text
+    assert "batch_size" in text
+
+
+def test_completion_asks_for_what_it_needs(spec: App[ToyConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="argument --completion: invalid choice: 'fish'"):
+        parse(spec, ["--completion", "fish"])
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    with pytest.raises(UserError, match="needs the package shtab, which is not installed: pip install shtab"):
+        parse(spec, ["--completion", "bash"])
+
+
 def test_help_and_parsing_load_nothing_heavy(spec: App[ToyConfig]) -> None:
     code = (
         "import sys; from mlcore.cli import app, parse; from mlcore.config import sections, dump; "
-        "heavy = {'torch', 'numpy', 'matplotlib', 'wandb', 'boto3'} & set(sys.modules); "
+        "heavy = {'torch', 'numpy', 'matplotlib', 'wandb', 'boto3', 'shtab'} & set(sys.modules); "
         "sys.exit(str(heavy) if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_environment())
@@ -332,6 +435,47 @@ def test_cfg_job_prints_yaml_with_origins_and_without_secrets(
     assert "0123456789abcdef" not in text
 
 
+def test_a_printed_configuration_can_be_given_back(
+    spec: App[ToyConfig], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = ["lr=0.5", "scheduler=step", "--demo", "+experiment=big", "tags=[a, '1']"]
+    assert outcome(spec, lambda _: 1, ["--print_config", *argv]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("# All settings of toy")
+    assert "  # Peak learning rate [a number, above 0]\n  lr: 0.5\n" in text
+    (tmp_path / "mine.yaml").write_text(text)
+    back = parse(spec, ["--config", str(tmp_path / "mine.yaml")])
+    assert back.config == parse(spec, argv).config
+    edited = text.replace("lr: 0.5", "lr: 0.25")
+    (tmp_path / "mine.yaml").write_text(edited)
+    assert parse(spec, ["--config", str(tmp_path / "mine.yaml")]).config.train.lr == 0.25
+
+
+def test_cfg_schema_is_the_json_schema_of_the_files(spec: App[ToyConfig], capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(spec, lambda _: 1, ["--cfg", "schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    valid = fastjsonschema.compile(schema)
+    batch_size = schema["$defs"]["TrainConfig"]["properties"]["batch_size"]
+    assert batch_size["description"] == "Samples per micro-batch and rank"
+    assert (batch_size["default"], batch_size["minimum"], batch_size["unit"]) == (32, 1, "samples")
+    for good in (
+        {},
+        {"train": {"lr": 1e-3, "max_grad_norm": None, "early_stopping": {"patience": 3}}, "scheduler": "step"},
+        {"defaults": {"scheduler": "cosine"}, "train": {"learning_rate": 1}, "data": {"seq_len_range": [5, 9]}},
+    ):
+        valid(good)
+    for bad in (
+        {"trian": {}},
+        {"train": {"batch_sise": 3}},
+        {"train": {"batch_size": "32"}},
+        {"train": {"optimizer": "adamv"}},
+        {"scheduler": "stairs"},
+        {"defaults": {"scheduler": "stairs"}},
+    ):
+        with pytest.raises(fastjsonschema.JsonSchemaValueException):
+            valid(bad)
+
+
 def test_mistakes_are_told_without_a_traceback(spec: App[ToyConfig], capsys: pytest.CaptureFixture[str]) -> None:
     assert outcome(spec, lambda _: 0, ["lr=x"]) == 2
     assert capsys.readouterr().err == "error: command line: train.lr = x: expected a number, above 0\n"
@@ -348,7 +492,8 @@ def test_guarded_exit_codes(error: BaseException, code: int, capsys: pytest.Capt
 
 
 def test_groups_are_the_folders(spec: App[ToyConfig]) -> None:
-    assert group_choices(spec.config_dir) == {"experiment": ["big"], "scheduler": ["cosine", "step"]}
+    choices = {group: list(files) for group, files in group_choices(spec.config_dir).items()}
+    assert choices == {"experiment": ["big"], "scheduler": ["cosine", "step"]}
 
 
 def _environment() -> dict[str, str]:

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, SecretStr
 
-from mlcore.config.compose import Composed, Request, compose
-from mlcore.config.errors import ConfigError
+from mlcore.config.compose import Composed, Request, compose, group_choices
 from mlcore.config.layers import Rank
 from mlcore.config.names import NameTable
 from mlcore.config.section import Section, field
 from mlcore.config.sections import SchedulerConfig, TrackingConfig, TrainConfig
+from mlcore.config.text import ConfigError
 
 
 class DataConfig(Section):
@@ -85,7 +85,8 @@ def test_every_source_wins_over_every_lower_one(tmp_path: Path, lower: str, high
     for sub in ("tracking", "experiment"):
         (folder / sub).mkdir(parents=True)
     present = {lower, higher}
-    (folder / "demo.yaml").write_text("")
+    for name in ("default.yaml", "demo.yaml"):
+        (folder / name).touch()
     for source, name in {"default": "default.yaml", "demo": "demo.yaml", "experiment": "experiment/e.yaml"}.items():
         if source in present:
             (folder / name).write_text(f"tracking:\n  wandb_project: {source}\n")
@@ -230,6 +231,65 @@ def test_default_schedule_of_the_model_counts_as_a_choice(folder: Path) -> None:
 def test_group_file_may_have_another_name_than_the_choice_inside(folder: Path) -> None:
     (folder / "scheduler" / "gentle.yaml").write_text("name: cosine\nT_max: 3\n")
     assert run(folder, "scheduler=gentle").config.scheduler.params() == {"T_max": 3.0}
+
+
+def test_groups_beside_the_apps_folder_are_offered_too_and_the_apps_own_file_wins(folder: Path) -> None:
+    shared = folder.parent / "shared" / "scheduler"
+    shared.mkdir(parents=True)
+    (shared / "constant.yaml").write_text("name: constant\n")
+    (shared / "step.yaml").write_text("name: step\nstep_size: 1\n")
+    assert group_choices(folder)["scheduler"]["constant"] == shared / "constant.yaml"
+    assert run(folder, "scheduler=constant").config.scheduler.name == "constant"
+    assert run(folder, "scheduler=step").config.scheduler.step_size == 30.0
+    with pytest.raises(ConfigError, match=r"Choices: constant, cosine, .*shared/scheduler, .*configs/scheduler\)"):
+        run(folder, "scheduler=cosin")
+
+
+def test_a_synonym_is_the_other_choice_under_its_own_name(folder: Path) -> None:
+    (folder / "scheduler" / "cosine_warmup.yaml").write_text("synonym_of: warmup_cosine\nname: cosine_warmup\n")
+    composed = run(folder, "scheduler=cosine_warmup")
+    assert composed.config.scheduler == SchedulerConfig(name="cosine_warmup", warmup_steps=100)
+    assert composed.sources["scheduler.warmup_steps"].where.endswith("scheduler/warmup_cosine.yaml:2")
+
+
+def test_a_synonym_of_nothing_is_told_with_its_place(folder: Path) -> None:
+    (folder / "scheduler" / "other.yaml").write_text("# Another name.\nsynonym_of: stap\n")
+    with pytest.raises(ConfigError, match=r"other\.yaml:2: scheduler has no choice 'stap', did you mean 'step'"):
+        run(folder, "scheduler=other")
+
+
+# ---------------------------------------------------------------- what every run starts from
+
+
+@pytest.mark.parametrize(
+    ("name", "request_"),
+    [
+        ("default.yaml", Request()),
+        ("demo.yaml", Request(demo=True)),
+        ("demo.yaml", Request(demo_unless=("data.dataset",))),
+        ("more.yaml", Request(base=("default.yaml", "more.yaml"))),
+    ],
+)
+def test_a_file_that_a_run_starts_from_must_be_there(folder: Path, name: str, request_: Request) -> None:
+    (folder / name).unlink(missing_ok=True)
+    with pytest.raises(ConfigError, match=rf"configs/{name}: no such file, .* restore it, or make it an empty file"):
+        compose(ToyConfig, folder, request_, environ={})
+    (folder / name).touch()
+    compose(ToyConfig, folder, request_, environ={})
+
+
+@pytest.mark.parametrize("name", ["default.yaml", "demo.yaml"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {lr: 1", r":1: not valid YAML"),
+        ("- train\n", r": expected `key: value` pairs .* found a list"),
+    ],
+)
+def test_a_damaged_file_that_a_run_starts_from_is_named(folder: Path, name: str, text: str, message: str) -> None:
+    (folder / name).write_text(text)
+    with pytest.raises(ConfigError, match=rf"configs/{name}{message}"):
+        run(folder, demo=True)
 
 
 # ---------------------------------------------------------------- names and values
@@ -399,7 +459,11 @@ def test_mistakes_in_files(folder: Path, text: str, message: str) -> None:
         (["train=3"], r"command line: train is a section; set one of its keys, as in train\.KEY=VALUE"),
         (["scheduler=cosin"], r"command line: scheduler has no choice 'cosin', did you mean 'cosine'\?"),
         (["experiment=bog"], r"experiment has no choice 'bog', did you mean 'big'\? Choices: big, long"),
-        (["scheduler=cosine,step"], r"a comma list needs -m"),
+        (["scheduler=cosine,step"], r"a comma list needs -m \(multirun\)\. Choices: cosine, step"),
+        (["lr=1e-3,1e-4"], r"lr = 1e-3,1e-4: expected a number, above 0; a comma list needs -m \(multirun\)$"),
+        (["optimizer=adam,sgd"], r"expected one of adamw, adam, sgd; a comma list needs -m \(multirun\)$"),
+        (["weights=1,2"], r"weights = 1,2: expected a list, each a number at least 0$"),
+        (["lr=#1"], r"train\.lr = '#1': expected a number, above 0$"),
         (["batch_size=abc"], r"command line: train\.batch_size = abc: expected a whole number"),
         (
             ["scheduler=step", "T_max=3"],
@@ -414,6 +478,8 @@ def test_mistakes_on_the_command_line(folder: Path, overrides: list[str], messag
 
 
 def test_a_union_complains_once_and_names_the_item(tmp_path: Path) -> None:
+    (tmp_path / "default.yaml").touch()
+
     class Weighted(Section):
         weights: Literal["none"] | list[float] = field("none", "Weights of the classes")
 
@@ -441,6 +507,8 @@ def test_missing_environment_backed_value_of_the_wrong_kind_names_the_variable(f
 
 
 def test_required_settings_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "default.yaml").touch()
+
     class Inner(Section):
         csv: Path = field(description="Table of samples")
 
@@ -452,6 +520,8 @@ def test_required_settings_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_an_app_may_give_sections_other_defaults(tmp_path: Path) -> None:
+    (tmp_path / "default.yaml").touch()
+
     class Base(Section):
         train: TrainConfig = field(TrainConfig(epochs=200, batch_size=2), "Training")
         scheduler: SchedulerConfig = field(SchedulerConfig(name="step", step_size=30), "Schedule")
