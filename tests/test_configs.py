@@ -11,18 +11,10 @@ from mlcore.config.dump import to_schema, to_yaml
 from mlcore.config.names import NameTable
 from mlcore.config.section import Section
 from mlcore.config.text import ConfigError, dump_value, read_document
-from quartet.apps.doc_ensemble.config import DocConfig
-from quartet.apps.multimodal_ads.config import AdsConfig
-from quartet.apps.perceiver.config import PerceiverConfig
-from quartet.apps.sam_med3d_ich.config import SamMed3DConfig
+from quartet.command import app_names, load_app
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-APPS: dict[str, type[Section]] = {
-    "doc_ensemble": DocConfig,
-    "multimodal_ads": AdsConfig,
-    "perceiver": PerceiverConfig,
-    "sam_med3d_ich": SamMed3DConfig,
-}
+APPS: dict[str, type[Section]] = {name: load_app(name).config_cls for name in app_names()}
 BASES = {"doc_ensemble": {"ensemble.yaml"}}  # what another script of the app starts from besides default.yaml
 CHOICES = [
     (app, group, choice)

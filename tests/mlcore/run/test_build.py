@@ -51,7 +51,8 @@ def test_a_plateau_watches_in_the_direction_of_the_metric_unless_told() -> None:
     assert trainer_of(scheduler={"name": "cosine"}).plateau is None
     watched = trainer_of(scheduler={"name": "plateau", "factor": 0.3, "patience": 2}).plateau
     assert watched is not None
-    assert (watched.mode, watched.factor, watched.patience) == ("min", 0.3, 2)
+    assert [watched.update(loss) for loss in (1.0, 0.5, 0.2, 0.3, 0.3)] == [1.0] * 5  # a falling loss is progress
+    assert watched.update(0.3) == pytest.approx(0.3)
 
 
 def test_a_warm_up_longer_than_the_run_is_said(caplog: pytest.LogCaptureFixture) -> None:
