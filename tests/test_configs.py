@@ -153,7 +153,7 @@ def test_perceiver_reads_the_flat_json_of_its_users(tmp_path: Path) -> None:
         '{"batch_size": 32, "learning_rate": 1e-4, "num_epochs": 100, "weight_decay": 1e-4, "model_size": "base",'
         ' "dataset_type": "synthetic", "seq_len_range": [50, 200], "num_samples": 5000}'
     )
-    composed = compose(PerceiverConfig, CONFIGS / "perceiver", Request(files=[file]), environ={})
+    composed = compose(APPS["perceiver"], CONFIGS / "perceiver", Request(files=[file]), environ={})
     config = composed.config
     assert (config.train.batch_size, config.train.lr, config.train.epochs, config.train.weight_decay) == (
         32,
