@@ -54,7 +54,7 @@ APP = App(
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "doc_ensemble",
     build=_build,
     run_name=_run_name,
-    own_data='make train APP=doc_ensemble ARGS="--data_dir DIR"  (a folder per class; tables: docs/doc_ensemble.md)',
+    own_data="--data_dir DIR  (a folder per class; tables: docs/doc_ensemble.md)",
     demo_unless=("data.data_dir", "data.train_csv"),
     dry_run_config=_dry_run_config,
     group=_group,

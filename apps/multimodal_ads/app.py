@@ -67,7 +67,7 @@ APP = App(
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "multimodal_ads",
     build=_build,
     run_name=_run_name,
-    own_data='make train APP=multimodal_ads ARGS="--train_csv train.csv"  (columns local_image_path, label, text_info)',
+    own_data="--train_csv train.csv  (columns local_image_path, label, text_info)",
     demo_unless=("data.train_csv", "data.base_dir"),
     root=Path("whole_finetune"),
     dry_run_config=_dry_run_config,

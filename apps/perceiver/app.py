@@ -33,6 +33,6 @@ APP = App(
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "perceiver",
     build=_build,
     run_name=_run_name,
-    own_data='make train APP=perceiver ARGS="--dataset image_folder --data_dir DIR"  (more kinds: docs/perceiver.md)',
+    own_data="--dataset image_folder --data_dir DIR  (more kinds: docs/perceiver.md)",
     demo_unless=("data.dataset",),
 )

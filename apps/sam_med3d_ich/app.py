@@ -33,7 +33,7 @@ APP = App(
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "sam_med3d_ich",
     build=_build,
     run_name=_run_name,
-    own_data='make train APP=sam_med3d_ich ARGS="--train_csv train.csv --val_csv val.csv --mask_dir masks"  '
+    own_data="--train_csv train.csv --val_csv val.csv --mask_dir masks  "
     "(making these from NIfTI or DICOM: docs/sam_med3d_ich.md)",
     demo_unless=("data.train_csv",),
 )

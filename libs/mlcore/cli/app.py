@@ -35,7 +35,7 @@ class App(Generic[ConfigT]):
             has groups for all apps.
         build: From configuration and world to a `mlcore.run.build.TrainingSetup`.
         run_name: Default name of a run, from the configuration.
-        own_data: The command for own data, shown with the demo.
+        own_data: The arguments for own data, shown with the demo.
         demo_unless: Dotted paths of the settings that say what to train on; while none has a value, the demo preset is
             applied.
         base: Files of `config_dir` that every run starts from, the later one winning.

@@ -168,7 +168,7 @@ def _run_in_folder(app: App[Any], invocation: Invocation[Any], world: World) -> 
     try:
         if invocation.composed.demo:
             why = "as asked" if invocation.demo_requested else "because no data set was given"
-            _log.info("running the %s demo on generated data, %s. Your own data: %s", app.title, why, app.own_data)
+            _log.info("running the %s demo on generated data, %s. For your own data: %s", app.title, why, app.own_data)
         if invocation.action == "lr_find":
             if record is not None:
                 record.start(to_values(config), code=code_version(app.source))
