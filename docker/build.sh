@@ -44,12 +44,17 @@ esac
 if [ -n "${PIP_CONFIG_FILE:-}" ]; then build+=(--secret "id=pip.conf,src=$PIP_CONFIG_FILE"); fi
 if [ "$engine" = docker ]; then export DOCKER_BUILDKIT=1; fi
 
-version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
-revision=$(git describe --always --dirty 2>/dev/null || echo unknown)
+version=$(sed -n 's/^VERSION = "\(.*\)"/\1/p' libs/mlcore/base/version.py)
+# In the words of that file, for a run inside an image must say what one in the checkout says; empty outside a checkout.
+revision=
+if [ -n "$(git ls-files docker/build.sh 2>/dev/null)" ]; then
+  revision=$(git rev-parse --short=12 HEAD)
+  if [ -n "$(git status --porcelain --untracked-files=no)" ]; then revision+=+changes; fi
+fi
 base=${prefix}quartet-base:$tag
 image=${prefix}quartet-$app:$tag
 
-echo "Building $image with $engine"
+echo "Building $image with $engine: version $version, revision ${revision:-not known}"
 "${build[@]}" "$@" ${PYTHON_IMAGE:+--build-arg "PYTHON_IMAGE=$PYTHON_IMAGE"} -f docker/base.Dockerfile -t "$base" .
 "${build[@]}" "$@" --build-arg "BASE_IMAGE=$base" --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
   -f "docker/$app.Dockerfile" -t "$image" .

@@ -7,7 +7,9 @@
 ARG BASE_IMAGE=quartet-base:latest
 
 FROM ${BASE_IMAGE} AS build
-USER root
+# Nothing runs from this stage, so it may end as root.
+# hadolint ignore=DL3002
+USER 0
 WORKDIR /build
 COPY requirements/base.txt requirements/doc_ensemble.txt requirements/constraints.txt requirements/
 # Only what the base lacks lands in /opt/app; the runtime stage lays it over /opt/venv without copying the rest again.
@@ -17,7 +19,8 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
  && mkdir -p /opt/app
 
 FROM ${BASE_IMAGE} AS runtime
-USER root
+USER 0
+WORKDIR /workspace
 COPY --from=build /opt/app/ /opt/venv/
 COPY LICENSE pyproject.toml ./
 COPY libs libs
@@ -26,8 +29,9 @@ COPY apps/doc_ensemble apps/doc_ensemble
 COPY configs/shared configs/shared
 COPY configs/doc_ensemble configs/doc_ensemble
 RUN python -m compileall -q libs apps
-ARG VERSION=0.0.0
-ARG REVISION=unknown
+# docker/build.sh gives both; without a revision run.json has the release.
+ARG VERSION=
+ARG REVISION=
 # Downloaded weights stay with the runs, outside of the container.
 ENV QUARTET_REVISION=${REVISION} \
     HF_HOME=/workspace/outputs/huggingface

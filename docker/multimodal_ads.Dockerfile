@@ -5,7 +5,9 @@
 ARG BASE_IMAGE=quartet-base:latest
 
 FROM ${BASE_IMAGE} AS build
-USER root
+# Nothing runs from this stage, so it may end as root.
+# hadolint ignore=DL3002
+USER 0
 WORKDIR /build
 COPY requirements/base.txt requirements/multimodal_ads.txt requirements/constraints.txt requirements/
 # Only what the base lacks lands in /opt/app; the runtime stage lays it over /opt/venv without copying the rest again.
@@ -15,7 +17,8 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
  && mkdir -p /opt/app
 
 FROM ${BASE_IMAGE} AS runtime
-USER root
+USER 0
+WORKDIR /workspace
 COPY --from=build /opt/app/ /opt/venv/
 COPY LICENSE pyproject.toml ./
 COPY libs libs
@@ -26,8 +29,9 @@ COPY configs/multimodal_ads configs/multimodal_ads
 # Runs go to whole_finetune/, features and downloaded weights to outputs/, whoever the user is.
 RUN python -m compileall -q libs apps \
  && install -d -m 1777 whole_finetune
-ARG VERSION=0.0.0
-ARG REVISION=unknown
+# docker/build.sh gives both; without a revision run.json has the release.
+ARG VERSION=
+ARG REVISION=
 ENV QUARTET_REVISION=${REVISION} \
     HF_HOME=/workspace/outputs/huggingface
 LABEL org.opencontainers.image.title="quartet-multimodal_ads" \

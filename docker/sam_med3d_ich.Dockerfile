@@ -5,7 +5,9 @@
 ARG BASE_IMAGE=quartet-base:latest
 
 FROM ${BASE_IMAGE} AS build
-USER root
+# Nothing runs from this stage, so it may end as root.
+# hadolint ignore=DL3002
+USER 0
 WORKDIR /build
 COPY requirements/base.txt requirements/sam_med3d_ich.txt requirements/constraints.txt requirements/
 # Only what the base lacks lands in /opt/app; the runtime stage lays it over /opt/venv without copying the rest again.
@@ -15,7 +17,8 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
  && mkdir -p /opt/app
 
 FROM ${BASE_IMAGE} AS runtime
-USER root
+USER 0
+WORKDIR /workspace
 COPY --from=build /opt/app/ /opt/venv/
 COPY LICENSE pyproject.toml ./
 COPY libs libs
@@ -24,8 +27,9 @@ COPY apps/sam_med3d_ich apps/sam_med3d_ich
 COPY configs/shared configs/shared
 COPY configs/sam_med3d_ich configs/sam_med3d_ich
 RUN python -m compileall -q libs apps
-ARG VERSION=0.0.0
-ARG REVISION=unknown
+# docker/build.sh gives both; without a revision run.json has the release.
+ARG VERSION=
+ARG REVISION=
 ENV QUARTET_REVISION=${REVISION}
 LABEL org.opencontainers.image.title="quartet-sam_med3d_ich" \
       org.opencontainers.image.description="Fine-tune SAM-Med3D to segment intracerebral haemorrhage in brain CT" \

@@ -39,12 +39,12 @@ chmod 1777 "$outputs"
 # inside COMMAND...: run it in the image as the image's user, with nothing but a loopback interface.
 if [ "$engine" = buildah ]; then
   command -v crun >/dev/null || command -v runc >/dev/null || export BUILDAH_ISOLATION=${BUILDAH_ISOLATION:-chroot}
-  container=$(buildah from "$image")
+  container=$(buildah from --shm-size 4g "$image")
   # The chroot isolation has no network of its own to take away: unshare does it.
   inside() { unshare --net -- buildah run -v "$outputs:/workspace/outputs" "$container" -- "$@"; }
   read -ra entrypoint <<<"$(buildah inspect --type image --format '{{range .OCIv1.Config.Entrypoint}}{{.}} {{end}}' "$image")"
 else
-  inside() { "$engine" run --rm --network none --entrypoint "$1" -v "$outputs:/workspace/outputs" "$image" "${@:2}"; }
+  inside() { "$engine" run --rm --network none --shm-size 4g --entrypoint "$1" -v "$outputs:/workspace/outputs" "$image" "${@:2}"; }
   read -ra entrypoint <<<"$("$engine" image inspect --format '{{range .Config.Entrypoint}}{{.}} {{end}}' "$image")"
 fi
 
@@ -62,13 +62,17 @@ inside "${entrypoint[@]}" "$@"
 
 echo "== run folder"
 inside python -c '
-import json, pathlib
+import json, os, pathlib
+from mlcore.base.version import VERSION
 run = pathlib.Path("outputs/smoke")
-status = json.loads((run / "run.json").read_text())["status"]
+record = json.loads((run / "run.json").read_text())
+status, code = record["status"], record["code"]
 assert status == "finished", f"{run}: {status}"
+revision = os.environ.get("QUARTET_REVISION") or VERSION
+assert code == revision, f"{run}/run.json: code {code}, expected that of the image: {revision}"
 expected = "config.yaml metrics.csv metrics.jsonl summary.json summary.md report.html train.log"
 missing = [name for name in expected.split() if not (run / name).stat().st_size]
 assert not missing, f"{run}: empty: {missing}"
 assert list((run / "checkpoints").glob("best_model.pth")), f"{run}: no checkpoint"
-print(f"{run}: {status}, {sum(1 for path in run.rglob(chr(42)) if path.is_file())} files")'
+print(f"{run}: {status}, code {code}, {sum(1 for path in run.rglob(chr(42)) if path.is_file())} files")'
 echo "OK"

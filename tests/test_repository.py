@@ -10,8 +10,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+
+from mlcore.base.version import VERSION, code_version
 
 pytestmark = pytest.mark.skipif(
     shutil.which("make") is None or shutil.which("bash") is None, reason="needs make and bash"
@@ -200,7 +204,8 @@ def builder(tmp_path: Path, repository: Path) -> Path:
     """The image builder beside stand-in engines: docker is a client without an engine, buildah works."""
     root = tmp_path / "copy"
     shutil.copytree(repository / "docker", root / "docker")
-    shutil.copy(repository / "pyproject.toml", root)
+    (root / "libs/mlcore/base").mkdir(parents=True)
+    shutil.copy(repository / "libs/mlcore/base/version.py", root / "libs/mlcore/base")
     bin_folder = tmp_path / "bin"
     executable(bin_folder / "docker", "#!/bin/sh\n[ $1 = --version ]\n")
     executable(bin_folder / "buildah", '#!/bin/sh\n[ "$1" = info ] || echo "ran buildah $*"\n')
@@ -225,6 +230,29 @@ def test_the_builder_passes_over_a_client_without_engine(builder: Path) -> None:
     )
     assert "--build-arg BASE_IMAGE=localhost/quartet-base:latest" in app
     assert app.endswith("-f docker/perceiver.Dockerfile -t localhost/quartet-perceiver:latest .")
+
+
+def test_an_image_knows_its_version_and_the_revision_that_its_checkout_has(
+    builder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = build(builder, "perceiver").stdout
+    assert f"--build-arg VERSION={VERSION} --build-arg REVISION= -f " in outside
+
+    git = shutil.which("git")
+    if git is None:
+        pytest.skip("needs git")
+    (builder.parent / "bin/git").symlink_to(git)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    for command in ("init -q", "add .", "-c user.name=n -c user.email=n@example.org commit -qm first"):
+        subprocess.run([git, *command.split()], cwd=builder, check=True)
+    revision = code_version(builder / "libs")
+    assert re.fullmatch(r"[0-9a-f]{12}", revision)
+    assert f"--build-arg REVISION={revision} -f " in build(builder, "perceiver").stdout
+
+    (builder / "libs/mlcore/base/version.py").write_text('VERSION = "9.8.7"\n', encoding="utf-8")
+    changed = build(builder, "perceiver").stdout
+    assert f"--build-arg VERSION=9.8.7 --build-arg REVISION={revision}+changes -f " in changed
+    assert code_version(builder / "libs") == f"{revision}+changes"
 
 
 def test_the_builder_says_what_is_missing(builder: Path) -> None:
@@ -266,8 +294,9 @@ def submit(cluster: Path, repository: Path, **extra: str) -> subprocess.Popen[st
 
 
 def test_a_slurm_job_starts_torchrun_on_every_machine_and_keeps_its_code(cluster: Path, repository: Path) -> None:
-    with submit(cluster, repository, STEP_EXIT="5", WAIT="") as job:
+    with submit(cluster, repository, STEP_EXIT="5", WAIT="", SLURM_CPUS_PER_TASK="8") as job:
         output, _ = job.communicate(timeout=60)
+    assert output.startswith("srun --cpus-per-task=8 .venv/bin/python ")
     assert "--nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-endpoint=host1:20007" in output
     assert "apps/perceiver/train.py --demo" in output
     assert job.returncode == 5
@@ -282,6 +311,13 @@ def test_a_slurm_job_at_its_time_limit_saves_and_queues_again(cluster: Path, rep
         job.communicate(timeout=60)
     assert job.returncode == 0
     assert (cluster / "log").read_text("utf-8").splitlines()[-2:] == ["scancel --signal=TERM 20007", "requeue 20007"]
+
+
+def test_a_slurm_job_trains_nowhere_but_where_it_was_submitted(cluster: Path, repository: Path) -> None:
+    with submit(cluster, repository, STEP_EXIT="0", WAIT="", SLURM_SUBMIT_DIR=str(cluster / "gone")) as job:
+        output, _ = job.communicate(timeout=60)
+    assert job.returncode != 0
+    assert "srun" not in output
 
 
 def requirement_lines(path: Path) -> list[str]:
@@ -309,3 +345,43 @@ def test_every_app_has_what_make_and_the_images_need(repository: Path) -> None:
     for app in apps:
         for path in (f"requirements/{app}.txt", f"docker/{app}.Dockerfile", f"configs/{app}/default.yaml"):
             assert (repository / path).is_file(), f"apps/{app} needs {path}"
+
+
+@pytest.fixture
+def services(repository: Path) -> dict[str, dict[str, Any]]:
+    """The services of docker/compose.yaml, with what their anchors stand for."""
+    return yaml.safe_load((repository / "docker/compose.yaml").read_text(encoding="utf-8"))["services"]
+
+
+def test_every_service_finds_its_data_where_it_is_mounted(services: dict[str, dict[str, Any]]) -> None:
+    for name, service in services.items():
+        mounted = [volume.removesuffix(":ro").rpartition(":")[2] for volume in service["volumes"]]
+        assert service["environment"]["DATA_DIR"] in mounted, f"{name} is given the folder that .env names outside"
+
+
+def test_compose_builds_no_image_that_an_app_runs_in(services: dict[str, dict[str, Any]]) -> None:
+    built = {service["image"] for service in services.values() if "build" in service}
+    assert built
+    assert not built & {service["image"] for service in services.values() if "build" not in service}
+
+
+@pytest.mark.parametrize("app", sorted(path.parent.name for path in Path(__file__).parents[1].glob("apps/*/app.py")))
+def test_an_app_starts_from_what_its_image_copies(app: str, repository: Path, tmp_path: Path) -> None:
+    sent = re.findall(r"^!(\S+)$", (repository / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE)
+    runtime = (repository / f"docker/{app}.Dockerfile").read_text(encoding="utf-8").partition("AS runtime")[2]
+    for line in re.findall(r"^COPY (?!--from)(.+)$", runtime, re.MULTILINE):
+        *sources, target = line.split()
+        for source in sources:
+            assert source.partition("/")[0] in sent, f".dockerignore keeps {source} from the builder"
+            place = tmp_path / (source if target == "./" else target)
+            if (repository / source).is_dir():
+                shutil.copytree(repository / source, place, symlinks=True)
+            else:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(repository / source, place)
+    entrypoint = re.findall(r'^ENTRYPOINT \["python", "(.+)"\]$', runtime, re.MULTILINE)
+    env = os.environ | {"PYTHONPATH": f"{tmp_path / 'libs'}:{tmp_path}"}
+    command = [sys.executable, *entrypoint, "--demo", "--cfg", "job"]
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "train:" in result.stdout
