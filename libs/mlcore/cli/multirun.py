@@ -21,14 +21,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Self
 
+import psutil
+
 from mlcore.base.files import ensure_folder, write_text
-from mlcore.base.locks import hold, is_held
+from mlcore.base.locks import hold
 from mlcore.cli.invocation import Invocation, Override, varied
 from mlcore.config.text import ConfigError, read_document
 
 __all__ = ["Job", "own_command", "run_sweep"]
 
 _OUTPUT_DIR = "run.output_dir"
+_BUSY = "{}: this sweep, or a job of it, is still running"
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Job:
         status: How far it is.
         exit_code: Of its last process; negative for a signal.
         seconds: Wall time of its last process.
+        process: Of the one that is running: its number, and when it began (numbers are given out again).
     """
 
     overrides: list[str]
@@ -48,6 +52,18 @@ class Job:
     status: Literal["pending", "running", "finished", "failed", "interrupted"] = "pending"
     exit_code: int | None = None
     seconds: float = 0.0
+    process: Sequence[float] | None = None
+
+    def is_alive(self) -> bool:
+        """Whether its process still runs; it outlives a sweep that was killed."""
+        if self.process is None:
+            return False
+        number, begun = self.process
+        try:
+            process = psutil.Process(int(number))
+            return process.create_time() == begun and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
 
 
 def own_command(arguments: Sequence[str]) -> list[str]:
@@ -81,13 +97,15 @@ def run_sweep(invocation: Invocation[Any], *, app: str, command: Sequence[str], 
     start = [*command, *invocation.passed_on]
     with _locked(folder), _Runner() as runner:
         jobs = _load(folder, digest) or _plan(overrides)
+        if any(job.is_alive() for job in jobs):
+            raise ConfigError(_BUSY.format(folder))
         for number, job in enumerate(jobs, 1):
             if job.status == "finished" or runner.signal:
                 continue
             print(f"[{number}/{len(jobs)}] {shlex.join(job.overrides)} -> {folder / job.folder}", flush=True)
-            job.status = "running"
+            runner.start(job, [*start, *job.overrides, f"{_OUTPUT_DIR}={folder / job.folder}"])
             _save(folder, digest, jobs)
-            runner.run(job, [*start, *job.overrides, f"{_OUTPUT_DIR}={folder / job.folder}"])
+            runner.wait(job)
             _save(folder, digest, jobs)
     print(_table(folder, jobs))
     if runner.signal:
@@ -97,10 +115,10 @@ def run_sweep(invocation: Invocation[Any], *, app: str, command: Sequence[str], 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep others off the sweep, and do not begin while a job that outlived a killed one holds its run folder."""
+    """Keep others off the sweep."""
     lock = hold(folder / "sweep.lock")
-    if lock is None or any(is_held(path) for path in folder.glob("*/run.lock")):
-        raise ConfigError(f"{folder}: this sweep, or a job of it, is still running")
+    if lock is None:
+        raise ConfigError(_BUSY.format(folder))
     try:
         yield
     finally:
@@ -129,15 +147,21 @@ class _Runner:
         if self._process is not None:
             self._process.send_signal(number)
 
-    def run(self, job: Job, command: Sequence[str]) -> None:
-        started = time.monotonic()
+    def start(self, job: Job, command: Sequence[str]) -> None:
+        """Start the process of a job."""
         # Own session: a terminal's Ctrl-C reaches the job once, through the handler.
-        self._process = subprocess.Popen(command, start_new_session=True)  # noqa: S603 (our own command)
+        self._process = process = subprocess.Popen(command, start_new_session=True)  # noqa: S603 (our own command)
+        self._started = time.monotonic()
+        job.status, job.process = "running", (process.pid, psutil.Process(process.pid).create_time())
         if self.signal:
-            self._process.send_signal(self.signal)  # it came while the job was starting
+            process.send_signal(self.signal)  # it came while the job was starting
+
+    def wait(self, job: Job) -> None:
+        """Wait for the process that was started, and note how it ended."""
+        assert self._process is not None  # noqa: S101 - it was started
         job.exit_code = self._process.wait()
-        self._process = None
-        job.seconds = round(time.monotonic() - started, 1)
+        job.seconds = round(time.monotonic() - self._started, 1)
+        self._process = job.process = None
         job.status = "finished" if job.exit_code == 0 else "interrupted" if self.signal else "failed"
 
 

@@ -14,7 +14,6 @@ SCRIPT = """
     import os, signal, sys
     from pathlib import Path
     from mlcore.cli.main import run_app
-    from mlcore.base.locks import hold
     from mlcore.cli.app import App
     from mlcore.config.section import Section, field
     from mlcore.config.sections import RunConfig, TrainConfig
@@ -33,7 +32,6 @@ SCRIPT = """
             return 3
         if config.train.epochs == 99 and not Path("mended").exists():
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-            held = hold(folder / "run.lock")  # as every run does
             Path("ready").write_text(str(os.getpid()))
             signal.pause()
         return 0
