@@ -34,5 +34,5 @@ APP = App(
     build=_build,
     run_name=_run_name,
     own_data="--dataset image_folder --data_dir DIR  (more kinds: docs/perceiver.md)",
-    demo_unless=("data.dataset",),
+    demo_unless=("data.dataset", "data.data_dir", "data.train_path"),
 )

@@ -3,7 +3,7 @@
     quartet train APP [--flag VALUE] [key=value] ...   train an app; without a data set, its demo
     quartet train APP --help                           what can be set
     quartet run APP SCRIPT [...]                       another script of an app, such as predict or export
-    quartet doctor [APP]                               check this machine (and the settings of an app)
+    quartet doctor [APP]                               check this machine (and libraries and settings of an app)
     quartet compare RUN RUN ... [--metric val/auroc]   runs side by side
     quartet new-app NAME                               write a small, complete app into a checkout
     quartet --version
@@ -12,6 +12,7 @@
 """
 
 import importlib
+import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from mlcore.cli.app import App
+    from mlcore.run.doctor import Check
 
 __all__ = ["app_names", "load_app", "main"]
 
@@ -32,12 +34,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """
     command, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     try:
-        if command in ("-h", "--help", "help"):
+        if command in ("-h", "--help", "help") or (rest[:1] in (["-h"], ["--help"]) and command != "compare"):
             print(f"{(__doc__ or '').strip()}\n\nApps: {', '.join(app_names())}")
             sys.exit(0)
         from mlcore.cli.main import guarded
 
         guarded(lambda: _run(command, rest))
+    except BrokenPipeError:  # whoever read what is printed has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("mlcore", "quartet"):
             raise
@@ -113,27 +118,41 @@ def _script(rest: list[str]) -> int:
     package = importlib.import_module(f"quartet.apps.{name}")
     folder = Path(package.__path__[0])
     scripts = sorted(path.stem for path in folder.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
-    script = rest[1].removesuffix(".py") if len(rest) > 1 else ""
+    if len(rest) < 2:
+        raise UserError(f"say which script of {name}: {', '.join(scripts)}")
+    script = rest[1].removesuffix(".py")
     if script not in scripts:
-        hint = nearest(script, scripts) if script else ""
-        raise UserError(f"no script '{script}' of {name}{hint}; there is: {', '.join(scripts)}")
+        raise UserError(f"no script '{script}' of {name}{nearest(script, scripts)}; there is: {', '.join(scripts)}")
     sys.argv = [str(folder / f"{script}.py"), *rest[2:]]
     runpy.run_module(f"quartet.apps.{name}.{script}", run_name="__main__", alter_sys=False)
     return 0
 
 
 def _doctor(rest: list[str]) -> int:
-    if rest:
-        from mlcore.run.app import train
-
-        train(load_app(_named(rest, "doctor [APP]")), ["--test", *rest[1:]])
-    import os
-
     from mlcore.run.doctor import check_system, exit_code, format_checks
 
+    apps = [_named(rest, "doctor [APP]")] if rest else []
     checks = check_system(Path("outputs"), upload_to=os.environ.get("S3_BUCKET_NAME") or None)
+    checks += [check for name in apps for check in _check_app(name)]
     print(format_checks(checks))
     return exit_code(checks)
+
+
+def _check_app(name: str) -> "list[Check]":
+    """Whether an app's libraries are installed and its settings can be read."""
+    from mlcore.base.errors import UserError
+    from mlcore.run.doctor import Check
+
+    try:
+        importlib.import_module(f"quartet.apps.{name}.build")
+        checks = [Check("Libraries", "ok", f"those of {name} are installed")]
+    except ModuleNotFoundError as error:
+        advice = f'pip install "quartet-train[{name}]"; in a checkout: make train APP={name}'
+        checks = [Check("Libraries", "fail", f"{name} needs {error.name}", advice)]
+    try:
+        return [*checks, Check("Settings", "ok", f"{name}: {len(load_app(name).defaults())}, as default.yaml has them")]
+    except UserError as error:
+        return [*checks, Check("Settings", "fail", str(error), "Put the file back as it was.")]
 
 
 def _compare(rest: list[str]) -> int:
@@ -147,7 +166,7 @@ def _new_app(rest: list[str]) -> int:
     from quartet.new_app import write_app
 
     if len(rest) != 1 or rest[0].startswith("-"):
-        raise UserError("say how the app is to be called: quartet new-app NAME")
+        raise UserError("say how the app is to be called, one name: quartet new-app NAME, or make new-app NAME=...")
     written = write_app(rest[0], Path.cwd())
     print("\n".join([*(str(path) for path in written), "", f"Try it: make train APP={rest[0]}"]))
     return 0

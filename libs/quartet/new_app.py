@@ -20,6 +20,11 @@ _ENDING = ".in"
 _LONGEST = 24  # so that no line of the template outgrows the style's 120 characters
 # `<Name>Config` would be one of the classes that every app's configuration is made of.
 _SECTIONS = ("checkpoint", "data", "model", "run", "scheduler", "tracking", "train")
+# Folders of the repository and of runs, the extra with all apps, pages of docs/, and what Windows keeps for devices.
+_TAKEN = {
+    *("all", "app", "apps", "base", "configs", "constraints", "dev", "docs", "lr_find", "multirun", "s3", "scripts"),
+    *("shared", "test", "tests", "aux", "con", "nul", "prn"),
+}
 
 
 def write_app(name: str, root: Path) -> list[Path]:
@@ -46,9 +51,13 @@ def write_app(name: str, root: Path) -> list[Path]:
     _check_name(name)
     files = _rendered(name)
     pieces = sorted({Path(*path.parts[:2]) for path in files}, reverse=True)
+    pages = {path.name.lower() for path in (root / "docs").glob("*")}  # some file systems take no note of the case
     for piece in pieces:
-        if (root / piece).exists():
-            raise UserError(f"{root / piece}: is there already, and no app is overwritten; choose another name")
+        if (root / piece).exists() or (piece.parts[0] == "docs" and piece.name.lower() in pages):
+            raise UserError(
+                f"there is an app '{name}', or something of that name: {root / piece} is there already, and no app is "
+                "overwritten; choose another name"
+            )
     with partial_folder(root / name) as made:
         for path, text in files.items():
             (made / path).parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +78,8 @@ def _check_name(name: str) -> None:
         reason = "is a word of the Python language"
     elif name in sys.stdlib_module_names:
         reason = "is a module of Python's standard library"
+    elif name in _TAKEN:
+        reason = "stands for something else here"
     elif name in _SECTIONS:
         reason = "is a section of every app's settings"
     elif (spec := importlib.util.find_spec(name)) is not None and spec.origin is not None:

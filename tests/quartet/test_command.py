@@ -72,7 +72,7 @@ def test_the_version_is_that_of_the_core(capsys: pytest.CaptureFixture[str]) -> 
         (["train", "perceiver", "--epocs", "3"], "unknown flag '--epocs', did you mean '--epochs'?"),
         (["doctor", "perciever"], "did you mean 'perceiver'?"),
         (["run", "perceiver", "predct"], "no script 'predct' of perceiver, did you mean 'predict'?"),
-        (["run", "perceiver"], "there is: example_usage, export, inference, predict, train"),
+        (["run", "perceiver"], "say which script of perceiver: example_usage, export, inference, predict, train"),
         (["compare", "nothing"], "nothing"),
         (["new-app"], "say how the app is to be called"),
     ],

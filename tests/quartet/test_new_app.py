@@ -93,6 +93,8 @@ def test_the_images_differ_in_name_only(repository: Path, checkout: Path) -> Non
         ("torch", "an installed package"),
         ("quartet", "an installed package"),
         ("data", "a section of every app's settings"),
+        ("tests", "stands for something else"),
+        ("all", "stands for something else"),
     ],
 )
 def test_an_unfit_name_is_refused_with_the_reason(checkout: Path, name: str, reason: str) -> None:
@@ -100,6 +102,13 @@ def test_an_unfit_name_is_refused_with_the_reason(checkout: Path, name: str, rea
     with pytest.raises(UserError, match=reason):
         write_app(name, checkout)
     assert contents(checkout) == before
+
+
+def test_a_page_that_differs_in_case_only_is_not_shadowed(checkout: Path) -> None:
+    (checkout / "docs").mkdir()
+    (checkout / "docs/HISTORY.md").touch()
+    with pytest.raises(UserError, match="is there already"):
+        write_app("history", checkout)
 
 
 def test_a_folder_of_that_name_is_no_package(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

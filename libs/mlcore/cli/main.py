@@ -57,7 +57,8 @@ def _printed(app: App[ConfigT], invocation: Invocation[ConfigT]) -> str:
     if invocation.extra.cfg == "schema":
         return json.dumps(to_schema(type(config), group_choices(app.config_dir)), indent=2, ensure_ascii=False) + "\n"
     if invocation.extra.cfg == "settings":
-        title = f"# All settings of {app.name}: change them, and give the file back as --config FILE.\n"
+        origin = " These are the demo's: no data set was given." if invocation.composed.demo else ""
+        title = f"# All settings of {app.name}: change them, and give the file back as --config FILE.{origin}\n"
         return title + to_yaml(config, explain=True)
     return to_yaml(config, invocation.composed.sources)
 

@@ -217,15 +217,6 @@ def _engine(
         steps_per_epoch=steps_per_epoch,
         unit=config.scheduler.resolved_unit,
     )
-    warmup = config.scheduler.params().get("warmup_steps", 0) * (
-        steps_per_epoch if config.scheduler.resolved_unit == "epoch" else 1
-    )
-    if warmup >= total_steps:
-        _log.warning(
-            "the warm-up takes %d steps, the run only %d, so --lr is never reached; set --warmup_steps",
-            warmup,
-            total_steps,
-        )
     optimizer = build_optimizer(groups, name=settings.optimizer, momentum=settings.momentum)
     if settings.compile:
         model.compile()
@@ -308,6 +299,18 @@ def describe(trainer: Trainer) -> str:
         f"{parameters:,} trainable parameters, {trainer.loader.order.size} training and {validation} validation "
         f"samples, {trainer.total_steps} steps, on {world.device}{f' x {world.size}' if world.size > 1 else ''}"
     )
+
+
+def warn_of_settings(config: CoreConfig, trainer: Trainer) -> None:
+    """Say in the log which settings do not suit the length of the run."""
+    epochs = config.scheduler.resolved_unit == "epoch"
+    warmup = config.scheduler.params().get("warmup_steps", 0) * (trainer.steps_per_epoch if epochs else 1)
+    if warmup >= trainer.total_steps:
+        _log.warning(
+            "the warm-up takes %d steps, the run only %d, so --lr is never reached; set --warmup_steps",
+            warmup,
+            trainer.total_steps,
+        )
 
 
 def configure_torch(config: CoreConfig) -> None:

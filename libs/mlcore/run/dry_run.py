@@ -12,7 +12,7 @@ from mlcore.base.console import format_duration
 from mlcore.base.distributed import World, barrier
 from mlcore.base.errors import UserError
 from mlcore.data.loader import SizedDataset
-from mlcore.run.build import CoreConfig, Data, TrainingSetup, build_trainer
+from mlcore.run.build import CoreConfig, Data, TrainingSetup, build_trainer, warn_of_settings
 from mlcore.training.checkpoint import CheckpointStore
 from mlcore.training.diagnose import peak_memory_bytes
 from mlcore.training.progress import Cadence, Limits
@@ -65,6 +65,7 @@ def dry_run(config: CoreConfig, setup: TrainingSetup, *, world: World, extra: Ma
         UserError: A stage failed.
     """
     whole = build_trainer(config, setup, world=world)
+    warn_of_settings(config, whole)
     steps, per_epoch = whole.total_steps, whole.steps_per_epoch
     batch, windows = config.train.batch_size * world.size, config.train.gradient_accumulation_steps
     # Two full windows and a short one whose last batch is short too, as at the end of an epoch.

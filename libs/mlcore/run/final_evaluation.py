@@ -136,7 +136,7 @@ def pages_of_run(
         title=title,
         subtitle=f"{outcome.status} after {now.epoch} epochs; best at step {now.best_step} of {now.step}",
         headlines=_headlines(results, monitor.metric),
-        warnings=[*_demo_warning(demo), *setup.warnings, *_skip_warning(outcome)],
+        warnings=_warnings(setup, outcome, demo=demo),
         sections=[
             *_curves(folder, monitor.metric),
             _result_table(results),
@@ -230,13 +230,7 @@ def _result_table(results: Results) -> Table:
     return Table("Results of the best checkpoint", ["metric", *names], rows)
 
 
-def _demo_warning(demo: bool) -> list[str]:
-    if not demo:
-        return []
-    return ["This is the demo: training and evaluation used generated data, so the figures say nothing of real data."]
-
-
-def _skip_warning(outcome: Outcome) -> list[str]:
-    if not outcome.skipped:
-        return []
-    return [f"{outcome.skipped} training steps were skipped because the loss or a gradient was not finite."]
+def _warnings(setup: TrainingSetup, outcome: Outcome, *, demo: bool) -> list[str]:
+    said = "This is the demo: training and evaluation used generated data, so the figures say nothing of real data."
+    lost = f"{outcome.skipped} training steps were skipped because the loss or a gradient was not finite."
+    return [*([said] if demo else []), *setup.warnings, *([lost] if outcome.skipped else [])]

@@ -24,7 +24,7 @@ from mlcore.config.dump import to_values, to_yaml
 from mlcore.remote.s3 import is_remote, stored_file
 from mlcore.report.page import Picture
 from mlcore.report.plots.curves import plot_lr_finder
-from mlcore.run.build import TrainingSetup, build_tracker, build_trainer, configure_torch, describe
+from mlcore.run.build import TrainingSetup, build_tracker, build_trainer, configure_torch, describe, warn_of_settings
 from mlcore.run.copy import Copied, RunCopy, copy_of
 from mlcore.run.doctor import check_system, exit_code, format_checks
 from mlcore.run.dry_run import dry_run
@@ -64,6 +64,9 @@ def run(app: App[Any], invocation: Invocation[Any]) -> int:
         _seed(config, world)
         # What is said about the choice of the folder is shown, too.
         setup_logging(is_main=world.is_main, package=app.package)
+        if invocation.composed.demo:
+            why = "as asked" if invocation.demo_requested else "because no data set was given"
+            _log.info("this is the %s demo on generated data, %s. For your own data: %s", app.title, why, app.own_data)
         if invocation.action == "dry_run":
             return dry_run(config, _setup_of_dry_run(app, config, world), world=world, extra=_origin(app, config))
         status = _run_in_folder(app, invocation, world)
@@ -166,9 +169,6 @@ def _run_in_folder(app: App[Any], invocation: Invocation[Any], world: World) -> 
     run = _OpenRun(app=app, name=name, config=config, invocation=invocation, world=world, place=place, record=record)
     status, reason = "failed", None
     try:
-        if invocation.composed.demo:
-            why = "as asked" if invocation.demo_requested else "because no data set was given"
-            _log.info("running the %s demo on generated data, %s. For your own data: %s", app.title, why, app.own_data)
         if invocation.action == "lr_find":
             if record is not None:
                 record.start(to_values(config), code=code_version(app.source))
@@ -297,6 +297,7 @@ def _train(run: _OpenRun) -> str:
     try:
         run.begin()
         _log.info("%s: %s", run.folder, describe(trainer))
+        warn_of_settings(run.config, trainer)
         outcome = trainer.fit()
         if outcome.status != "interrupted":
             _evaluate_and_report(run, trainer, setup, outcome)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mlcore.base.distributed import World
-from mlcore.run.build import build_tracker, build_trainer, describe, evaluation_loader, train_loader
+from mlcore.run.build import build_tracker, build_trainer, describe, evaluation_loader, train_loader, warn_of_settings
 from mlcore.trackers.base import Trackers
 from mlcore.training.trainer import Trainer
 from tests.mlcore.run.toy import ToyConfig, build
@@ -56,8 +56,9 @@ def test_a_plateau_watches_in_the_direction_of_the_metric_unless_told() -> None:
 
 
 def test_a_warm_up_longer_than_the_run_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    sections = {"train": {"epochs": 1}, "scheduler": {"name": "warmup_cosine", "warmup_steps": 40}}
     with caplog.at_level(logging.WARNING, logger="mlcore"):
-        trainer_of(train={"epochs": 1}, scheduler={"name": "warmup_cosine", "warmup_steps": 40})
+        warn_of_settings(config_of(**sections), trainer_of(**sections))
     assert "the warm-up takes 40 steps, the run only 4" in caplog.text
 
 
