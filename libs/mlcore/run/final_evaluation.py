@@ -134,7 +134,8 @@ def pages_of_run(
     }
     report = RunReport(
         title=title,
-        subtitle=f"{outcome.status} after {now.epoch} epochs; best at step {now.best_step} of {now.step}",
+        subtitle=f"{outcome.status} after {now.epoch} epochs; "
+        + (f"best at step {now.best_step} of {now.step}" if now.best_step >= 0 else f"last weights, step {now.step}"),
         headlines=_headlines(results, monitor.metric),
         warnings=[*_demo_warning(demo), *setup.warnings, *_skip_warning(outcome)],
         sections=[
@@ -150,8 +151,11 @@ def pages_of_run(
             "peak memory": f"{peak_memory_bytes(device) / 2**30:.2f} GiB",
         },
     )
+    which = "best" if now.best_step >= 0 else "last"
     for name, values in results.items():
-        _log.info("best checkpoint  %s  %s", name, "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
+        _log.info(
+            "%s checkpoint  %s  %s", which, name, "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+        )
     return Pages(summary=summary, report=report)
 
 
@@ -227,7 +231,8 @@ def _result_table(results: Results) -> Table:
     keys = list(dict.fromkeys(key for values in results.values() for key in values))
     rows: list[list[object]] = [[key, *(results[name].get(key) for name in names)] for key in keys if key != "n"]
     rows.append(["samples", *(int(results[name]["n"]) for name in names)])
-    return Table("Results of the best checkpoint", ["metric", *names], rows)
+    which = "best" if "val" in results else "last"
+    return Table(f"Results of the {which} checkpoint", ["metric", *names], rows)
 
 
 def _demo_warning(demo: bool) -> list[str]:
