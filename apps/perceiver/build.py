@@ -39,6 +39,9 @@ _log = logging.getLogger(__name__)
 
 Part = Literal["train", "val", "test"]
 
+_CALLED: Mapping[Part, str] = {"train": "training data", "val": "validation data", "test": "test data"}
+_SHOWN = 20  # constant channels named in the log
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
@@ -71,29 +74,26 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
         UserError: Data is missing or cannot be used, or model settings do not fit together.
     """
     sources = load_sources(config.data, seed=config.run.seed)
-    train, validation = _split(sources, fraction=config.data.val_fraction, seed=config.run.seed)
+    parts = _parts(sources, fraction=config.data.val_fraction, seed=config.run.seed)
     inspect = partial(_inspect, settings=config.data, classes=sources.classes)
-    looks = {"train": inspect(train, "training data", every_class=True)}
+    looks = {"train": inspect(parts["train"], _CALLED["train"], every_class=True)}
     channels = len(looks["train"].statistics.mean)
-    looks["val"] = inspect(validation, "validation data", channels=channels)
-    if sources.test is not None:
-        looks["test"] = inspect(sources.test, "test data", channels=channels)
+    looks |= {part: inspect(parts[part], _CALLED[part], channels=channels) for part in parts if part != "train"}
+    _name_constant_channels(looks["train"])
     longest = max(int(look.lengths.max()) for look in looks.values())
     task = _task(config, sources, looks["train"], longest=longest, device=world.device)
     data = partial(_data, settings=config.data)
     skipped = [*sources.skipped, *(message for look in looks.values() for message in look.problems)]
     for message in skipped:
         _log.warning("left out: %s", message)
+    samples = {part: data(parts[part], looks[part]) for part in parts}
     return TrainingSetup(
         task=task,
-        train=data(train, looks["train"]),
-        evaluation={
-            "val": data(validation, looks["val"]),
-            **({} if sources.test is None else {"test": data(sources.test, looks["test"])}),
-        },
+        train=samples["train"],
+        evaluation={part: samples[part] for part in parts if part != "train" or "val" not in parts},
         transform=_transform(config, sources.train, longest=longest),
         overview=partial(_overview, looks),
-        warnings=[f"{len(skipped)} samples were left out, see train.log: {skipped[0]} ..."] if skipped else (),
+        warnings=_warnings(parts, skipped),
         analyse=partial(_analyse, class_names=tuple(sources.classes)),
         export_command=_export_command,
     )
@@ -137,12 +137,35 @@ def _objective(settings: ObjectiveConfig, counts: Sequence[int], *, device: torc
     )
 
 
-def _split(sources: Sources, *, fraction: float, seed: int) -> tuple[SampleDataset, SampleDataset]:
+def _name_constant_channels(look: Inspection) -> None:
+    constant = look.statistics.constant
+    if constant:
+        shown = ", ".join(map(str, constant[:_SHOWN])) + (" ..." if len(constant) > _SHOWN else "")
+        _log.warning("%d channels are constant in the training data and tell nothing: %s", len(constant), shown)
+
+
+def _warnings(parts: Mapping[Part, SampleDataset], skipped: Sequence[str]) -> list[str]:
+    warnings = [f"{len(skipped)} samples were left out, see train.log: {skipped[0]} ..."] if skipped else []
+    if "val" not in parts:
+        warnings.append("No validation data: the weights are those of the last step, chosen by nothing.")
+    return warnings
+
+
+def _parts(sources: Sources, *, fraction: float, seed: int) -> dict[Part, SampleDataset]:
+    """The data sets that there are: validation data is missing where none is given and none is to be set aside."""
+    parts: dict[Part, SampleDataset] = {"train": sources.train}
     if sources.validation is not None:
-        return sources.train, sources.validation
-    labels = np.asarray(sources.train.labels)  # type: ignore[attr-defined]  # every source below has them
-    large, small = stratified_split(labels, fraction=fraction, seed=seed)
-    return Subset(sources.train, indices=large), Subset(sources.train, indices=small)
+        parts["val"] = sources.validation
+    elif fraction:
+        labels = np.asarray(sources.train.labels)  # type: ignore[attr-defined]  # every source below has them
+        # What has no class cannot be split by class; it stays where the inspection names it first.
+        known = np.flatnonzero((labels >= 0) & (labels < len(sources.classes)))
+        small = known[stratified_split(labels[known], fraction=fraction, seed=seed)[1]] if len(known) else known
+        parts["train"] = Subset(sources.train, indices=np.setdiff1d(np.arange(len(labels)), small))
+        parts["val"] = Subset(sources.train, indices=small)
+    if sources.test is not None:
+        parts["test"] = sources.test
+    return parts
 
 
 def load_part(restored: Restored, part: Part, *, config: PerceiverConfig) -> tuple[Data, Sequence[str]]:
@@ -167,14 +190,12 @@ def load_part(restored: Restored, part: Part, *, config: PerceiverConfig) -> tup
         raise UserError(
             f"the data is {sources.preprocessing}; the model was trained on {restored.metadata['preprocessing']}"
         )
-    train, validation = _split(sources, fraction=config.data.val_fraction, seed=config.run.seed)
-    dataset = {"train": train, "val": validation, "test": sources.test}[part]
-    if dataset is None:
-        raise UserError("this data has no test part; give --test_path, or look at --split val")
-    name = {"train": "training data", "val": "validation data", "test": "test data"}[part]
+    parts = _parts(sources, fraction=config.data.val_fraction, seed=config.run.seed)
+    if part not in parts:
+        raise UserError(f"this data has no {part} part; give --{part}_path, or look at --split {' or '.join(parts)}")
     channels = restored.metadata["model"]["input_dim"]
-    look = _inspect(dataset, name, settings=config.data, classes=sources.classes, channels=channels)
-    return _data(dataset, look, settings=config.data), [*sources.skipped, *look.problems]
+    look = _inspect(parts[part], _CALLED[part], settings=config.data, classes=sources.classes, channels=channels)
+    return _data(parts[part], look, settings=config.data), [*sources.skipped, *look.problems]
 
 
 def _inspect(
@@ -322,12 +343,17 @@ def _ts(settings: DataConfig) -> Sources:
         folder = _path(settings.data_dir, "data_dir (or --train_path)", "the folder with *_TRAIN.ts and *_TEST.ts")
         train_path, found = find_ts_files(folder)
         test_path = test_path or found
-    return _sequences(read_ts, train_path, val_path=settings.val_path, test_path=test_path)
+
+    def read(path: Path, like: SequenceDataset | None = None) -> SequenceDataset:
+        classes = None if like is None else like.classes
+        return read_ts(path, classes=classes, on_missing=settings.on_missing, strict=False)
+
+    return _sequences(read, train_path, val_path=settings.val_path, test_path=test_path)
 
 
 def _custom(settings: DataConfig) -> Sources:
     path = _path(settings.train_path or settings.data_dir, "train_path", "an .npz file")
-    read: Callable[..., SequenceDataset] = lambda path, **_: read_npz(path)  # noqa: E731 - labels are numbers already
+    read = partial(read_npz, on_missing=settings.on_missing, strict=False)
     return _sequences(read, path, val_path=settings.val_path, test_path=settings.test_path)
 
 
@@ -335,7 +361,7 @@ def _sequences(
     read: Callable[..., SequenceDataset], train_path: Path, *, val_path: Path | None, test_path: Path | None
 ) -> Sources:
     train = read(train_path)
-    validation, test = (None if path is None else read(path, classes=train.classes) for path in (val_path, test_path))
+    validation, test = (None if path is None else read(path, like=train) for path in (val_path, test_path))
     kind = {"kind": "series"}
     return Sources(train=train, validation=validation, test=test, classes=train.classes, preprocessing=kind)
 

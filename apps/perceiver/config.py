@@ -31,7 +31,11 @@ class DataConfig(Section):
     val_path: Path | None = field(None, "Validation file or folder; null: val_fraction of the training data")
     test_path: Path | None = field(None, "Test file or folder, evaluated once after training")
     val_fraction: float = field(
-        0.2, "Share of the training data set aside, by class, where no validation data is given", gt=0, lt=1
+        0.2,
+        "Share of the training data set aside, by class, where no validation data is given; 0: train on all of it and "
+        "keep the last weights",
+        ge=0,
+        lt=1,
     )
     num_samples: int = field(
         5000, "synthetic: number of sequences, training and validation together", unit="samples", ge=2
@@ -51,7 +55,12 @@ class DataConfig(Section):
     max_seq_len: int | None = field(None, "Longest sequence accepted; null: no limit", unit="positions", ge=1)
     on_too_long: Literal["error", "truncate"] = field("error", "What to do with a sequence longer than max_seq_len")
     on_bad_sample: Literal["error", "skip"] = field(
-        "error", "What to do with an unreadable sample or one with NaN; skipped ones are counted and named"
+        "error", "What to do with a sample that cannot be used; skipped ones are counted and named"
+    )
+    on_missing: Literal["error", "mask", "interpolate"] = field(
+        "error",
+        "ts, custom: what to do with NaN (in .ts files ?) before the end of a sequence; error: it is a bad sample; "
+        "mask: hide these positions; interpolate: draw lines between a channel's values",
     )
     normalize: bool = field(
         default=True, description="Standardise features with the training data's mean and deviation"

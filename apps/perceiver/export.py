@@ -6,7 +6,8 @@ writes, in a few seconds, to the folder export/ of the run (or to --output_dir):
 
 - `model.safetensors`: the weights, with class names and constructor arguments in the header;
 - `model.pt2`: a `torch.export` program of `(input [B, M, C] float32, mask [B, M] bool) -> logits [B, classes]` with
-  free batch size and length, which runs without this repository.
+  free batch size and length (up to the model's, with fourier and learned positions), which runs without this
+  repository.
 
 Both are loaded in a fresh process and compared with the checkpoint's model on several shapes before anything is said.
 """
@@ -60,9 +61,12 @@ def export(model_path: Path, folder: Path) -> None:
     header = {key: json.dumps(restored.metadata[key], ensure_ascii=False) for key in ("class_names", "model")}
     with atomic_write(folder / "model.safetensors") as file:
         file.write(save(dict(restored.model.state_dict()), metadata=header))
-    example = torch.zeros(2, 8, restored.metadata["model"]["input_dim"]), torch.ones(2, 8, dtype=torch.bool)
-    batch, length = Dim("batch"), Dim("length")
-    shapes = ({0: batch, 1: length}, {0: batch, 1: length})
+    longest = restored.model.encoder.positions.longest
+    tokens = 8 if longest is None else min(8, longest)
+    example = torch.zeros(2, tokens, restored.model.encoder.input_dim), torch.ones(2, tokens, dtype=torch.bool)
+    # A length of one is traced as the constant that it is.
+    free = {0: Dim("batch")} if tokens == 1 else {0: Dim("batch"), 1: Dim("length", max=longest)}
+    shapes = (free, free)
     program = torch.export.export(restored.model, example, dynamic_shapes=shapes)
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
@@ -87,7 +91,8 @@ def verify(model_path: Path, folder: Path) -> int:
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     with torch.inference_mode():
-        for batch, length in _SHAPES:
+        for batch, wanted in _SHAPES:
+            length = min(wanted, eager.encoder.positions.longest or wanted)
             tokens = torch.randn(batch, length, settings["input_dim"], generator=generator)
             mask = torch.rand(batch, length, generator=generator) < 0.7
             mask[:, 0] = True  # no sequence is empty

@@ -26,6 +26,7 @@ def main() -> int:
     add("--model_path", type=stored_file, required=True, help="checkpoint: a file, or s3://bucket/key")
     add("--output", type=Path, default=Path("predictions.csv"), help="file to write (default: predictions.csv)")
     add("--on_bad_sample", choices=["error", "skip"], default="error", help="skip: leave it out, name and count it")
+    add("--on_missing", choices=["error", "mask", "interpolate"], help="gaps in sequences (default: as in training)")
     add("--batch_size", type=int, help="samples per batch (default: that of the run's evaluations)")
     add("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N (default: auto)")
     given = parser.parse_args()
@@ -37,6 +38,7 @@ def main() -> int:
         given.inputs,
         output=given.output,
         on_bad_sample=given.on_bad_sample,
+        on_missing=given.on_missing,
         batch_size=given.batch_size,
         device=given.device,
     )

@@ -19,6 +19,7 @@ from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, csv_text
 from quartet.apps.perceiver.data.arrays import read_npz
 from quartet.apps.perceiver.data.collate import PadCollate
+from quartet.apps.perceiver.data.gaps import OnMissing
 from quartet.apps.perceiver.data.images import SUFFIXES, decode_image
 from quartet.apps.perceiver.data.inspection import check_sample
 from quartet.apps.perceiver.data.patches import PatchLayout
@@ -41,10 +42,12 @@ class Item:
     Attributes:
         name: How the table calls it: a file, perhaps with line or row.
         load: Gives its sequence, float32 [M, C].
+        mask: Which positions are real, bool [M]; None: all.
     """
 
     name: str
     load: Callable[[], Array]
+    mask: NDArray[np.bool_] | None = None
 
 
 def predict(
@@ -53,6 +56,7 @@ def predict(
     *,
     output: Path,
     on_bad_sample: OnBadSample = "error",
+    on_missing: OnMissing | None = None,
     batch_size: int | None = None,
     device: str = "auto",
 ) -> int:
@@ -63,6 +67,7 @@ def predict(
         inputs: Files and folders.
         output: The CSV file; it appears complete or not at all.
         on_bad_sample: Stop at what cannot be used, or leave it out and count it.
+        on_missing: What to do with gaps in sequences; None: as in training.
         batch_size: Samples per batch; None: as in the run's evaluations.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
@@ -77,7 +82,7 @@ def predict(
         raise UserError(f"--batch_size must be at least 1, not {batch_size}")
     classifier = Classifier(restore(checkpoint), device=pick_device(device))
     problems = Problems(on_bad_sample)
-    items = find_items(inputs, classifier.restored, problems=problems)
+    items = find_items(inputs, classifier.restored, problems=problems, on_missing=on_missing)
     train = classifier.restored.config.train
     size = batch_size or train.eval_batch_size or train.batch_size
     counts = np.zeros(len(classifier.restored.class_names), dtype=np.int64)
@@ -127,11 +132,9 @@ class Classifier:
         self.restored = restored
         self._device = device
         self._model = restored.model.to(device)
-        data, settings = restored.config.data, restored.metadata["model"]
-        limited = settings["options"]["position"] in ("fourier", "learned")
+        data = restored.config.data
         self._collate = PadCollate(
-            max_seq_len=data.max_seq_len or (settings["options"]["max_seq_len"] if limited else None),
-            on_too_long=data.on_too_long,
+            max_seq_len=data.max_seq_len or restored.model.encoder.positions.longest, on_too_long=data.on_too_long
         )
 
     def run(
@@ -156,7 +159,7 @@ class Classifier:
             yield self._classify(batch)
 
     def _checked(self, item: Item) -> dict[str, Any]:
-        sample = {"input": item.load(), "label": 0}
+        sample = {"input": item.load(), "label": 0, **({} if item.mask is None else {"mask": item.mask})}
         check_sample(
             sample,
             num_classes=1,
@@ -177,27 +180,39 @@ class Classifier:
 # --------------------------------------------------------------------------------------------------------- the inputs
 
 
-def find_items(inputs: Sequence[Path], restored: Restored, *, problems: Problems) -> list[Item]:
+def find_items(
+    inputs: Sequence[Path], restored: Restored, *, problems: Problems, on_missing: OnMissing | None = None
+) -> list[Item]:
     """Everything in files and folders that the model can read, in the order given, folders sorted by name.
+
+    Lines of `.ts` files that cannot be read are noted as problems, like files. Gaps in sequences are treated as
+    `on_missing` says; None: as in training.
 
     Raises:
         UserError: A path is missing or of another kind than the model's data.
     """
-    preprocessing = restored.metadata["preprocessing"]
+    preprocessing, on_missing = restored.metadata["preprocessing"], on_missing or restored.config.data.on_missing
     suffixes = SUFFIXES if preprocessing["kind"] == "image" else tuple(_READERS)
     paths = [path for given in inputs for path in _files(given, suffixes)]
     if preprocessing["kind"] == "image":
         shape = preprocessing["height"], preprocessing["width"]
         layout = PatchLayout(height=shape[0], width=shape[1], patch_size=preprocessing["patch_size"])
         return [Item(str(path), partial(_load_image, path, layout)) for path in paths]
-    items = []
+    items: list[Item] = []
     for path in paths:
         try:
-            data = _READERS[path.suffix.lower()](path, labelled=False)
+            data = _READERS[path.suffix.lower()](path, labelled=False, on_missing=on_missing, strict=False)
         except UserError as error:
             problems.note(error)
             continue
-        items += [Item(data.origin(row), partial(data.sequences.__getitem__, row)) for row in range(len(data))]
+        for problem in data.problems.values():
+            problems.note(UserError(problem))
+        masks: Sequence[Any] = data.masks or [None] * len(data)
+        items += [
+            Item(data.origin(row), partial(data.sequences.__getitem__, row), masks[row])
+            for row in range(len(data))
+            if row not in data.problems
+        ]
     if not items and problems.messages:
         raise UserError(f"none of the inputs can be used; the first: {problems.messages[0]}")
     return items

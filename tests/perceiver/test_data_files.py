@@ -4,6 +4,7 @@ import os
 import pickle
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +83,33 @@ def test_ts_errors_name_file_and_line(tmp_path: Path, text: str, message: str) -
         read_ts(ts_file(tmp_path, text))
 
 
+def test_ts_lines_that_cannot_be_read_are_samples_that_say_so(tmp_path: Path) -> None:
+    body = "1,2:4,5:yes\n1,x:1,2:no\n1,2:1,2:maybe\n1:2\n7,8:9,1:no\n"
+    data = read_ts(ts_file(tmp_path, HEADER + body), strict=False)
+    assert len(data) == 5
+    assert [data[i]["label"] for i in (0, 4)] == [0, 1]
+    for index, message in (
+        (1, "line 11, channel 1: 'x' is not a number"),
+        (2, "line 12: class 'maybe' is not one of"),
+        (3, "line 13: class '2' is not one of"),
+    ):
+        with pytest.raises(UserError, match=message):
+            data[index]
+
+
+def test_ts_missing_values_at_the_end_are_length(tmp_path: Path) -> None:
+    body = "1,2,?,?:4,5,?,NaN:yes\n1,?,3:1,2,3:no\n1,2,?:4,5,6:no\n"
+    path = ts_file(tmp_path, HEADER.replace("@equalLength false", "@comment") + body)
+    kept, masked, drawn = (read_ts(path, on_missing=how) for how in ("error", "mask", "interpolate"))  # type: ignore[arg-type]
+    for data in (kept, masked, drawn):
+        np.testing.assert_array_equal(data[0]["input"], [[1, 4], [2, 5]])
+    np.testing.assert_array_equal(kept[1]["input"][:, 0], [1, np.nan, 3])
+    assert [masked[i]["mask"].tolist() for i in (1, 2)] == [[1, 0, 1], [1, 1]]
+    np.testing.assert_array_equal(drawn[1]["input"], [[1, 1], [2, 2], [3, 3]])
+    np.testing.assert_array_equal(drawn[2]["input"], [[1, 4], [2, 5], [2, 6]])
+    assert drawn[2]["mask"].all()
+
+
 def test_ts_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "a.ts"
     path.write_bytes(b"\xff\xfe\x00")
@@ -125,6 +153,101 @@ def test_npz_in_both_layouts(tmp_path: Path) -> None:
     assert second.origin(1) == f"{ragged}, row 1"
 
 
+def npz_file(path: Path, labels: object, **more: object) -> Path:
+    np.savez(path, inputs=np.zeros((len(labels), 3, 1)), labels=labels, **more)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "numbers", "names"),
+    [
+        ([1, -1, -1], None, [1, 0, 0], ("-1", "1")),
+        ([1.0, -1.0], None, [1, 0], ("-1", "1")),
+        ([2.0, 0.0, 1.0], None, [2, 0, 1], ("0", "1", "2")),
+        ([True, False], None, [1, 0], ("0", "1")),
+        (["walk", "run", "walk"], None, [1, 0, 1], ("run", "walk")),
+        ([b"walk", b"run"], None, [1, 0], ("run", "walk")),
+        (["walk", "run"], ["walk", "run"], [0, 1], ("walk", "run")),
+        ([1, -1], [-1, 1], [1, 0], ("-1", "1")),  # what numpy.unique gives
+        ([10, 30, 20], [10.0, 20.0, 30.0], [0, 2, 1], ("10", "20", "30")),
+        ([0, 2], ["10", "20", "30"], [0, 2], ("10", "20", "30")),
+    ],
+)
+def test_labels_are_names_or_places(
+    tmp_path: Path, labels: list[object], classes: list[object] | None, numbers: list[int], names: tuple[str, ...]
+) -> None:
+    data = read_npz(npz_file(tmp_path / "own.npz", labels, **({} if classes is None else {"classes": classes})))
+    assert data.labels.tolist() == numbers
+    assert data.classes == names
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "numbers"),
+    [
+        (([0, 1, 2], ["a", "b", "c"]), ([0, 1, 2, 2], ["c", "a", "b"]), [2, 0, 1, 1]),
+        (([0, 1, 2], ["a", "b", "c"]), (["b", "c"], None), [1, 2]),
+        (([0, 1, 2], ["a", "b", "c"]), ([2, 0], None), [2, 0]),  # no list: places in the training data's
+        ((["b", "a"], None), ([0, 1], ["b", "a"]), [1, 0]),
+        (([-1, 1], None), ([1, 1], None), [1, 1]),
+        (([-1, 1], None), ([-1.0], None), [0]),
+        (([0, 1], None), (["1", "0"], None), [1, 0]),
+    ],
+)
+def test_test_files_mean_the_training_datas_classes_by_name(
+    tmp_path: Path, train: tuple[Any, Any], test: tuple[Any, Any], numbers: list[int]
+) -> None:
+    first, second = (
+        npz_file(tmp_path / f"{name}.npz", labels, **({} if classes is None else {"classes": classes}))
+        for name, (labels, classes) in (("train", train), ("test", test))
+    )
+    data = read_npz(second, like=read_npz(first))
+    assert data.labels.tolist() == numbers
+    assert data.classes == read_npz(first).classes
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (([0, 1], ["a", "b"]), ([0, 1], ["a", "c"]), "its classes are a, c, the training data's a, b; both files"),
+        (([0, 1], ["a", "b"]), ([0, 1], ["a", "b", "c"]), "its classes are a, b, c, the training data's a, b"),
+        (([0, 1], None), ([0, 1], ["a", "b"]), "its classes are a, b, the training data's 0, 1"),
+        (([0, 1], ["a", "b"]), (["a", "x"], None), "test.npz, row 1: label 'x' is not one of a, b"),
+        (([-1, 1], None), ([0, 1], None), "test.npz, row 0: label '0' is not one of -1, 1"),
+        ((["a", "b"], None), ([0, 1], None), "test.npz, row 0: label '0' is not one of a, b"),
+        (([0, 1], ["a", "b"]), ([0, 1], ["1", "0"]), "its classes are 1, 0"),
+    ],
+)
+def test_classes_that_differ_from_the_training_datas_are_refused(
+    tmp_path: Path, train: tuple[Any, Any], test: tuple[Any, Any], message: str
+) -> None:
+    first, second = (
+        npz_file(tmp_path / f"{name}.npz", labels, **({} if classes is None else {"classes": classes}))
+        for name, (labels, classes) in (("train", train), ("test", test))
+    )
+    with pytest.raises(UserError, match=f"test.npz.*{message}" if "row" not in message else message):
+        read_npz(second, like=read_npz(first))
+
+
+def test_a_label_that_is_no_class_may_wait_until_it_is_asked_for(tmp_path: Path) -> None:
+    path = npz_file(tmp_path / "own.npz", ["a", "x", "b"], classes=["a", "b"])
+    data = read_npz(path, strict=False)
+    assert data[2]["label"] == 1
+    with pytest.raises(UserError, match=r"own\.npz, row 1: label 'x' is not one of a, b"):
+        data[1]
+
+
+def test_masks_and_missing_values_in_both_layouts(tmp_path: Path) -> None:
+    inputs = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+    inputs[0, 2] = np.nan  # the end of the first
+    mask = np.array([[1, 1, 1], [0, 1, 1]])
+    np.savez(tmp_path / "equal.npz", inputs=inputs, mask=mask, labels=[0, 1])
+    flat = {"inputs": inputs.reshape(6, 2), "mask": mask.ravel() == 1, "lengths": [3, 3]}
+    np.savez(tmp_path / "ragged.npz", labels=[0, 1], **flat)  # type: ignore[arg-type]
+    for data in (read_npz(tmp_path / "equal.npz"), read_npz(tmp_path / "ragged.npz")):
+        assert [data[i]["mask"].tolist() for i in range(2)] == [[1, 1], [0, 1, 1]]
+        np.testing.assert_array_equal(data[0]["input"], inputs[0, :2])
+
+
 class Touch:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -145,6 +268,17 @@ class Touch:
         ({"inputs": np.zeros((2, 3)), "labels": [0, 1], "lengths": [1.0, 1.0]}, "lengths float64"),
         ({"inputs": np.zeros((2, 3, 1)), "labels": [0.5, 1]}, "labels float64"),
         ({"inputs": np.array([["a"]]), "labels": [0]}, "inputs are <U1"),
+        ({"inputs": np.zeros((2, 3, 1)), "labels": [0.0, np.nan]}, "labels float64"),
+        ({"inputs": np.zeros((2, 3, 1)), "labels": [0, 1], "classes": "ab"}, r"classes <U2 \[\]; expected a list"),
+        ({"inputs": np.zeros((2, 3, 1)), "labels": [0, 1], "classes": ["a", "a"]}, "classes are not distinct: a, a"),
+        ({"inputs": np.zeros((2, 3, 1)), "labels": [0, 1], "classes": ["1", "0"]}, "label 0 may be the class named 0"),
+        ({"inputs": np.zeros((2, 3, 1)), "label": [0, 1]}, "unknown array label; known are .*; did you mean labels?"),
+        ({"inputs": np.zeros((2, 3, 1)), "labels": [0, 1], "weather": [1]}, "unknown array weather; .*; leave it out"),
+        ({"inputs": np.zeros((2, 3, 1)), "labels": [0, 1], "mask": np.ones((2, 2))}, r"mask is \[2, 2\]; expected"),
+        (
+            {"inputs": np.zeros((2, 3, 1)), "labels": [0, 1], "mask": np.full((2, 3), -np.inf)},
+            "a mask must be 1 where a position is real and 0 where it is not; found -inf",
+        ),
     ],
 )
 def test_npz_errors_name_the_file(tmp_path: Path, arrays: dict[str, object], message: str) -> None:

@@ -181,6 +181,44 @@ def test_a_constant_channel_has_deviation_one() -> None:
     assert inspect_dataset(data, classes=("a",)).statistics.std == (1.0,)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-7, 1.0, 1e20])
+def test_a_channel_is_constant_relative_to_its_values(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    series = rng.standard_normal((200, 4)).astype(np.float32)
+    series[:, 1] = 0.1  # equal
+    series[:, 2] = 1000 + 5e-5 * series[:, 2]  # rounding alone
+    series[:, 3] += 1000
+    statistics = inspect_dataset(SequenceDataset([series * np.float32(scale)], labels=[0]), classes=("a",)).statistics
+    assert statistics.constant == (1, 2)
+    np.testing.assert_allclose(np.array(statistics.std)[[0, 3]], series.std(axis=0)[[0, 3]] * scale, rtol=1e-3)
+    assert statistics.std[1:3] == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("mask", [[0.0, -np.inf, 0.0], [0.0, -1e9, 0.0], [1.0, 0.5, 1.0], [2, 1, 1], [1, np.nan, 1]])
+def test_masks_of_other_numbers_are_refused(mask: list[float]) -> None:
+    sample = {"input": np.ones((3, 1)), "label": 0, "mask": np.array(mask)}
+    with pytest.raises(UserError, match="a mask must be 1 where a position is real and 0 where it is not"):
+        PadCollate()([sample])
+    with pytest.raises(UserError, match="sample 2: a mask must be 1"):
+        inspect_dataset(OneBad({"mask": np.array([*mask, 1])}), classes=("a", "b", "c"))
+
+
+def test_transforms_do_not_see_hidden_positions() -> None:
+    series = np.linspace(0, 1, 20, dtype=np.float32)[:, None].repeat(2, axis=1)
+    mask = np.ones(20)
+    mask[5:9] = 0
+    spoilt = series.copy()
+    spoilt[5:9] = np.nan
+    for seed in range(20):
+        for transform in (Pipeline(tuple(TRANSFORMS)), *TRANSFORMS):
+            whole, gap = (
+                transform({"input": values, "label": 0, "mask": mask}, np.random.default_rng(seed))
+                for values in (series, spoilt)
+            )
+            np.testing.assert_array_equal(gap["mask"], whole["mask"])
+            np.testing.assert_allclose(gap["input"], whole["input"], atol=1e-5)
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "nan": ({"input": np.array([[0, 0], [1, np.nan]])}, "position 1, channel 1 is nan"),
     "infinite": ({"input": np.array([[np.inf, 0]])}, "position 0, channel 0 is inf"),

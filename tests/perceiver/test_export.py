@@ -60,6 +60,25 @@ def test_the_weights_file_says_what_it_is(exported: Path, series_run: Path) -> N
     assert all(torch.equal(value, original[key]) for key, value in rebuilt.state_dict().items())
 
 
+@pytest.mark.parametrize("position", ["fourier", "learned", "none"])  # sinusoidal is what `exported` has
+@pytest.mark.parametrize("longest", [1, 5, 40])
+def test_every_kind_of_position_is_exported(position: str, longest: int, series_run: Path, tmp_path: Path) -> None:
+    state = torch.load(series_run / "checkpoints" / "best_model.pth", weights_only=True)
+    settings = state["task"]["model"]
+    options = {**settings["options"], "position": position, "max_seq_len": longest}
+    torch.manual_seed(0)
+    model = make_model({**settings, "options": options})
+    metadata = {**state["task"], "model": {**settings, "options": options}}
+    checkpoint = tmp_path / "model.pth"
+    torch.save({**state, "model": model.state_dict(), "task": metadata}, checkpoint)
+    exporter.export(checkpoint, tmp_path)
+    assert exporter.verify(checkpoint, tmp_path) == 0
+    if position != "none" and longest > 1:
+        program = torch.export.load(tmp_path / "model.pt2").module()
+        x = torch.randn(3, longest, 4)
+        assert program(x, torch.ones(3, longest, dtype=torch.bool)).shape == (3, 3)
+
+
 def test_a_changed_weight_is_noticed(exported: Path, series_run: Path, tmp_path: Path) -> None:
     weights = load_file(exported / "model.safetensors")
     weights["head.project.bias"] = weights["head.project.bias"] + 0.01

@@ -1,5 +1,6 @@
 """What a Perceiver must and must not depend on, and its parts' wiring."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -67,6 +68,36 @@ def test_masks_of_any_dtype_mean_the_same(dtype: torch.dtype) -> None:
 def test_a_mask_of_ones_is_no_mask() -> None:
     model, x = tiny(), tokens(2, 6)
     assert torch.equal(model(x, torch.ones(2, 6)), model(x))
+
+
+@pytest.mark.parametrize("strange", [float("-inf"), -1e9, 0.5, 2.0, float("nan")])
+def test_masks_of_other_numbers_are_refused(strange: float) -> None:
+    mask = torch.zeros(2, 6)
+    mask[0, 4] = strange
+    with pytest.raises(UserError, match="a mask must be 1 where a token is real and 0 where it is not; found"):
+        tiny()(tokens(2, 6), mask)
+
+
+def test_masks_of_numbers_are_refused_where_they_would_be_added() -> None:
+    block = tiny().encoder.cross_blocks[0]
+    with pytest.raises(UserError, match=r"an attention mask must be boolean.*got torch.float32"):
+        block(torch.zeros(1, 4, 16), torch.zeros(1, 6, CHANNELS + 32), torch.ones(1, 6))
+
+
+@pytest.mark.parametrize("kind", ["fourier", "sinusoidal"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_positions_and_statistics_of_a_half_precision_model_are_exact(kind: str, dtype: torch.dtype) -> None:
+    full = tiny(position=kind).float()
+    full.encoder.set_input_statistics([300.0, -2e5, 0.0], [1.0, 10.0, 1e-3])
+    half = deepcopy(full).to(dtype)
+    assert half.head.project.weight.dtype == dtype
+    wide, narrow = (
+        m.encoder.positions(torch.zeros(1, 1000, CHANNELS, dtype=d)) for m, d in ((full, torch.float32), (half, dtype))
+    )
+    assert torch.equal(narrow, wide.to(dtype))
+    x = tokens(2, 700).float() * torch.tensor([1.0, 10.0, 1e-3]) + torch.tensor([300.0, -2e5, 0.0])
+    torch.testing.assert_close(half(x).float(), full(x), rtol=0.05, atol=0.05)
+    assert torch.equal(half.float().encoder.input_mean, full.encoder.input_mean)
 
 
 def test_a_sample_of_padding_only_is_named() -> None:

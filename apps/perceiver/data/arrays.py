@@ -1,70 +1,98 @@
 """Own data in ``.npz`` files, read without unpickling.
 
-Two layouts, both with ``labels`` int ``[N]`` and optionally ``classes`` (strings ``[K]``):
+Two layouts, both with ``labels`` ``[N]``:
 
 - all sequences of one length: ``inputs`` ``[N, M, C]``;
 - lengths that differ: ``inputs`` ``[total, C]``, all sequences one after another, and ``lengths`` int ``[N]``.
 
 The second is written by
 ``numpy.savez("train.npz", inputs=np.concatenate(sequences), lengths=[len(s) for s in sequences], labels=labels)``.
+
+Both may have a ``mask``, 1 where a position is real and 0 where it is not, of the shape of ``inputs`` without its last
+axis; and ``classes``, distinct names ``[K]``. What labels may be is said in ``labels.py``.
 """
 
 import zipfile
 import zlib
+from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
+from quartet.apps.perceiver.data.gaps import OnMissing, settle, shown_positions
+from quartet.apps.perceiver.data.labels import ClassLabels, read_labels
 from quartet.apps.perceiver.data.samples import SequenceDataset
 
 _WANTED = "inputs [N, M, C] or inputs [total, C] with lengths [N]; labels [N]"
+_NAMES = ("inputs", "labels", "lengths", "mask", "classes")
 
 
-def read_npz(path: Path, *, labelled: bool = True) -> SequenceDataset:
+def read_npz(
+    path: Path,
+    *,
+    like: SequenceDataset | None = None,
+    labelled: bool = True,
+    on_missing: OnMissing = "error",
+    strict: bool = True,
+) -> SequenceDataset:
     """Reads a dataset in either layout.
 
     Args:
         path: The ``.npz`` file.
+        like: The training data, whose classes a validation or test file must have, in any order; ``None``: the file
+            itself says what classes there are.
         labelled: Whether it must have labels; otherwise they are not looked at, and all labels are 0.
+        on_missing: What to do with NaN before the end of a sequence, see ``settle``.
+        strict: Whether a label that is no class is an error now; otherwise when its sample is asked for.
 
     Returns:
         Its sequences in file order; ``origin`` names file and row.
 
     Raises:
-        UserError: If the file is missing or damaged, holds Python objects, or its arrays do not fit together.
+        UserError: If the file is missing or damaged, holds Python objects or arrays of other names, its arrays do not
+            fit together, its classes are not the training data's, or its labels cannot be understood.
     """
-    arrays = _read_arrays(path)
-    missing = ({"inputs", "labels"} if labelled else {"inputs"}) - arrays.keys()
-    if missing:
-        raise UserError(f"{path}: no array named {' or '.join(sorted(missing))}; expected {_WANTED}")
+    arrays = _read_arrays(path, {"inputs", "labels"} if labelled else {"inputs"})
     inputs = arrays["inputs"]
-    if not labelled:
-        arrays["labels"] = np.zeros(len(arrays.get("lengths", inputs)), dtype=np.int64)
-    labels = arrays["labels"]
-    if inputs.dtype.kind not in "biuf" or labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise UserError(
-            f"{path}: inputs are {inputs.dtype} {list(inputs.shape)}, labels {labels.dtype} {list(labels.shape)}; "
-            f"expected numbers: {_WANTED}"
-        )
-    sequences = _sequences(path, inputs, arrays.get("lengths"))
-    if len(sequences) != len(labels):
-        raise UserError(f"{path}: {len(sequences)} sequences but {len(labels)} labels")
-    return SequenceDataset(
+    if inputs.dtype.kind not in "biuf":
+        raise UserError(f"{path}: inputs are {inputs.dtype} {list(inputs.shape)}; expected numbers: {_WANTED}")
+    cut = _cutter(path, inputs, arrays.get("lengths"))
+    shown = _shown(path, inputs, arrays.get("mask"))
+    sequences, masks = [], []
+    for series, visible in zip(cut(inputs), cut(shown), strict=True):
+        settled = settle(series, shown=visible, on_missing=on_missing)
+        sequences.append(settled[0])
+        masks.append(settled[1])
+    labels = ClassLabels(numbers=np.zeros(len(sequences), dtype=np.int64))
+    if labelled:
+        labels = read_labels(path, arrays["labels"], arrays.get("classes"), like=like)
+    if len(sequences) != len(labels.numbers):
+        raise UserError(f"{path}: {len(sequences)} sequences but {len(labels.numbers)} labels")
+    if strict and labels.problems:
+        raise UserError(next(iter(labels.problems.values())))
+    data = SequenceDataset(
         sequences,
-        labels=labels.astype(np.int64),
-        classes=[str(name) for name in arrays["classes"]] if "classes" in arrays else None,
-        origins=[f"{path}, row {row}" for row in range(len(labels))],
+        labels=labels.numbers,
+        classes=labels.classes,
+        origins=[f"{path}, row {row}" for row in range(len(sequences))],
+        masks=masks,
+        problems=labels.problems,
     )
+    data.named_by_labels = labels.are_names
+    return data
 
 
-def _read_arrays(path: Path) -> dict[str, Any]:
+def _read_arrays(path: Path, needed: set[str]) -> dict[str, Any]:
     try:
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise UserError(f"{path}: holds one array; expected a .npz file with {_WANTED}")
+            _check_names(path, file.files, needed)
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a .npz file with {_WANTED}") from None
@@ -74,15 +102,39 @@ def _read_arrays(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged or not an .npz file: {error}") from None
 
 
-def _sequences(path: Path, inputs: Any, lengths: Any) -> list[Any]:
+def _check_names(path: Path, names: list[str], needed: set[str]) -> None:
+    for name in names:
+        if name not in _NAMES:
+            close = get_close_matches(name, _NAMES, n=1)
+            advice = f"did you mean {close[0]}?" if close else "leave it out of the file"
+            raise UserError(f"{path}: unknown array {name}; known are {', '.join(_NAMES)}; {advice}")
+    missing = needed - set(names)
+    if missing:
+        raise UserError(f"{path}: no array named {' or '.join(sorted(missing))}; expected {_WANTED}")
+
+
+def _cutter(path: Path, inputs: Any, lengths: Any) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
+    """What cuts an array of all positions into the sequences of one sample each."""
     if lengths is None:
         if inputs.ndim != 3:
             raise UserError(f"{path}: inputs are {list(inputs.shape)} and there are no lengths; expected {_WANTED}")
-        return list(inputs)
+        return list
     if inputs.ndim != 2 or lengths.ndim != 1 or lengths.dtype.kind not in "iu":
         raise UserError(
             f"{path}: lengths {lengths.dtype} {list(lengths.shape)}, inputs {list(inputs.shape)}; expected {_WANTED}"
         )
     if (lengths < 0).any() or int(lengths.sum()) != len(inputs):
         raise UserError(f"{path}: lengths add up to {int(lengths.sum())}, inputs have {len(inputs)} positions")
-    return np.split(inputs, np.cumsum(lengths)[:-1])
+    ends = np.cumsum(lengths.astype(np.int64))
+    return lambda values: np.split(values, ends)[:-1]
+
+
+def _shown(path: Path, inputs: Any, mask: Any) -> NDArray[np.bool_]:
+    if mask is None:
+        return np.ones(inputs.shape[:-1], dtype=bool)
+    if mask.shape != inputs.shape[:-1]:
+        raise UserError(f"{path}: mask is {list(mask.shape)}; expected {list(inputs.shape[:-1])}, a value a position")
+    try:
+        return shown_positions(mask)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
+from quartet.apps.perceiver.data.gaps import filled, shown_positions
 from quartet.apps.perceiver.data.samples import Array
 
 Rng = np.random.Generator
@@ -158,8 +159,15 @@ def series_augmentation(
 
 def _parts(sample: Any) -> tuple[Array, NDArray[np.float32]]:
     series = np.asarray(sample["input"], dtype=np.float32)
-    mask = np.asarray(sample["mask"], dtype=np.float32) if "mask" in sample else np.ones(len(series), dtype=np.float32)
-    return series, mask
+    if "mask" not in sample:
+        return series, np.ones(len(series), dtype=np.float32)
+    shown = shown_positions(sample["mask"])
+    if not shown.all():
+        # What stands at hidden positions may be NaN, and would come into noise, means and lines between positions.
+        series = filled(
+            series, known=shown[:, None] & np.isfinite(series), gaps=np.broadcast_to(~shown[:, None], series.shape)
+        )
+    return series, shown.astype(np.float32)
 
 
 def _with(sample: Any, series: NDArray[Any], mask: NDArray[np.float32]) -> Any:

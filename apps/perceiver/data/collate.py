@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mlcore.base.errors import UserError
+from quartet.apps.perceiver.data.gaps import shown_positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class PadCollate:
             ``input`` float32 ``[B, M, C]``, zero where padded; ``label`` int64 ``[B]``; ``mask`` bool ``[B, M]``.
 
         Raises:
-            UserError: If samples differ in channels, or one is empty or too long.
+            UserError: If samples differ in channels, or one is empty or too long, or its mask is not of 0 and 1.
         """
         inputs = [self._fit(torch.as_tensor(sample["input"], dtype=torch.float32)) for sample in samples]
         channels = {tuple(x.shape[1:]) for x in inputs}
@@ -42,7 +43,7 @@ class PadCollate:
         for row, (x, sample) in enumerate(zip(inputs, samples, strict=True)):
             mask[row, : len(x)] = True
             if "mask" in sample:
-                mask[row, : len(x)] = torch.as_tensor(sample["mask"]).bool()[: len(x)]
+                mask[row, : len(x)] = torch.from_numpy(shown_positions(sample["mask"]))[: len(x)]
             if not mask[row].any():
                 raise UserError(f"sample {row} of the batch (label {sample['label']}) has no real position")
         labels = torch.tensor([int(sample["label"]) for sample in samples], dtype=torch.int64)

@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
+from quartet.apps.perceiver.data.gaps import shown_positions
 from quartet.apps.perceiver.data.samples import Array, SampleDataset, origin_of
 
 _SHOWN = 5  # messages quoted in an error
+_CONSTANT = 1e-6  # deviation of a constant channel, relative to its values: ten times the rounding of float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class DatasetStatistics:
         mean_length: Mean length in positions.
         mean: Mean of each channel over all real positions.
         std: Standard deviation of each channel over all real positions; 1 where a channel is constant.
+        constant: Channels whose deviation is no more than rounding leaves of equal values.
         skipped: Samples left out.
         truncated: Samples that will be cut to the longest length allowed.
     """
@@ -38,6 +41,7 @@ class DatasetStatistics:
     mean_length: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    constant: tuple[int, ...]
     skipped: int
     truncated: int
 
@@ -111,7 +115,8 @@ def inspect_dataset(
         try:
             tally.add(index, dataset[index])
         except UserError as error:
-            problems.append(f"{origin_of(dataset, index)}: {error}")
+            origin, problem = origin_of(dataset, index), str(error)
+            problems.append(problem if problem.startswith(origin) else f"{origin}: {problem}")
             if on_bad_sample == "error" and len(problems) > _SHOWN:
                 break
     if problems and (on_bad_sample == "error" or not tally.kept):
@@ -159,12 +164,13 @@ def check_sample(
         raise UserError(
             f"{len(series)} positions are more than max_seq_len={max_seq_len}; raise it or set on_too_long=truncate"
         )
-    mask = np.asarray(sample["mask"]).astype(bool) if "mask" in sample else np.ones(len(series), dtype=bool)
+    mask = shown_positions(sample["mask"]) if "mask" in sample else np.ones(len(series), dtype=bool)
     if mask.shape != series.shape[:1] or not mask[:max_seq_len].any():
         raise UserError(f"mask must have shape [{len(series)}] and show a position, got {list(mask.shape)}")
     if not np.isfinite(series[mask]).all():
         row, column = np.argwhere(~np.isfinite(series) & mask[:, None])[0]
-        raise UserError(f"position {row}, channel {column} is {series[row, column]}, not a finite number")
+        gap = "; on_missing says what to do with gaps" if np.isnan(series[row, column]) else ""
+        raise UserError(f"position {row}, channel {column} is {series[row, column]}, not a finite number{gap}")
     label = int(sample["label"])
     if label != sample["label"] or not 0 <= label < num_classes:
         raise UserError(f"label {sample['label']} is out of range; expected 0 to {num_classes - 1}")
@@ -216,7 +222,8 @@ class _Tally:
     def result(self, name: str, problems: list[str]) -> Inspection:
         shift = self._sum / self._positions
         variance = np.maximum(self._squares / self._positions - shift**2, 0)
-        std = np.where(variance > 1e-12, np.sqrt(variance), 1.0)
+        mean, std = self._centre + shift, np.sqrt(variance)
+        constant = std <= np.maximum(_CONSTANT * np.hypot(mean, std), np.finfo(np.float32).tiny)
         lengths, labels = np.array(self.lengths), np.array(self.labels)
         return Inspection(
             kept=np.array(self.kept),
@@ -230,8 +237,9 @@ class _Tally:
                 shortest=int(lengths.min()),
                 longest=int(lengths.max()),
                 mean_length=float(lengths.mean()),
-                mean=tuple((self._centre + shift).tolist()),
-                std=tuple(std.tolist()),
+                mean=tuple(mean.tolist()),
+                std=tuple(np.where(constant, 1.0, std).tolist()),
+                constant=tuple(np.flatnonzero(constant).tolist()),
                 skipped=len(problems),
                 truncated=self.truncated,
             ),

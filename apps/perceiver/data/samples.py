@@ -4,7 +4,7 @@ A sample is a dict: ``input`` float32 ``[M, C]``, ``label`` int, ``mask`` ``[M]`
 left out). User datasets in this format work as they are, with arrays or tensors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
@@ -40,10 +40,17 @@ class SequenceDataset(torch.utils.data.Dataset[Sample]):
         labels: Class of each sequence, an index into ``classes``.
         classes: Class names; ``None``: numbers up to the largest label.
         origins: Where each sequence came from ("train.ts, line 17"), for messages; ``None``: its number.
+        masks: Bool ``[M_i]`` of each sequence, true where a position is real; ``None``: everywhere.
+        problems: Why samples, by number, cannot be used; such a sample raises it when it is asked for.
+
+    Attributes:
+        named_by_labels: Whether there was no list of class names, so that labels are names themselves.
 
     Raises:
-        UserError: If there are not as many labels and origins as sequences.
+        UserError: If there are not as many labels, origins and masks as sequences.
     """
+
+    named_by_labels: bool = False
 
     def __init__(
         self,
@@ -52,22 +59,29 @@ class SequenceDataset(torch.utils.data.Dataset[Sample]):
         labels: Sequence[int] | NDArray[np.int64],
         classes: Sequence[str] | None = None,
         origins: Sequence[str] | None = None,
+        masks: Sequence[NDArray[np.bool_]] | None = None,
+        problems: Mapping[int, str] | None = None,
     ) -> None:
         self.sequences = sequences
         self.labels = np.asarray(labels, dtype=np.int64)
-        if len(self.labels) != len(sequences) or (origins is not None and len(origins) != len(sequences)):
+        if any(len(given) != len(sequences) for given in (self.labels, origins, masks) if given is not None):
             raise UserError(
-                f"{len(sequences)} sequences need as many labels and origins, not {len(self.labels)} labels"
+                f"{len(sequences)} sequences need as many labels, origins and masks, not {len(self.labels)} labels"
             )
         self.classes = tuple(classes) if classes is not None else _numbered(self.labels)
-        self._origins = origins
+        self.masks, self.problems, self._origins = masks, problems or {}, origins
 
     def __len__(self) -> int:
         return len(self.sequences)
 
     def __getitem__(self, index: int) -> Sample:
+        if index in self.problems:
+            raise UserError(self.problems[index])
         sequence = np.asarray(self.sequences[index], dtype=np.float32)
-        return {"input": sequence, "label": int(self.labels[index]), "mask": np.ones(len(sequence), dtype=np.float32)}
+        mask = np.ones(len(sequence), dtype=np.float32)
+        if self.masks is not None:
+            mask[~self.masks[index]] = 0
+        return {"input": sequence, "label": int(self.labels[index]), "mask": mask}
 
     def origin(self, index: int) -> str:
         """Says where sample ``index`` came from."""

@@ -1,16 +1,21 @@
 """The ``.ts`` format of the UEA and UCR time series archives (Bagnall et al., arXiv 1811.00075).
 
 A header of ``@key value`` lines, then after ``@data`` one series a line: channels separated by ``:``, their values by
-``,``, the class last. ``?`` is a missing value and becomes NaN. Lines that start with ``#`` are comments.
+``,``, the class last. ``?`` is a missing value; a series ends where only such follow. Lines that start with ``#`` are
+comments.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
+from quartet.apps.perceiver.data.gaps import OnMissing, settle
 from quartet.apps.perceiver.data.samples import Array, SequenceDataset
 
 
@@ -22,13 +27,22 @@ class _Header:
     seen: set[str] = field(default_factory=set)
 
 
-def read_ts(path: Path, *, classes: tuple[str, ...] | None = None, labelled: bool = True) -> SequenceDataset:
+def read_ts(
+    path: Path,
+    *,
+    classes: tuple[str, ...] | None = None,
+    labelled: bool = True,
+    on_missing: OnMissing = "error",
+    strict: bool = True,
+) -> SequenceDataset:
     """Reads a ``.ts`` file.
 
     Args:
         path: The file, UTF-8.
         classes: The classes in the order that gives labels, for a test file; ``None``: those of the file's header.
         labelled: Whether it must have classes; otherwise those it may have are not looked at, and all labels are 0.
+        on_missing: What to do with missing values before the end of a series, see ``settle``.
+        strict: Whether a line that cannot be used is an error now; otherwise when its sample is asked for.
 
     Returns:
         Its series ``[M, C]`` in file order; ``classes`` as in the header; ``origin`` names file and line.
@@ -47,18 +61,41 @@ def read_ts(path: Path, *, classes: tuple[str, ...] | None = None, labelled: boo
     if header.classes is None and labelled:
         raise UserError(f"{path}: the header has no '@classLabel true ...' line; only labelled series can be used")
     known = {name: number for number, name in enumerate(classes or header.classes or ())}
-    series, labels, origins = [], [], []
+    read = partial(_read_line, header=header, known=known if labelled else None, on_missing=on_missing)
+    lines_read: list[_Line] = []
+    problems: dict[int, str] = {}
     for number, line in numbered:
         where = f"{path}, line {number}"
-        *channels, label = line.split(":") if header.classes is not None else [*line.split(":"), ""]
-        if labelled and label.strip() not in known:
-            raise UserError(f"{where}: class {label.strip()[:40]!r} is not one of {', '.join(known)}")
-        series.append(_read_series(where, channels, header))
-        labels.append(known[label.strip()] if labelled else 0)
-        origins.append(where)
-    if not series:
+        try:
+            lines_read.append(read(where, line))
+        except UserError as error:
+            if strict:
+                raise
+            problems[len(lines_read)] = str(error)
+            lines_read.append(_Line(where, np.zeros((0, 1), dtype=np.float32), np.zeros(0, dtype=bool), -1))
+    if not lines_read:
         raise UserError(f"{path}: no series after @data; the file is empty or cut off")
-    return SequenceDataset(series, labels=labels, classes=tuple(known), origins=origins)
+    origins, series, masks, labels = zip(*lines_read, strict=True)
+    return SequenceDataset(series, labels=labels, classes=tuple(known), origins=origins, masks=masks, problems=problems)
+
+
+class _Line(NamedTuple):
+    """One series: its origin, the series, its mask, its label."""
+
+    where: str
+    series: Array
+    mask: NDArray[np.bool_]
+    label: int
+
+
+def _read_line(
+    where: str, line: str, *, header: _Header, known: Mapping[str, int] | None, on_missing: OnMissing
+) -> _Line:
+    *channels, label = line.split(":") if header.classes is not None else [*line.split(":"), ""]
+    if known is not None and label.strip() not in known:
+        raise UserError(f"{where}: class {label.strip()[:40]!r} is not one of {', '.join(known)}")
+    series, mask = settle(_read_series(where, channels, header), on_missing=on_missing)
+    return _Line(where, series, mask, 0 if known is None else known[label.strip()])
 
 
 def _content(lines: list[str]) -> Iterator[tuple[int, str]]:

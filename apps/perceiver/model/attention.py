@@ -6,6 +6,7 @@ few, keys and values are never formed (see ``MultiHeadAttention``). Dropout acts
 the attention weights, so that the fused kernels of ``scaled_dot_product_attention`` serve training too.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -47,7 +48,12 @@ class MultiHeadAttention(nn.Module):
 
         Returns:
             ``[B, L, d_model]``.
+
+        Raises:
+            UserError: If the mask is not boolean; numbers would be added to the scores.
         """
+        if mask is not None and mask.dtype != torch.bool:
+            raise UserError(f"an attention mask must be boolean, true where the context may be seen; got {mask.dtype}")
         q = self.query(queries).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B or 1, heads, L, head width]
         seen = None if mask is None else mask[:, None, None, :]  # broadcasts over heads and queries
         if self._maps_belong_to_queries(queries.shape[1]):

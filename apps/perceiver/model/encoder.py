@@ -121,24 +121,32 @@ class PerceiverEncoder(nn.Module):
         self.input_mean.copy_(values[0])
         self.input_std.copy_(values[1])
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PerceiverEncoder":
+        """Moves and converts; input statistics stay float32 in a model of half precision, which could not hold them."""
+        exact = self.input_mean, self.input_std
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if torch.promote_types(self.input_mean.dtype, torch.float32) != self.input_mean.dtype:
+            self.input_mean, self.input_std = (values.to(self.input_mean.device) for values in exact)
+        return self
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encodes a batch of sequences.
 
         Args:
             x: Tokens, floating point ``[B, M, input_dim]``; padding at the end of a row.
-            mask: ``[B, M]``, boolean or numbers, true or not zero where a token is real; ``None``: everywhere.
+            mask: ``[B, M]``, boolean or numbers, true or 1 where a token is real, else 0; ``None``: everywhere.
 
         Returns:
             Latents ``[B, num_latents, d_model]``; what stands in padding and how much there is does not matter.
 
         Raises:
-            UserError: If a shape does not fit or a sample has no real token (on accelerators looked at only in
-                evaluation, because looking makes the device wait).
+            UserError: If a shape does not fit, a mask holds other numbers, or a sample has no real token (values are
+                looked at on accelerators only in evaluation, because looking makes the device wait).
         """
         self._check_shapes(x, mask)
-        x = (x - self.input_mean) / self.input_std
+        x = ((x - self.input_mean) / self.input_std).to(self.latents.dtype)
         if mask is not None:
-            x, mask = self._without_padding(x, mask.bool())
+            x, mask = self._without_padding(x, self._shown(mask))
         tokens = self.positions(x)  # [B, M, width]
         # [1, L, d]: all samples ask the same first questions, so their projection is computed once.
         latents = self.latents[None]
@@ -165,10 +173,23 @@ class PerceiverEncoder(nn.Module):
         if mask is not None and mask.shape != x.shape[:2]:
             raise UserError(f"expected a mask of shape {list(x.shape[:2])}, got {list(mask.shape)}")
 
+    def _may_look(self, mask: Tensor) -> bool:
+        return not torch.compiler.is_compiling() and (mask.device.type == "cpu" or not self.training)
+
+    def _shown(self, mask: Tensor) -> Tensor:
+        """The mask as booleans; numbers that are added to scores (0 and minus infinity) mean the opposite."""
+        if mask.dtype == torch.bool:
+            return mask
+        shown = mask == 1
+        if self._may_look(mask) and not bool((shown | (mask == 0)).all()):
+            strange = mask[~shown & (mask != 0)][0].item()
+            raise UserError(f"a mask must be 1 where a token is real and 0 where it is not; found {strange}")
+        return shown
+
     def _without_padding(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         """Zeroes padding, since 0 * NaN is NaN even under the mask; drops a mask that hides nothing."""
-        if not torch.compiler.is_compiling():
-            if (mask.device.type == "cpu" or not self.training) and not bool(mask.any(dim=1).all()):
+        if self._may_look(mask):
+            if not bool(mask.any(dim=1).all()):
                 rows = (~mask.any(dim=1)).nonzero().flatten().tolist()
                 raise UserError(f"samples {rows} of the batch are padding only; leave empty samples out")
             if mask.device.type == "cpu" and bool(mask.all()):

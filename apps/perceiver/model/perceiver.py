@@ -100,13 +100,13 @@ class PerceiverModel(nn.Module):
 
         Args:
             x: Tokens, floating point ``[B, M, input_dim]``; padding at the end of a row.
-            mask: ``[B, M]``, boolean or numbers, true or not zero where a token is real; ``None``: everywhere.
+            mask: ``[B, M]``, boolean or numbers, true or 1 where a token is real, else 0; ``None``: everywhere.
 
         Returns:
             Logits ``[B, num_classes]``.
 
         Raises:
-            UserError: If a shape does not fit or a sample has no real token.
+            UserError: If a shape does not fit, a mask holds other numbers, or a sample has no real token.
         """
         logits: Tensor = self.head(self.encoder(x, mask))
         return logits.flatten(1)  # a decoder's one query gives [B, 1, num_classes]

@@ -21,7 +21,8 @@ class PositionEncoding(nn.Module):
     - ``learned``: one trained vector per position below ``max_seq_len``.
     - ``none``: the token alone; the model's output then does not depend on the order of tokens.
 
-    Positions count from the start of the row, so padding belongs at its end.
+    Positions count from the start of the row, so padding belongs at its end. Sines and cosines are computed in float32
+    at least, whatever the model's type: in bfloat16, 257 and 258 are one number.
 
     Args:
         kind: Which features.
@@ -30,6 +31,7 @@ class PositionEncoding(nn.Module):
 
     Attributes:
         width: Channels added to each token.
+        longest: Longest sequence; ``None``: any length.
     """
 
     def __init__(self, kind: PositionKind, *, num_channels: int = 32, max_seq_len: int = 4096) -> None:
@@ -38,18 +40,12 @@ class PositionEncoding(nn.Module):
             raise UserError(f"position must be one of {', '.join(get_args(PositionKind))}; got {kind!r}")
         if kind in ("fourier", "sinusoidal") and (num_channels < 2 or num_channels % 2):
             raise UserError(f"position_channels must be an even number of at least 2, not {num_channels}")
-        self.kind, self.max_seq_len = kind, max_seq_len
+        self.kind, self.num_channels, self.max_seq_len = kind, num_channels, max_seq_len
+        self.longest = max_seq_len if kind in ("fourier", "learned") else None
         self.width = {"none": 0, "fourier": num_channels + 1, "learned": num_channels, "sinusoidal": num_channels}[kind]
         if kind == "learned":
             self.table = nn.Parameter(torch.empty(max_seq_len, num_channels))
             nn.init.trunc_normal_(self.table, std=0.02)
-        elif kind == "fourier":
-            self.register_buffer(
-                "frequencies", torch.linspace(1.0, max_seq_len / 2, num_channels // 2), persistent=False
-            )
-        elif kind == "sinusoidal":
-            exponents = torch.arange(num_channels // 2) / (num_channels // 2)
-            self.register_buffer("frequencies", 10_000.0**-exponents, persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Appends the features.
@@ -65,23 +61,25 @@ class PositionEncoding(nn.Module):
         """
         if self.kind == "none":
             return tokens
-        features = self._features(tokens.shape[1]).to(tokens.dtype)  # [M, width]
+        features = self._features(tokens).to(tokens.dtype)  # [M, width]
         return torch.cat([tokens, features.expand(tokens.shape[0], -1, -1)], dim=-1)
 
-    def _features(self, length: int) -> Tensor:
-        if self.kind != "sinusoidal" and length > self.max_seq_len:
+    def _features(self, tokens: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        if self.longest is not None and length > self.longest:
             raise UserError(
                 f"a sequence of {length} tokens is longer than max_seq_len={self.max_seq_len}, which {self.kind} "
                 "positions need; raise max_seq_len or shorten the sequences"
             )
         if self.kind == "learned":
             return self.table[:length]
-        frequencies = self.frequencies
-        assert isinstance(frequencies, Tensor)  # noqa: S101 - narrows the type nn.Module declares for buffers
-        index = torch.arange(length, device=frequencies.device, dtype=frequencies.dtype)[:, None]
+        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        index = torch.arange(length, device=tokens.device, dtype=dtype)[:, None]
+        bands = self.num_channels // 2
         if self.kind == "sinusoidal":
-            phase = index * frequencies
+            phase = index * 10_000.0 ** -(torch.arange(bands, device=tokens.device, dtype=dtype) / bands)
             return torch.cat([phase.sin(), phase.cos()], dim=-1)
         position = 2 * index / max(self.max_seq_len - 1, 1) - 1
+        frequencies = torch.linspace(1.0, self.max_seq_len / 2, bands, device=tokens.device, dtype=dtype)
         phase = math.pi * position * frequencies
         return torch.cat([position, phase.sin(), phase.cos()], dim=-1)

@@ -10,6 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from mlcore.base.distributed import World
+from mlcore.base.errors import UserError
 from mlcore.config.dump import to_values
 from mlcore.config.sections import CheckpointConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
 from mlcore.data.loader import BatchLoader, Collate, Prepare, SizedDataset, Transform, worker_count
@@ -73,9 +74,9 @@ class TrainingSetup:
     Attributes:
         task: Model, loss, predictions, metrics.
         train: Training data.
-        evaluation: What the best checkpoint is evaluated on at the end, by name and in this order. "val", the held-out
-            data that chooses the best checkpoint, is always there; "test" is looked at once, after training; "train"
-            are training samples without augmentation, for comparison.
+        evaluation: What the best checkpoint is evaluated on at the end, by name and in this order. "val" is the
+            held-out data that chooses the best checkpoint; without it the last one stands for the run. "test" is looked
+            at once, after training; "train" are training samples without augmentation, for comparison.
         transform: Random augmentation of a training sample.
         group_rules: Learning rates of parts of the model.
         overview: Makes report sections about the data (statistics, skipped samples), given the run folder, into which
@@ -127,7 +128,11 @@ def build_trainer(
     """
     settings = config.train
     loader = train_loader(config, setup, world=world)
-    evaluator = Evaluator(setup.task, evaluation_loader(config, setup.validation, world=world), world=world)
+    evaluator = None
+    if "val" in setup.evaluation:
+        evaluator = Evaluator(setup.task, evaluation_loader(config, setup.validation, world=world), world=world)
+    elif settings.early_stopping.patience is not None or config.scheduler.name in _PLATEAU:
+        raise UserError("no validation data: --patience and the plateau schedule have nothing to watch; leave them out")
     limits = Limits(
         epochs=settings.epochs,
         max_steps=settings.max_steps,

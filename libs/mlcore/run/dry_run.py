@@ -70,12 +70,9 @@ def dry_run(config: CoreConfig, setup: TrainingSetup, *, world: World, extra: Ma
     batch, windows = config.train.batch_size * world.size, config.train.gradient_accumulation_steps
     # Two full windows and a short one whose last batch is short too, as at the end of an epoch.
     train_size = 2 * batch * windows + max(1, batch // 2)
-    held_out = setup.validation
-    small = replace(
-        setup,
-        train=_shortened(setup, train_size),
-        evaluation={"val": replace(held_out, dataset=_First(held_out.dataset, 2 * batch), lengths=None)},
-    )
+    held_out = {name: data for name, data in setup.evaluation.items() if name == "val"}
+    held_out = {k: replace(v, dataset=_First(v.dataset, 2 * batch), lengths=None) for k, v in held_out.items()}
+    small = replace(setup, train=_shortened(setup, train_size), evaluation=held_out)
     with tempfile.TemporaryDirectory(prefix="dry_run_") as name:
         trainer = build_trainer(config, small, world=world, folder=Path(name) / "checkpoints", extra=extra)
         trainer.limits, trainer.cadence, trainer.tracker = Limits(epochs=1), Cadence(log_every=1), (pace := _Pace())

@@ -132,9 +132,10 @@ def pages_of_run(
         "skipped_steps": outcome.skipped,
         "demo": demo,
     }
+    which, at = ("best", now.best_step) if now.best_step >= 0 else ("last", now.step)
     report = RunReport(
         title=title,
-        subtitle=f"{outcome.status} after {now.epoch} epochs; best at step {now.best_step} of {now.step}",
+        subtitle=f"{outcome.status} after {now.epoch} epochs; {which} weights at step {at} of {now.step}",
         headlines=_headlines(results, monitor.metric),
         warnings=_warnings(setup, outcome, demo=demo),
         sections=[
@@ -151,7 +152,8 @@ def pages_of_run(
         },
     )
     for name, values in results.items():
-        _log.info("best checkpoint  %s  %s", name, "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
+        figures = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+        _log.info("%s checkpoint  %s  %s", which, name, figures)
     return Pages(summary=summary, report=report)
 
 
@@ -227,7 +229,8 @@ def _result_table(results: Results) -> Table:
     keys = list(dict.fromkeys(key for values in results.values() for key in values))
     rows: list[list[object]] = [[key, *(results[name].get(key) for name in names)] for key in keys if key != "n"]
     rows.append(["samples", *(int(results[name]["n"]) for name in names)])
-    return Table("Results of the best checkpoint", ["metric", *names], rows)
+    which = "best" if "val" in results else "last"
+    return Table(f"Results of the {which} checkpoint", ["metric", *names], rows)
 
 
 def _warnings(setup: TrainingSetup, outcome: Outcome, *, demo: bool) -> list[str]:

@@ -1,12 +1,15 @@
 """Settings become the parts of a trainer, each where it belongs."""
 
 import logging
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlcore.base.distributed import World
+from mlcore.base.errors import UserError
 from mlcore.run.build import build_tracker, build_trainer, describe, evaluation_loader, train_loader, warn_of_settings
 from mlcore.trackers.base import Trackers
 from mlcore.training.trainer import Trainer
@@ -53,6 +56,19 @@ def test_a_plateau_watches_in_the_direction_of_the_metric_unless_told() -> None:
     assert watched is not None
     assert [watched.update(loss) for loss in (1.0, 0.5, 0.2, 0.3, 0.3)] == [1.0] * 5  # a falling loss is progress
     assert watched.update(0.3) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    "watching", [{"train": {"early_stopping": {"patience": 3}}}, {"scheduler": {"name": "plateau"}}]
+)
+def test_without_validation_data_nothing_can_watch_it(watching: dict[str, Any]) -> None:
+    for sections, refused in (({}, False), (watching, True)):
+        config = config_of(**sections)
+        setup = replace(build(config, World()), evaluation={})
+        with pytest.raises(UserError, match="nothing to watch") if refused else nullcontext():
+            trainer = build_trainer(config, setup, world=World())
+            assert trainer.evaluator is None
+            assert trainer.fit().progress.best is None
 
 
 def test_a_warm_up_longer_than_the_run_is_said(caplog: pytest.LogCaptureFixture) -> None:
