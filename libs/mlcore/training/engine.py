@@ -294,7 +294,8 @@ class Engine:
             average.copy_(state["ema"][name])
         self._updates.copy_(state["updates"])
         self._windows, self._lr_scale = state["windows"], state["lr_scale"]
-        self._statistics.load_state_dict(state["statistics"])
+        if "statistics" in state:  # not in checkpoints of 0.1.0, whose figures of the interval that was cut are lost
+            self._statistics.load_state_dict(state["statistics"])
 
 
 _NOTHING = nullcontext()

@@ -367,3 +367,18 @@ def test_reduced_precision_trains_and_scales_its_loss(precision: Precision, tmp_
     outcome = trainer.fit()
     assert outcome.metrics["loss"] < 0.5 * first
     assert trainer.engine.scaler.is_enabled() == (precision == "fp16")
+
+
+def test_a_checkpoint_of_the_first_release_goes_on(tmp_path: Path) -> None:
+    whole = make(epochs=2)
+    whole.fit()
+    stopped = make(tmp_path, max_steps=3)
+    stopped.fit()
+    assert stopped.store is not None
+    stopped.store.close()
+    state = load_checkpoint(stopped.store.folder / "latest_model.pth")
+    del state["engine"]["statistics"]  # it had another name
+    going_on = make(epochs=2)
+    going_on.load_state_dict(state, source="old")
+    going_on.fit()
+    assert going_on.progress.step == whole.progress.step
