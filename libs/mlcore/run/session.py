@@ -6,7 +6,6 @@ The apps differ in the `TrainingSetup` they build; everything around it is here,
 import gc
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,23 @@ from mlcore.base.console import setup_logging
 from mlcore.base.distributed import World, barrier, broadcast_object, start_world
 from mlcore.base.env import load_env
 from mlcore.base.errors import UserError
-from mlcore.base.files import write_text
 from mlcore.base.seeding import seed_everything
 from mlcore.base.version import code_version
 from mlcore.cli.app import App
 from mlcore.cli.invocation import Invocation
 from mlcore.config.difference import config_differences
-from mlcore.config.dump import to_values, to_yaml
+from mlcore.config.dump import to_values
 from mlcore.remote.s3 import is_remote, stored_file
 from mlcore.report.page import Picture
 from mlcore.report.plots.curves import plot_lr_finder
 from mlcore.run.build import TrainingSetup, build_tracker, build_trainer, configure_torch, describe, warn_of_settings
-from mlcore.run.copy import Copied, RunCopy, copy_of
+from mlcore.run.copy import copy_of
 from mlcore.run.doctor import check_system, exit_code, format_checks
 from mlcore.run.dry_run import dry_run
-from mlcore.run.final_evaluation import Pages, Results, evaluate_best, pages_of_run, read_results, write_pages
+from mlcore.run.final_evaluation import Results, evaluate_best, pages_of_run, read_results
 from mlcore.run.folder import ENDED, RunFolder, RunRecord, choose_run_folder, finished_run, reason_of
 from mlcore.run.group import ITSELF, RunGroup
+from mlcore.run.opened import OpenRun
 from mlcore.trackers.base import Tracker, Trackers
 from mlcore.training.checkpoint import CheckpointError, CheckpointStore, State, inference_weights, load_checkpoint
 from mlcore.training.evaluator import Predictions
@@ -90,83 +89,13 @@ def _origin(app: App[Any], config: Any) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------- the run folder
 
 
-@dataclass(kw_only=True)
-class _OpenRun:
-    """A run folder that this process writes to.
-
-    Attributes:
-        app: What is trained there.
-        name: What the run is called.
-        config: Its configuration.
-        invocation: The command line.
-        world: Ranks and device.
-        place: The folder.
-        record: Its lock and `run.json`; None on ranks that do not write.
-        copy: Its copy in a bucket; None for none, and for a run whose group has one.
-        group: The run this one belongs to.
-        pages: What was last written of it.
-    """
-
-    app: App[Any]
-    name: str
-    config: Any
-    invocation: Invocation[Any]
-    world: World
-    place: RunFolder
-    record: RunRecord | None
-    copy: RunCopy | None = None
-    group: "_OpenRun | None" = None
-    pages: Pages | None = field(default=None, init=False)
-    _begun: bool = field(default=False, init=False)
-
-    @property
-    def folder(self) -> Path:
-        """Path of the run folder."""
-        return self.place.path
-
-    def begin(self) -> None:
-        """Note, here and in the group, that the run is under way, and start its copy; once."""
-        if self._begun:
-            return
-        self._begun = True
-        if self.group is not None:
-            self.group.begin()  # not before its first run is sure to start
-        if self.record is not None:
-            self.record.start(to_values(self.config), code=code_version(self.app.source))
-            write_text(self.folder / "config.yaml", to_yaml(self.config, self.invocation.composed.sources))
-        if self.copy is not None:
-            self.copy.begin()
-
-    def submit(self) -> Callable[[Path], None] | None:
-        """What hands a new checkpoint to the copy; that of a group has the checkpoints of its runs."""
-        whole = self if self.group is None else self.group
-        return None if whole.copy is None else whole.copy.submit
-
-    def write(self, pages: Pages) -> Path:
-        """Write summary and report; nothing is known yet to be missing in the copy."""
-        self.pages = pages
-        copied = None if self.copy is None else Copied(self.copy.address, {})
-        return write_pages(pages, folder=self.folder, copied=copied)
-
-    def close(self, status: str, reason: str | None) -> None:
-        """Note how the run ended, wait a while for its copy, release the folder."""
-        if self.record is not None:
-            self.record.end(status=status, reason=reason)  # before it is copied
-        if self.copy is not None:
-            copied = self.copy.close(status=status)
-            if copied.missing and self.pages is not None:  # summary and report tell what it lacks
-                write_pages(self.pages, folder=self.folder, copied=copied)
-        if self.record is not None:
-            self.record.close(status=status, reason=reason)
-
-
 def _run_in_folder(app: App[Any], invocation: Invocation[Any], world: World) -> str:
     """Choose the folder, hold it, and train or try learning rates there; returns the status."""
     place = broadcast_object(_choose_folder(app, invocation) if world.is_main else None)
     record = RunRecord(place.path) if world.is_main else None
     setup_logging(log_file=place.path / "train.log", is_main=world.is_main, package=app.package)
     name, config = app.name_of_run(invocation), invocation.config
-    run = _OpenRun(app=app, name=name, config=config, invocation=invocation, world=world, place=place, record=record)
+    run = OpenRun(app=app, name=name, config=config, invocation=invocation, world=world, place=place, record=record)
     status, reason = "failed", None
     try:
         if invocation.action == "lr_find":
@@ -199,7 +128,7 @@ def _choose_folder(app: App[Any], invocation: Invocation[Any]) -> RunFolder:
     )
 
 
-def _find_rate(run: _OpenRun) -> str:
+def _find_rate(run: OpenRun) -> str:
     trainer = build_trainer(run.config, _setup_of_dry_run(run.app, run.config, run.world), world=run.world)
     curve = find_learning_rate(trainer)
     picture = plot_lr_finder(
@@ -215,7 +144,7 @@ def _find_rate(run: _OpenRun) -> str:
 # ---------------------------------------------------------------------------------------------------------------- group
 
 
-def _train_group(group: RunGroup[Any], whole: _OpenRun) -> str:
+def _train_group(group: RunGroup[Any], whole: OpenRun) -> str:
     """Train the runs that are not finished, then aggregate all of them; returns the status of the whole."""
     status, results = "finished", dict[str, Results]()
     for number, (place, config) in enumerate(group.configs.items(), 1):
@@ -247,11 +176,11 @@ def _train_group(group: RunGroup[Any], whole: _OpenRun) -> str:
     return status
 
 
-def _train_member(whole: _OpenRun, config: Any, folder: Path) -> str:
+def _train_member(whole: OpenRun, config: Any, folder: Path) -> str:
     """Train a run of a group in its folder; returns the status."""
     place = choose_run_folder(folder, config=to_values(config), output_dir=folder)
     barrier()  # every rank has looked before anything is written
-    run = _OpenRun(
+    run = OpenRun(
         app=whole.app,
         name=f"{whole.name}, {folder.name}",
         config=config,
@@ -276,7 +205,7 @@ def _train_member(whole: _OpenRun, config: Any, folder: Path) -> str:
 # -------------------------------------------------------------------------------------------------------------- one run
 
 
-def _train(run: _OpenRun) -> str:
+def _train(run: OpenRun) -> str:
     """Train (or go on training), evaluate the best checkpoint, write the report; returns the status."""
     gc.collect()  # a trainer's callbacks refer to it; of an earlier run of a group nothing is to stay in memory
     _seed(run.config, run.world)
@@ -309,7 +238,7 @@ def _train(run: _OpenRun) -> str:
     return status
 
 
-def _evaluate_and_report(run: _OpenRun, trainer: Trainer, setup: TrainingSetup, outcome: Outcome) -> None:
+def _evaluate_and_report(run: OpenRun, trainer: Trainer, setup: TrainingSetup, outcome: Outcome) -> None:
     evaluation = evaluate_best(trainer, setup, config=run.config, folder=run.folder, checkpoints=run.place.checkpoints)
     if run.world.is_main:
         pages = pages_of_run(
@@ -330,7 +259,7 @@ def _evaluate_and_report(run: _OpenRun, trainer: Trainer, setup: TrainingSetup, 
     barrier()
 
 
-def _resumed_state(run: _OpenRun) -> tuple[Path, State] | None:
+def _resumed_state(run: OpenRun) -> tuple[Path, State] | None:
     """The checkpoint to go on from; rank 0 chooses it, so that all ranks read the same."""
     if not run.place.resume:
         return None
@@ -347,7 +276,7 @@ def _resumed_state(run: _OpenRun) -> tuple[Path, State] | None:
     return path, state
 
 
-def _take_over(run: _OpenRun, trainer: Trainer, setup: TrainingSetup, resumed: tuple[Path, State] | None) -> None:
+def _take_over(run: OpenRun, trainer: Trainer, setup: TrainingSetup, resumed: tuple[Path, State] | None) -> None:
     if resumed is None:
         return
     path, state = resumed
@@ -369,7 +298,7 @@ def _take_over(run: _OpenRun, trainer: Trainer, setup: TrainingSetup, resumed: t
     _log.info("resuming %s at step %d (epoch %d, sample %d)", path, now.step, now.epoch, now.position)
 
 
-def _tracker(run: _OpenRun, state: State | None) -> Tracker:
+def _tracker(run: OpenRun, state: State | None) -> Tracker:
     if not run.world.is_main:
         return Trackers({})
     branch = run.place.checkpoint is not None  # a branch is a run of its own for trackers, too
@@ -383,7 +312,7 @@ def _tracker(run: _OpenRun, state: State | None) -> Tracker:
 
 
 def _picture_logger(
-    run: _OpenRun, trainer: Trainer, setup: TrainingSetup, tracker: Tracker
+    run: OpenRun, trainer: Trainer, setup: TrainingSetup, tracker: Tracker
 ) -> Callable[[int, Mapping[str, float], Predictions], None] | None:
     """With `log_images`, trackers get the pictures of an evaluation each `log_freq` epochs."""
     settings, analyse = run.config.tracking, setup.analyse

@@ -1,0 +1,86 @@
+"""A run folder that a process writes to: its record, configuration, copy and pages, from its beginning to its end."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlcore.base.distributed import World
+from mlcore.base.files import write_text
+from mlcore.base.version import code_version
+from mlcore.cli.app import App
+from mlcore.cli.invocation import Invocation
+from mlcore.config.dump import to_values, to_yaml
+from mlcore.run.copy import Copied, RunCopy
+from mlcore.run.final_evaluation import Pages, write_pages
+from mlcore.run.folder import RunFolder, RunRecord
+
+
+@dataclass(kw_only=True)
+class OpenRun:
+    """A run folder that this process writes to.
+
+    Attributes:
+        app: What is trained there.
+        name: What the run is called.
+        config: Its configuration.
+        invocation: The command line.
+        world: Ranks and device.
+        place: The folder.
+        record: Its lock and `run.json`; None on ranks that do not write.
+        copy: Its copy in a bucket; None for none, and for a run whose group has one.
+        group: The run this one belongs to.
+        pages: What was last written of it.
+    """
+
+    app: App[Any]
+    name: str
+    config: Any
+    invocation: Invocation[Any]
+    world: World
+    place: RunFolder
+    record: RunRecord | None
+    copy: RunCopy | None = None
+    group: "OpenRun | None" = None
+    pages: Pages | None = field(default=None, init=False)
+    _begun: bool = field(default=False, init=False)
+
+    @property
+    def folder(self) -> Path:
+        """Path of the run folder."""
+        return self.place.path
+
+    def begin(self) -> None:
+        """Note, here and in the group, that the run is under way, and start its copy; once."""
+        if self._begun:
+            return
+        self._begun = True
+        if self.group is not None:
+            self.group.begin()  # not before its first run is sure to start
+        if self.record is not None:
+            self.record.start(to_values(self.config), code=code_version(self.app.source))
+            write_text(self.folder / "config.yaml", to_yaml(self.config, self.invocation.composed.sources))
+        if self.copy is not None:
+            self.copy.begin()
+
+    def submit(self) -> Callable[[Path], None] | None:
+        """What hands a new checkpoint to the copy; that of a group has the checkpoints of its runs."""
+        whole = self if self.group is None else self.group
+        return None if whole.copy is None else whole.copy.submit
+
+    def write(self, pages: Pages) -> Path:
+        """Write summary and report; nothing is known yet to be missing in the copy."""
+        self.pages = pages
+        copied = None if self.copy is None else Copied(self.copy.address, {})
+        return write_pages(pages, folder=self.folder, copied=copied)
+
+    def close(self, status: str, reason: str | None) -> None:
+        """Note how the run ended, wait a while for its copy, release the folder."""
+        if self.record is not None:
+            self.record.end(status=status, reason=reason)  # before it is copied
+        if self.copy is not None:
+            copied = self.copy.close(status=status)
+            if copied.missing and self.pages is not None:  # summary and report tell what it lacks
+                write_pages(self.pages, folder=self.folder, copied=copied)
+        if self.record is not None:
+            self.record.close(status=status, reason=reason)
