@@ -4,9 +4,10 @@
     python apps/doc_ensemble/predict.py --model_path a.pth --model_path b.pth --csv pages.csv --output predictions.csv
 
 takes images, all pages of TIFF and PDF files, folders of them, or a table with the column image. Writes predictions.csv
-(--output): image, class, probability, p_<class> for every class, and for a page that cannot be read, or a row that
-names none, the reason; such pages do not stop the others, but make the exit code 1. Thumbnails with their classes
-go to predictions_pages/ beside the table.
+(--output), a row for each in the order given: image (as the table names it), class, probability, p_<class> for every
+class, and problem: why a page cannot be read, or a row names none or one that was there before. Such pages do not stop
+the others, but make the exit code 1, or 2 where none is left. Thumbnails with their classes go to predictions_pages/
+beside the table.
 """
 
 import argparse

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from mlcore.base.errors import UserError
-from quartet.apps.doc_ensemble.data.table import read_table
+from quartet.apps.doc_ensemble.data.pages import Page
+from quartet.apps.doc_ensemble.data.table import read_rows, read_table
 
 
 @pytest.fixture
@@ -99,20 +100,31 @@ def test_tables_that_are_none(folder: Path, text: str, message: str) -> None:
 
 
 def test_without_labels(folder: Path) -> None:
-    pages, classes = read_table(table(folder, "image\na.png\nm.tif#2\n"), labelled=False)
-    assert [page.label for page in pages] == [None, None]
-    assert classes == ()
+    rows = read_rows(table(folder, "image\na.png\nm.tif#2\n"))
+    assert [(text, page.name, page.label) for text, page in rows if isinstance(page, Page)] == [
+        ("a.png", "a.png", None),
+        ("m.tif#2", "m.tif#2", None),
+    ]
+    with pytest.raises(UserError, match="no rows below the header"):
+        read_rows(table(folder, "image\n"))
 
 
-def test_rows_that_cannot_be_used_may_be_left_out(folder: Path) -> None:
-    path = table(folder, "image,label\nnone.png,x\na.png,y\nm.tif#9,y\na.png,y\n,y\n")
-    unusable: list[tuple[str, str]] = []
-    pages, _ = read_table(path, labelled=False, unusable=unusable)
-    assert [page.name for page in pages] == ["a.png"]
-    assert [image for image, _ in unusable] == ["none.png", "m.tif#9", "a.png", ""]
-    reasons = ("no such file", "no page 9", "the same page as in line 3", "the path of the image is empty")
-    for line, (reason, (_, message)) in zip((2, 4, 5, 6), zip(reasons, unusable, strict=True), strict=True):
-        assert message.startswith(f"{path}, line {line}: {reason}")
-    unusable.clear()
-    assert read_table(table(folder, "image\nnone.png\n"), labelled=False, unusable=unusable) == ([], ())
-    assert len(unusable) == 1
+def test_rows_that_cannot_be_classified_keep_their_place_and_say_why(folder: Path) -> None:
+    path = table(folder, 'image,label\nnone.png,x\na.png,y\nm.tif#9,y\na.png,y\n,y\nb.png,x,y\n"b.png"x,y\nb.png,x\n')
+    rows = read_rows(path)
+    assert [text for text, _ in rows] == ["none.png", "a.png", "m.tif#9", "a.png", "", "b.png", "", "b.png"]
+    reasons = {
+        2: "no such file",
+        4: "no page 9",
+        5: "the same page as in line 3",
+        6: "the path of the image is empty",
+        7: "3 values, but the header names 2",
+        8: "not a CSV table",
+    }
+    for line, (_, found) in enumerate(rows, 2):
+        if line in reasons:
+            assert isinstance(found, str)
+            assert found.startswith(f"{path}, line {line}: {reasons[line]}")
+        else:
+            assert isinstance(found, Page)
+            assert found.origin == f"{path}, line {line}"

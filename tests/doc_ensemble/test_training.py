@@ -178,34 +178,49 @@ def test_one_class_is_refused(tmp_path: Path, pages: Path) -> None:
         build(config_of(tmp_path / "set", data={"data_dir": tmp_path / "set"}), World(device=CPU))
 
 
+def table_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_predictions_of_a_table_go_on_after_rows_that_name_no_page(
     tmp_path: Path, pages: Path, finished: tuple[Path, str], run
 ) -> None:
-    good, *_ = sorted((pages / "test").rglob("*.jpg"))
+    """Every row of the table is a row of the result, in its place and under its own name."""
+    good, other, *_ = sorted((pages / "test").rglob("*.jpg"))
+    shutil.copy(other, tmp_path / "other.jpg")
     (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.4 cut")
+    (tmp_path / "bad.png").write_bytes(b"")
     csv_file, output = tmp_path / "pages.csv", tmp_path / "out" / "predictions.csv"
-    csv_file.write_text(f"image\nnone.png\n{good}\nbad.pdf\nnone.png\n", encoding="utf-8")
+    names = ["none.png", str(good), "bad.pdf", "bad.png", "none.png", "other.jpg", "other.jpg", ""]
+    csv_file.write_text("image\n" + "\n".join(names[:-1]) + '\n"x"y\n', encoding="utf-8")
     options = ["--model_path", finished[0], "--output", output, "--thumbnails", "0"]
     code, said = run("predict", "--csv", csv_file, *options)
     assert code == 1, said
-    with output.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["image"], bool(row["class"])) for row in rows] == [
-        (f"{good.resolve()}#1", True),
-        ("none.png", False),
-        ("bad.pdf", False),
-        ("none.png", False),
-    ]
-    for line, row in zip((2, 4, 5), rows[1:], strict=True):
-        assert row["problem"].startswith(f"{csv_file}, line {line}: ")
-        assert f"left out: {row['problem']}" in said
-    assert "1 pages, 3 could not be read" in said
-    shutil.rmtree(output.parent)
-    csv_file.write_text("image\nnone.png\n", encoding="utf-8")
-    code, said = run("predict", "--csv", csv_file, *options)
+    rows = table_of(output)
+    assert [row["image"] for row in rows] == names
+    assert [place for place, row in enumerate(rows) if row["class"]] == [1, 5]
+    assert "empty file" in rows[3]["problem"]
+    for place in (0, 2, 4, 6, 7):
+        assert rows[place]["problem"].startswith(f"{csv_file}, line {place + 2}: ")
+        assert f"left out: {rows[place]['problem']}" in said
+    assert "2 pages, 6 could not be read" in said
+
+
+@pytest.mark.parametrize("files", [["none.png"], ["bad.png"], ["none.png", "bad.png"]])
+def test_a_table_of_bad_rows_only_is_answered_with_their_reasons(
+    files: list[str], tmp_path: Path, finished: tuple[Path, str], run
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"")
+    csv_file, output = tmp_path / "pages.csv", tmp_path / "out" / "predictions.csv"
+    csv_file.write_text("image\n" + "\n".join(files) + "\n", encoding="utf-8")
+    code, said = run("predict", "--csv", csv_file, "--model_path", finished[0], "--output", output)
     assert code == 2
-    assert f"nothing to classify: {csv_file}, line 2: no such file: none.png" in said
-    assert not output.parent.exists()
+    rows = table_of(output)
+    assert [row["image"] for row in rows] == files
+    assert all(row["problem"] and not row["class"] for row in rows)
+    assert f"nothing could be classified, {output} has the reasons; the first: {rows[0]['problem']}" in said
+    assert not (output.parent / "predictions_pages").exists()
 
 
 def test_predict_reads_every_kind_of_page_and_goes_on_after_a_bad_one(
@@ -221,8 +236,9 @@ def test_predict_reads_every_kind_of_page_and_goes_on_after_a_bad_one(
     output = tmp_path / "out" / "predictions.csv"
     code, said = run("predict", "--model_path", model, "--model_path", finished[0], "--output", output, tmp_path)
     assert code == 1, said
-    with output.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = table_of(output)
+    names = ["bad.pdf", "bad.png#1", "one.pdf#1", "two.tif#1", "two.tif#2"]
+    assert [Path(row["image"]).name for row in rows] == names
     good = [row for row in rows if not row["problem"]]
     assert [Path(row["image"]).name for row in good] == ["one.pdf#1", "two.tif#1", "two.tif#2"]
     problems = {Path(row["image"]).name: row["problem"] for row in rows if row["problem"]}

@@ -17,24 +17,15 @@ from mlcore.base.errors import UserError
 from mlcore.data.records import failed, read_records
 from quartet.apps.doc_ensemble.data.pages import Page, page_count
 
-__all__ = ["class_names", "label_of", "normal", "read_table"]
+__all__ = ["class_names", "label_of", "normal", "read_rows", "read_table"]
 
 
-def read_table(
-    path: Path,
-    *,
-    classes: Sequence[str] | None = None,
-    labelled: bool = True,
-    unusable: list[tuple[str, str]] | None = None,
-) -> tuple[list[Page], tuple[str, ...]]:
-    """Read a table.
+def read_table(path: Path, *, classes: Sequence[str] | None = None) -> tuple[list[Page], tuple[str, ...]]:
+    """Read a table with labels.
 
     Args:
         path: The CSV file, UTF-8 with or without byte order mark.
         classes: Names of the classes in order, as training had them; None: those that are in this table.
-        labelled: Without it the label column may be missing and is not looked at; every label is None.
-        unusable: Rows that name no page, or one that another row has, are left out and added to it: what is in the
-            column image, and the reason with the line. None: such rows are an error.
 
     Returns:
         Pages in file order, and the class names; a page's label is an index into them.
@@ -45,33 +36,50 @@ def read_table(
     problems: list[str] = []
     found: list[tuple[Page, str]] = []
     seen: dict[tuple[Path, int], int] = {}
-    for line, values in read_records(path, ("image", "label") if labelled else ("image",), optional=("group",)):
+    for line, values in read_records(path, ("image", "label"), optional=("group",)):
         try:
-            page = _page(path.parent, values["image"])
-            first = seen.setdefault((page.path, page.number), line)
-            if first != line:
-                raise UserError(f"the same page as in line {first}: {values['image']}")
-            if labelled and not values["label"]:
+            page = _page(path.parent, values["image"], line=line, seen=seen)
+            if not values["label"]:
                 raise UserError("the label is empty")
         except UserError as error:
-            if unusable is None:
-                problems.append(f"line {line}: {error}")
-            else:
-                unusable.append((values["image"], f"{path}, line {line}: {error}"))
+            problems.append(f"line {line}: {error}")
             continue
         page = replace(page, origin=f"{path}, line {line}", group=values.get("group", ""))
-        found.append((page, normal(values["label"]) if labelled else ""))
-    if not found and not problems and not unusable:
+        found.append((page, normal(values["label"])))
+    if not found and not problems:
         raise UserError(f"{path}: no rows below the header")
-    if not labelled:
-        names = tuple(classes or ())
-        pages = [page for page, _ in found]
-    else:
-        names = tuple(classes) if classes is not None else class_names({label for _, label in found})
-        pages = _labelled(found, names, problems)
+    names = tuple(classes) if classes is not None else class_names({label for _, label in found})
+    pages = _labelled(found, names, problems)
     if problems:
         raise failed(path, problems)
     return pages, names
+
+
+def read_rows(path: Path) -> list[tuple[str, Page | str]]:
+    """Read a table of pages to be classified; labels are not looked at.
+
+    Returns:
+        One entry for each row, in file order: what is in the column image, and the page, or the reason with the line
+        why there is none: no such file, no such page, the same page as in a row before, no row of a table.
+
+    Raises:
+        UserError: The file cannot be read, or has no column image or no row.
+    """
+    rows: list[tuple[str, Page | str]] = []
+    seen: dict[tuple[Path, int], int] = {}
+    broken: dict[int, str] = {}
+    for line, values in read_records(path, ("image",), broken=broken):
+        origin = f"{path}, line {line}"
+        try:
+            if line in broken:
+                raise UserError(broken[line])
+            page = _page(path.parent, values["image"], line=line, seen=seen)
+            rows.append((values["image"], replace(page, origin=origin)))
+        except UserError as error:
+            rows.append((values.get("image", ""), f"{origin}: {error}"))
+    if not rows:
+        raise UserError(f"{path}: no rows below the header")
+    return rows
 
 
 def class_names(labels: set[str]) -> tuple[str, ...]:
@@ -111,8 +119,11 @@ def _labelled(found: Sequence[tuple[Page, str]], names: Sequence[str], problems:
     return pages
 
 
-def _page(folder: Path, text: str) -> Page:
-    """The page that a cell names; files whose own names end in "#3" come first."""
+def _page(folder: Path, text: str, *, line: int, seen: dict[tuple[Path, int], int]) -> Page:
+    """The page that a cell names, unless a line before, which `seen` knows, has it.
+
+    Files whose own names end in "#3" come first.
+    """
     if not text:
         raise UserError("the path of the image is empty")
     name, mark, number = text.rpartition("#")
@@ -125,6 +136,9 @@ def _page(folder: Path, text: str) -> Page:
     count = page_count(path) if index or path.suffix.lower() == ".pdf" else 1
     if not 0 <= index < count:
         raise UserError(f"no page {index + 1} in {name}, which has {count}; pages are counted from 1")
+    first = seen.setdefault((path, index), line)
+    if first != line:
+        raise UserError(f"the same page as in line {first}: {text}")
     return Page(path, index)
 
 

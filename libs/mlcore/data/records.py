@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 
 from mlcore.base.errors import UserError, listed
@@ -14,7 +13,12 @@ _LONGEST_FIELD = 2**31 - 1  # the csv module's own limit is 128 KiB, less than t
 
 
 def read_records(
-    path: Path, wanted: Sequence[str], *, optional: Sequence[str] = (), hints: Mapping[str, str] | None = None
+    path: Path,
+    wanted: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    hints: Mapping[str, str] | None = None,
+    broken: dict[int, str] | None = None,
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """The records of a CSV table (RFC 4180) that are not blank.
 
@@ -23,6 +27,8 @@ def read_records(
         wanted: Columns that must be there.
         optional: Columns that are read if they are there; others are in the records, too, but may be there twice.
         hints: What to do if a column is missing, for the message.
+        broken: Records that are no row of the table are yielded with what values they have, and their lines with the
+            reasons are added to it. None: such a record is an error.
 
     Yields:
         The line a record starts in, and its stripped values by column; "" for values that are missing at the end.
@@ -30,33 +36,51 @@ def read_records(
     Raises:
         UserError: It cannot be read, is no CSV table, or lacks a column or has it twice.
     """
-    line = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file, _long_fields():
-            first = file.readline()
-            _check_separator(path, first, wanted)
-            reader = csv.reader(chain([first], file), strict=True)
+            lines = file.readlines()
+            _check_separator(path, lines[0] if lines else "", wanted)
+            reader = csv.reader(lines, strict=True)
             header = [name.strip() for name in next(reader, [])]
             _check_header(path, header, wanted, optional, hints or {})
-            line = reader.line_num + 1
-            for values in reader:
-                if len(values) > len(header):
-                    raise UserError(
-                        f"{path}, line {line}: {len(values)} values, but the header names {len(header)} columns; put "
-                        "values with commas in quotes"
-                    )
-                if any(value.strip() for value in values):
+            for line, values, problem in _rows(lines, start=reader.line_num, columns=len(header)):
+                if problem and broken is None:
+                    raise UserError(f"{path}, line {line}: {problem}")
+                if problem and broken is not None:
+                    broken[line] = problem
+                if problem or any(value.strip() for value in values):
                     padded = [*values, *[""] * (len(header) - len(values))]
-                    yield line, {key: value.strip() for key, value in zip(header, padded, strict=True)}
-                line = reader.line_num + 1
+                    yield line, {key: value.strip() for key, value in zip(header, padded, strict=False)}
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise UserError(
             f"{path}: not UTF-8 text; save it as CSV in UTF-8 (in Excel: Save As, 'CSV UTF-8 (Comma delimited)')"
         ) from None
-    except csv.Error as error:
-        raise UserError(f"{path}, line {line}: not a CSV table ({error})") from None
+    except csv.Error as error:  # of the header
+        raise UserError(f"{path}, line 1: not a CSV table ({error})") from None
+
+
+def _rows(lines: Sequence[str], *, start: int, columns: int) -> Iterator[tuple[int, list[str], str]]:
+    """Line (from 1), values and what is wrong with them ("": nothing) of each record from `start` (from 0) on.
+
+    A record that is none costs its first line only: a quote too many would take all rows up to the next one with it.
+    """
+    while start < len(lines):
+        reader = csv.reader((lines[place] for place in range(start, len(lines))), strict=True)
+        begun = start
+        try:
+            for values in reader:
+                yield begun + 1, values, _too_many(values, columns) if len(values) > columns else ""
+                begun = start + reader.line_num
+            return
+        except csv.Error as error:
+            yield begun + 1, [], f"not a CSV table ({error})"
+            start = begun + 1
+
+
+def _too_many(values: Sequence[str], columns: int) -> str:
+    return f"{len(values)} values, but the header names {columns} columns; put values with commas in quotes"
 
 
 def failed(place: Path, problems: Sequence[str]) -> UserError:

@@ -64,6 +64,19 @@ def test_tables_that_are_none(tmp_path: Path, content: str | bytes, message: str
         records(tmp_path, content)
 
 
+def test_records_that_are_no_rows_may_be_noted_and_cost_no_other_row(tmp_path: Path) -> None:
+    content = 'image,label\na,1\nb,2,3\n"c"d,4\ne,5\n"f,6\n"g","two\nlines"\nh,\n"never closed\ni,7\n'
+    broken: dict[int, str] = {}
+    found = list(read_records(table(tmp_path, content), ("image", "label"), broken=broken))
+    assert [(line, record.get("image")) for line, record in found] == [
+        (2, "a"), (3, "b"), (4, ""), (5, "e"), (6, ""), (7, "g"), (9, "h"), (10, ""), (11, "i"),
+    ]  # fmt: skip
+    assert dict(found)[7]["label"] == "two\nlines"
+    assert broken.keys() == {3, 4, 6, 10}
+    assert broken[3].startswith("3 values, but the header names 2 columns")
+    assert all("not a CSV table" in broken[line] for line in (4, 6, 10))
+
+
 def test_a_missing_table(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.csv: cannot be read: No such file"):
         list(read_records(tmp_path / "none.csv", ()))
