@@ -182,6 +182,56 @@ def test_the_model_is_told_that_the_text_is_missing() -> None:
         assert not torch.equal(model(without).logits, model(batch()).logits)
 
 
+def of_missing_texts(kind: str) -> tuple[AdClassifier, dict[str, Tensor]]:
+    """A classifier, and a batch of which just the ads lack a text."""
+    torch.manual_seed(0)
+    fusion = {
+        "single": lambda: Single(6, projection_dim=None),
+        "projected": lambda: Single(6, projection_dim=5),
+        "concat": lambda: ConcatFusion(8, 6),
+        "gated": lambda: GatedFusion(8, 6, width=5),
+    }[kind]()
+    model = AdClassifier(
+        vision=None,
+        pooling=None if isinstance(fusion, Single) else MeanPooling(),
+        fusion=fusion,
+        head=make_head(fusion.width, hidden_dims=(8,), dropout=0.0),
+        text_width=6,
+    )
+    label = torch.arange(32) % 2
+    texts = functional.normalize(torch.randn(32, 6), dim=-1)
+    has_text = label == 0
+    return model, {
+        "pooled": torch.randn(32, 8), "text": texts, "has_text": has_text, "real_text": has_text, "label": label,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["single", "projected", "concat", "gated"])
+def test_a_missing_text_is_learned_without_clipping(kind: str) -> None:
+    model, made = of_missing_texts(kind)
+    task = AdTask(model=model, objective=Objective(loss_type="bce"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    norms = []
+    for _ in range(300):
+        optimizer.zero_grad()
+        step = task.training_step(model, made)
+        (step.loss_sum / 32).backward()
+        norms.append(float(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])))
+        optimizer.step()
+    assert max(norms) < 10
+    assert step.loss_sum / 32 < 0.1
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_stands_in_for_a_missing_text_follows_from_the_seed(seed: int) -> None:
+    vectors = []
+    for _ in range(2):
+        torch.manual_seed(seed)
+        vectors.append(given(classifier().no_text))
+    assert torch.equal(*vectors)
+    torch.testing.assert_close(vectors[0].norm(), torch.tensor(1.0))
+
+
 def test_logits_are_in_full_precision_whatever_the_backbone_computes_in() -> None:
     model = classifier()
     with torch.autocast("cpu", torch.bfloat16):

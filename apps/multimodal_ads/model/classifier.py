@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from quartet.apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, Single
 from quartet.apps.multimodal_ads.vision.interface import Tokens, VisionEncoder
@@ -59,8 +60,11 @@ class AdClassifier(nn.Module):
         self.fusion = fusion
         self.head = head
         self.imagine = imagine
-        # What stands in for a text that is missing; learned, so that it need not look like any text.
-        self.no_text = None if text_width is None else nn.Parameter(torch.zeros(text_width))
+        # What stands in for a text that is missing; learned, so that it need not look like any text. It starts at unit
+        # length, as embeddings have it: fusions normalise it, and at zero the gradient of that is without bound.
+        self.no_text = (
+            None if text_width is None else nn.Parameter(functional.normalize(torch.randn(text_width), dim=0))
+        )
         self.register_state_dict_post_hook(_drop_frozen)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_excuse_frozen)  # type: ignore[no-untyped-call]
 
