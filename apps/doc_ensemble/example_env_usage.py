@@ -11,7 +11,8 @@ import argparse
 import os
 from collections.abc import Mapping
 
-from mlcore.base.env import load_env, mask_secrets, wandb_key_source
+from mlcore.base.env import load_env, wandb_key_source
+from mlcore.base.secrets import mask_secrets
 from mlcore.cli.main import guarded
 
 EXAMPLE = "env_example.txt"

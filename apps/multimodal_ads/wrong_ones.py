@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mlcore.base.env import mask_text
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, ensure_folder, write_json, write_text
+from mlcore.base.secrets import mask_text
 from mlcore.metrics.arrays import as_floats, as_labels
 from mlcore.report.page import Picture, Section, Text
 from mlcore.report.plots.contact_sheet import Tile, plot_contact_sheet

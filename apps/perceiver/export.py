@@ -19,6 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mlcore.base.env import child_environment
 from mlcore.base.errors import UserError
 from mlcore.cli.main import guarded
 from mlcore.remote.s3 import stored_file
@@ -44,7 +45,7 @@ def main() -> int:
         return verify(given.model_path, folder)
     export(given.model_path, folder)
     command = [sys.executable, __file__, "--model_path", str(given.model_path), "--output_dir", str(folder), "--verify"]
-    return subprocess.run(command, check=False).returncode  # noqa: S603
+    return subprocess.run(command, check=False, env=child_environment()).returncode  # noqa: S603
 
 
 def export(model_path: Path, folder: Path) -> None:

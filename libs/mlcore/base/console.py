@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from mlcore.base.env import mask_text
+from mlcore.base.secrets import mask_text
 
 _PROGRESS_EVERY_S = 5.0
 

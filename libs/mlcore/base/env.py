@@ -1,39 +1,50 @@
-"""Settings and secrets from the environment: `.env` files, and keeping secrets out of everything we write. Torch-free.
+"""Settings and secrets from the environment, and what is taken from `.env` files. Torch-free.
 
-Put a line `WANDB_API_KEY=...` into a file `.env` at the root of the project or in the current folder; a variable that
-is already set in the environment wins over both.
+Put a line `WANDB_API_KEY=...` into a file `.env` at the root of the checkout, or name a file or folder in the variable
+`QUARTET_ENV`; a variable that is already set wins. A `.env` that merely lies in the current folder is not read: it may
+be anybody's, and variables can start programs (`GIT_*`, `LD_*`) or send keys elsewhere (proxies, addresses). So only
+the names below become variables of the process, an address only together with the keys that are sent there; every
+other name serves `${env:NAME}` in settings and nothing else.
 """
 
+import logging
 import netrc
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import dotenv
 
 from mlcore.base.errors import UserError
+from mlcore.base.secrets import is_secret, mask_text, register
 
-__all__ = ["MASK", "load_env", "mask_secrets", "mask_text", "project_root", "wandb_key_source"]
+__all__ = ["NAMED", "child_environment", "env_notes", "environment", "load_env", "project_root", "wandb_key_source"]
 
-MASK = "***"
+_log = logging.getLogger(__name__)
 
-# NAMES_LIKE_THIS are environment variables; there, any of these words makes a secret.
-_VARIABLE = re.compile(r"^[A-Z][A-Z0-9_]*$")
-_VARIABLE_WORDS = re.compile(r"(^|_)(API_?KEY|KEY(_ID)?|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)")
-# In configs "key" and "token" mostly mean other things (image_key, pad_token), so only the usual secrets are masked.
-_CONFIG_WORDS = re.compile(
-    r"(^|[_.-])((api|access|secret|private|auth|account)[_-]?key([_-]?id)?|secret|password|passwd|credentials?"
-    r"|(api|access|auth|hf|hub|bearer|session|refresh|wandb)[_-]?token)([_.-]|$)|^token$",
-    re.IGNORECASE,
-)
-_TEXT_PATTERNS = (
-    re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"),  # user:password in an address
-    re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"),  # AWS
-    re.compile(r"\b(hf_|gh[pousr]_|wandb_v1_)[0-9A-Za-z_-]{20,}"),
-)
-_SHORTEST_SECRET = 8  # masking shorter values would blot out ordinary words
+NAMED = "QUARTET_ENV"
+"""Variable that names the `.env` file, or its folder, to read instead of the checkout's."""
+
+_AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+_KEYS_SENT_TO = {
+    "WANDB_BASE_URL": ("WANDB_API_KEY",),
+    "AWS_ENDPOINT_URL": _AWS_KEYS,
+    "AWS_ENDPOINT_URL_S3": _AWS_KEYS,
+    "HF_ENDPOINT": ("HF_TOKEN",),
+}
+_TAKEN = {
+    *("WANDB_API_KEY", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_MODE"),
+    *(*_AWS_KEYS, "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFILE", "S3_BUCKET_NAME"),
+    *("HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE"),
+    *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS"),
+    *_KEYS_SENT_TO,
+}
+# Said when they are found, because whoever wrote them expected them to work.
+_NEVER = re.compile(r"(GIT|LD|DYLD|PYTHON|BASH|NCCL|TORCH|CUDA)_?.*|.*PATH|.*_PROXY|(AWS|WANDB|HF)_.*", re.IGNORECASE)
+
+_other: dict[str, str] = {}  # what else `.env` files say, for `${env:NAME}`
+_notes: list[str] = []
 
 
 def project_root(start: Path | None = None) -> Path | None:
@@ -43,43 +54,56 @@ def project_root(start: Path | None = None) -> Path | None:
 
 
 def load_env(*, root: Path | None = None) -> list[Path]:
-    """Read `.env` of the current folder, then of the project; what is set already is never changed.
+    """Read `.env` of the checkout, or the one that `QUARTET_ENV` names; what is set already is never changed.
+
+    What is left out is said once on the terminal; `env_notes` has it for logs.
 
     Args:
         root: The project's root; found through pyproject.toml if not given.
 
     Returns:
-        The files read, the winning one first.
+        The file read, or nothing.
 
     Raises:
-        UserError: A file cannot be read or has a line that is not `NAME=value`.
+        UserError: The file cannot be read, has a line that is not `NAME=value`, or the named one is not there.
     """
-    root = root or project_root()
-    folders = [Path.cwd()] if root is None else [Path.cwd(), root]
-    files = [path for path in dict.fromkeys((folder / ".env").resolve() for folder in folders) if path.is_file()]
-    for path in files:
-        for name, value in _parse(path).items():
-            os.environ.setdefault(name, value)
-    return files
+    path = _env_file(root or project_root())
+    here = Path.cwd() / ".env"
+    if here.is_file() and (path is None or here.resolve() != path):
+        _note(f"{here} is not read: only the checkout's own .env is, or the one that the variable {NAMED} names")
+    if path is None:
+        return []
+    values = _parse(path)
+    for name, value in values.items():
+        if name in os.environ:
+            continue
+        if name not in _TAKEN:
+            _other[name] = value
+            if is_secret(name):
+                register(value)
+            if _NEVER.fullmatch(name):
+                _note(f"{path}: {name} is not taken from a file; set it in the shell if it is yours")
+        elif any(os.environ.get(key, values.get(key)) != values.get(key, "") for key in _KEYS_SENT_TO.get(name, ())):
+            keys = " and ".join(_KEYS_SENT_TO[name])
+            _note(f"{path}: {name} is not taken: it must come from where {keys} come from, because they are sent there")
+        else:
+            os.environ[name] = value
+    return [path]
 
 
-def mask_secrets(values: Mapping[str, object]) -> dict[str, object]:
-    """A copy of `values` that may be written to a file, a log or a report.
-
-    Strings whose key names a secret (`api_key`, `password`, `HF_TOKEN`, ...) become `***`, at any depth; secrets
-    inside other strings are treated as in `mask_text`. Numbers, booleans and None stay.
-    """
-    return {key: _mask(key, value) for key, value in values.items()}
+def environment() -> dict[str, str]:
+    """Variables of the process, and what else the `.env` file says: what `${env:NAME}` can name."""
+    return {**_other, **os.environ}
 
 
-def mask_text(text: str) -> str:
-    """`text` without values of secret environment variables, passwords in addresses, and well-known key formats."""
-    for name, value in os.environ.items():
-        if len(value) >= _SHORTEST_SECRET and _is_secret(name) and value in text:
-            text = text.replace(value, MASK)
-    for pattern in _TEXT_PATTERNS:
-        text = pattern.sub(MASK, text)
-    return text
+def env_notes() -> list[str]:
+    """What `load_env` left out and why."""
+    return list(_notes)
+
+
+def child_environment() -> dict[str, str]:
+    """The environment for programs that need no secret: without variables that hold one."""
+    return {name: value for name, value in os.environ.items() if not is_secret(name)}
 
 
 def wandb_key_source() -> str | None:
@@ -98,6 +122,24 @@ def wandb_key_source() -> str | None:
     return None
 
 
+def _env_file(root: Path | None) -> Path | None:
+    named = os.environ.get(NAMED)
+    if named:
+        place = Path(named).expanduser().resolve()
+        file = place / ".env" if place.is_dir() else place
+        if not file.is_file():
+            raise UserError(f"{NAMED}={named}: there is no file {file}")
+        return file
+    own = None if root is None else (root / ".env").resolve()
+    return own if own is not None and own.is_file() else None
+
+
+def _note(text: str) -> None:
+    if text not in _notes:
+        _notes.append(text)
+        _log.warning("%s", mask_text(text))
+
+
 def _parse(path: Path) -> dict[str, str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -108,17 +150,3 @@ def _parse(path: Path) -> dict[str, str]:
         if re.fullmatch(r"\s*[^#\s=]+\s*", line) and '"' not in text and "'" not in text:
             raise UserError(f"{path}, line {number}: expected NAME=value, found {mask_text(line.strip())[:20]!r}.")
     return {name: value for name, value in dotenv.dotenv_values(path).items() if value is not None}
-
-
-def _is_secret(name: str) -> bool:
-    return bool((_VARIABLE_WORDS if _VARIABLE.match(name) else _CONFIG_WORDS).search(name))
-
-
-def _mask(key: str, value: object) -> object:
-    if isinstance(value, Mapping):
-        return {str(inner): _mask(str(inner), item) for inner, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_mask(key, item) for item in value]
-    if isinstance(value, str):
-        return MASK if value and _is_secret(key) else mask_text(value)
-    return value

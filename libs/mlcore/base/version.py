@@ -25,5 +25,8 @@ def code_version(folder: Path = Path(__file__).parent) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
+    # Neither the checkout's settings nor variables of ours are to start programs or to lead to another repository.
+    command = ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-C", str(folder), *arguments]
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "SYSTEMROOT") if name in os.environ}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=kept)  # noqa: S603
+    return done.stdout.strip()

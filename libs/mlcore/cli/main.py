@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from mlcore.base.env import load_env, mask_text
+from mlcore.base.env import load_env
 from mlcore.base.errors import UserError
+from mlcore.base.secrets import mask_text
 from mlcore.cli.app import App
 from mlcore.cli.invocation import Invocation
 from mlcore.cli.parse import parse

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from mlcore.base.console import format_duration
-from mlcore.base.env import mask_text
 from mlcore.base.errors import UserError
 from mlcore.base.files import csv_text, ensure_folder, write_text
+from mlcore.base.secrets import mask_text
 from mlcore.compare.reading import SPLITS, Run, find_runs
 from mlcore.config.sections import EarlyStoppingConfig
 from mlcore.config.text import nearest

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mlcore.base.env import mask_secrets
 from mlcore.base.errors import UserError
+from mlcore.base.secrets import mask_secrets
 from mlcore.config.names import flatten
 from mlcore.config.text import dump_value, read_document
 from mlcore.metrics.ranking import Interval

@@ -6,12 +6,12 @@ decides *which* choice a section has; only the values inside its file rank as a 
 another of its values (a field that `describes` one) goes with that value.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
+from mlcore.base.env import environment
 from mlcore.config.layers import Rank, Settings, Source, Value
 from mlcore.config.names import Leaf, NameTable
 from mlcore.config.text import ConfigError, Document, Text, interpolate, nearest, read_document, shown
@@ -84,7 +84,7 @@ def compose(
         ConfigError: A file, key, value, choice or variable is wrong.
     """
     table = NameTable(config_cls)
-    environ = os.environ if environ is None else environ
+    environ = environment() if environ is None else environ
     demo = request.demo
     values = _Composer(table, config_dir, environ).collect(request, demo=demo)
     if not demo and request.demo_unless:

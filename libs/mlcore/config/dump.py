@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mlcore.base.secrets import mask_secrets
 from mlcore.config.layers import Rank, Source
 from mlcore.config.names import Leaf, NameTable, flatten
 from mlcore.config.section import Section
@@ -13,8 +14,8 @@ __all__ = ["to_schema", "to_values", "to_yaml"]
 
 
 def to_values(config: Section) -> dict[str, Any]:
-    """The configuration as nested plain values in order of declaration; secrets (`SecretStr`) are masked."""
-    return config.model_dump(mode="json")
+    """The configuration as nested plain values in order of declaration, for whatever is written: secrets are masked."""
+    return mask_secrets(config.model_dump(mode="json"))
 
 
 def to_yaml(config: Section, sources: Mapping[str, Source] | None = None, *, explain: bool = False) -> str:

@@ -26,9 +26,9 @@ import jinja2
 import torch
 import yaml
 
-from mlcore.base.env import mask_secrets, mask_text
 from mlcore.base.errors import UserError
 from mlcore.base.files import write_text
+from mlcore.base.secrets import mask_arguments, mask_secrets, mask_text
 from mlcore.base.version import code_version
 
 __all__ = ["Headline", "Picture", "RunReport", "Section", "Table", "Text", "describe_environment", "write_report"]
@@ -146,7 +146,7 @@ def describe_environment(device: torch.device) -> dict[str, str]:
         "torch": str(torch.__version__),
         "device": name,
         "commit": code_version(),
-        "command": mask_text(shlex.join(sys.argv)),
+        "command": shlex.join(mask_arguments(sys.argv)),
     }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlcore.base.env import mask_text
+from mlcore.base.secrets import mask_text
 from mlcore.base.seeding import untouched_generators
 from mlcore.remote.s3 import to_address
 from mlcore.remote.uploader import BackgroundUploader

@@ -19,9 +19,10 @@ from typing import Literal
 
 import psutil
 
-from mlcore.base.env import load_env, mask_text, wandb_key_source
+from mlcore.base.env import load_env, wandb_key_source
 from mlcore.base.errors import UserError
 from mlcore.base.files import ensure_folder, format_bytes, free_bytes
+from mlcore.base.secrets import mask_text
 from mlcore.remote.s3 import check_bucket, to_address
 
 __all__ = ["DEADLINE", "Check", "CheckFunction", "check_system", "exit_code", "format_checks"]

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlcore.base.console import format_duration
 from mlcore.base.distributed import World, barrier
+from mlcore.base.env import child_environment
 from mlcore.base.errors import UserError
 from mlcore.data.loader import SizedDataset
 from mlcore.run.build import CoreConfig, Data, TrainingSetup, build_trainer, warn_of_settings
@@ -107,6 +108,8 @@ def _shortened(setup: TrainingSetup, size: int) -> Data:
 
 
 def _export(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_EXPORT_TIMEOUT_S, check=False)  # noqa: S603
+    done = subprocess.run(  # noqa: S603 (our own command)
+        command, capture_output=True, text=True, timeout=_EXPORT_TIMEOUT_S, check=False, env=child_environment()
+    )
     if done.returncode:
         raise UserError(f"the export failed ({' '.join(command)}):\n{done.stderr.strip() or done.stdout.strip()}")

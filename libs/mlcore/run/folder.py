@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -16,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlcore.base.env import mask_text
 from mlcore.base.errors import UserError
 from mlcore.base.files import ensure_folder, remove_leftovers, write_json
 from mlcore.base.locks import hold, is_held
+from mlcore.base.secrets import mask_arguments, mask_text
 from mlcore.config.difference import config_differences, plain_values
 
 _log = logging.getLogger(__name__)
@@ -170,7 +171,7 @@ class RunRecord:
         self._record = {
             "status": "running",
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "command": " ".join(sys.argv),
+            "command": shlex.join(mask_arguments(sys.argv)),
             "code": code,
             "host": {"python": platform.python_version(), "platform": platform.platform()},
             "config": plain_values(config),

@@ -11,7 +11,7 @@ from typing import Any
 
 from mlcore.base.console import setup_logging
 from mlcore.base.distributed import World, barrier, broadcast_object, start_world
-from mlcore.base.env import load_env
+from mlcore.base.env import env_notes, load_env
 from mlcore.base.errors import UserError
 from mlcore.base.seeding import seed_everything
 from mlcore.base.version import code_version
@@ -94,6 +94,8 @@ def _run_in_folder(app: App[Any], invocation: Invocation[Any], world: World) -> 
     place = broadcast_object(_choose_folder(app, invocation) if world.is_main else None)
     record = RunRecord(place.path) if world.is_main else None
     setup_logging(log_file=place.path / "train.log", is_main=world.is_main, package=app.package)
+    for note in env_notes():
+        _log.debug("%s", note)  # for train.log; the terminal has it already
     name, config = app.name_of_run(invocation), invocation.config
     run = OpenRun(app=app, name=name, config=config, invocation=invocation, world=world, place=place, record=record)
     status, reason = "failed", None

@@ -4,13 +4,16 @@ import json
 import logging
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from mlcore.base.env import mask_secrets, wandb_key_source
+from mlcore.base.env import wandb_key_source
 from mlcore.base.files import ensure_folder
+from mlcore.base.secrets import mask_arguments, mask_secrets
 from mlcore.trackers.table import Row
 
 __all__ = ["RUN_ID", "WandbTracker", "read_wandb_file", "session_files"]
@@ -72,26 +75,28 @@ class WandbTracker:
         if mode == "online" and wandb_key_source() is None:
             logger.info("W&B: no key found (WANDB_API_KEY or `wandb login`): logging offline to %s", folder / "wandb")
             mode = "offline"
-        wandb.setup(settings=wandb.Settings(silent=True))  # before init, which would greet on the console
         self._wandb: Any = wandb
-        self._run: Any = wandb.init(
-            dir=str(ensure_folder(Path(folder))),
-            project=project,
-            entity=entity,
-            name=name,
-            config=mask_secrets(config),
-            mode=mode,
-            id=run_id,
-            resume="allow",
-            reinit="create_new",  # another run of this process may be open, see `mlcore.run.session` on variants
-            settings=wandb.Settings(
-                silent=True,
-                console="off",
-                init_timeout=_START_SECONDS,
-                finish_timeout=_FINISH_SECONDS,
-                finish_timeout_raises=True,
-            ),
-        )
+        with _masked_command_line():
+            wandb.setup(settings=wandb.Settings(silent=True))  # before init, which would greet on the console
+            self._run: Any = wandb.init(
+                dir=str(ensure_folder(Path(folder))),
+                project=project,
+                entity=entity,
+                name=name,
+                config=mask_secrets(config),
+                mode=mode,
+                id=run_id,
+                resume="allow",
+                reinit="create_new",  # another run of this process may be open, see `mlcore.run.session` on variants
+                settings=wandb.Settings(
+                    silent=True,
+                    disable_git=True,  # it would run git with the settings of whatever the current folder is in
+                    console="off",
+                    init_timeout=_START_SECONDS,
+                    finish_timeout=_FINISH_SECONDS,
+                    finish_timeout_raises=True,
+                ),
+            )
         self._id = str(self._run.id)
         self._next_step = self._first_missing_step(Path(folder), mode)
         for step, values in history:
@@ -130,6 +135,16 @@ class WandbTracker:
             return int(self._run.starting_step)
         steps = (step for file in session_files(folder, self._id) for step, _ in read_wandb_file(file))
         return max(steps, default=-1) + 1
+
+
+@contextmanager
+def _masked_command_line() -> Iterator[None]:
+    """W&B writes the command line into its files and sends it to the server."""
+    kept, sys.argv = sys.argv, mask_arguments(sys.argv)
+    try:
+        yield
+    finally:
+        sys.argv = kept
 
 
 def session_files(folder: Path, run_id: str) -> list[Path]:

@@ -3,38 +3,132 @@ from pathlib import Path
 
 import pytest
 
-from mlcore.base.env import load_env, mask_secrets, mask_text, project_root, wandb_key_source
+from mlcore.base import env
+from mlcore.base.env import (
+    NAMED,
+    child_environment,
+    env_notes,
+    environment,
+    load_env,
+    project_root,
+    wandb_key_source,
+)
 from mlcore.base.errors import UserError
+from mlcore.base.secrets import mask_text
+from mlcore.config.names import Leaf
+from mlcore.config.sections import CheckpointConfig, RunConfig, TrackingConfig, TrainConfig
+
+_MORE = ("HF_TOKEN", "S3_BUCKET_NAME")
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """load_env changes the environment; everything here is put back."""
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "NETRC"):
+    monkeypatch.setattr(env, "_other", {})
+    monkeypatch.setattr(env, "_notes", [])
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "WANDB_API_KEY",
+        "WANDB_IDENTITY_TOKEN_FILE",
+        "WANDB_BASE_URL",
+        "WANDB_MODE",
+        "NETRC",
+        "HF_TOKEN",
+        "S3_BUCKET_NAME",
+    ):
         os.environ.pop(name, None)
     os.environ["HOME"] = str(tmp_path / "home")
 
 
-def test_the_environment_wins_then_the_current_folder_then_the_project(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_only_the_checkouts_file_is_read_and_the_environment_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     root, current = tmp_path / "root", tmp_path / "current"
     root.mkdir()
     current.mkdir()
-    (root / ".env").write_text("MLC_A=root\nMLC_B=root\nMLC_C='root # no comment'\n")
-    (current / ".env").write_text("# mine\nexport MLC_A=current\nMLC_B=current\n")
-    os.environ["MLC_A"] = "shell"
+    (root / ".env").write_text("WANDB_PROJECT=root\nWANDB_ENTITY=root\nS3_BUCKET_NAME='bucket # no comment'\n")
+    (current / ".env").write_text("WANDB_ENTITY=anybody\nWANDB_MODE=offline\n")
+    os.environ["WANDB_PROJECT"] = "shell"
     monkeypatch.chdir(current)
-    assert load_env(root=root) == [current / ".env", root / ".env"]
-    assert [os.environ[name] for name in ("MLC_A", "MLC_B", "MLC_C")] == ["shell", "current", "root # no comment"]
+    assert load_env(root=root) == [root / ".env"]
+    found = [os.environ.get(name) for name in ("WANDB_PROJECT", "WANDB_ENTITY", "S3_BUCKET_NAME", "WANDB_MODE")]
+    assert found == ["shell", "root", "bucket # no comment", None]
+    assert f"{current / '.env'} is not read" in caplog.text
+    os.environ[NAMED] = str(current)
+    assert load_env(root=root) == [current / ".env"]
+    assert os.environ["WANDB_MODE"] == "offline"
 
 
-def test_no_file_is_fine_and_one_folder_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_no_file_is_fine_and_a_named_one_must_be_there(tmp_path: Path) -> None:
     assert load_env(root=tmp_path) == []
-    (tmp_path / ".env").write_text("MLC_A=1\n")
-    assert load_env(root=tmp_path) == [tmp_path / ".env"]
+    os.environ[NAMED] = str(tmp_path / "mine.env")
+    with pytest.raises(UserError, match=rf"{NAMED}=.*mine.env: there is no file"):
+        load_env(root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["GIT_SSH_COMMAND", "GIT_CONFIG_COUNT", "LD_PRELOAD", "PYTHONSTARTUP", "PATH_X_PATH", "https_proxy", "HTTP_PROXY",
+     "AWS_CONFIG_FILE", "AWS_CA_BUNDLE", "WANDB_API_URL", "NCCL_NET_PLUGIN", "BASH_ENV"],
+)  # fmt: skip
+def test_a_file_sets_no_variable_that_starts_programs_or_leads_elsewhere(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.environ.pop(name, None)
+    (tmp_path / ".env").write_text(f"{name}=x\n")
+    load_env(root=tmp_path)
+    assert name not in os.environ
+    assert f"{name} is not taken" in caplog.text
+    assert any(name in note for note in env_notes())
+
+
+def test_other_names_serve_settings_and_are_no_variables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / ".env").write_text("DATA_DIR=/data\nMY_TOKEN=abcdefgh-12345678\n")
+    load_env(root=tmp_path)
+    assert environment()["DATA_DIR"] == "/data"
+    assert "DATA_DIR" not in os.environ
+    assert mask_text("Bearer abcdefgh-12345678") == "Bearer ***"
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("address", "key"),
+    [("WANDB_BASE_URL", "WANDB_API_KEY"), ("AWS_ENDPOINT_URL", "AWS_SECRET_ACCESS_KEY"), ("HF_ENDPOINT", "HF_TOKEN")],
+)
+def test_an_address_gets_only_keys_of_its_own_file(
+    address: str, key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = "AWS_ACCESS_KEY_ID=id\n" if key.startswith("AWS") else ""
+    (tmp_path / ".env").write_text(f"{address}=https://elsewhere.example\n{other}")
+    os.environ[key] = "key of the shell"
+    load_env(root=tmp_path)
+    assert address not in os.environ
+    assert f"{address} is not taken: it must come from where" in caplog.text
+    (tmp_path / ".env").write_text(f"{address}=https://elsewhere.example\n{other}{key}=key of the file\n")
+    load_env(root=tmp_path)
+    assert address not in os.environ, "the shell's key wins and would be sent there"
+    del os.environ[key]
+    load_env(root=tmp_path)
+    assert (os.environ[address], os.environ[key]) == ("https://elsewhere.example", "key of the file")
+
+
+def test_every_variable_of_a_setting_is_taken_from_a_file(tmp_path: Path) -> None:
+    sections = (RunConfig, TrainConfig, CheckpointConfig, TrackingConfig)
+    backed = {Leaf(name, info).meta.env for cls in sections for name, info in cls.model_fields.items()} - {None}
+    (tmp_path / ".env").write_text("".join(f"{name}=value\n" for name in backed))
+    for name in backed:
+        os.environ.pop(str(name), None)
+    load_env(root=tmp_path)
+    assert backed
+    assert all(os.environ.get(str(name)) == "value" for name in backed)
+
+
+def test_programs_that_need_no_secret_get_none() -> None:
+    os.environ.update({"WANDB_API_KEY": "abcdefgh-12345678", "LANG": "C"})
+    child = child_environment()
+    assert "WANDB_API_KEY" not in child
+    assert child["LANG"] == "C"
 
 
 def test_a_line_without_a_value_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,41 +149,6 @@ def test_the_project_root_is_found_from_below(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "a" / "b").mkdir(parents=True)
     assert project_root(tmp_path / "a" / "b") == tmp_path
-
-
-@pytest.mark.parametrize(
-    "key",
-    ["api_key", "apikey", "aws_secret_access_key", "wandb.api_key", "hf_token", "token", "password", "db-password",
-     "client_secret", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "MY_KEY", "GITHUB_TOKEN", "DB_PASSWORD"],
-)  # fmt: skip
-def test_secret_keys_are_masked_at_any_depth(key: str) -> None:
-    assert mask_secrets({"a": [{"b": {key: "x"}}]}) == {"a": [{"b": {key: "***"}}]}
-
-
-@pytest.mark.parametrize(
-    "key",
-    ["image_key", "key", "pad_token", "tokenizer", "max_tokens", "monitor", "keypoints", "monkey", "secretary"],
-)
-def test_other_keys_are_not(key: str) -> None:
-    assert mask_secrets({key: "value"}) == {key: "value"}
-
-
-def test_what_is_not_a_string_stays() -> None:
-    values = {"token": 5, "password": None, "api_key": "", "learning_rate": 1e-3, "flag": True}
-    assert mask_secrets(values) == values
-
-
-def test_the_mapping_itself_is_not_changed() -> None:
-    values = {"wandb": {"api_key": "x"}}
-    mask_secrets(values)
-    assert values == {"wandb": {"api_key": "x"}}
-
-
-def test_secrets_inside_other_text_are_masked() -> None:
-    os.environ.update({"MLC_ACCESS_TOKEN": "abcdefgh-12345678", "MLC_SHORT_TOKEN": "abc"})
-    text = "abc --url=https://me:pass@host/x --auth abcdefgh-12345678 AKIAABCDEFGHIJKLMNOP"
-    assert mask_text(text) == "abc --url=https://***@host/x --auth *** ***"
-    assert mask_secrets({"command": ["run", "abcdefgh-12345678"]}) == {"command": ["run", "***"]}
 
 
 def test_where_wandb_finds_its_key(tmp_path: Path) -> None:

@@ -66,3 +66,20 @@ def test_a_package_installed_inside_another_projects_checkout_is_the_release(che
 def test_without_git_it_is_the_release(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert code_version(checkout / "libs") == VERSION
+
+
+@pytest.mark.parametrize("place", ["variables", "repository"])
+def test_asking_git_starts_no_program(checkout: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    canary = checkout.parent / f"canary_{place}"
+    program = checkout.parent / "program.sh"
+    program.write_text(f"#!/bin/sh\ntouch {canary}\n")
+    program.chmod(0o755)
+    if place == "variables":
+        monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+        monkeypatch.setenv("GIT_CONFIG_KEY_0", "core.fsmonitor")
+        monkeypatch.setenv("GIT_CONFIG_VALUE_0", str(program))
+    else:
+        git(checkout, "config", "core.fsmonitor", str(program))
+    commit = code_version(checkout / "libs")
+    assert not canary.exists()
+    assert len(commit) == 12

@@ -132,8 +132,7 @@ def test_the_table_masks_secrets_and_lists_advice() -> None:
 
 def test_a_bad_env_file_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(os, "environ", {**os.environ, "HF_HUB_OFFLINE": "1"})
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", {**os.environ, "HF_HUB_OFFLINE": "1", "QUARTET_ENV": str(tmp_path)})
     (tmp_path / ".env").write_text("NONSENSE\n")
     check = find(check_system(tmp_path), ".env")
     assert check.status == "fail"

@@ -51,7 +51,7 @@ def session(folder: Path, start: int, stop: int, *, mode: str = "offline", end: 
     """Run one session and return everything it wrote to the terminal."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     done = subprocess.run(
-        [sys.executable, "-c", SESSION, str(folder), str(start), str(stop), mode, end],
+        [sys.executable, "-c", SESSION, str(folder), str(start), str(stop), mode, end, "--hub_token", PRIVATE],
         env={**clean, "HOME": str(folder), **env},
         stdin=subprocess.DEVNULL,
         capture_output=True,
