@@ -59,8 +59,20 @@ def build(config: DocConfig, world: World) -> TrainingSetup:
         overview=partial(_overview, splits),
         analyse=inspector,
         finish=partial(write_outputs, inspector, config),
-        warnings=splits.notes,
+        warnings=[*splits.notes, *_doubts(config)],
     )
+
+
+def _doubts(config: DocConfig) -> list[str]:
+    """Settings that do not suit one another, for the log and the report."""
+    if not (config.loss.class_weights and config.loss.balanced_sampling):
+        return []
+    doubt = (
+        "loss.class_weights and loss.balanced_sampling each even out the classes; together they count rare pages twice "
+        "over, and the network calls too many pages rare: one of the two is enough"
+    )
+    _log.warning("%s", doubt)
+    return [doubt]
 
 
 def _model(config: DocConfig, classes: Sequence[str]) -> DocClassifier:

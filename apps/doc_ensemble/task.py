@@ -24,8 +24,9 @@ class Objective:
     Attributes:
         focal_gamma: Gamma of the focal loss; None is cross entropy.
         focal_alpha: Factor of the focal loss.
-        label_smoothing: Share of the target spread over all classes.
-        class_weights: float [C], or None for equal weights.
+        label_smoothing: Share of the target spread over all classes, alike whatever their weights.
+        class_weights: float [C], by which a page counts according to its class, or, where pages are mixed, to its
+            classes' shares; None for equal weights.
     """
 
     focal_gamma: float | None = None
@@ -42,7 +43,7 @@ class Objective:
         else:
             alpha = self.focal_alpha if weight is None else self.focal_alpha * weight
             values = losses.focal(logits, target, gamma=self.focal_gamma, alpha=alpha, label_smoothing=smoothing)
-        return values.sum(), len(target) if weight is None else (target @ weight).sum()
+        return values.sum(), len(target) if weight is None else losses.class_weight_count(target, weight)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,7 +123,7 @@ def _task(
 def _objective(settings: ObjectiveConfig, counts: Sequence[int], *, device: torch.device) -> Objective:
     weights: Tensor | None = None
     if settings.class_weights == "balanced":
-        weights = torch.tensor([sum(counts) / (len(counts) * count) for count in counts])
+        weights = torch.tensor([sum(counts) / (len(counts) * max(count, 1)) for count in counts])
     elif settings.class_weights != "none":
         weights = torch.tensor(settings.class_weights)
         if not bool((weights > 0).any()):

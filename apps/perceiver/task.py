@@ -20,8 +20,8 @@ class Objective:
 
     Attributes:
         focal_gamma: Gamma of the focal loss; None is cross entropy.
-        label_smoothing: Share of the target spread over all classes.
-        class_weights: float [C], or None for equal weights.
+        label_smoothing: Share of the target spread over all classes, alike whatever their weights.
+        class_weights: float [C], by which a sample counts according to its class, or None for equal weights.
     """
 
     focal_gamma: float | None = None

@@ -162,6 +162,31 @@ def test_the_weighted_objective_is_torchs_weighted_mean() -> None:
     torch.testing.assert_close(loss_sum / count, expected)
 
 
+@pytest.mark.parametrize("gamma", [None, 2.0])
+def test_a_perfectly_trained_network_calls_no_page_by_a_rare_class_for_its_weight(gamma: float | None) -> None:
+    weight = torch.ones(17)
+    weight[16] = 167.0
+    objective = Objective(class_weights=weight, label_smoothing=0.1, focal_gamma=gamma)
+    target = torch.eye(17)[:3]
+    target[2] = 0.99 * target[2] + 0.01 * target[0]  # mixed with a little of another page
+    logits = torch.zeros(3, 17, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss_sum, count = objective(logits, target)
+        (loss_sum / count).backward()
+        optimizer.step()
+    assert logits.argmax(dim=1).tolist() == [0, 1, 2]
+    assert float(count) == pytest.approx(3.0)
+
+
+def test_weights_and_balanced_sampling_together_are_doubted(pages: Path) -> None:
+    both = config_of(pages, loss={"class_weights": True, "balanced_sampling": True})
+    assert "one of the two is enough" in str(build(both, World(device=CPU)).warnings)
+    one = config_of(pages, loss={"class_weights": True})
+    assert "one of the two" not in str(build(one, World(device=CPU)).warnings)
+
+
 def test_a_model_for_focal_loss_trains_with_it(pages: Path) -> None:
     config = config_of(pages, model={"use_focal_loss": True, "alpha": 0.5, "gamma": 3.0})
     task = build(config, World(device=CPU)).task
