@@ -174,13 +174,20 @@ def load_splits(settings: DataConfig, *, world: World) -> Splits:
 def _read_splits(train_csv: Path, val_csv: Path, test_csv: Path | None, *, mask_dir: Path, allow: bool) -> Splits:
     read = partial(read_cases, mask_dir=mask_dir)
     train, validation, test = read(train_csv), read(val_csv), None if test_csv is None else read(test_csv)
-    notes = [check_patients(train, validation, allow=allow)]
+    notes = [check_patients(train, validation, allow=allow), _nothing_to_find(validation)]
     if test is not None:
         notes += [check_patients([*train, *validation], test, allow=allow)]
     for note in notes:
         if note is not None:
             _log.warning(note)
     return Splits(train=train, validation=validation, test=test, notes=[note for note in notes if note is not None])
+
+
+def _nothing_to_find(validation: Sequence[Case]) -> str | None:
+    if any(case.ich for case in validation):
+        return None
+    table = validation[0].origin.rpartition(", line ")[0]
+    return f"{table}: no case has a bleed, so no checkpoint is better than another and the newest is kept; add some"
 
 
 def _statistics(splits: Splits, cache: Cache) -> dict[str, DatasetStatistics]:

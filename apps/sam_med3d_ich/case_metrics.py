@@ -1,8 +1,12 @@
 """How good the mask of one case is, in the units of a report (mm, mL, lesions), and what that means for a data set.
 
-Policy for empty masks. Nothing there and nothing predicted is perfect: Dice and IoU 1, HD95 0 mm. One of the two empty:
-Dice and IoU 0, HD95 undefined (NaN) and counted apart. A mean over all cases therefore rewards silence on healthy
-cases; "dice_lesion" is the mean where something was to be found.
+Policy for empty masks. Nothing there and nothing predicted: Dice, IoU and HD95 are undefined (NaN), there is nothing to
+overlap. One of the two empty: Dice and IoU 0, HD95 undefined. Means of overlap and distance are over the cases with a
+bleed, where a missed one counts 0; healthy cases (as in nnU-Net) take no part in them, or silence would be rewarded.
+What is found in healthy cases is the matter of "specificity" and "false_positives".
+
+"score" weighs both up, and chooses the best checkpoint: Dice x (1 + lesion sensitivity + specificity) / 3. It is 0 for
+a model that finds nothing and 1 for one that is always right.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from scipy.spatial import KDTree
 from mlcore.base.errors import UserError
 from mlcore.metrics.arrays import Array, as_floats, as_labels
 from mlcore.metrics.ranking import auroc
+from quartet.apps.sam_med3d_ich.data.geometry import is_orthogonal, voxel_ml
 from quartet.apps.sam_med3d_ich.masks import dice_per_case, iou_per_case
 
 __all__ = ["FIELDS", "CaseMetrics", "Mask", "case_metrics", "summarise"]
@@ -37,10 +42,10 @@ class CaseMetrics:
     """One case; all fields are floats, so that it can travel as a row of a tensor.
 
     Attributes:
-        dice: 0..1.
-        iou: intersection over union, 0..1.
+        dice: 0..1; NaN where both masks are empty.
+        iou: intersection over union, 0..1; NaN where both masks are empty.
         hd95_mm: the larger of the two directed 95th percentiles of the distances between the surfaces, mm; NaN where
-            one mask is empty.
+            a mask is empty.
         volume_ml: true volume.
         predicted_ml: predicted volume.
         volume_error_ml: predicted minus true.
@@ -72,33 +77,34 @@ class CaseMetrics:
 FIELDS: tuple[str, ...] = tuple(field.name for field in fields(CaseMetrics))
 
 
-def case_metrics(predicted: Mask, *, target: Mask, spacing: Sequence[float]) -> CaseMetrics:
+def case_metrics(predicted: Mask, *, target: Mask, affine: NDArray[np.float64]) -> CaseMetrics:
     """Measure the mask of one case; the module's docstring states what holds for empty masks.
 
     HD95 is what MONAI's `compute_hausdorff_distance` gives for the 95th percentile: distances between the centres of
-    surface voxels, those with a face neighbour outside the mask or the volume.
+    surface voxels, those with a face neighbour outside the mask or the volume. They are taken in the world, so that
+    they hold where the axes are not at right angles (a tilted gantry), too; so do volumes, from the determinant.
 
     Args:
         predicted: ``[X, Y, Z]``, 0 or 1.
         target: shaped as ``predicted``.
-        spacing: mm between voxels along X, Y and Z.
+        affine: ``[4, 4]``, voxel index to mm.
 
     Raises:
-        UserError: shapes differ or are not three-dimensional, a mask of probabilities, or a spacing that is none.
+        UserError: shapes differ or are not three-dimensional, a mask of probabilities, or an affine that is none.
     """
-    size = _checked(spacing)
+    axes = _checked(affine)
     if np.ndim(predicted) != 3:
         raise UserError(f"the predicted mask has shape {np.shape(predicted)}, expected [X, Y, Z]")
     dice = dice_per_case(predicted[None], target=target[None])  # also checks shapes and values
     iou = iou_per_case(predicted[None], target=target[None])
     found, there = _cropped(predicted.astype(bool), target.astype(bool))
     lesions, hit, alarms = _count_lesions(found, there)
-    voxel_ml = math.prod(size) / 1000
-    true_ml, predicted_ml = (int(np.count_nonzero(mask)) * voxel_ml for mask in (there, found))
+    true_ml, predicted_ml = (int(np.count_nonzero(mask)) * voxel_ml(axes) for mask in (there, found))
+    empty = not (found.any() or there.any())
     return CaseMetrics(
-        dice=float(dice[0]),
-        iou=float(iou[0]),
-        hd95_mm=_hd95(found, there, size),
+        dice=math.nan if empty else float(dice[0]),
+        iou=math.nan if empty else float(iou[0]),
+        hd95_mm=_hd95(found, there, axes),
         volume_ml=true_ml,
         predicted_ml=predicted_ml,
         volume_error_ml=predicted_ml - true_ml,
@@ -111,8 +117,11 @@ def case_metrics(predicted: Mask, *, target: Mask, spacing: Sequence[float]) -> 
 def summarise(rows: Sequence[CaseMetrics], *, ich_scores: Array, ich_labels: Array) -> dict[str, float]:
     """The figures of a data set, always the same keys; undefined is NaN (`mlcore.base.files.write_json` makes it null).
 
-    - "dice", "iou": means over all cases; "dice_lesion": mean over cases with a lesion.
-    - "hd95": mean in mm over the cases where it is defined, "hd95_undefined": number of the others.
+    - "score": dice x (1 + lesion_sensitivity + specificity) / 3; without healthy cases dice x (1 + lesion_sensitivity)
+      / 2; undefined without a case with a lesion.
+    - "dice", "iou": means over the cases with a lesion, 0 where it is missed; "dice_lesion" is another name of "dice".
+    - "hd95": mean in mm over the cases with a lesion where something is predicted; "hd95_undefined": number of the
+      cases with a lesion where nothing is, which is left out of that mean.
     - "volume_error_ml": mean of predicted minus true, "volume_abs_error_ml": mean of its size.
     - "lesion_sensitivity": share found of all lesions of all cases; "false_positives": mean number per case.
     - "specificity": share of the cases without a lesion where nothing is predicted.
@@ -134,17 +143,21 @@ def summarise(rows: Sequence[CaseMetrics], *, ich_scores: Array, ich_labels: Arr
         raise UserError(f"ich_labels has {len(labels)} rows, expected {len(table)}, one per case")
     lesion, defined = column["lesions"] > 0, np.isfinite(column["hd95_mm"])
     lesions = float(column["lesions"].sum())
+    dice = _mean(column["dice"][lesion])
+    sensitivity = float(column["found"].sum()) / lesions if lesions else math.nan
+    specificity = _mean((column["predicted_ml"][~lesion] == 0).astype(np.float64))
     return {
-        "dice": _mean(column["dice"]),
-        "dice_lesion": _mean(column["dice"][lesion]),
-        "iou": _mean(column["iou"]),
-        "hd95": _mean(column["hd95_mm"][defined]),
-        "hd95_undefined": int(np.count_nonzero(~defined)),  # a count: shown without decimals
+        "score": dice * float(np.nanmean([1.0, sensitivity, specificity])),
+        "dice": dice,
+        "dice_lesion": dice,
+        "iou": _mean(column["iou"][lesion]),
+        "hd95": _mean(column["hd95_mm"][lesion & defined]),
+        "hd95_undefined": int(np.count_nonzero(lesion & ~defined)),  # a count: shown without decimals
         "volume_error_ml": _mean(column["volume_error_ml"]),
         "volume_abs_error_ml": _mean(np.abs(column["volume_error_ml"])),
-        "lesion_sensitivity": float(column["found"].sum()) / lesions if lesions else math.nan,
+        "lesion_sensitivity": sensitivity,
         "false_positives": _mean(column["false_positives"]),
-        "specificity": _mean((column["predicted_ml"][~lesion] == 0).astype(np.float64)),
+        "specificity": specificity,
         "auroc": auroc(labels, scores=scores).value,
     }
 
@@ -153,11 +166,13 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def _checked(spacing: Sequence[float]) -> tuple[float, ...]:
-    size = tuple(float(value) for value in spacing)
-    if len(size) != 3 or not all(math.isfinite(value) and value > 0 for value in size):
-        raise UserError(f"spacing is {size}, expected three numbers of mm above 0")
-    return size
+def _checked(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The steps between voxels, mm, as columns ``[3, 3]``."""
+    matrix = np.asarray(affine, dtype=np.float64)
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or voxel_ml(matrix) == 0:
+        raise UserError("the affine is no invertible matrix [4, 4] from voxel index to mm")
+    axes: NDArray[np.float64] = matrix[:3, :3]
+    return axes
 
 
 def _cropped(*masks: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], ...]:
@@ -181,19 +196,19 @@ def _count_lesions(found: NDArray[np.bool_], there: NDArray[np.bool_]) -> tuple[
     return int(count), len(np.unique(lesions[both])), int(predicted) - len(np.unique(parts[both]))
 
 
-def _hd95(found: NDArray[np.bool_], there: NDArray[np.bool_], spacing: Sequence[float]) -> float:
+def _hd95(found: NDArray[np.bool_], there: NDArray[np.bool_], axes: NDArray[np.float64]) -> float:
     if not (found.any() and there.any()):
-        return math.nan if found.any() or there.any() else 0.0
+        return math.nan
     # MONAI's own function warns of a deprecation inside MONAI at every call; the tests hold this one against it.
     first, second = found & ~binary_erosion(found), there & ~binary_erosion(there)  # beyond the box is outside
-    return max(_directed(first, second, spacing), _directed(second, first, spacing))
+    return max(_directed(first, second, axes), _directed(second, first, axes))
 
 
-def _directed(start: NDArray[np.bool_], end: NDArray[np.bool_], spacing: Sequence[float]) -> float:
+def _directed(start: NDArray[np.bool_], end: NDArray[np.bool_], axes: NDArray[np.float64]) -> float:
     """95th percentile of the distances in mm from the voxels of one surface to the nearest of the other."""
-    if np.count_nonzero(start) > _MANY:
-        distance = distance_transform_edt(~end, sampling=spacing)[start]
+    if np.count_nonzero(start) > _MANY and is_orthogonal(axes):
+        distance = distance_transform_edt(~end, sampling=np.linalg.norm(axes, axis=0))[start]
     else:
-        here, there = (np.argwhere(mask).astype(np.float64) * np.asarray(spacing) for mask in (start, end))
+        here, there = (np.argwhere(mask).astype(np.float64) @ axes.T for mask in (start, end))
         distance, _ = KDTree(there).query(here)
     return float(np.percentile(distance, 95))

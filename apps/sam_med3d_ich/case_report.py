@@ -146,9 +146,7 @@ def plot_dice(rows: Sequence[CaseRow], *, path: Path) -> Path:
         left, right = figure.subplots(1, 2)
         _histogram(left, dice[lesion])
         _dice_by_volume(right, true[lesion], dice[lesion], _column(rows, "found")[lesion] > 0)
-        note(
-            left, f"Cases without a bleed: {int((~lesion).sum())}, nothing predicted in {silent} (Dice 1, otherwise 0)."
-        )
+        note(left, f"Cases without a bleed: {int((~lesion).sum())}, nothing predicted in {silent}.")
     return path
 
 
@@ -189,8 +187,8 @@ def plot_roc(rows: Sequence[CaseRow], *, path: Path) -> Path:
 
 def _worst(rows: Sequence[CaseRow], prefix: str) -> Table:
     """The lowest Dice first, of equal ones (missed bleeds, false alarms) the larger error; no perfect cases."""
-    order = sorted(rows, key=lambda row: (row.metrics.dice, -abs(row.metrics.volume_error_ml), row.name))
-    worst = [row for row in order if row.metrics.dice < 1][:_SHOWN]
+    imperfect = [row for row in rows if row.metrics.dice < 1]  # NaN, nothing there and nothing found, is not
+    worst = sorted(imperfect, key=lambda r: (r.metrics.dice, -abs(r.metrics.volume_error_ml), r.name))[:_SHOWN]
     cells = [
         [
             row.name,
@@ -207,7 +205,7 @@ def _worst(rows: Sequence[CaseRow], prefix: str) -> Table:
     ]
     words = (
         f"{counted(len(rows), 'case')} in {prefix}cases.csv; of equal Dice the larger volume error comes first; "
-        "both masks empty: Dice 1, HD95 0; one empty: Dice 0, HD95 undefined"
+        "both masks empty: Dice and HD95 undefined; one empty: Dice 0, HD95 undefined"
     )
     return Table("Worst cases", _WORST, cells, note=words)
 

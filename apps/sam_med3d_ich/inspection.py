@@ -1,5 +1,6 @@
 """What people look at after an evaluation: tables of cases and pictures of the best, the median and the worst."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class Inspector:
             )
         ]
         chosen = best_median_worst(
-            [row.metrics.dice for row in rows],
+            [1.0 if math.isnan(row.metrics.dice) else row.metrics.dice for row in rows],  # nothing there, nothing found
             lesion=[row.metrics.lesions > 0 for row in rows],
             names=[row.name for row in rows],
         )
@@ -76,20 +77,19 @@ def draw_case(
     window: tuple[float, float] | None,
 ) -> None:
     """Write the overlay of a case as stored; see `overlays.plot_overlay`."""
-    image, spacing = to_ras(volume.array, volume.affine)
+    image, affine = to_ras(volume.array, volume.affine)
     plot_overlay(
         image,
         predicted=to_ras(predicted, volume.affine)[0],
         target=None if target is None else to_ras(target, volume.affine)[0],
-        spacing=spacing,
+        affine=affine,
         title=title,
         path=path,
         window=window,
     )
 
 
-def to_ras(array: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[Any], tuple[float, float, float]]:
-    """An array with its axes in the closest R, A, S order, and its spacing in mm in that order."""
+def to_ras(array: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """An array with its axes in the closest R, A, S order, and its affine in that order."""
     image: Any = nibabel.as_closest_canonical(nibabel.Nifti1Image(array, affine))  # type: ignore[no-untyped-call]
-    x, y, z = (float(size) for size in image.header.get_zooms()[:3])
-    return np.asarray(image.dataobj), (x, y, z)
+    return np.asarray(image.dataobj), image.affine

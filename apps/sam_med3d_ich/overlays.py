@@ -27,6 +27,7 @@ from scipy.ndimage import find_objects, label
 from mlcore.base.errors import UserError
 from mlcore.report.plots.style import INK, displayable, picture
 from quartet.apps.sam_med3d_ich.case_metrics import Mask
+from quartet.apps.sam_med3d_ich.data.geometry import affine_spacing, voxel_ml
 from quartet.apps.sam_med3d_ich.masks import dice_per_case
 
 __all__ = ["CONTOUR", "MISSED", "RIGHT", "WRONG", "best_median_worst", "plot_overlay"]
@@ -77,12 +78,13 @@ class _View:
 
 @dataclass(frozen=True)
 class _Scene:
-    """A case in R, A, S order; `levels` are the values shown as black and white."""
+    """A case in R, A, S order; `levels` are the values shown as black and white, `ml` is the volume of a voxel."""
 
     image: NDArray[Any]
     found: NDArray[np.bool_]
     there: NDArray[np.bool_] | None
     spacing: tuple[float, float, float]
+    ml: float
     levels: tuple[float, float]
 
     @cached_property
@@ -119,7 +121,7 @@ def plot_overlay(
     *,
     predicted: Mask,
     target: Mask | None,
-    spacing: Sequence[float],
+    affine: NDArray[np.float64],
     title: str,
     path: Path,
     window: tuple[float, float] | None = None,
@@ -134,7 +136,7 @@ def plot_overlay(
         volume: ``[X, Y, Z]`` in R, A, S order; HU for CT.
         predicted: shaped as ``volume``, 0 or 1.
         target: likewise; None where nobody marked the case.
-        spacing: mm between voxels along X, Y and Z.
+        affine: ``[4, 4]``, voxel index to mm.
         title: the case, any text; volumes and Dice are added.
         path: the PNG to write.
         window: level and width in HU; None: from the 1st to the 99th percentile.
@@ -145,7 +147,7 @@ def plot_overlay(
     Raises:
         UserError: shapes differ or are not three-dimensional, or the file cannot be written.
     """
-    scene = _scene(volume, predicted, target, spacing=spacing, window=window)
+    scene = _scene(volume, predicted, target, affine=affine, window=window)
     views = list(_views(scene))
     side = max(max(view.extent) for view in views)
     with picture(path, width=13.4, height=7.6) as figure:
@@ -196,7 +198,7 @@ def _scene(
     predicted: Mask,
     target: Mask | None,
     *,
-    spacing: Sequence[float],
+    affine: NDArray[np.float64],
     window: tuple[float, float] | None,
 ) -> _Scene:
     shapes = {"predicted": predicted.shape} | ({} if target is None else {"target": target.shape})
@@ -207,9 +209,9 @@ def _scene(
         low, high = (float(value) for value in np.percentile(volume, [1, 99]))
     else:
         low, high = window[0] - window[1] / 2, window[0] + window[1] / 2
-    x, y, z = (float(value) for value in spacing)
     there = None if target is None else target.astype(bool)
-    return _Scene(volume, predicted.astype(bool), there, (x, y, z), (low, max(high, low + 1e-6)))
+    levels = (low, max(high, low + 1e-6))
+    return _Scene(volume, predicted.astype(bool), there, affine_spacing(affine), voxel_ml(affine), levels)
 
 
 def _turned(array: NDArray[Any], axis: int, index: int) -> NDArray[Any]:
@@ -244,12 +246,13 @@ def _axial_slices(scene: _Scene, wanted: int) -> dict[int, str]:
 
 
 def _figures(scene: _Scene) -> str:
-    ml = float(np.prod(scene.spacing)) / 1000
-    predicted = f"predicted {np.count_nonzero(scene.found) * ml:.2f} mL"
+    predicted = f"predicted {np.count_nonzero(scene.found) * scene.ml:.2f} mL"
     if scene.there is None:
         return f"{predicted} · nothing marked to compare with"
+    if not (scene.found.any() or scene.there.any()):
+        return f"nothing marked · {predicted}"
     dice = float(dice_per_case(scene.found[None], target=scene.there[None])[0])
-    return f"marked {np.count_nonzero(scene.there) * ml:.2f} mL · {predicted} · Dice {dice:.3f}"
+    return f"marked {np.count_nonzero(scene.there) * scene.ml:.2f} mL · {predicted} · Dice {dice:.3f}"
 
 
 def _setting(scene: _Scene, window: tuple[float, float] | None) -> str:

@@ -270,13 +270,13 @@ def _write(
         draw_case(volume, found.mask, target=mask, title=item.name, path=folder / f"{item.name}.png", window=window)
     compared = None
     if mask is not None and item.case is not None:
-        figures = case_metrics(found.mask, target=mask, spacing=volume.spacing)
+        figures = case_metrics(found.mask, target=mask, affine=volume.affine)
         compared = CaseRow(name=item.name, metrics=figures, ich=item.case.ich, score=found.ich_score)
     return Done(str(item.path), path.name, float(found.mask.sum()) * volume.voxel_ml, found.ich_score, compared)
 
 
 def _write_predictions(done: Sequence[Done], folder: Path) -> None:
-    rows = [[one.path, one.mask, f"{one.millilitres:.3f}", f"{one.ich_score:.6f}"] for one in done]
+    rows = [[one.path, one.mask, f"{one.millilitres:.6f}", f"{one.ich_score:.6f}"] for one in done]
     write_text(folder / _TABLE, csv_text([_COLUMNS, *rows]))
 
 

@@ -59,7 +59,7 @@ class IchTask:
         rows, scores = [], []
         for case in batch:
             found = self.segment(case)
-            rows.append(case_metrics(found.mask, target=case["mask"], spacing=case["volume"].spacing).to_row())
+            rows.append(case_metrics(found.mask, target=case["mask"], affine=case["volume"].affine).to_row())
             scores.append(found.ich_score)
         return {
             "figures": torch.tensor(rows, dtype=torch.float64),

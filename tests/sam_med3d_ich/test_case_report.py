@@ -21,7 +21,7 @@ from quartet.apps.sam_med3d_ich.case_report import COLUMNS, CaseRow, case_sectio
 
 def _row(name: str, *, ich: int = 1, score: float = 0.5, **values: float) -> CaseRow:
     given = {"volume_ml": 3.0, "predicted_ml": 2.5, "volume_error_ml": -0.5, "lesions": 1.0, "found": 1.0}
-    defaults = dict.fromkeys(FIELDS, 0.0) | (given if ich else {"dice": 1.0, "iou": 1.0})
+    defaults = dict.fromkeys(FIELDS, 0.0) | (given if ich else dict.fromkeys(("dice", "iou", "hd95_mm"), math.nan))
     return CaseRow(name=name, metrics=CaseMetrics(**(defaults | values)), ich=ich, score=score)
 
 
@@ -48,7 +48,7 @@ def test_the_csv_reads_back_to_the_same_rows(tmp_path: Path) -> None:
         assert repr(back) == repr(row.metrics)  # NaN and all
         assert (line["name"], int(line["ich"]), float(line["ich_score"])) == (row.name, row.ich, row.score)
     assert [line["lesions"] for line in lines] == ["1", "2", "0", "0"]
-    assert [line["hd95_mm"] for line in lines] == ["3.5", "", "0.0", ""]
+    assert [line["hd95_mm"] for line in lines] == ["3.5", "", "", ""]
 
 
 def test_sections_show_files_that_are_there_and_the_overlays_first(tmp_path: Path) -> None:

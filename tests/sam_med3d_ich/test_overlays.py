@@ -14,6 +14,7 @@ from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
+from quartet.apps.sam_med3d_ich import overlays
 from quartet.apps.sam_med3d_ich.overlays import CONTOUR, MISSED, RIGHT, WRONG, best_median_worst, plot_overlay
 
 BRAIN = (40.0, 80.0)
@@ -54,7 +55,8 @@ def _filled(color: str, opacity: float = 0.45) -> NDArray[np.float64]:
 
 
 def _draw(predicted: NDArray[Any], target: NDArray[Any] | None, path: Path, **changed: Any) -> Path:
-    settings: dict[str, Any] = {"spacing": (2.0, 2.0, 5.0), "title": "a case", "window": BRAIN}
+    affine = np.diag([*changed.pop("spacing", (2.0, 2.0, 5.0)), 1.0])
+    settings: dict[str, Any] = {"affine": affine, "title": "a case", "window": BRAIN}
     volume = changed.pop("volume", np.zeros(predicted.shape, dtype=np.float32))
     return plot_overlay(volume, predicted=predicted, target=target, path=path, **settings | changed)
 
@@ -180,6 +182,18 @@ def test_any_volume_and_title_can_be_drawn_twice_the_same(tmp_path: Path) -> Non
     assert first.read_bytes() == second.read_bytes()
     flat = np.zeros_like(volume)
     assert _draw(mask, mask, tmp_path / "c.png", volume=flat, window=None).stat().st_size > 0
+
+
+def test_captions_give_the_volume_of_a_tilted_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(overlays, "_heading", lambda figure, title, figures: told.append(figures))
+    affine = np.diag([0.5, 0.5, 5.0, 1.0])
+    affine[1, 2] = 5 * math.tan(math.radians(20))
+    mask = _mask((24, 24, 8), (slice(0, 20), slice(0, 10), slice(1, 5)))  # 800 voxels of 1.25 mm3
+    _draw(mask, mask, tmp_path / "case.png", affine=affine)
+    _draw(mask * 0, mask * 0, tmp_path / "case.png", affine=affine)
+    assert told[0].startswith("marked 1.00 mL · predicted 1.00 mL · Dice 1.000 · ")
+    assert told[1].startswith("nothing marked · predicted 0.00 mL · window")
 
 
 def test_masks_of_another_shape_are_an_error(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """What `predict.py` refuses before the work, what it keeps when the work is cut short, and what it says."""
 
+import csv
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 import torch
 
 from mlcore.base.errors import UserError
@@ -63,6 +66,11 @@ def scan(path: Path, *, value: float | None = None) -> Path:
         array[1, 2, 3] = value
     write_nifti(path, array, like_affine=AFFINE)
     return path
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def rows(folder: Path) -> list[str]:
@@ -150,6 +158,34 @@ def test_counts_are_whole_numbers(phantoms: PhantomFiles, ask: Ask, capsys: pyte
     )
     assert shown["hd95_undefined"].isdecimal()
     assert "." in shown["dice"]
+
+
+def test_one_volume_whatever_table_it_is_in_and_masks_open_in_itk(tmp_path: Path, ask: Ask) -> None:
+    """A gantry at 20 degrees, where the product of the voxel sizes is 6.4 % above a voxel's volume."""
+    affine = np.diag([*SPACING, 1.0])
+    affine[:3, 3], affine[1, 2] = (-96, -80, 10), SPACING[2] * np.tan(np.radians(20))
+    array, mask = np.random.default_rng(0).normal(30, 20, SHAPE).astype(np.float32), np.zeros(SHAPE, np.uint8)
+    array[0, 0, 0], mask[10:20, 10:18, 4:9] = -1000, 1
+    (tmp_path / "masks").mkdir()
+    for path, values in ((tmp_path / "a.nii", array), (tmp_path / "masks/a.nii", mask)):
+        write_nifti(path, values, like_affine=affine)
+    (tmp_path / "cases.csv").write_text("path,ich,patient_id\na.nii,1,p\n", encoding="utf-8")
+    predict(ask(csv=tmp_path / "cases.csv", mask_dir=tmp_path / "masks"))
+    predicted, case = (table(tmp_path / "out" / f"{name}.csv")[0] for name in ("predictions", "cases"))
+    written = nibabel.load(tmp_path / "out/a.nii.gz")
+    one, two, three = written.affine[:3, :3].T
+    expected = float(written.get_fdata().sum()) * abs(float(np.dot(one, np.cross(two, three)))) / 1000
+    assert expected > 0
+    assert float(predicted["volume_ml"]) == pytest.approx(expected, abs=1e-6)
+    assert float(case["predicted_ml"]) == pytest.approx(expected, rel=1e-6)
+    assert float(case["volume_ml"]) == pytest.approx(mask.sum() * np.prod(SPACING) / 1000, rel=1e-6)
+    np.testing.assert_allclose(written.affine, affine, atol=1e-5)
+    image = sitk.ReadImage(str(tmp_path / "out/a.nii.gz"))
+    inside = sitk.GetArrayFromImage(image).sum() * np.prod(image.GetSpacing()) / 1000
+    assert inside == pytest.approx(expected, rel=1e-5)
+    centre = (np.array(SHAPE) - 1) / 2
+    there = image.TransformContinuousIndexToPhysicalPoint(centre.tolist())
+    np.testing.assert_allclose(np.array(there) * (-1, -1, 1), affine[:3, :3] @ centre + affine[:3, 3], atol=1e-3)
 
 
 @pytest.mark.parametrize(("clicks", "warned"), [(["3,4,5,0"], True), (["3,4,5,0", "6,7,8"], False)])

@@ -100,9 +100,9 @@ def test_promised_schedules(name: str) -> None:
     assert config(f"{BASIC} --scheduler_type {name}").scheduler.name == name
 
 
-def test_the_best_checkpoint_is_the_one_with_the_best_dice() -> None:
+def test_the_best_checkpoint_is_the_one_with_the_best_score() -> None:
     stopping = config(BASIC).train.early_stopping
-    assert (stopping.metric, stopping.resolved_mode) == ("val_dice", "max")
+    assert (stopping.metric, stopping.resolved_mode) == ("val_score", "max")
 
 
 def test_test_checks_the_system() -> None:

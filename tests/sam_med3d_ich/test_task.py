@@ -146,7 +146,7 @@ def test_rows_are_the_figures_of_what_segment_gives(tiny_model: MakeModel, promp
     for case, row, score in zip(cases, rows["figures"], rows["ich_score"], strict=True):
         clicks = clicks_from_mask(case["mask"], case["volume"].affine) if prompted else None
         found = task.segmenter(case["volume"], clicks=clicks)
-        expected = case_metrics(found.mask, target=case["mask"], spacing=case["volume"].spacing)
+        expected = case_metrics(found.mask, target=case["mask"], affine=case["volume"].affine)
         np.testing.assert_allclose(row.numpy(), expected.to_row())
         assert score.item() == pytest.approx(found.ich_score)
     one_by_one = [task.evaluation_step(model, [case]) for case in cases]
@@ -157,9 +157,9 @@ def test_rows_are_the_figures_of_what_segment_gives(tiny_model: MakeModel, promp
 def test_metrics_are_means_over_cases(tiny_model: MakeModel) -> None:
     task = make_task(tiny_model())
     figures = {
-        "dice": [0.8, 0.5, 1.0, 0.0],
-        "iou": [0.7, 0.3, 1.0, 0.0],
-        "hd95_mm": [2.0, 4.0, 0.0, math.nan],
+        "dice": [0.8, 0.5, math.nan, 0.0],
+        "iou": [0.7, 0.3, math.nan, 0.0],
+        "hd95_mm": [2.0, 4.0, math.nan, math.nan],
         "volume_ml": [10.0, 2.0, 0.0, 0.0],
         "predicted_ml": [8.0, 3.0, 0.0, 1.0],
         "volume_error_ml": [-2.0, 1.0, 0.0, 1.0],
@@ -175,11 +175,12 @@ def test_metrics_are_means_over_cases(tiny_model: MakeModel) -> None:
     }
     assert task.metrics(predictions) == pytest.approx(
         {
-            "dice": 0.575,
+            "score": 0.65 * (1 + 0.75 + 0.5) / 3,
+            "dice": 0.65,
             "dice_lesion": 0.65,
             "iou": 0.5,
-            "hd95": 2.0,
-            "hd95_undefined": 1.0,
+            "hd95": 3.0,
+            "hd95_undefined": 0,
             "volume_error_ml": 0.0,
             "volume_abs_error_ml": 1.0,
             "lesion_sensitivity": 0.75,

@@ -19,10 +19,12 @@ __all__ = [
     "file_suffix",
     "is_orthogonal",
     "mm",
+    "orthogonal_axes",
     "place",
     "plain_shape",
     "spacings_agree",
     "three_axes",
+    "voxel_ml",
 ]
 
 Spacing = tuple[float, float, float]  # mm
@@ -92,6 +94,11 @@ def affine_spacing(affine: NDArray[np.float64]) -> Spacing:
     return x, y, z
 
 
+def voxel_ml(affine: NDArray[np.float64]) -> float:
+    """Millilitres of one voxel, whatever the angles between the axes: of all volumes in tables and pictures."""
+    return abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+
+
 def spacings_agree(first: Spacing, second: Spacing) -> bool:
     """Whether two spacings are the same to a micrometre."""
     return all(abs(a - b) <= _SPACING_TOLERANCE_MM for a, b in zip(first, second, strict=True))
@@ -101,6 +108,25 @@ def is_orthogonal(affine: NDArray[np.float64]) -> bool:
     """Whether the array axes are at right angles (no shear, as of a tilted gantry)."""
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return bool(np.abs(axes.T @ axes - np.eye(3)).max() < 1e-4)
+
+
+def orthogonal_axes(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The steps [3, 3] of the grid at right angles that is next to a tilted one, with voxels of the same volume.
+
+    The two axes that are closest to a right angle (rows and columns of a slice) stay; the third becomes their normal,
+    with the distance between slices along it.
+    """
+    axes = affine[:3, :3]
+    unit = axes / np.linalg.norm(axes, axis=0)
+    first, second, third = min(((0, 1, 2), (0, 2, 1), (1, 2, 0)), key=lambda k: abs(unit[:, k[0]] @ unit[:, k[1]]))
+    straight = np.empty((3, 3))
+    straight[:, first] = unit[:, first]
+    across = axes[:, second] - (axes[:, second] @ unit[:, first]) * unit[:, first]
+    straight[:, second] = across / np.linalg.norm(across)
+    normal = np.cross(straight[:, first], straight[:, second])
+    straight[:, third] = normal * np.sign(normal @ axes[:, third])
+    steps: NDArray[np.float64] = straight * np.einsum("ij,ij->j", straight, axes)
+    return steps
 
 
 def by(shape: Sequence[int]) -> str:

@@ -35,10 +35,12 @@ from quartet.apps.sam_med3d_ich.data.geometry import (
     file_suffix,
     is_orthogonal,
     mm,
+    orthogonal_axes,
     place,
     plain_shape,
     spacings_agree,
     three_axes,
+    voxel_ml,
 )
 from quartet.apps.sam_med3d_ich.data.words import counted
 
@@ -90,7 +92,7 @@ class Volume:
     @cached_property
     def voxel_ml(self) -> float:
         """Millilitres of one voxel."""
-        return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
+        return voxel_ml(self.affine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +235,9 @@ def write_nifti(path: Path, array: NDArray[Any], *, like_affine: NDArray[np.floa
     """Write `array` [X, Y, Z] as `.nii` or, by the name, `.nii.gz`; the file appears complete or not at all.
 
     Booleans and uint8 are stored as uint8, int16 as it is, everything else as float32. The same input gives the same
-    bytes.
+    bytes. A tilted grid is kept exactly in the sform. The qform cannot hold it and has the grid at right angles next to
+    it: same voxels, same volume, same centre. ITK (SimpleITK, 3D Slicer, ITK-SNAP), which reads right angles only,
+    takes that one.
 
     Raises:
         UserError: The name ends otherwise, or the file cannot be written.
@@ -244,8 +248,8 @@ def write_nifti(path: Path, array: NDArray[Any], *, like_affine: NDArray[np.floa
     image: Any = nibabel.nifti1.Nifti1Image(  # type: ignore[no-untyped-call]
         np.asarray(array, dtype=dtype), like_affine
     )
+    image.set_qform(_without_shear(like_affine, array.shape), code=1)  # sets the header's voxel sizes, too
     image.set_sform(like_affine, code=1)
-    image.set_qform(like_affine, code=int(is_orthogonal(like_affine)))  # a quaternion cannot hold shear (gantry tilt)
     image.header.set_xyzt_units("mm")
     content = image.to_bytes()
     with atomic_write(path) as file:
@@ -254,6 +258,15 @@ def write_nifti(path: Path, array: NDArray[Any], *, like_affine: NDArray[np.floa
         else:
             with gzip.GzipFile(filename="", mode="wb", compresslevel=5, fileobj=file, mtime=0) as packed:
                 packed.write(content)
+
+
+def _without_shear(affine: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.float64]:
+    if is_orthogonal(affine):
+        return affine
+    straight, centre = affine.copy(), (np.array(shape[:3]) - 1) / 2
+    straight[:3, :3] = orthogonal_axes(affine)
+    straight[:3, 3] += (affine - straight)[:3, :3] @ centre
+    return straight
 
 
 def _volume_suffix(path: Path) -> str:
