@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,6 +15,12 @@ from mlcore.base.errors import UserError
 
 NO_MPS = "MPS has no float64, in which losses and metrics are summed"
 """Why training does not run on Apple's graphics processors."""
+
+_PATIENCE = timedelta(days=1)
+"""How long ranks wait for one that works alone, as rank 0 does when it looks for duplicates or fills a cache."""
+
+_host: Any = None
+"""The group for what travels through host memory; a collective on devices that takes minutes is a fault, not work."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +60,17 @@ def start_world(device: str = "auto") -> Iterator[World]:
     if size == 1:
         yield World(device=chosen)
         return
+    global _host
     dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    _host = dist.new_group(backend="gloo", timeout=_PATIENCE)
     try:
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=chosen)
         # A rank that left at once could end while gloo's threads still hold tensors of the last collective: they would
         # ask for the interpreter's lock while it shuts down, and abort the process. A rank that failed says so itself.
         with suppress(RuntimeError):
-            dist.barrier()
+            barrier()
     finally:
+        _host = None
         dist.destroy_process_group()
 
 
@@ -99,7 +109,7 @@ def any_rank(flag: bool) -> bool:
     if not is_distributed():
         return flag
     votes = torch.tensor(int(flag))
-    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=_host)
     return bool(votes)
 
 
@@ -108,7 +118,7 @@ def gather_objects(value: Any) -> list[Any]:
     if not is_distributed():
         return [value]
     gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, value)
+    dist.all_gather_object(gathered, value, group=_host)
     return gathered
 
 
@@ -117,7 +127,7 @@ def broadcast_object(value: Any) -> Any:
     if not is_distributed():
         return value
     box = [value]
-    dist.broadcast_object_list(box)
+    dist.broadcast_object_list(box, group=_host)
     return box[0]
 
 
@@ -129,6 +139,6 @@ def broadcast(values: Tensor) -> Tensor:
 
 
 def barrier() -> None:
-    """Wait for every rank."""
+    """Wait for every rank, on the host: what devices still compute is not waited for."""
     if is_distributed():
-        dist.barrier()
+        dist.barrier(group=_host)

@@ -185,11 +185,14 @@ def remove_leftovers(folder: Path) -> list[Path]:
     """Delete what writers killed in the middle left in `folder` and below; only for a folder that one run owns.
 
     Returns:
-        The files removed, sorted.
+        The files and folders removed, sorted.
     """
     leftovers = sorted(Path(folder).rglob(f".*{_SUFFIX}"))
     for leftover in leftovers:
-        leftover.unlink(missing_ok=True)
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)  # it may have gone with the folder it was in
     return leftovers
 
 

@@ -55,7 +55,7 @@ class BatchLoader:
         timeout_s: Seconds to wait for a worker before giving up; 0 waits forever.
 
     Raises:
-        UserError: The dataset is empty.
+        UserError: The dataset is empty, or has not one batch.
     """
 
     def __init__(
@@ -72,6 +72,12 @@ class BatchLoader:
     ) -> None:
         if order.size == 0:
             raise UserError("the dataset is empty: check the paths and the filters that were applied to it")
+        if len(order) == 0:
+            ranks = f" x {order.world_size} processes" if order.world_size > 1 else ""
+            raise UserError(
+                f"an epoch would have no batch: {order.size} samples are fewer than one batch of {order.batch_size}"
+                f"{ranks}, and --drop_last leaves out what is short of one; lower --batch_size, or use --no_drop_last"
+            )
         self.order = order
         self.dataset = dataset
         self.num_workers = num_workers

@@ -78,6 +78,7 @@ def _seed(config: Any, world: World) -> None:
 
 def _setup_of_dry_run(app: App[Any], config: Any, world: World) -> TrainingSetup:
     setup: TrainingSetup = app.build(config if app.dry_run_config is None else app.dry_run_config(config), world)
+    barrier()
     return setup
 
 
@@ -212,6 +213,7 @@ def _train(run: OpenRun) -> str:
     gc.collect()  # a trainer's callbacks refer to it; of an earlier run of a group nothing is to stay in memory
     _seed(run.config, run.world)
     setup: TrainingSetup = run.app.build(run.config, run.world)
+    barrier()  # a rank may have worked alone for hours, which what waits on the device would take for a fault
     trainer = build_trainer(
         run.config,
         setup,

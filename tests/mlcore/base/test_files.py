@@ -198,6 +198,18 @@ def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == ["keep.bin"]
 
 
+def test_folders_of_a_killed_writer_are_removed_too(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, signal; from mlcore.base.files import partial_folder\n"
+        f"with partial_folder(pathlib.Path({str(tmp_path)!r}) / 'export') as folder:\n"
+        "    (folder / 'half').touch(); (folder / '.inner.partial').touch(); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    (tmp_path / "keep.bin").touch()
+    assert len(remove_leftovers(tmp_path)) == 2
+    assert names(tmp_path) == ["keep.bin"]
+
+
 def test_sizes(tmp_path: Path) -> None:
     assert [format_bytes(n) for n in (0, 1023, 1536, 3 << 30, 5 << 40)] == [
         "0 bytes", "1023 bytes", "1.5 KiB", "3.0 GiB", "5.0 TiB",

@@ -99,6 +99,14 @@ def test_empty_dataset_is_an_error() -> None:
         BatchLoader([], EpochOrder(0, 8))
 
 
+@pytest.mark.parametrize(("ranks", "batch"), [(1, 24), (2, 12)])
+def test_an_epoch_without_a_batch_is_an_error(ranks: int, batch: int) -> None:
+    order = EpochOrder(23, batch, drop_last=True, world_size=ranks)
+    with pytest.raises(UserError, match=rf"23 samples.*one batch of {batch}.*--drop_last.*--batch_size"):
+        BatchLoader([0] * 23, order)
+    assert len(BatchLoader([0] * 24, EpochOrder(24, batch, drop_last=True, world_size=ranks))) == 1
+
+
 def test_worker_count_adapts() -> None:
     assert worker_count(3, samples=10, batch_size=4) == 3
     assert worker_count("auto", samples=10, batch_size=32) == 0, "a small data set is read in the process itself"
