@@ -180,10 +180,14 @@ class SchedulerConfig(Section):
     eta_min: float | None = field(None, "cosine, cosine_warm_restart: lowest learning rate", ge=0)
     step_size: float | None = field(None, "step: interval of the decay; null: 30", unit="scheduler.unit", gt=0)
     gamma: float | None = field(None, "step, exponential: factor of each decay", gt=0, le=1)
-    mode: Literal["min", "max"] | None = field(None, "plateau: whether the watched metric should fall or rise")
-    factor: float | None = field(None, "plateau: factor of each reduction", gt=0, lt=1)
+    mode: Literal["min", "max"] | None = field(
+        None,
+        "plateau: whether what it watches should fall or rise; null: as train.early_stopping's metric, which it then "
+        "watches; min beside a metric that should rise: it watches the validation loss",
+    )
+    factor: float | None = field(None, "plateau: factor of each reduction; null: 0.1", gt=0, lt=1)
     patience: int | None = field(
-        None, "plateau: evaluations without improvement that are tolerated", unit="evaluations", ge=0
+        None, "plateau: evaluations without improvement that are tolerated; null: 10", unit="evaluations", ge=0
     )
     verbose: bool | None = field(None, "plateau: kept for old files; changes of the learning rate are always logged")
     warmup_steps: float | None = field(

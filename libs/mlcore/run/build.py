@@ -256,12 +256,19 @@ def _store(settings: CheckpointConfig, folder: Path, on_saved: Callable[[Path], 
 
 
 def _plateau(settings: SchedulerConfig, monitor: Monitor) -> Plateau | None:
+    """The plateau schedule watches the monitored metric, or the loss where `mode: min` is not that metric's."""
     if settings.name not in _PLATEAU:
         return None
     given = settings.params()
-    return Plateau(
-        mode=given.get("mode", monitor.mode), factor=given.get("factor", 0.1), patience=given.get("patience", 10)
-    )
+    metric, mode = monitor.metric, given.get("mode", monitor.mode)
+    if mode != monitor.mode:
+        if mode == "max":
+            raise UserError(
+                f"scheduler.mode=max, but a smaller {metric} is better: the learning rate would fall while the model "
+                "improves; leave scheduler.mode out, or set train.early_stopping.metric to what should rise"
+            )
+        metric = "loss"
+    return Plateau(metric=metric, mode=mode, factor=given.get("factor", 0.1), patience=given.get("patience", 10))
 
 
 def build_tracker(config: Any, *, app: str, folder: Path, resume_step: int | None, known: Mapping[str, str]) -> Tracker:
@@ -307,7 +314,14 @@ def describe(trainer: Trainer) -> str:
 
 
 def warn_of_settings(config: CoreConfig, trainer: Trainer) -> None:
-    """Say in the log which settings do not suit the length of the run."""
+    """Say in the log which settings do not suit the length of the run, or one another."""
+    plateau, monitor = trainer.plateau, trainer.monitor
+    if plateau is not None and plateau.metric != monitor.metric:
+        _log.warning(
+            "scheduler.mode=min, but a larger %s is better: the plateau schedule watches val %s instead",
+            monitor.metric,
+            plateau.metric,
+        )
     epochs = config.scheduler.resolved_unit == "epoch"
     warmup = config.scheduler.params().get("warmup_steps", 0) * (trainer.steps_per_epoch if epochs else 1)
     if warmup >= trainer.total_steps:

@@ -142,12 +142,16 @@ class Plateau:
     torch's `ReduceLROnPlateau` decides (with its relative threshold); it watches over one rate that starts at 1.
 
     Args:
+        metric: Name of the metric, as `Monitor` has it.
         mode: "min" or "max": which direction is better. A NaN metric counts as no improvement.
         factor: Multiplier at each reduction, in (0, 1).
         patience: Evaluations without improvement that are tolerated.
     """
 
-    def __init__(self, *, mode: Literal["min", "max"] = "min", factor: float = 0.1, patience: int = 10) -> None:
+    def __init__(
+        self, *, metric: str = "loss", mode: Literal["min", "max"] = "min", factor: float = 0.1, patience: int = 10
+    ) -> None:
+        self.metric = metric
         self._rate = SGD([torch.zeros(1)], lr=1.0)
         self._watch = ReduceLROnPlateau(self._rate, mode=mode, factor=factor, patience=patience, eps=0.0)
 
@@ -162,12 +166,15 @@ class Plateau:
         return self.scale
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: scale, best metric, bad evaluations in a row."""
-        return {"scale": self.scale, "best": self._watch.best, "bad": self._watch.num_bad_epochs}
+        """What a resumed run needs: scale, and of which metric the best value and the bad evaluations in a row are."""
+        watched = {"metric": self.metric, "mode": self._watch.mode}
+        return {"scale": self.scale, **watched, "best": self._watch.best, "bad": self._watch.num_bad_epochs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state."""
+        """Take over a saved state; of another metric, or one that was watched the other way round, only the scale."""
         self._rate.param_groups[0]["lr"] = state["scale"]
+        if (state["metric"], state["mode"]) != (self.metric, self._watch.mode):
+            return
         if state["best"] is not None:
             self._watch.best = state["best"]
         self._watch.num_bad_epochs = state["bad"]

@@ -54,7 +54,7 @@ class Trainer:
         accumulation: Micro-batches of a full window.
         store: Where checkpoints go; None saves nothing.
         tracker: Where figures go.
-        plateau: Lowers learning rates when the monitored metric stalls.
+        plateau: Lowers learning rates when the metric that it watches stalls.
         max_bad_steps: Non-finite windows in a row after which training stops with a report.
         extra: Plain values that each checkpoint carries (configuration, code version).
         on_evaluation: Called on the main rank after each evaluation with step, metrics and predictions.
@@ -290,9 +290,10 @@ class Trainer:
     def _compare_with_best(self, metrics: Mapping[str, float]) -> None:
         """Compare with the best so far; tell the plateau schedule."""
         monitor, now = self.monitor, self.progress
-        if monitor.metric not in metrics:
-            known = ", ".join(sorted(metrics))
-            raise UserError(f"the monitored metric '{monitor.metric}' is not among the evaluation's: {known}")
+        for metric in (monitor.metric, *(() if self.plateau is None else (self.plateau.metric,))):
+            if metric not in metrics:
+                known = ", ".join(sorted(metrics))
+                raise UserError(f"the monitored metric '{metric}' is not among the evaluation's: {known}")
         value = metrics[monitor.metric]
         sign = 1.0 if monitor.mode == "max" else -1.0
         # A NaN compares as no improvement; the first finite value always is one.
@@ -301,7 +302,19 @@ class Trainer:
         else:
             now.stale += 1
         if self.plateau is not None:
-            self.engine.scale_learning_rates(self.plateau.update(value))
+            self._lower_rates(self.plateau, metrics[self.plateau.metric])
+
+    def _lower_rates(self, plateau: Plateau, value: float) -> None:
+        before, scale = plateau.scale, plateau.update(value)
+        self.engine.scale_learning_rates(scale)
+        if scale < before:
+            _log.info(
+                "step %d: val %s has stopped improving, so the learning rate falls from %.3g to %.3g",
+                self.progress.step,
+                plateau.metric,
+                rate := self.engine.learning_rates()[0],
+                rate * scale / before,
+            )
 
     # -------------------------------------------------------------------------------------------- save and take over
 
@@ -362,7 +375,8 @@ class Trainer:
         self.metrics, self._evaluated_at = dict(state["metrics"]), state["evaluated_at"]
         self._saved_at = self.progress.step
         if self.plateau is not None and state["plateau"] is not None:
-            self.plateau.load_state_dict(state["plateau"])
+            watched = {"metric": self.monitor.metric, "mode": self.monitor.mode}  # by those that do not say what
+            self.plateau.load_state_dict({**watched, **state["plateau"]})
         rank = self.engine.world.rank
         self._rng = state["rng"][rank] if rank < len(state["rng"]) else None
 

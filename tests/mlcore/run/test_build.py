@@ -58,6 +58,31 @@ def test_a_plateau_watches_in_the_direction_of_the_metric_unless_told() -> None:
     assert watched.update(0.3) == pytest.approx(0.3)
 
 
+def test_a_plateau_told_to_watch_a_rising_metric_fall_watches_the_loss(caplog: pytest.LogCaptureFixture) -> None:
+    block = {"name": "src.schedulers.plateau.PlateauScheduler", "mode": "min", "patience": 0, "verbose": False}
+    sections = {"train": {"early_stopping": {"metric": "val_macro_f1"}}, "scheduler": block}
+    trainer = trainer_of(**sections)
+    with caplog.at_level(logging.WARNING, logger="mlcore"):
+        warn_of_settings(config_of(**sections), trainer)
+    assert "a larger macro_f1 is better: the plateau schedule watches val loss instead" in caplog.text
+    assert (trainer.monitor.metric, trainer.monitor.mode) == ("macro_f1", "max")
+    watched = trainer.plateau
+    assert watched is not None
+    assert watched.metric == "loss"
+    assert [watched.update(loss) for loss in (1.0, 0.5, 0.2)] == [1.0] * 3
+    assert watched.update(0.3) == pytest.approx(0.1)
+
+
+def test_a_plateau_told_to_watch_a_falling_metric_rise_is_refused() -> None:
+    with pytest.raises(UserError, match=r"scheduler\.mode=max, but a smaller loss is better"):
+        trainer_of(scheduler={"name": "plateau", "mode": "max"})
+    rising = trainer_of(
+        train={"early_stopping": {"metric": "val_macro_f1"}}, scheduler={"name": "plateau", "mode": "max"}
+    )
+    assert rising.plateau is not None
+    assert rising.plateau.metric == "macro_f1"
+
+
 @pytest.mark.parametrize(
     "watching", [{"train": {"early_stopping": {"patience": 3}}}, {"scheduler": {"name": "plateau"}}]
 )

@@ -117,3 +117,11 @@ def test_plateau_continues_from_its_state_and_a_nan_is_no_improvement() -> None:
     second.load_state_dict(first.state_dict())
     assert found + [second.update(m) for m in metrics[3:]] == expected
     assert expected[-1] < 1
+
+
+def test_plateau_compares_no_metric_with_the_best_of_another() -> None:
+    score = Plateau(metric="macro_f1", mode="max", patience=0, factor=0.5)
+    assert [score.update(m) for m in (0.2, 0.1)] == [1.0, 0.5]
+    loss = Plateau(metric="loss", patience=0, factor=0.5)
+    loss.load_state_dict(score.state_dict())
+    assert [loss.update(m) for m in (3.0, 2.9)] == [0.5, 0.5]  # what was reduced stays; 0.2 is no loss to beat

@@ -1,6 +1,7 @@
 """The loop: what it resumes, when it stops, what it refuses."""
 
 import json
+import logging
 import os
 import random
 import signal
@@ -222,11 +223,40 @@ def test_early_stopping_counts_evaluations_without_improvement(tmp_path: Path) -
     assert best["progress"]["step"] == outcome.progress.best_step
 
 
-def test_plateau_lowers_the_learning_rate_when_the_metric_stalls() -> None:
+def test_plateau_lowers_the_learning_rate_when_the_metric_stalls(caplog: pytest.LogCaptureFixture) -> None:
     trainer = make(epochs=3, score=[1.0, 1.0, 1.0], plateau=Plateau(factor=0.5, patience=0))
-    trainer.fit()
+    with caplog.at_level(logging.INFO, logger="mlcore"):
+        trainer.fit()
     assert trainer.plateau is not None
     assert trainer.plateau.scale == 0.25
+    said = [record.getMessage() for record in caplog.records if "learning rate falls" in record.getMessage()]
+    assert [line.split(":")[0] for line in said] == ["step 10", "step 15"]
+    rates = [line.rpartition("from ")[2].split(" to ") for line in said]
+    assert [float(after) / float(before) for before, after in rates] == pytest.approx([0.5, 0.5], rel=0.02)
+
+
+def test_a_plateau_follows_its_own_metric() -> None:
+    trainer = make(epochs=3, score=[3.0, 2.0, 1.0], plateau=Plateau(metric="stalled", factor=0.5, patience=0))
+    metrics = trainer.task.metrics
+    trainer.task.metrics = lambda rows: {**metrics(rows), "stalled": 1.0}  # type: ignore[method-assign]
+    trainer.fit()
+    assert trainer.plateau is not None
+    assert (trainer.plateau.scale, trainer.progress.best) == (0.25, 1.0)
+
+
+def test_a_plateau_of_the_first_release_goes_on_from_what_it_watched() -> None:
+    first = make(epochs=2, score=[1.0, 2.0], plateau=Plateau(factor=0.5, patience=2))
+    first.fit()
+    state = first.state_dict()
+    del state["plateau"]["metric"], state["plateau"]["mode"]
+    again = make(plateau=Plateau(factor=0.5, patience=2))
+    again.load_state_dict(state, source="old")
+    assert again.plateau is not None
+    assert [again.plateau.update(value) for value in (1.5, 1.5)] == [1.0, 0.5]
+    other = make(plateau=Plateau(metric="score", mode="max", factor=0.5, patience=2))
+    other.load_state_dict(state, source="old")
+    assert other.plateau is not None
+    assert [other.plateau.update(value) for value in (0.1, 0.2, 0.3)] == [1.0] * 3
 
 
 def test_max_steps_ends_with_an_evaluation_and_a_checkpoint(tmp_path: Path) -> None:
