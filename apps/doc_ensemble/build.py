@@ -40,9 +40,13 @@ def build(config: DocConfig, world: World) -> TrainingSetup:
     """
     splits = broadcast_object(load_splits(config) if world.is_main else None)
     if config.kfold.fold is not None:
-        splits = one_fold(splits, config.kfold, seed=config.run.seed)
+        splits = one_fold(splits, config.kfold, seed=config.data.split_seed)
     model = _model(config, splits.classes)
-    metadata = {"model": model.metadata, "fit": config.data.fit}
+    metadata = {
+        "model": model.metadata,
+        "fit": config.data.fit,
+        "trained_on": sorted({page.digest for page in splits.train}),
+    }
     task = DocTask(
         model=model,
         class_names=splits.classes,

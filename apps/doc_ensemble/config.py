@@ -37,6 +37,11 @@ class DataConfig(Section):
     val_csv: Path | None = field(None, "Validation table; without it a part of the training pages is held out")
     test_csv: Path | None = field(None, "Test table, evaluated once after training")
     val_fraction: float = field(0.2, "Part held out for validation where there is no split for it", gt=0, lt=1)
+    split_seed: int = field(
+        0,
+        "Names the draw of held-out pages and folds; not the training's seed, so that several seeds share one split",
+        ge=0,
+    )
     allow_duplicates: bool = field(
         default=False, description="Let the same page be in more than one split, with a warning"
     )

@@ -51,6 +51,8 @@ def restore(path: Path, *, device: torch.device) -> Restored:
 class CheckpointMember:
     """A checkpoint as a member of an ensemble (`ensemble.members.Member`); its weights are read when it is loaded.
 
+    `trained_on` are the digests (`Page.digest`) of the pages that it was trained on; None: it is older than these.
+
     Args:
         name: What it is called in files and tables.
         path: The checkpoint.
@@ -65,6 +67,8 @@ class CheckpointMember:
         self.name = name
         self.path = path
         self.config = read.config
+        digests = read.metadata.get("trained_on")
+        self.trained_on: frozenset[str] | None = None if digests is None else frozenset(map(str, digests))
         self.class_names: Sequence[str] = tuple(read.metadata["class_names"])
         height, width = model.metadata["image_size"]
         self.image_size: tuple[int, int] = (height, width)

@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from mlcore.base.errors import UserError
 from mlcore.data.fingerprints import cache_file
 from quartet.apps.doc_ensemble.config import DataConfig, DocConfig
-from quartet.apps.doc_ensemble.data.duplicates import check_duplicates
+from quartet.apps.doc_ensemble.data.duplicates import check_duplicates, compared
 from quartet.apps.doc_ensemble.data.folders import Folders, read_folders
 from quartet.apps.doc_ensemble.data.generated import write_generated
 from quartet.apps.doc_ensemble.data.pages import Page
@@ -49,6 +50,8 @@ class Splits:
 def load_splits(config: DocConfig, *, classes: Sequence[str] | None = None) -> Splits:
     """The pages that the data section names; those that are not known yet are read, to find equal ones.
 
+    Copies of a page are in one part wherever this function draws the parts.
+
     Args:
         config: The run's.
         classes: Names that the classes must have, in this order: those of a trained model.
@@ -58,24 +61,28 @@ def load_splits(config: DocConfig, *, classes: Sequence[str] | None = None) -> S
     """
     settings = config.data
     found = _tables(settings, classes) if settings.train_csv is not None else _folders(settings, classes)
-    train, validation = found.train, found.val
-    if validation is None:
-        train, validation = hold_out(train, fraction=settings.val_fraction, seed=config.run.seed)
-        _log.info("held out for validation: %d of %d pages", len(validation), len(found.train))
-    splits = Splits(classes=found.classes, train=train, validation=validation, test=found.test)
-    if len(splits.classes) < 2:
-        raise UserError(f"there is only one class, {splits.classes[0]}: a classifier needs at least two")
-    if settings.source == "generated":
-        return splits
-    notes = check_duplicates(
-        splits.named(),
-        allow=settings.allow_duplicates,
+    if len(found.classes) < 2:
+        raise UserError(f"there is only one class, {found.classes[0]}: a classifier needs at least two")
+    given = {"train": found.train, "val": found.val, "test": found.test}
+    parts = {name: pages for name, pages in given.items() if pages is not None}
+    pages, copies = compared(
+        [page for part in parts.values() for page in part],
         max_pixels=round(settings.max_megapixels * 1e6),
-        cache=cache_file(_OUTPUTS / "fingerprints", settings.data_dir or (settings.train_csv or Path()).parent),
+        cache=cache_file(_OUTPUTS / "fingerprints", _place(settings)),
     )
+    known = iter(pages)
+    parts = {name: list(islice(known, len(part))) for name, part in parts.items()}
+    if "val" not in parts:
+        parts["train"], parts["val"] = hold_out(
+            parts["train"], fraction=settings.val_fraction, seed=settings.split_seed
+        )
+        _log.info("held out for validation: %d of %d pages", len(parts["val"]), len(found.train))
+    splits = Splits(classes=found.classes, train=parts["train"], validation=parts["val"], test=parts.get("test"))
+    drawn = settings.source == "generated"  # of very many drawn pages two may look alike
+    notes = check_duplicates(splits.named(), copies=copies, allow=settings.allow_duplicates or drawn)
     for note in notes:
         _log.warning(note)
-    return Splits(classes=found.classes, train=train, validation=validation, test=found.test, notes=notes)
+    return replace(splits, notes=notes)
 
 
 def _tables(settings: DataConfig, classes: Sequence[str] | None) -> Folders:
@@ -93,7 +100,7 @@ def _folders(settings: DataConfig, classes: Sequence[str] | None) -> Folders:
     if settings.val_csv is not None or settings.test_csv is not None:
         raise UserError("data.val_csv and data.test_csv belong to a data.train_csv, which is not given")
     if settings.source == "generated":
-        folder = settings.generated_dir or _OUTPUTS / "generated"
+        folder = _place(settings)
         write_generated(folder, train=settings.num_train, val=settings.num_val, test=settings.num_test, seed=0)
     elif settings.data_dir is None:
         raise UserError("no pages chosen: give --data_dir or --train_csv, or --demo for the demo")
@@ -102,3 +109,10 @@ def _folders(settings: DataConfig, classes: Sequence[str] | None) -> Folders:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder (data.data_dir: one with a folder per class)")
     return read_folders(folder, classes=classes)
+
+
+def _place(settings: DataConfig) -> Path:
+    """The folder of the data set."""
+    if settings.source == "generated":
+        return settings.generated_dir or _OUTPUTS / "generated"
+    return settings.data_dir or (settings.train_csv or Path()).parent

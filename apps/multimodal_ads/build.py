@@ -149,7 +149,7 @@ def _complete(tables: Mapping[str, Sequence[AdRow]], config: AdsConfig) -> dict[
         rows["train"],
         val_fraction=settings.val_fraction,
         test_fraction=0.0 if "test" in rows else settings.test_fraction,
-        seed=config.run.seed,
+        seed=settings.split_seed,
         groups=groups,
     )
     parts = {"train": train, "val": val, "test": test}

@@ -40,6 +40,9 @@ class DataConfig(Section):
     test_csv: Path | None = field(None, "Test table, evaluated once after training; without both: another part")
     val_fraction: float = field(0.15, "Part held out for validation where there is no table for it", gt=0, lt=1)
     test_fraction: float = field(0.15, "Part held out for the test where only the training table is given", ge=0, lt=1)
+    split_seed: int = field(
+        0, "Names the draw of what is held out; not the training's seed, so that several seeds share one split", ge=0
+    )
     allow_duplicates: bool = field(
         default=False, description="Let the same picture be in more than one split, with a warning"
     )

@@ -74,7 +74,7 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
         UserError: Data is missing or cannot be used, or model settings do not fit together.
     """
     sources = load_sources(config.data, seed=config.run.seed)
-    parts = _parts(sources, fraction=config.data.val_fraction, seed=config.run.seed)
+    parts = _parts(sources, fraction=config.data.val_fraction, seed=config.data.split_seed)
     inspect = partial(_inspect, settings=config.data, classes=sources.classes)
     looks = {"train": inspect(parts["train"], _CALLED["train"], every_class=True)}
     channels = len(looks["train"].statistics.mean)
@@ -190,7 +190,7 @@ def load_part(restored: Restored, part: Part, *, config: PerceiverConfig) -> tup
         raise UserError(
             f"the data is {sources.preprocessing}; the model was trained on {restored.metadata['preprocessing']}"
         )
-    parts = _parts(sources, fraction=config.data.val_fraction, seed=config.run.seed)
+    parts = _parts(sources, fraction=config.data.val_fraction, seed=config.data.split_seed)
     if part not in parts:
         raise UserError(f"this data has no {part} part; give --{part}_path, or look at --split {' or '.join(parts)}")
     channels = restored.metadata["model"]["input_dim"]

@@ -37,6 +37,9 @@ class DataConfig(Section):
         ge=0,
         lt=1,
     )
+    split_seed: int = field(
+        0, "Names the draw of what is set aside; not the training's seed, so that several seeds share one split", ge=0
+    )
     num_samples: int = field(
         5000, "synthetic: number of sequences, training and validation together", unit="samples", ge=2
     )

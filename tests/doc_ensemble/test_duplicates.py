@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from mlcore.base.errors import UserError
-from quartet.apps.doc_ensemble.data.duplicates import check_duplicates, page_groups
+from quartet.apps.doc_ensemble.data.duplicates import check_duplicates, compared
 from quartet.apps.doc_ensemble.data.generated import TYPES, draw_page
 from quartet.apps.doc_ensemble.data.pages import Page
 
@@ -22,7 +22,13 @@ WORDS = (
 
 
 def groups_of(pages: list[Page], **settings: Any) -> list[int]:
-    return page_groups(pages, max_pixels=LIMIT, **settings)
+    known, copies = compared(pages, max_pixels=LIMIT, **settings)
+    return [copies[page.key] for page in known]
+
+
+def checked(splits: dict[str, list[Page]], *, allow: bool) -> list[str]:
+    copies = compared([page for part in splits.values() for page in part], max_pixels=LIMIT)[1]
+    return check_duplicates(splits, copies=copies, allow=allow)
 
 
 def saved(path: Path, image: Image.Image, *, label: int = 0, **options: Any) -> Page:
@@ -156,16 +162,16 @@ def test_across_splits_is_an_error_and_may_be_allowed(tmp_path: Path) -> None:
     images = [letter(np.random.default_rng(n)) for n in range(4)]
     train = [saved(tmp_path / f"train/{n}.png", image, label=n % 2) for n, image in enumerate(images)]
     val = [saved(tmp_path / "val/1.png", form(np.random.default_rng(0)))]
-    assert check_duplicates({"train": train, "val": val}, allow=False, max_pixels=LIMIT) == []
+    assert checked({"train": train, "val": val}, allow=False) == []
     images[1].save(tmp_path / "val/scan.pdf", save_all=True, append_images=images[3:], resolution=60)
     val += [Page(tmp_path / "val/scan.pdf", number, label=0, origin="val.csv, line 3") for number in range(2)]
     with pytest.raises(UserError) as caught:
-        check_duplicates({"train": train, "val": val}, allow=False, max_pixels=LIMIT)
+        checked({"train": train, "val": val}, allow=False)
     title, *pairs, way_out = str(caught.value).splitlines()
     assert title.startswith("pictures in more than one of train, val, perhaps scaled or compressed anew: 2")
     assert pairs[0].strip() == "train.csv, line 1 (1.png) = val.csv, line 3 (scan.pdf#1)"
     assert "data.allow_duplicates=true" in way_out
-    notes = check_duplicates({"train": train, "val": val}, allow=True, max_pixels=LIMIT)
+    notes = checked({"train": train, "val": val}, allow=True)
     assert len(notes) == 2
     assert "different labels" in notes[1]
 
@@ -178,4 +184,4 @@ def test_pages_that_cannot_be_read_are_named_by_their_row(tmp_path: Path) -> Non
 
 
 def test_none_at_all() -> None:
-    assert check_duplicates({"train": [], "val": []}, allow=False, max_pixels=LIMIT) == []
+    assert checked({"train": [], "val": []}, allow=False) == []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from quartet.apps.doc_ensemble.ensemble.folds import fold_folders
-from quartet.apps.doc_ensemble.ensemble.stacking import read_out_of_fold
+from quartet.apps.doc_ensemble.ensemble.out_of_fold import read_out_of_fold
 
 APP = Path(__file__).resolve().parents[2] / "apps" / "doc_ensemble"
 LIMIT_S = 300.0
@@ -71,7 +71,8 @@ def test_a_job_killed_in_its_third_fold_goes_on_there(tmp_path: Path, pages: Pat
     with np.load(job / "folds" / "fold_2" / "fold_predictions.npz") as file:
         row = file["pages"].tolist().index(predicted.pages[fold])
         np.testing.assert_allclose(predicted.probabilities[0, fold], file["probabilities"][row], atol=1e-6)
-        assert not set(file["pages"].tolist()) & set(file["trained_on"].tolist())
+        assert len(set(file["digests"].tolist())) == len(file["pages"])
+        assert not set(file["digests"].tolist()) & set(file["trained_on"].tolist())
 
 
 def test_a_class_with_fewer_pages_than_folds_is_named(pages: Path, tiny: list[str], run, tmp_path: Path) -> None:

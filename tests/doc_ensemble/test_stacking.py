@@ -10,14 +10,8 @@ from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from mlcore.base.errors import UserError
-from quartet.apps.doc_ensemble.ensemble.stacking import (
-    FoldPredictions,
-    OutOfFold,
-    fit_stacker,
-    gather,
-    read_out_of_fold,
-    read_stacker,
-)
+from quartet.apps.doc_ensemble.ensemble.out_of_fold import FoldPredictions, OutOfFold, gather, read_out_of_fold
+from quartet.apps.doc_ensemble.ensemble.stacking import fit_stacker, read_stacker
 
 CLASSES = ("편지", "form", "table")
 

@@ -9,21 +9,31 @@ import torch
 from torch import Tensor, nn
 
 from mlcore.config.dump import to_values
+from mlcore.config.sections import RunConfig
 from mlcore.training.checkpoint import save_checkpoint
 from quartet.apps.doc_ensemble.config import DataConfig, DocConfig, ModelConfig
 from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset
 from quartet.apps.doc_ensemble.data.folders import read_folders
-from quartet.apps.doc_ensemble.ensemble.stacking import OutOfFold
+from quartet.apps.doc_ensemble.ensemble.out_of_fold import OutOfFold
 from quartet.apps.doc_ensemble.model.classifier import create_model
 
 
 def write_checkpoint(
-    path: Path, *, seed: int, classes: Sequence[str], data_dir: Path, name: str = "tiny", channels: int = 1
+    path: Path,
+    *,
+    seed: int,
+    classes: Sequence[str],
+    data_dir: Path,
+    name: str = "tiny",
+    channels: int = 1,
+    trained_on: Sequence[str] | None = None,
+    run_seed: int = 0,
 ) -> Path:
-    """A checkpoint with random weights, which are a function of the seed."""
+    """A checkpoint with random weights, which are a function of the seed; without `trained_on` an older one."""
     size = (64, 48)
     config = DocConfig(
         data=DataConfig(data_dir=data_dir),
+        run=RunConfig(seed=run_seed),
         model=ModelConfig(name=name, model_name="test_resnet", pretrained=False, image_size=size, in_channels=channels),
     )
     torch.manual_seed(seed)
@@ -31,15 +41,22 @@ def write_checkpoint(
         "test_resnet", class_names=classes, pretrained=False, image_size=size, in_channels=channels
     ).eval()
     _spread(model, _some_pages(data_dir, size, channels))
+    values = to_values(config)
+    if trained_on is None:
+        del values["data"]["split_seed"]
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(
         path,
         {
             "app": "doc_ensemble",
-            "config": to_values(config),
+            "config": values,
             "model": model.state_dict(),
             "engine": {"ema": {}},
-            "task": {"class_names": list(classes), "model": dict(model.metadata)},
+            "task": {
+                "class_names": list(classes),
+                "model": dict(model.metadata),
+                **({} if trained_on is None else {"trained_on": list(trained_on)}),
+            },
             "progress": {"step": 1},
         },
     )

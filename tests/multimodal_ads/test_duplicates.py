@@ -105,3 +105,25 @@ def test_nothing_is_kept_without_the_cache(tmp_path: Path, monkeypatch: pytest.M
     config = AdsConfig.model_validate({"data": {"base_dir": tmp_path / "set"}, "features": features})
     load_splits(APP.dry_run_config(config) if dry_run else config)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_the_split_follows_its_own_seed_and_keeps_copies_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = ["local_image_path,label,text_info"]
+    for number in range(12):
+        save(tmp_path / f"{number}.png", drawn(number))
+        save(tmp_path / f"copy{number}.jpg", drawn(number), quality=70)
+        rows += [f"{number}.png,{number % 2},", f"copy{number}.jpg,{number % 2},"]
+    (tmp_path / "train.csv").write_text("\n".join(rows), encoding="utf-8")
+
+    def split(seed: int, split_seed: int) -> dict[str, list[str]]:
+        data = {"base_dir": tmp_path, "split_seed": split_seed, "val_fraction": 0.3, "test_fraction": 0.3}
+        found = load_splits(AdsConfig.model_validate({"data": data, "run": {"seed": seed}})).named()
+        return {name: sorted(row.image.stem.removeprefix("copy") for row in part) for name, part in found.items()}
+
+    first = split(0, 0)
+    assert split(1, 0) == first != split(0, 1)
+    for numbers in first.values():
+        assert numbers[::2] == numbers[1::2]

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlcore.base.distributed import World
 from mlcore.training.checkpoint import load_checkpoint
+from quartet.apps.perceiver.build import build
+from quartet.apps.perceiver.config import PerceiverConfig
 
 
 @pytest.fixture
@@ -147,3 +150,14 @@ def test_a_dry_run_passes(arguments: list[str], script: Any, tiny: Sequence[str]
     ended = script("train", *tiny, *data, "--dry_run", *arguments)
     assert ended.code == 0, ended.err
     assert "saved, loaded in a fresh process, exported and verified" in ended.out
+
+
+def test_what_is_set_aside_follows_its_own_seed(tmp_path: Path) -> None:
+    data = {"dataset": "custom", "train_path": save_npz(str(tmp_path / "train.npz"), ["up", "down"])}
+
+    def held_out(seed: int, split_seed: int) -> list[str]:
+        values = {"data": {**data, "split_seed": split_seed}, "run": {"seed": seed}}
+        dataset = build(PerceiverConfig.model_validate(values), World()).validation.dataset
+        return [repr(dataset[index]) for index in range(len(dataset))]
+
+    assert held_out(1, 0) == held_out(0, 0) != held_out(0, 1)

@@ -42,6 +42,8 @@ class Page:
         label: Index of its class; None: unknown.
         origin: For messages: "train.csv, line 7".
         group: Pages of the same group stay in the same part of a split; "": those of the same file do.
+        digest: Names its pixels, wherever it lies; "": not looked at yet.
+        unit: Number of the pages that stay together because of groups, files or copies; None: not looked at yet.
     """
 
     path: Path
@@ -49,6 +51,8 @@ class Page:
     label: int | None = None
     origin: str = ""
     group: str = ""
+    digest: str = ""
+    unit: int | None = None
 
     @property
     def name(self) -> str:
@@ -64,6 +68,8 @@ class Page:
     @property
     def bundle(self) -> str:
         """Key of the pages that stay together in a split."""
+        if self.unit is not None:
+            return f"unit {self.unit}"
         return f"group {self.group}" if self.group else f"file {self.path}"
 
 

@@ -33,10 +33,11 @@ from quartet.apps.doc_ensemble.ensemble.methods import (
     member_methods,
     methods_of,
 )
+from quartet.apps.doc_ensemble.ensemble.out_of_fold import without_predictions
 from quartet.apps.doc_ensemble.ensemble.predicting import SplitPredictions, predict_splits, views_of
 from quartet.apps.doc_ensemble.ensemble.recording import Experiment, Metadata, record_experiment
 from quartet.apps.doc_ensemble.ensemble.sources import Source, data_of, find_sources, out_of_fold, trained_on
-from quartet.apps.doc_ensemble.ensemble.stacking import Stacker, fit_stacker, without_predictions
+from quartet.apps.doc_ensemble.ensemble.stacking import Stacker, fit_stacker
 from quartet.apps.doc_ensemble.splits import Splits, load_splits
 
 __all__ = ["compare", "run"]
@@ -150,7 +151,9 @@ def _run_in_folder(
             copy.begin()
         begun = time.perf_counter()
         experiment = _conduct(invocation, settings, sources, prepared, folder=place.path)
-        metadata = _metadata(invocation, values, name, seconds=time.perf_counter() - begun)
+        metadata = _metadata(
+            invocation, values, name, seconds=time.perf_counter() - begun, seed=prepared.data.data.split_seed
+        )
         pages = record_experiment(experiment, folder=place.path, data=prepared.data, metadata=metadata)
         report = write_pages(pages, folder=place.path, copied=None if copy is None else Copied(copy.address, {}))
         print(f"report: {report}")
@@ -179,7 +182,9 @@ def _copy(app: App[DocConfig], config: DocConfig, folder: Path, name: str) -> Ru
     )
 
 
-def _metadata(invocation: Invocation[DocConfig], values: Mapping[str, Any], name: str, *, seconds: float) -> Metadata:
+def _metadata(
+    invocation: Invocation[DocConfig], values: Mapping[str, Any], name: str, *, seconds: float, seed: int
+) -> Metadata:
     config = invocation.config
     return Metadata(
         name=name,
@@ -187,7 +192,7 @@ def _metadata(invocation: Invocation[DocConfig], values: Mapping[str, Any], name
         config=values,
         device=pick_device(config.run.device),
         seconds=seconds,
-        seed=config.run.seed,
+        seed=seed,
     )
 
 
@@ -218,7 +223,7 @@ def _conduct(
     folder: Path,
 ) -> Experiment:
     predicted = _predict(invocation.config, settings, sources, prepared.splits, data=prepared.data, scratch=folder)
-    stacker, seed = prepared.stacker, invocation.config.run.seed
+    stacker, seed = prepared.stacker, prepared.data.data.split_seed
     outcomes, chosen = compare(settings, sources, predicted, stacker=stacker, seed=seed)
     if stacker is not None:
         stacker.save(folder / "stacking.json")
@@ -267,10 +272,10 @@ def _pages(invocation: Invocation[DocConfig], sources: Sequence[Source]) -> tupl
     classes = check_members([part for source in sources for part in source.parts])
     data = data_of(invocation.composed, sources[0].parts[0].config)
     splits = load_splits(data, classes=classes)
-    evaluated = {page.key for page in (*splits.validation, *(splits.test or ()))}
+    evaluated = (*splits.validation, *(splits.test or ()))
     notes = list(splits.notes)
-    for name, keys in trained_on(sources, data=data).items():
-        known = len(evaluated & keys)
+    for name, pages in trained_on(sources).items():
+        known = sum(page.digest in pages or page.key in pages for page in evaluated)
         if known:
             notes.append(
                 f"{name!r} was trained on {known} of the {len(evaluated)} evaluated pages: its figures flatter it"

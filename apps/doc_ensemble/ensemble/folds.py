@@ -22,7 +22,7 @@ from quartet.apps.doc_ensemble.class_metrics import class_report, format_class_s
 from quartet.apps.doc_ensemble.config import DocConfig, KFoldConfig
 from quartet.apps.doc_ensemble.data.split import fold_numbers
 from quartet.apps.doc_ensemble.ensemble.combine import log_probabilities
-from quartet.apps.doc_ensemble.ensemble.stacking import FoldPredictions, OutOfFold, gather
+from quartet.apps.doc_ensemble.ensemble.out_of_fold import FoldPredictions, OutOfFold, gather
 from quartet.apps.doc_ensemble.splits import Splits
 
 __all__ = ["OUT_OF_FOLD", "fold_folders", "folds", "one_fold", "write_fold_predictions"]
@@ -82,8 +82,9 @@ def write_fold_predictions(
             allow_pickle=False,
             member=np.array(config.model.title),
             fold=np.array(config.kfold.fold),
-            trained_on=np.array([page.key for page in splits.train]),
+            trained_on=np.array([page.digest for page in splits.train]),
             pages=np.array([page.key for page in splits.validation]),
+            digests=np.array([page.digest for page in splits.validation]),
             probabilities=predictions["probabilities"].numpy(),
             labels=predictions["label"].numpy(),
             class_names=np.array(splits.classes),
@@ -152,6 +153,7 @@ def _read_fold(path: Path) -> tuple[FoldPredictions, tuple[str, ...]]:
             fold=int(arrays["fold"]),
             trained_on=arrays["trained_on"].tolist(),
             pages=arrays["pages"].tolist(),
+            digests=arrays["digests"].tolist() if "digests" in arrays else None,
             probabilities=arrays["probabilities"],
             labels=arrays["labels"],
         )

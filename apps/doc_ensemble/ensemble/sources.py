@@ -1,7 +1,7 @@
 """Where the members of an ensemble come from: checkpoints, runs, their snapshots, the folds of a cross-validation."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,8 @@ from mlcore.config.compose import Composed
 from mlcore.remote.s3 import stored_file
 from mlcore.run.final_evaluation import best_checkpoint
 from quartet.apps.doc_ensemble.config import DocConfig, EnsembleConfig, MemberConfig
-from quartet.apps.doc_ensemble.data.pages import Page
 from quartet.apps.doc_ensemble.ensemble.folds import OUT_OF_FOLD, fold_folders
-from quartet.apps.doc_ensemble.ensemble.stacking import OutOfFold, join_members, read_out_of_fold
+from quartet.apps.doc_ensemble.ensemble.out_of_fold import OutOfFold, join_members, read_out_of_fold
 from quartet.apps.doc_ensemble.restore import CheckpointMember
 from quartet.apps.doc_ensemble.splits import load_splits
 
@@ -193,45 +192,35 @@ def out_of_fold(sources: Sequence[Source]) -> OutOfFold | None:
     return join_members(read, member_names=[source.name for source in sources])
 
 
-def trained_on(sources: Sequence[Source], *, data: DocConfig) -> dict[str, set[str]]:
-    """Keys of the pages that members were trained on, where these might be among the evaluated ones.
+def trained_on(sources: Sequence[Source]) -> dict[str, set[str]]:
+    """Digests of the pages that members were trained on (`Page.digest`).
 
-    A cross-validation keeps them. A run splits its data as `data` does if it has the same data and seed, and then
-    there is nothing to look at; otherwise its data is split anew (and left out where it is not there any more).
+    Checkpoints keep them. For older ones, a cross-validation has the names of its pages (`Page.key`), and the data of a
+    run is split anew; where it is not there any more, nothing is known.
 
     Args:
         sources: The members.
-        data: What `data_of` says.
     """
     found: dict[str, set[str]] = {}
     by_split: dict[str, set[str]] = {}
     for source in sources:
-        if source.job is not None:
+        kept = [part.trained_on for part in source.parts]
+        if all(digests is not None for digests in kept):
+            found[source.name] = set().union(*(digests or () for digests in kept))
+        elif source.job is not None:
             found[source.name] = set(read_out_of_fold(source.job / OUT_OF_FOLD).pages)
-            continue
-        config = source.parts[0].config
-        key = _split_key(config)
-        if key == _split_key(data):
-            continue
-        if key not in by_split:
-            by_split[key] = _training_keys(config)
-        found[source.name] = by_split[key]
+        else:
+            config = source.parts[0].config
+            key = repr(config.data)
+            if key not in by_split:
+                by_split[key] = _split_anew(config)
+            found[source.name] = by_split[key]
     return found
 
 
-def _split_key(config: DocConfig) -> str:
-    sizes = ("num_train", "num_val", "num_test")
-    settings = {name: getattr(config.data, name) for name in (*_WHERE, *sizes, "val_fraction")}
-    return repr((settings, config.run.seed))
-
-
-def _training_keys(config: DocConfig) -> set[str]:
+def _split_anew(config: DocConfig) -> set[str]:
     try:
-        return _keys(load_splits(config).train)
+        return {page.digest for page in load_splits(config).train}
     except UserError as error:
         _log.warning("which pages a member was trained on cannot be told any more: %s", error)
         return set()
-
-
-def _keys(pages: Iterable[Page]) -> set[str]:
-    return {page.key for page in pages}

@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 from mlcore.base.errors import UserError, listed
 from mlcore.data.fingerprints import Fingerprints
 
-__all__ = ["duplicate_groups", "report_duplicates"]
+__all__ = ["duplicate_groups", "joined", "report_duplicates"]
 
 _BITS = 6
 _CORRELATION = 0.98
@@ -44,6 +44,27 @@ def duplicate_groups(prints: Fingerprints, *, text: bool = False) -> list[int]:
     first: dict[str, int] = {}
     same = [(first.setdefault(digest, index), index) for index, digest in enumerate(prints.digests)]
     pairs = np.concatenate([np.array(same, dtype=np.int64).reshape(-1, 2), *_near_pairs(prints, text=text)])
+    return _components(pairs, count=count)
+
+
+def joined(*groupings: Sequence[Hashable]) -> list[int]:
+    """The units that a split must not tear: samples that share a key in any of the groupings, perhaps through others.
+
+    Args:
+        groupings: At least one; each has a key for each sample: its copies' group, its patient, its file.
+
+    Returns:
+        Number of each sample's unit.
+    """
+    pairs: list[tuple[int, int]] = []
+    for keys in groupings:
+        first: dict[Hashable, int] = {}
+        pairs += [(first.setdefault(key, index), index) for index, key in enumerate(keys)]
+    return _components(np.array(pairs, dtype=np.int64).reshape(-1, 2), count=len(groupings[0]))
+
+
+def _components(pairs: NDArray[np.int64], *, count: int) -> list[int]:
+    """Number of each sample's component in the graph of the pairs [P, 2]."""
     graph = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     groups: list[int] = connected_components(graph, directed=False)[1].tolist()
     return groups

@@ -148,3 +148,12 @@ def test_copies_with_different_labels_are_told(tmp_path: Path) -> None:
 
 def test_none_at_all() -> None:
     assert check({"train": [], "val": []}) == []
+
+
+def test_units_join_what_shares_a_key_in_any_grouping() -> None:
+    assert duplicates.joined([0, 1, 2, 3]) == [0, 1, 2, 3]
+    files, copies = ["a", "a", "b", "c", "d"], [0, 1, 1, 2, 3]
+    units = duplicates.joined(files, copies)
+    assert units[0] == units[1] == units[2]  # b through a copy
+    assert len(set(units)) == 3
+    assert duplicates.joined([], []) == []

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mlcore.config.section import Section, field
+from mlcore.config.sections import RunConfig
 from mlcore.run.restore import load_run_checkpoint, run_folder
 from mlcore.training.checkpoint import CheckpointError, save_checkpoint
 from mlcore.training.engine import autocast, autocast_dtype
@@ -46,6 +47,22 @@ def test_what_this_version_does_not_write_is_refused(tmp_path, changes):
     path = checkpoint(tmp_path / "model.pth", **changes)
     with pytest.raises(CheckpointError, match=r"model\.pth: not written by this version"):
         load_run_checkpoint(path, app="toy", config_cls=Config)
+
+
+class Data(Section):
+    split_seed: int = field(0, "Seed of the split")
+
+
+class SplitConfig(Section):
+    data: Data = field(Data(), "Data")
+    run: RunConfig = field(RunConfig(), "Run")
+
+
+@pytest.mark.parametrize(("data", "expected"), [({}, 5), ({"split_seed": 2}, 2)])
+def test_an_older_run_was_split_by_its_own_seed(tmp_path, data, expected):
+    path = checkpoint(tmp_path / "model.pth", config={"data": data, "run": {"seed": 5}})
+    config = load_run_checkpoint(path, app="toy", config_cls=SplitConfig).config
+    assert (config.run.seed, config.data.split_seed) == (5, expected)
 
 
 def test_the_run_folder_is_above_its_checkpoints(tmp_path):
