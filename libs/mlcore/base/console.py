@@ -64,17 +64,17 @@ class Pace:
 
     Args:
         total: Steps at which the loop is done.
-        done: Steps that were done before this process started.
+        done: Steps that were done before this process started; a step may be done in part.
         clock: Seconds, monotonic.
     """
 
-    def __init__(self, total: int, *, done: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, total: int, *, done: float = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self._total = total
         self._start = self._done = done
         self._clock = clock
         self._begun = clock()
 
-    def update(self, done: int) -> None:
+    def update(self, done: float) -> None:
         """Tell how many steps are done in all."""
         self._done = done
 

@@ -8,6 +8,7 @@ import os
 import signal
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -100,6 +101,10 @@ class BatchLoader:
         """Micro-batches of one epoch."""
         return len(self.order)
 
+    def group_by(self, samples: int) -> None:
+        """Let so many samples of similar length stand together from now on; see `EpochOrder.group`."""
+        self.order = self._sampler.order = replace(self.order, group=samples)
+
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[MicroBatch]:
         """Micro-batches of `epoch` after its first `start` samples, which are not read."""
         self._sampler.epoch, self._sampler.start = epoch, start
@@ -130,12 +135,12 @@ def _dismiss_all() -> None:
 
 class _BatchSampler(Sampler[BatchKey]):
     def __init__(self, order: EpochOrder) -> None:
-        self._order = order
+        self.order = order
         self.epoch = 0
         self.start = 0
 
     def __iter__(self) -> Iterator[BatchKey]:
-        return self._order.batches(self.epoch, start=self.start)
+        return self.order.batches(self.epoch, start=self.start)
 
 
 class _KeyedDataset:

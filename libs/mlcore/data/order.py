@@ -1,7 +1,9 @@
 """Which samples a rank sees at which step: a function of (seed, epoch), never a state.
 
 An epoch is a permutation cut into *global batches*, each of which is cut into contiguous parts, one per rank. Because
-the permutation can be computed for any epoch at any time, resuming in the middle of an epoch is a slice.
+the permutation can be computed for any epoch at any time, resuming in the middle of an epoch is a slice. The
+permutation knows nothing of the cut, so that a run may go on with another batch size or number of ranks: what is left
+of the epoch is cut in another way, and every sample still comes exactly once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,6 +42,8 @@ class EpochOrder:
         seed: The run's seed.
         shuffle: False keeps dataset order (evaluation).
         lengths: Length of each sample; batches are then drawn from samples of similar length. None for no grouping.
+        group: How many samples of similar length stand together; None: a global batch. A run that goes on with another
+            cut keeps what it began with, and so its permutations.
         drop_last: Leave out the last global batch of an epoch when it is not full.
         rank: This process.
         world_size: Number of processes.
@@ -53,6 +57,7 @@ class EpochOrder:
     drop_last: bool = False
     rank: int = 0
     world_size: int = 1
+    group: int | None = None
 
     @property
     def global_batch(self) -> int:
@@ -77,30 +82,26 @@ class EpochOrder:
         return order if self.lengths is None else self._group_by_length(order, rng)
 
     def _group_by_length(self, order: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Sort within large random pools, cut into batches, shuffle the batches; a short last batch stays last."""
-        lengths = np.asarray(self.lengths)
-        batches: list[NDArray[np.int64]] = []
-        pool = self.global_batch * _BATCHES_PER_POOL
+        """Sort within large random pools, cut into groups, shuffle the groups; a short last group stays last."""
+        lengths, group = np.asarray(self.lengths), self.group or self.global_batch
+        groups: list[NDArray[np.int64]] = []
+        pool = group * _GROUPS_PER_POOL
         for start in range(0, self.size, pool):
             part = order[start : start + pool]
             part = part[np.argsort(lengths[part], kind="stable")]
-            # The short batch of the last pool is cut out at a random length, not always from the longest.
-            odd = len(part) % self.global_batch
+            # The short group of the last pool is cut out at a random length, not always from the longest.
+            odd = len(part) % group
             if odd:
                 cut = int(rng.integers(0, len(part) - odd + 1))
                 short, part = part[cut : cut + odd], np.delete(part, np.s_[cut : cut + odd])
-            batches.extend(part.reshape(-1, self.global_batch))
-        shuffled = [batches[i] for i in rng.permutation(len(batches))]
-        if self.size % self.global_batch:
+            groups.extend(part.reshape(-1, group))
+        shuffled = [groups[i] for i in rng.permutation(len(groups))]
+        if self.size % group:
             shuffled.append(short)
         return np.concatenate(shuffled)
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[BatchKey]:
-        """This rank's micro-batches of `epoch` after its first `start` samples; nothing before them is touched.
-
-        A position counts samples, so that a run may go on with another batch size or number of ranks: without grouping
-        by length every sample still comes exactly once.
-        """
+        """This rank's micro-batches of `epoch` after its first `start` samples; nothing before them is touched."""
         order = self.permutation(epoch)
         while not self.is_over(start):
             part = order[start : start + self.global_batch]
@@ -114,4 +115,4 @@ class EpochOrder:
             yield BatchKey(epoch=epoch, indices=tuple(mine.tolist()), real=end > begin)
 
 
-_BATCHES_PER_POOL = 64  # large enough for little padding, small enough that an epoch stays random
+_GROUPS_PER_POOL = 64  # large enough for little padding, small enough that an epoch stays random

@@ -3,10 +3,14 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mlcore.base.distributed import World
@@ -22,6 +26,7 @@ from mlcore.trackers.table import TableTracker, read_history
 from mlcore.trackers.tensorboard import TensorBoardTracker
 from mlcore.trackers.wandb import RUN_ID, WandbTracker
 from mlcore.training.checkpoint import CheckpointStore
+from mlcore.training.course import Cut
 from mlcore.training.engine import Engine
 from mlcore.training.evaluator import Evaluator, Predictions
 from mlcore.training.optim import GroupRule, build_optimizer, parameter_groups
@@ -138,8 +143,17 @@ def build_trainer(
         max_steps=settings.max_steps,
         max_seconds=None if settings.max_hours is None else settings.max_hours * 3600.0,
     )
-    steps_per_epoch = -(-len(loader) // settings.gradient_accumulation_steps)
-    total_steps = min(settings.epochs * steps_per_epoch, settings.max_steps or 2**62)
+    groups = _groups(config, setup, world=world)
+    rates = partial(
+        lr_table,
+        config.scheduler.name,
+        config.scheduler.params(),
+        base_lrs=[group["lr"] for group in groups],
+        unit=config.scheduler.resolved_unit,
+    )
+    cut = Cut.of(loader.order, settings.gradient_accumulation_steps)
+    total_steps = min(settings.epochs * cut.steps_per_epoch, settings.max_steps or 2**62)
+    table = rates(total_steps=total_steps, steps_per_epoch=cut.steps_per_epoch)
     monitor = Monitor(
         metric=settings.early_stopping.metric.removeprefix("val_").removeprefix("val/"),
         mode=settings.early_stopping.resolved_mode,
@@ -148,7 +162,7 @@ def build_trainer(
     )
     return Trainer(
         task=setup.task,
-        engine=_engine(config, setup, world=world, total_steps=total_steps, steps_per_epoch=steps_per_epoch),
+        engine=_engine(config, setup.task.model, groups=groups, world=world, learning_rates=table),
         loader=loader,
         evaluator=evaluator,
         limits=limits,
@@ -158,6 +172,7 @@ def build_trainer(
         store=None if folder is None else _store(config.checkpoint, folder, on_saved),
         tracker=tracker,
         plateau=_plateau(config.scheduler, monitor),
+        schedule=rates,
         max_bad_steps=settings.max_bad_steps,
         extra=extra or {},
     )
@@ -208,20 +223,21 @@ def _loader(
     )
 
 
+def _groups(config: CoreConfig, setup: TrainingSetup, *, world: World) -> list[dict[str, Any]]:
+    """Parameter groups of the model, which is on the device from here on."""
+    settings, model = config.train, setup.task.model.to(world.device)
+    return parameter_groups(model, lr=settings.lr, weight_decay=settings.weight_decay, rules=list(setup.group_rules))
+
+
 def _engine(
-    config: CoreConfig, setup: TrainingSetup, *, world: World, total_steps: int, steps_per_epoch: int
+    config: CoreConfig,
+    model: nn.Module,
+    *,
+    groups: list[dict[str, Any]],
+    learning_rates: NDArray[np.float64],
+    world: World,
 ) -> Engine:
     settings = config.train
-    model = setup.task.model.to(world.device)
-    groups = parameter_groups(model, lr=settings.lr, weight_decay=settings.weight_decay, rules=list(setup.group_rules))
-    rates = lr_table(
-        config.scheduler.name,
-        config.scheduler.params(),
-        base_lrs=[group["lr"] for group in groups],
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
-        unit=config.scheduler.resolved_unit,
-    )
     optimizer = build_optimizer(groups, name=settings.optimizer, momentum=settings.momentum)
     if settings.compile:
         model.compile()
@@ -230,7 +246,7 @@ def _engine(
     return Engine(
         model,
         optimizer,
-        learning_rates=rates,
+        learning_rates=learning_rates,
         precision=settings.precision,
         max_grad_norm=settings.max_grad_norm,
         nominal_count=settings.batch_size * settings.gradient_accumulation_steps * world.size,

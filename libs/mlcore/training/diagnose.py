@@ -1,8 +1,9 @@
 """What went wrong in a step, in words a user can act on."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -10,8 +11,52 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from mlcore.base.errors import UserError
+from mlcore.base.files import write_json
 from mlcore.data.batch import MicroBatch
 from mlcore.training.engine import Engine, StepOutput
+from mlcore.training.step_statistics import Totals
+
+
+def too_many_bad_steps(
+    engine: Engine,
+    forward: Callable[[nn.Module, Any], StepOutput],
+    window: Sequence[MicroBatch],
+    *,
+    totals: Totals,
+    step: int,
+    samples: Sequence[Sequence[int]],
+    folder: Path | None,
+) -> UserError:
+    """Write which samples and which module; returns what ends the run. The last good checkpoint stays the newest.
+
+    Args:
+        engine: What ran the windows.
+        forward: The task's training step.
+        window: The last one.
+        totals: The figures that say how many there were.
+        step: The last one's number.
+        samples: Dataset indices of each window of the row, oldest first.
+        folder: Where the report goes; None writes none.
+    """
+    place = first_bad_module(engine, forward, window)
+    report = {
+        "step": step,
+        "windows_not_finite_in_a_row": totals.worst_row,
+        "windows_not_finite_in_all": totals.skipped,
+        "first_bad_place": place,
+        "sample_indices_by_window": samples,
+        "learning_rates": engine.learning_rates(),
+    }
+    where = "no file: checkpoints are off"
+    if folder is not None:
+        path = folder / f"bad_steps_rank{engine.world.rank}.json"
+        write_json(path, report)
+        where = str(path)
+    return UserError(
+        f"{totals.worst_row} training steps in a row were not finite, the last at step {step}: {place}. Samples and "
+        f"details: {where}. Look at these samples, lower --lr, set --max_grad_norm, or use --precision bf16 or fp32."
+    )
 
 
 def first_bad_module(
@@ -64,7 +109,7 @@ def _all_finite(value: Any) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
-def out_of_memory_advice(error: BaseException, *, device: torch.device, micro_batch: int, accumulation: int) -> str:
+def _memory_advice(error: BaseException, *, device: torch.device, micro_batch: int, accumulation: int) -> str:
     """Which knobs to turn after `error`, most harmless first.
 
     Args:
@@ -92,6 +137,19 @@ def out_of_memory_advice(error: BaseException, *, device: torch.device, micro_ba
             f"  {free / 2**30:.1f} of {total / 2**30:.1f} GiB are free now: another process may hold some (nvidia-smi)"
         )
     return "\n".join(lines)
+
+
+@contextmanager
+def advice_when_out_of_memory(*, device: torch.device, micro_batch: int, accumulation: int) -> Iterator[None]:
+    """Where memory runs out in the block, a `UserError` says which knobs to turn."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # The CPU allocator has no exception class of its own.
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        advice = _memory_advice(error, device=device, micro_batch=micro_batch, accumulation=accumulation)
+        raise UserError(advice) from error
 
 
 def peak_memory_bytes(device: torch.device) -> int:

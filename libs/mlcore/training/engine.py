@@ -207,9 +207,14 @@ class Engine:
         """Multiply every scheduled rate by `scale` (relative to the schedule, not to the last call)."""
         self._lr_scale = scale
 
+    @property
+    def table(self) -> NDArray[np.float64]:
+        """The rate of each group at each update, [updates + 1, groups]."""
+        return self._lr_table.double().cpu().numpy()
+
     def replace_learning_rates(self, learning_rates: NDArray[np.float64]) -> NDArray[np.float64]:
         """Use another table [updates + 1, groups] from now on; returns the one used until now."""
-        kept = self._lr_table.double().cpu().numpy()
+        kept = self.table
         self._lr_table = torch.as_tensor(learning_rates, dtype=torch.float32, device=self.device)
         return kept
 

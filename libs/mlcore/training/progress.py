@@ -11,7 +11,7 @@ class Limits:
 
     Attributes:
         epochs: Passes over the training set.
-        max_steps: Windows (optimiser steps), or None.
+        max_steps: Optimiser steps of the cut that the run began with, or None.
         max_seconds: Wall time of this process, or None; the run can be resumed later.
     """
 
@@ -26,7 +26,7 @@ class Cadence:
 
     Attributes:
         log_every: Steps between log lines; the only regular host sync.
-        evaluate_every: Epochs or steps between evaluations.
+        evaluate_every: Epochs, or steps of the cut that the run began with, between evaluations.
         evaluate_unit: What `evaluate_every` counts.
         save_every_steps: Steps between checkpoints, besides one at every evaluation; None for no others.
         save_every_seconds: Seconds between checkpoints, likewise.
@@ -65,7 +65,7 @@ class Progress:
     Attributes:
         epoch: Finished epochs.
         position: Samples of the current epoch that are consumed, on all ranks.
-        step: Windows run.
+        step: Windows run, of whatever size.
         best: Best monitored value so far.
         best_step: Its step.
         stale: Evaluations since the best one.

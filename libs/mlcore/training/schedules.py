@@ -102,6 +102,7 @@ def lr_table(
     total_steps: int,
     steps_per_epoch: int,
     unit: Literal["step", "epoch"] = "step",
+    at: FloatArray | None = None,
 ) -> FloatArray:
     """Learning rate of every parameter group for every update of the run.
 
@@ -113,17 +114,20 @@ def lr_table(
         total_steps: Updates of the whole run; lengths that are not given become this.
         steps_per_epoch: Updates of one epoch.
         unit: Whether lengths (and decay intervals) count updates or epochs; with "epoch" the rate changes once an
-        epoch.
+            epoch.
+        at: float64 [rows], other places on the schedule, in updates, than 0, 1, ... `total_steps`: those between two
+            updates are where a run is that goes on with another batch size.
 
     Returns:
-        float64 [total_steps + 1, groups]; row i is used by update i (0-based), the last row after the end.
+        float64 [total_steps + 1, groups]; row i is used by update i (0-based), the last row after the end. With `at`
+        [rows, groups].
 
     Raises:
         UserError: Unknown schedule, or a parameter is missing or not known to it.
     """
     if name not in _FUNCTIONS:
         raise UserError(f"unknown schedule '{name}'; choose one of {', '.join(sorted(_FUNCTIONS))}")
-    t = np.arange(total_steps + 1, dtype=np.float64)
+    t = np.arange(total_steps + 1, dtype=np.float64) if at is None else at
     if unit == "epoch":
         t = np.floor(t / steps_per_epoch)
     given = dict(params) if name not in ("plateau", "reduce_on_plateau") else {}

@@ -9,30 +9,28 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mlcore.base.console import Pace
 from mlcore.base.distributed import any_rank, barrier, gather_objects
 from mlcore.base.errors import UserError
-from mlcore.base.files import write_json
 from mlcore.base.seeding import RngState, rng_state, set_rng_state, untouched_generators
 from mlcore.base.signals import StopSignal
 from mlcore.data.batch import MicroBatch
 from mlcore.data.loader import BatchLoader
 from mlcore.trackers.base import Tracker
 from mlcore.training.checkpoint import CheckpointStore, load_model_weights
-from mlcore.training.diagnose import first_bad_module, out_of_memory_advice, peak_memory_bytes
+from mlcore.training.course import Course, Cut
+from mlcore.training.diagnose import advice_when_out_of_memory, peak_memory_bytes, too_many_bad_steps
 from mlcore.training.engine import Engine
 from mlcore.training.evaluator import Evaluator, Predictions
 from mlcore.training.progress import Cadence, Limits, Monitor, Outcome, Progress, Status
-from mlcore.training.schedules import Plateau
+from mlcore.training.schedules import FloatArray, Plateau
 from mlcore.training.step_statistics import Totals
 from mlcore.training.task import Task
 
@@ -55,6 +53,8 @@ class Trainer:
         store: Where checkpoints go; None saves nothing.
         tracker: Where figures go.
         plateau: Lowers learning rates when the metric that it watches stalls.
+        schedule: `lr_table` without what depends on the cut of a step (`at`, `total_steps`, `steps_per_epoch`), for
+            runs that go on with another one; None: the engine's table, each rate until the next.
         max_bad_steps: Non-finite windows in a row after which training stops with a report.
         extra: Plain values that each checkpoint carries (configuration, code version).
         on_evaluation: Called on the main rank after each evaluation with step, metrics and predictions.
@@ -71,6 +71,7 @@ class Trainer:
     store: CheckpointStore | None = None
     tracker: Tracker | None = None
     plateau: Plateau | None = None
+    schedule: Callable[..., FloatArray] | None = None
     max_bad_steps: int = 10
     extra: Mapping[str, Any] = field(default_factory=dict)
     on_evaluation: Callable[[int, Mapping[str, float], Predictions], None] | None = None
@@ -82,6 +83,7 @@ class Trainer:
         self._skipped = 0
         self._window: list[MicroBatch] = []
         self._rng: RngState | None = None
+        self._course: Course | None = None
 
     # ---------------------------------------------------------------------------------------------------- the loop
 
@@ -91,13 +93,16 @@ class Trainer:
         Raises:
             UserError: Memory ran out, too many windows in a row were not finite, or a checkpoint could not be written.
         """
-        self._pace = Pace(self.total_steps, done=self.progress.step)
+        self._pace = Pace(self.total_steps, done=self.steps_done)
         self._begun = self._last_save = self._last_log = time.monotonic()
         self._seconds_before = self.progress.seconds
         if self._rng is not None:  # last of all, so that nothing on the way here has drawn from the generators
             set_rng_state(self._rng)
         status = self.complete()
-        with StopSignal() as stop, self._advice_when_out_of_memory():
+        advice = advice_when_out_of_memory(
+            device=self.engine.device, micro_batch=self.loader.order.batch_size, accumulation=self.accumulation
+        )
+        with StopSignal() as stop, advice:
             self.engine.model.train()
             while status is None:
                 for window in self._rest_of_epoch():
@@ -117,13 +122,28 @@ class Trainer:
         return Outcome(status, self.progress, self.metrics, self._skipped)
 
     @property
+    def cut(self) -> Cut:
+        """How samples become steps now."""
+        return Cut.of(self.loader.order, self.accumulation)
+
+    @property
+    def course(self) -> Course:
+        """The way of the run through its samples; its first cut is the unit of all that counts steps, but `step`."""
+        return self._course or Course(first=self.cut, now=self.cut)
+
+    @property
+    def steps_done(self) -> float:
+        """Steps of the run's first cut that are done; where that is the present one, `step` of the progress."""
+        return self.course.steps(self.progress)
+
+    @property
     def steps_per_epoch(self) -> int:
-        """Windows of one epoch; the last may be short."""
-        return -(-len(self.loader) // self.accumulation)
+        """Steps of one epoch as the run was first cut; the last may be short."""
+        return self.course.first.steps_per_epoch
 
     @property
     def total_steps(self) -> int:
-        """Windows of the whole run, if batch size and number of ranks stay as they are."""
+        """Steps of the whole run as it was first cut."""
         steps = self.limits.epochs * self.steps_per_epoch
         return steps if self.limits.max_steps is None else min(steps, self.limits.max_steps)
 
@@ -149,7 +169,7 @@ class Trainer:
     def _advance(self, window: list[MicroBatch]) -> bool:
         """Count `window` as done; returns whether the epoch ended with it."""
         now, order = self.progress, self.loader.order
-        self._window = window
+        self._window, self._steps_before = window, self.steps_done
         now.step += 1
         now.position += len(window) * order.global_batch
         if not order.is_over(now.position):
@@ -160,7 +180,7 @@ class Trainer:
     def complete(self) -> Status | None:
         """Why there is nothing left to train, or None."""
         limit = self.limits.max_steps
-        if self.progress.epoch >= self.limits.epochs or (limit is not None and self.progress.step >= limit):
+        if self.progress.epoch >= self.limits.epochs or (limit is not None and self.steps_done >= limit):
             return "finished"
         if self.monitor.patience is not None and self.progress.stale >= self.monitor.patience:
             return "stopped early"
@@ -198,7 +218,16 @@ class Trainer:
         totals = self.engine.read_totals()
         self._skipped = totals.skipped
         if totals.worst_row >= self.max_bad_steps:
-            self._give_up(totals)
+            course, order, store = self.course, self.loader.order, self.store
+            raise too_many_bad_steps(
+                self.engine,
+                self.task.training_step,
+                self._window,
+                totals=totals,
+                step=self.progress.step,
+                samples=course.recent_samples(order, progress=self.progress, windows=totals.worst_row),
+                folder=None if store is None else store.folder.parent,
+            )
         if not totals.count:
             return
         now = self.progress
@@ -217,7 +246,7 @@ class Trainer:
         """Figures that differ from run to run; their names begin with "perf/"."""
         clock = time.monotonic()
         interval, self._last_log = clock - self._last_log, clock
-        self._pace.update(self.progress.step)
+        self._pace.update(self.steps_done)
         self.progress.seconds = self._seconds_before + clock - self._begun
         eta = self._pace.eta_s
         return {
@@ -230,45 +259,14 @@ class Trainer:
         if self.tracker is not None and self.engine.world.is_main:
             self.tracker.log(self.progress.step, values)
 
-    def _give_up(self, totals: Totals) -> None:
-        """Write which samples and which module, then stop. The last good checkpoint stays the newest."""
-        report = {
-            "step": self.progress.step,
-            "windows_not_finite_in_a_row": totals.worst_row,
-            "windows_not_finite_in_all": totals.skipped,
-            "first_bad_place": first_bad_module(self.engine, self.task.training_step, self._window),
-            "sample_indices_by_window": self._recent_samples(totals.worst_row),
-            "learning_rates": self.engine.learning_rates(),
-        }
-        where = "no file: checkpoints are off"
-        if self.store is not None:
-            path = self.store.folder.parent / f"bad_steps_rank{self.engine.world.rank}.json"
-            write_json(path, report)
-            where = str(path)
-        raise UserError(
-            f"{totals.worst_row} training steps in a row were not finite, the last at step {self.progress.step}: "
-            f"{report['first_bad_place']}. Samples and details: {where}. Look at these samples, lower --lr, "
-            "set --max_grad_norm, or use --precision bf16 or fp32."
-        )
-
-    def _recent_samples(self, windows: int) -> list[list[int]]:
-        """Dataset indices of this rank's last `windows` windows of the current epoch, oldest first."""
-        now = self.progress
-        order = self.loader.order
-        epoch, done = (now.epoch, now.position) if now.position else (now.epoch - 1, order.size)
-        batches = -(-done // order.global_batch)
-        first = max(0, -(-batches // self.accumulation) - windows) * self.accumulation
-        keys = list(itertools.islice(order.batches(epoch, start=first * order.global_batch), batches - first))
-        cut = range(0, len(keys), self.accumulation)
-        return [[i for key in keys[k : k + self.accumulation] for i in key.indices] for k in cut]
-
     # ---------------------------------------------------------------------------------------------------- evaluate
 
     def _evaluation_is_due(self, epoch_ended: bool) -> bool:
         if self.evaluator is None:
             return False
         if self.cadence.evaluate_unit == "steps":
-            return self.progress.step % self.cadence.evaluate_every == 0
+            every = self.cadence.evaluate_every
+            return self.steps_done // every > self._steps_before // every
         return epoch_ended and self.progress.epoch % self.cadence.evaluate_every == 0
 
     @untouched_generators()
@@ -352,6 +350,7 @@ class Trainer:
             "model": unwrap(self.engine.model).state_dict(),
             "engine": self.engine.state_dict(),
             "progress": asdict(self.progress),
+            "course": self.course.state_dict(),
             "metrics": dict(self.metrics),
             "evaluated_at": self._evaluated_at,
             "plateau": None if self.plateau is None else self.plateau.state_dict(),
@@ -365,11 +364,17 @@ class Trainer:
         """Continue where `state_dict` was taken.
 
         Raises:
-            CheckpointError: The checkpoint is of another architecture.
+            CheckpointError: The checkpoint is of another architecture, or of another number of training samples.
         """
+        course = Course.read(state, now=self.cut, source=source)
         load_model_weights(unwrap(self.engine.model), state["model"], source=source)
         self.engine.load_state_dict(state["engine"])
         self.progress = Progress(**state["progress"])
+        self._course = course.go_on(self.cut, progress=self.progress, updates=int(state["engine"]["updates"]))
+        self.loader.group_by(course.first.batch)
+        if self._course != Course(first=self.cut, now=self.cut):
+            rates = self._course.rates(self.schedule, table=self.engine.table, total_steps=self.total_steps)
+            self.engine.replace_learning_rates(rates)
         if self.loader.order.is_over(self.progress.position):  # a larger batch with drop_last
             self.progress.epoch, self.progress.position = self.progress.epoch + 1, 0
         self.metrics, self._evaluated_at = dict(state["metrics"]), state["evaluated_at"]
@@ -379,24 +384,6 @@ class Trainer:
             self.plateau.load_state_dict({**watched, **state["plateau"]})
         rank = self.engine.world.rank
         self._rng = state["rng"][rank] if rank < len(state["rng"]) else None
-
-    @contextmanager
-    def _advice_when_out_of_memory(self) -> Iterator[None]:
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:
-            # The CPU allocator has no exception class of its own.
-            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(
-                error
-            ):
-                raise
-            advice = out_of_memory_advice(
-                error,
-                device=self.engine.device,
-                micro_batch=self.loader.order.batch_size,
-                accumulation=self.accumulation,
-            )
-            raise UserError(advice) from error
 
 
 def unwrap(model: nn.Module) -> nn.Module:
