@@ -1,6 +1,7 @@
 """Every kind of page file becomes the same kind of array, or an error that names it."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 from mlcore.base.errors import UserError
 from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset, Prepare
 from quartet.apps.doc_ensemble.data.pages import Page, page_count, page_size, read_page
+from tests.tiff_files import SUBFILE_TYPE, WHITE_IS_ZERO, write_grey_tiff
 
 GREY = np.kron(np.random.default_rng(0).integers(0, 256, (6, 4)), np.ones((8, 8))).astype(np.uint8)  # [48, 32]
 BITS = np.where(GREY > 127, 255, 0).astype(np.uint8)
@@ -30,6 +32,11 @@ def write_pdf(path: Path, sides: list[tuple[float, float]]) -> Path:
         objects.append(f"<</Type/Page/Parent 2 0 R/MediaBox[0 0 {width} {height}]/Contents {4 + 2 * k} 0 R>>")
         drawing = f"0 0 {width} {height / 2} re f"
         objects.append(f"<</Length {len(drawing)}>>stream\n{drawing}\nendstream")
+    return write_objects(path, objects)
+
+
+def write_objects(path: Path, objects: Sequence[str], *, trailer: str = "") -> Path:
+    """A PDF of these objects, numbered from 1."""
     file, places = io.BytesIO(b""), []
     file.write(b"%PDF-1.4\n")
     for number, content in enumerate(objects, 1):
@@ -38,7 +45,7 @@ def write_pdf(path: Path, sides: list[tuple[float, float]]) -> Path:
     start = file.tell()
     table = "".join(f"{place:010d} 00000 n \n" for place in places)
     file.write(f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}".encode())
-    file.write(f"trailer<</Size {len(objects) + 1}/Root 1 0 R>>\nstartxref\n{start}\n%%EOF".encode())
+    file.write(f"trailer<</Size {len(objects) + 1}/Root 1 0 R{trailer}>>\nstartxref\n{start}\n%%EOF".encode())
     path.write_bytes(file.getvalue())
     return path
 
@@ -169,3 +176,97 @@ def test_samples_and_their_normalisation(tmp_path: Path) -> None:
     assert small.shape == (24, 16, 1)
     pixels = Prepare(Fit((24, 16)), mean=mean, std=std).pixels(small)
     np.testing.assert_allclose(pixels[0], (small[..., 0] / 255 - 0.5) / 0.3, rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------- what is not what it seems
+
+FIELD = "/Type/Annot/Subtype/Widget/FT/Tx/T(name)/V(MMMMMMMM)/DA(/Helv 40 Tf 0 g)/Rect[10 60 190 120]/F 4/P 3 0 R"
+
+
+def write_form(path: Path, *, appearance: bool) -> Path:
+    """An otherwise empty page with a field that is filled in, with its picture or without."""
+    drawing = "q BT /Helv 40 Tf 0 g 5 10 Td (MMMMMMMM) Tj ET Q"
+    font = "<</Font<</Helv<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>>>>>"
+    form = f"/Type/XObject/Subtype/Form/BBox[0 0 180 60]/Resources{font}/Length {len(drawing)}"
+    return write_objects(
+        path,
+        [
+            f"<</Type/Catalog/Pages 2 0 R/AcroForm<</Fields[4 0 R]/NeedAppearances true/DR{font}>>>>",
+            "<</Type/Pages/Kids[3 0 R]/Count 1>>",
+            "<</Type/Page/Parent 2 0 R/MediaBox[0 0 200 200]/Annots[4 0 R]>>",
+            f"<<{FIELD}{'/AP<</N 5 0 R>>' if appearance else ''}>>",
+            f"<<{form}>>stream\n{drawing}\nendstream",
+        ],
+    )
+
+
+@pytest.mark.parametrize("appearance", [True, False])
+def test_what_is_filled_into_a_form_is_on_the_page(tmp_path: Path, appearance: bool) -> None:
+    path = write_form(tmp_path / "form.pdf", appearance=appearance)
+    image = read_page(path, max_pixels=LIMIT, grey=True)
+    dark = (image < 128).mean(axis=(1, 2))
+    height = len(dark)
+    assert dark[int(0.4 * height) : int(0.7 * height)].mean() > 0.1  # where the field is
+    assert dark[: int(0.4 * height)].sum() == 0
+
+
+def test_grey_and_colour_of_a_pdf_are_one_drawing(tmp_path: Path) -> None:
+    path = write_form(tmp_path / "form.pdf", appearance=True)
+    colour = read_page(path, max_pixels=LIMIT)
+    np.testing.assert_array_equal(read_page(path, max_pixels=LIMIT, grey=True), colour[..., :1])
+
+
+def test_a_pdf_without_pages_says_so_whatever_was_read_before(tmp_path: Path) -> None:
+    empty = write_objects(tmp_path / "empty.pdf", ["<</Type/Catalog/Pages 2 0 R>>", "<</Type/Pages/Kids[]/Count 0>>"])
+    locked = "/Filter/Standard/V 1/R 2/P -4/Length 40"
+    pages = [
+        "<</Type/Catalog/Pages 2 0 R>>",
+        "<</Type/Pages/Kids[]/Count 0>>",
+        f"<<{locked}/O<{'00' * 32}>/U<{'00' * 32}>>>",
+    ]
+    before = {
+        "damaged": (tmp_path / "junk.pdf", b"junk" * 100),
+        "protected by a password": (
+            write_objects(tmp_path / "locked.pdf", pages, trailer=f"/Encrypt 3 0 R/ID[<{'00' * 16}><{'00' * 16}>]"),
+            None,
+        ),
+    }
+    for reason, (path, content) in before.items():
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(UserError, match=reason):
+            page_count(path)
+        for read in (page_count, page_size):
+            with pytest.raises(UserError, match=r"empty\.pdf: the PDF file has no pages$"):
+                read(empty)
+
+
+def test_thumbnails_and_masks_in_a_tiff_are_no_pages(tmp_path: Path) -> None:
+    small = GREY[::4, ::4]
+    frames = [(small, {SUBFILE_TYPE: 1}), (GREY, {}), (255 - GREY, {SUBFILE_TYPE: 2}), (GREY, {SUBFILE_TYPE: 4})]
+    path = write_grey_tiff(tmp_path / "a.tif", frames)
+    assert page_count(path) == 2
+    assert page_size(path, 0) == page_size(path, 1) == GREY.shape
+    for number, expected in enumerate((GREY, 255 - GREY)):
+        np.testing.assert_array_equal(read_page(path, number, max_pixels=LIMIT, grey=True)[..., 0], expected)
+    with pytest.raises(UserError, match=r"a\.tif: no page 3; it has 2 pages"):
+        read_page(path, 2, max_pixels=LIMIT)
+    alone = write_grey_tiff(tmp_path / "b.tif", [(small, {SUBFILE_TYPE: 1})])
+    assert page_count(alone) == 1
+
+
+def test_white_is_zero_and_twelve_bits(tmp_path: Path) -> None:
+    deep = GREY.astype(np.uint16) * 257
+    fractions = (GREY / 255).astype(np.float32)
+    for number, (values, tags) in enumerate([
+        (GREY, {}), (deep, {}), (fractions, {}), (deep.astype(np.uint32), {}),
+        (255 - GREY, WHITE_IS_ZERO), (65535 - deep, WHITE_IS_ZERO), (1 - fractions, WHITE_IS_ZERO),
+        (deep >> 4, {}), (deep >> 8, {}),
+    ]):  # fmt: skip
+        path = write_grey_tiff(tmp_path / f"{number}.tif", [(values, tags)])
+        for grey in (False, True):
+            read = read_page(path, max_pixels=LIMIT, grey=grey)
+            exact = GREY if values.dtype != np.float32 else np.rint((GREY - GREY.min()) * (255 / np.ptp(GREY)))
+            assert np.abs(read[..., 0].astype(int) - exact).max() <= 1, number
+    black = write_grey_tiff(tmp_path / "black.tif", [(0 * deep, {})])
+    assert not read_page(black, max_pixels=LIMIT).any()

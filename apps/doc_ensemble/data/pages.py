@@ -1,10 +1,11 @@
 """Pages of documents as arrays: image files, single pages of multi-page TIFF files, and of PDF files.
 
-Nothing in a PDF is run: the renderer comes without a JavaScript engine, and forms are never initialised.
+Nothing in a PDF is run: the renderer comes without a JavaScript engine, and forms are only drawn.
 """
 
 import contextlib
 import math
+import os
 import struct
 import threading
 import zlib
@@ -16,10 +17,10 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from mlcore.base.errors import UserError
-from mlcore.data.images import SUFFIXES, image_size, read_image
+from mlcore.data.images import SUFFIXES, decoded, image_size, page_frames, read_image
 
 __all__ = ["PAGE_SUFFIXES", "Page", "page_count", "page_size", "read_page"]
 
@@ -29,6 +30,7 @@ _TIFF = (".tif", ".tiff")
 _DPI = 150  # of rendered PDF pages: 1240 x 1754 pixels for A4, more than any of the networks look at
 _POINTS = 72  # per inch, the unit of PDF
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+_PDF_ERRORS = {2: "cannot be opened", 3: "its format is damaged", 5: "its security scheme is not known"}
 _pdfium = threading.Lock()  # the renderer must not be entered by two threads
 
 
@@ -78,7 +80,8 @@ def read_page(path: Path, number: int = 0, *, max_pixels: int, grey: bool = Fals
 
     Args:
         path: An image in any format of `read_image`, a TIFF file with any number of pages (CCITT, LZW, 1 to 16 bits
-            ...), or a PDF file, which is rendered at 150 dpi on white.
+            ...), or a PDF file, which is rendered at 150 dpi on white,
+            with what is filled into its forms.
         number: Which page, from 0.
         max_pixels: Larger images are refused before they are decoded; PDF pages are rendered at a lower resolution.
         grey: One channel instead of three.
@@ -96,7 +99,8 @@ def read_page(path: Path, number: int = 0, *, max_pixels: int, grey: bool = Fals
         with _tiff(path) as picture:
             _seek(path, picture, number)
             _check_size(path, picture.size, max_pixels)
-            return _pixels(ImageOps.exif_transpose(picture), grey=grey)
+            image = decoded(picture)
+            return _grey(image) if grey else _colour(image)
     if number:
         raise _no_page(path, number, 1)
     image = read_image(path, max_pixels=max_pixels)
@@ -106,6 +110,8 @@ def read_page(path: Path, number: int = 0, *, max_pixels: int, grey: bool = Fals
 def page_count(path: Path) -> int:
     """Pages of a TIFF or PDF file; 1 for other images, of which only the first frame is ever read.
 
+    Thumbnails of pages, and masks of their transparency, are no pages.
+
     Raises:
         UserError: A TIFF or PDF file cannot be read.
     """
@@ -114,7 +120,7 @@ def page_count(path: Path) -> int:
             return len(document)
     if path.suffix.lower() in _TIFF:
         with _tiff(path) as picture:
-            return int(getattr(picture, "n_frames", 1))
+            return len(page_frames(picture))
     return 1
 
 
@@ -156,10 +162,10 @@ def _tiff(path: Path) -> Iterator[Image.Image]:
 
 
 def _seek(path: Path, picture: Image.Image, number: int) -> None:
-    count = getattr(picture, "n_frames", 1)
-    if not 0 <= number < count:
-        raise _no_page(path, number, count)
-    picture.seek(number)
+    frames = page_frames(picture)
+    if not 0 <= number < len(frames):
+        raise _no_page(path, number, len(frames))
+    picture.seek(frames[number])
 
 
 def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
@@ -171,28 +177,15 @@ def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
         )
 
 
-def _pixels(picture: Image.Image, *, grey: bool) -> NDArray[np.uint8]:
-    if picture.mode.startswith(("I", "F")):  # Pillow's own conversion would clip at 255
-        values = _to_bytes(np.asarray(picture))[..., None]
-        return values if grey else np.repeat(values, 3, axis=2)
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    array = np.array(picture.convert("L" if grey else "RGB"), dtype=np.uint8)
-    return array[..., None] if grey else array
-
-
-def _to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Grey of 16 bits scaled from its full range; other whole numbers and fractions from lowest to highest."""
-    numbers = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = 0.0, 65535.0
-    if values.dtype.kind == "f" or numbers.min() < low or numbers.max() > high:
-        low, high = float(numbers.min()), float(numbers.max())
-    return np.rint((numbers - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+def _colour(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[H, W, 1 or 3] to [H, W, 3]."""
+    return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
 
 
 def _grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[H, W, 3] to [H, W, 1]; exact where the channels are equal."""
+    """[H, W, 1 or 3] to [H, W, 1]; exact where the channels are equal."""
+    if image.shape[2] == 1:
+        return image
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)[..., None]
 
 
@@ -208,16 +201,31 @@ def _pdf(path: Path) -> Iterator[Any]:
     try:
         with path.open("rb") as file:
             _check_content(path, file.read(1))
-        with _pdfium, contextlib.closing(pdfium.PdfDocument(path)) as document:
+        with _pdfium, contextlib.closing(_document(path, pdfium)) as document:
             yield document
     except pdfium.PdfiumError as error:
-        if "password" in str(error).lower():
-            raise UserError(f"{path}: protected by a password; save a copy without it") from None
         raise UserError(f"{path}: not a PDF file, or damaged ({error})") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({_reason(error)})") from None
     except MemoryError:
         raise UserError(f"{path}: not enough memory to render the page; lower data.max_megapixels") from None
+
+
+def _document(path: Path, pdfium: Any) -> Any:
+    """The opened document. pypdfium2 would ask for the error of one without pages, which is an earlier one's."""
+    raw = pdfium.raw
+    handle = raw.FPDF_LoadDocument(os.fsencode(path) + b"\0", None)
+    if not handle:
+        code = raw.FPDF_GetLastError()
+        if code == raw.FPDF_ERR_PASSWORD:
+            raise UserError(f"{path}: protected by a password; save a copy without it")
+        raise UserError(f"{path}: not a PDF file, or damaged ({_PDF_ERRORS.get(code, f'error {code}')})")
+    document = pdfium.PdfDocument(handle)
+    if not len(document):
+        document.close()
+        raise UserError(f"{path}: the PDF file has no pages")
+    document.init_forms()  # before any page is loaded, or what is filled in is not drawn
+    return document
 
 
 @contextlib.contextmanager
@@ -236,11 +244,10 @@ def _read_pdf(path: Path, number: int, *, max_pixels: int, grey: bool) -> NDArra
         if max(width, height) * scale > 30_000 or min(width, height) * scale < 1:
             raise UserError(f"{path}: page {number + 1} is {width:.0f} x {height:.0f} pixels at {_DPI} dpi")
         # A little less than allowed, because the renderer rounds sides up.
-        bitmap = page.render(
-            scale=scale * _DPI / _POINTS * 0.999, grayscale=grey, rev_byteorder=True, may_draw_forms=False
-        )
-        array = np.array(bitmap.to_numpy(), dtype=np.uint8)  # a copy: the bitmap's memory goes with it
-    return array.reshape(*array.shape[:2], 1 if grey else -1)[..., :3]
+        # In colour in any case: the renderer's own grey has letters of other shapes than its colours.
+        bitmap = page.render(scale=scale * _DPI / _POINTS * 0.999, rev_byteorder=True)
+        array = np.array(bitmap.to_numpy(), dtype=np.uint8)[..., :3]  # a copy: the bitmap's memory goes with it
+    return _grey(array) if grey else array
 
 
 # -------------------------------------------------------------------------------------------------------------- errors

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlcore.base.errors import UserError
-from mlcore.data.records import failed, read_records
+from mlcore.data.records import as_stored, failed, read_records
 from quartet.apps.doc_ensemble.data.pages import Page, page_count
 
 __all__ = ["class_names", "label_of", "normal", "read_rows", "read_table"]
@@ -144,10 +144,7 @@ def _page(folder: Path, text: str, *, line: int, seen: dict[tuple[Path, int], in
 
 def _file(folder: Path, text: str) -> Path | None:
     try:
-        for form in (text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)):
-            path = (folder / form).resolve()
-            if path.is_file():
-                return path
+        path = as_stored(folder / text).resolve()
+        return path if path.is_file() else None
     except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, a loop of links: no file in any case
         return None
-    return None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlcore.base.errors import UserError
-from mlcore.data.records import failed, read_records
+from mlcore.data.records import as_stored, failed, read_records
 
 __all__ = ["COLUMNS", "LABELS", "AdRow", "Places", "clean_text", "read_table"]
 
@@ -125,10 +125,7 @@ class Places:
     def _look_up(self, text: str) -> tuple[Path | None, str]:
         if not text:
             return None, "the path of the image is empty"
-        image = (self._base / text).resolve()
-        if not text.isascii() and not image.exists():  # some systems store accents and Hangul decomposed
-            others = [(self._base / unicodedata.normalize(form, text)).resolve() for form in ("NFC", "NFD")]
-            image = next((other for other in others if other.exists()), image)
+        image = as_stored(self._base / text).resolve()
         free = not self._only_inside and Path(text).is_absolute()
         if not free and not image.is_relative_to(self._base):
             return None, f"{text} is outside of {self._base} (symbolic links followed), which paths must stay in"

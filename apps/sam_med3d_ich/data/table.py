@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlcore.base.errors import UserError
-from mlcore.data.records import failed, read_records
+from mlcore.data.records import as_stored, failed, read_records
 from quartet.apps.sam_med3d_ich.data.case import Case
 from quartet.apps.sam_med3d_ich.data.volume import MASK_SUFFIXES, SUFFIXES, volume_name
 from quartet.apps.sam_med3d_ich.data.words import counted, listed
@@ -135,13 +135,10 @@ def _image(text: str, problems: list[str], *, folder: Path) -> Path | None:
     if not text:
         problems.append("path is empty")
         return None
-    path = folder / text
+    path = as_stored(folder / text)
     if not path.name.lower().endswith(SUFFIXES):
         problems.append(f"{text} is no volume; expected {', '.join(SUFFIXES)}")
         return None
-    for form in ("NFC", "NFD"):
-        if not path.is_file() and (folder / unicodedata.normalize(form, text)).is_file():
-            path = folder / unicodedata.normalize(form, text)
     if not path.is_file():
         where = "" if Path(text).is_absolute() else f" (relative paths start at {folder.absolute()})"
         problems.append(f"no such file: {text}{where}")

@@ -39,8 +39,8 @@ _HASHED = 256  # of those that hashes are made of, which shrink them much furthe
 _CONTRAST = 1.5  # deviation of grey levels below which a picture is blank
 _AT_ONCE = 4096  # small copies that are in memory as larger numbers
 _SAVE_EVERY_S = 60.0  # a killed run loses no more than that
-# Raise the number when other fingerprints are made of the same pixels.
-_RECIPE = f"2 Pillow {PIL.__version__} ImageHash {imagehash.__version__}"
+# Raise the number when other fingerprints are made of the same files.
+_RECIPE = f"3 Pillow {PIL.__version__} ImageHash {imagehash.__version__}"
 _WHOLE = -1  # the number of a picture that is a file
 _INDEX, _COPIES = "index.json", "copies"
 # What zipfile and the conversions raise on files that are cut, overwritten or not ours.

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mlcore.base.errors import UserError
 
-__all__ = ["SUFFIXES", "content_digest", "find_images", "image_size", "read_image"]
+__all__ = ["SUFFIXES", "content_digest", "decoded", "find_images", "image_size", "page_frames", "read_image"]
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -24,12 +24,17 @@ _STRIP = 64  # rows; with their copy they fit into a core's cache
 # What Pillow raises on damaged files, depending on the format.
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error, zlib.error)
 
+# Tags of TIFF files.
+_SUBFILE_TYPE, _PHOTOMETRIC = 254, 262
+_NO_PAGE = 1 | 4  # bits of the first: a smaller version of another page, a mask of its transparency
+_WHITE_IS_ZERO = 0  # of the second
+
 # `read_image` compares the size in the file's header with the user's own limit before a pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
 
 def read_image(path: Path, *, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode an image; the first frame of an animation.
+    """Decode an image; the first frame of an animation, the first page of a TIFF file.
 
     Args:
         path: A file in any of the formats AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF and WebP.
@@ -44,8 +49,8 @@ def read_image(path: Path, *, max_pixels: int) -> NDArray[np.uint8]:
     """
     with _opened(path) as picture:
         _check_size(path, picture.size, max_pixels)
-        picture.load()
-        return _rgb(_upright(picture))
+        array = decoded(picture)
+    return array if array.shape[2] == 3 else np.repeat(array, 3, axis=2)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -56,6 +61,41 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with _opened(path) as picture:
         return picture.height, picture.width
+
+
+def page_frames(picture: Image.Image) -> list[int]:
+    """Numbers of the frames of an opened TIFF file that are pages, not thumbnails or masks of others; it is read anew.
+
+    A file of nothing but thumbnails has these as pages.
+    """
+    frames, pages = range(getattr(picture, "n_frames", 1)), []
+    for number in frames:
+        picture.seek(number)
+        if _is_page(picture):
+            pages.append(number)
+    picture.seek(0)
+    return pages or list(frames)
+
+
+def decoded(picture: Image.Image) -> NDArray[np.uint8]:
+    """The pixels of an opened image, upright.
+
+    Returns:
+        uint8 [H, W, 1] of grey pictures, otherwise [H, W, 3], RGB: transparency on white, CMYK and palettes converted,
+        16 bits scaled to 8.
+    """
+    picture.load()
+    negative, fewer = _tag(picture, _PHOTOMETRIC, default=1) == _WHITE_IS_ZERO, picture.format == "TIFF"
+    picture = _upright(picture)
+    if picture.mode.startswith(("I", "F")):  # Pillow's own conversion would clip at 255
+        grey = _to_bytes(np.asarray(picture), fewer_bits=fewer and not negative)
+        return (255 - grey if negative else grey)[..., None]  # in other modes Pillow does that itself
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    if picture.mode in ("1", "L"):
+        return np.array(picture.convert("L"), dtype=np.uint8)[..., None]
+    return _pixels(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def content_digest(path: Path) -> str:
@@ -86,6 +126,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 raise UserError(f"{path}: empty file (0 bytes)")
             file.seek(0)
             with Image.open(file, formats=_FORMATS) as picture:
+                if not _is_page(picture):
+                    picture.seek(page_frames(picture)[0])
                 yield picture
     except UnidentifiedImageError:
         known = ", ".join(_FORMATS)
@@ -113,13 +155,14 @@ def _upright(picture: Image.Image) -> Image.Image:
     return picture
 
 
-def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
-    if picture.mode.startswith(("I", "F")):  # Pillow's own conversion would clip at 255
-        return np.repeat(_to_bytes(np.asarray(picture))[..., None], 3, axis=2)
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return _pixels(picture if picture.mode == "RGB" else picture.convert("RGB"))
+def _is_page(picture: Image.Image) -> bool:
+    return not _tag(picture, _SUBFILE_TYPE, default=0) & _NO_PAGE
+
+
+def _tag(picture: Image.Image, number: int, *, default: int) -> int:
+    """Value of a TIFF file's tag; that of a damaged one is as good as none."""
+    value = getattr(picture, "tag_v2", {}).get(number, default)
+    return value if isinstance(value, int) else default
 
 
 def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
@@ -131,12 +174,20 @@ def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
     return array
 
 
-def _to_bytes(grey: NDArray[Any]) -> NDArray[np.uint8]:
-    """Grey of 16 bits scaled from its full range; whole numbers beyond it and fractions from lowest to highest."""
+def _to_bytes(grey: NDArray[Any], *, fewer_bits: bool) -> NDArray[np.uint8]:
+    """Grey of 16 bits scaled from its full range; whole numbers beyond it and fractions from lowest to highest.
+
+    Args:
+        grey: [H, W], whole numbers or fractions.
+        fewer_bits: What uses the lowest sixteenth of 16 bits only, and so would be all but black, is taken for the 12
+            bits that many scanners store so, and in the lowest sixteenth of these for 8.
+    """
     values = grey.astype(np.float64)
     low, high = 0.0, 65535.0
     if grey.dtype.kind == "f":
         values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     if grey.dtype.kind == "f" or values.min() < low or values.max() > high:
         low, high = float(values.min()), float(values.max())
+    elif fewer_bits:
+        high = next(most for most in (255.0, 4095.0, 65535.0) if values.max() <= most)
     return np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)

@@ -1,13 +1,14 @@
-"""The records of a CSV table, and the error that names all the rows that cannot be used."""
+"""The records of a CSV table, the files that they name, and the error that names all the rows that cannot be used."""
 
 import csv
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlcore.base.errors import UserError, listed
 
-__all__ = ["failed", "read_records"]
+__all__ = ["as_stored", "failed", "read_records"]
 
 _LONGEST_FIELD = 2**31 - 1  # the csv module's own limit is 128 KiB, less than the text of a long page
 
@@ -81,6 +82,26 @@ def _rows(lines: Sequence[str], *, start: int, columns: int) -> Iterator[tuple[i
 
 def _too_many(values: Sequence[str], columns: int) -> str:
     return f"{len(values)} values, but the header names {columns} columns; put values with commas in quotes"
+
+
+def as_stored(path: Path) -> Path:
+    """The path of a table's cell in the spelling of the file system; the path itself where nothing is called so.
+
+    Some systems store accents and Hangul composed, others decomposed, and copies between them mix both in one path.
+    What cannot be looked up raises what `Path.exists` does.
+    """
+    if str(path).isascii() or path.exists():
+        return path
+    place = Path(path.anchor)
+    for part in path.parts[len(place.parts) :]:
+        if not (place / part).exists():
+            wanted = unicodedata.normalize("NFC", part)
+            names: list[str] = []
+            with suppress(OSError):  # no folder, or one that may be entered, but not listed
+                names = sorted(entry.name for entry in place.iterdir())
+            part = next((name for name in names if unicodedata.normalize("NFC", name) == wanted), part)
+        place /= part
+    return place
 
 
 def failed(place: Path, problems: Sequence[str]) -> UserError:

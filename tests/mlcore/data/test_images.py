@@ -11,6 +11,7 @@ from PIL import Image, features
 
 from mlcore.base.errors import UserError
 from mlcore.data.images import content_digest, find_images, image_size, read_image
+from tests.tiff_files import SUBFILE_TYPE, WHITE_IS_ZERO, write_grey_tiff
 
 LIMIT = 100_000_000
 
@@ -188,3 +189,11 @@ def test_find_images(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     assert [path.name for path in find_images(tmp_path)] == ["a.png", "b.JPG", "c.webp"]
+
+
+def test_a_tiff_file_is_its_first_page_not_its_thumbnail(tmp_path: Path) -> None:
+    grey = picture()[..., 0]
+    frames = [(grey[::2, ::2], {SUBFILE_TYPE: 1}), ((255 - grey).astype(np.uint16) * 257, WHITE_IS_ZERO)]
+    path = write_grey_tiff(tmp_path / "a.tif", frames)
+    assert image_size(path) == grey.shape
+    np.testing.assert_array_equal(read(path), np.repeat(grey[..., None], 3, axis=2))

@@ -1,11 +1,12 @@
 """CSV tables as records, and what is said of those that are none."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from mlcore.base.errors import UserError
-from mlcore.data.records import failed, read_records
+from mlcore.data.records import as_stored, failed, read_records
 
 
 def table(folder: Path, content: str | bytes) -> Path:
@@ -87,3 +88,20 @@ def test_problems_are_named_together() -> None:
     many = str(failed(Path("t.csv"), [f"line {number}: bad" for number in range(2, 14)])).splitlines()
     assert many[0] == "t.csv: 12 problems"
     assert [many[1], many[-1]] == ["  line 2: bad", "  and 2 more"]
+
+
+def test_files_are_found_however_accents_are_stored_in_each_folder(tmp_path: Path) -> None:
+    """Composed, decomposed, and both in one name; on file systems that make no difference, too."""
+    composed, decomposed = (unicodedata.normalize(form, "한글 é") for form in ("NFC", "NFD"))
+    mixed = composed[:-1] + decomposed[-2:]
+    stored = tmp_path / decomposed / composed / mixed
+    stored.mkdir(parents=True)
+    (stored / f"{decomposed}.png").touch()
+    for names in ([composed] * 4, [decomposed] * 4, [composed, decomposed, composed, composed], [mixed] * 4):
+        asked = tmp_path.joinpath(*names[:3], f"{names[3]}.png")
+        assert as_stored(asked).is_file()
+    for missing in (tmp_path / composed / "é.png", tmp_path / "é" / composed, stored / f"{composed}.png" / "é"):
+        assert as_stored(missing).name == missing.name
+        assert not as_stored(missing).exists()
+    assert as_stored(tmp_path / "none") == tmp_path / "none"
+    assert not as_stored(Path("é\0")).exists()
