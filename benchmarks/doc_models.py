@@ -53,6 +53,7 @@ class Random:
     path: Path
     image_size: tuple[int, int] = IMAGE_SIZE
     in_channels: int = 1
+    fit: Literal["letterbox", "resize"] = "resize"
     class_names: tuple[str, ...] = TYPES
 
     def load(self, device: torch.device) -> DocClassifier:

@@ -10,6 +10,7 @@ and `reading.document_pages(pages, members, max_pixels=...)` for pages the calls
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ class TrainedMember:
     network: nn.Module
     image_size: tuple[int, int] = SIZE
     in_channels: int = 1
+    fit: Literal["letterbox", "resize"] = "resize"
     class_names: tuple[str, ...] = CLASSES
 
     def load(self, device: torch.device) -> Network:

@@ -69,9 +69,8 @@ def _predict(request: PredictRequest) -> int:
     pages = [page for _, page in wanted if isinstance(page, Page)]
     paths = [_checkpoint(path) for path in request.model_path]
     members = [CheckpointMember(f"model {number}", path) for number, path in enumerate(paths, 1)]
-    data = members[0].config.data
-    max_pixels = round(data.max_megapixels * 1e6)
-    items = document_pages(pages, members, max_pixels=max_pixels, fit=data.fit, skip_bad=True)
+    max_pixels = round(max(member.config.data.max_megapixels for member in members) * 1e6)
+    items = document_pages(pages, members, max_pixels=max_pixels, skip_bad=True)
     names, answers = _answers(members, items, device=request.device, batch_size=request.batch_size)
     table = _table(wanted, answers, names)
     write_text(request.output, csv_text(table))

@@ -73,6 +73,7 @@ class CheckpointMember:
         height, width = model.metadata["image_size"]
         self.image_size: tuple[int, int] = (height, width)
         self.in_channels: int = model.metadata["in_channels"]
+        self.fit = read.config.data.fit
 
     def load(self, device: torch.device) -> DocClassifier:
         """The network, ready to predict."""

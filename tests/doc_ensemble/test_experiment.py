@@ -262,3 +262,32 @@ def test_members_alone_and_a_dry_run(tmp_path: Path, members: list[Path], run: R
     assert not (folder / "ensemble_predictions.csv").exists()
     assert (folder / "tta_predictions.csv").is_file()
     assert (folder / "report.html").is_file()
+
+
+def test_each_member_fits_the_page_as_it_was_trained_in_any_order(
+    tmp_path: Path, pages: Path, classes: list[str], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """predict.py and an ensemble of a member that stretches pages and one that keeps their aspect."""
+    monkeypatch.chdir(tmp_path)
+    fits = {"resize": tmp_path / "resize.ckpt", "letterbox": tmp_path / "letterbox.ckpt"}
+    for seed, (fit, path) in enumerate(fits.items()):
+        write_checkpoint(path, seed=seed, classes=classes, data_dir=pages, name=fit, fit=fit)  # type: ignore[arg-type]
+    asked = read_folders(pages).test
+    assert asked is not None
+    alone = []
+    for fit, path in fits.items():
+        data = PageDataset(asked, max_pixels=10**8, grey=True, fit=Fit((64, 48), fit))  # type: ignore[arg-type]
+        pixels = torch.stack([torch.from_numpy(data[k]["image"]).permute(2, 0, 1).float() / 255 for k in range(34)])
+        with torch.inference_mode():
+            alone.append(torch.softmax(restore(path, device=CPU).model(pixels), dim=1).double().numpy())
+    expected = np.mean(alone, axis=0)
+    paths = [page.path for page in asked]
+    for order in (("resize", "letterbox"), ("letterbox", "resize")):
+        models = [argument for fit in order for argument in ("--model_path", fits[fit])]
+        assert run("predict", *paths, *models, "--output", tmp_path / "p.csv", "--thumbnails", "0")[0] == 0
+        np.testing.assert_allclose(written(tmp_path / "p.csv", classes), expected, atol=2e-6)
+        members = ", ".join(f"{{checkpoint_path: {fits[fit]}}}" for fit in order)
+        folder = tmp_path / order[0]
+        code, said = run("run_ensemble_experiment", f"ensemble.models=[{members}]", "--output_dir", folder)
+        assert code == 0, said
+        np.testing.assert_allclose(written(folder / "ensemble_predictions.csv", classes), expected, atol=2e-6)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 from weakref import ref
 
 import numpy as np
@@ -45,6 +46,7 @@ class Small:
     name: str
     image_size: tuple[int, int] = (24, 16)
     in_channels: int = 1
+    fit: Literal["letterbox", "resize"] = "resize"
     class_names: Sequence[str] = CLASSES
     outputs: int = 3
     scale: float = 1.0
@@ -68,7 +70,7 @@ def ensemble() -> list[Small]:
     return [
         Small("resnet"),
         Small("vit", image_size=(20, 20), in_channels=3),
-        Small("convnext"),
+        Small("convnext", fit="letterbox"),
         Small("grey", image_size=(20, 20)),
     ]
 
@@ -98,7 +100,7 @@ def naive(member: Small, pages: Sequence[Page]) -> np.ndarray:
         rows = []
         for page in pages:
             image = read_page(page.path, page.number, max_pixels=10**6, grey=member.in_channels == 1)
-            pixels = torch.from_numpy(Fit(member.image_size)(image)).permute(2, 0, 1)[None].float() / 255
+            pixels = torch.from_numpy(Fit(member.image_size, member.fit)(image)).permute(2, 0, 1)[None].float() / 255
             rows.append(torch.softmax(network(view.apply(pixels)), dim=1)[0].numpy())
         found.append(np.stack(rows))
     return np.stack(found)
@@ -155,7 +157,7 @@ def test_each_page_is_read_once_and_made_once_for_each_format(low_memory: bool) 
     def prepare(image: np.ndarray, shape: InputFormat) -> np.ndarray:
         with lock:
             made[shape] += 1
-        return np.resize(image, shape)
+        return np.resize(image, shape.array_shape)
 
     members = ensemble()
     predict_pages(
@@ -167,7 +169,8 @@ def test_each_page_is_read_once_and_made_once_for_each_format(low_memory: bool) 
         low_memory=low_memory,
     )
     assert read == Counter(range(50))
-    assert made == {InputFormat(24, 16, 1): 50, InputFormat(20, 20, 3): 50, InputFormat(20, 20, 1): 50}
+    formats = (24, 16, 1, "resize"), (24, 16, 1, "letterbox"), (20, 20, 3, "resize"), (20, 20, 1, "resize")
+    assert made == {InputFormat(*each): 50 for each in formats}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("low_memory", [False, True])

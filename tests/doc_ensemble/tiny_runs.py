@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,11 +29,12 @@ def write_checkpoint(
     channels: int = 1,
     trained_on: Sequence[str] | None = None,
     run_seed: int = 0,
+    fit: Literal["letterbox", "resize"] = "resize",
 ) -> Path:
     """A checkpoint with random weights, which are a function of the seed; without `trained_on` an older one."""
     size = (64, 48)
     config = DocConfig(
-        data=DataConfig(data_dir=data_dir),
+        data=DataConfig(data_dir=data_dir, fit=fit),
         run=RunConfig(seed=run_seed),
         model=ModelConfig(name=name, model_name="test_resnet", pretrained=False, image_size=size, in_channels=channels),
     )

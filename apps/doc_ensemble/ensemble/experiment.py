@@ -270,7 +270,7 @@ def _shares(settings: EnsembleConfig, sources: Sequence[Source], *, say: bool = 
 def _pages(invocation: Invocation[DocConfig], sources: Sequence[Source]) -> tuple[DocConfig, Splits, list[str]]:
     """The configuration of the pages, the pages, and what the reader must know of them."""
     classes = check_members([part for source in sources for part in source.parts])
-    data = data_of(invocation.composed, sources[0].parts[0].config)
+    data = data_of(invocation.composed, sources)
     splits = load_splits(data, classes=classes)
     evaluated = (*splits.validation, *(splits.test or ()))
     notes = list(splits.notes)

@@ -180,7 +180,9 @@ def _one_by_one(
     count = len(reader.pages.items)
     with ExitStack() as files:
         stored = {
-            shape: _reserve(files.enter_context(tempfile.TemporaryFile(dir=folder)), (count, *shape), folder=folder)
+            shape: _reserve(
+                files.enter_context(tempfile.TemporaryFile(dir=folder)), (count, *shape.array_shape), folder=folder
+            )
             for shape in reader.formats
         }
         for places, arrays in reader.batches(batch_size):

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,12 @@ class InputFormat(NamedTuple):
     height: int  # pixels
     width: int  # pixels
     channels: int  # 1: grey, 3: RGB
+    fit: Literal["letterbox", "resize"] = "resize"  # how pages get this height and width
+
+    @property
+    def array_shape(self) -> tuple[int, int, int]:
+        """Of a page's array."""
+        return self.height, self.width, self.channels
 
 
 class Member(Protocol):
@@ -39,6 +45,10 @@ class Member(Protocol):
         """1 for grey pages, 3 for colour."""
 
     @property
+    def fit(self) -> Literal["letterbox", "resize"]:
+        """How pages got its input's size when it was trained."""
+
+    @property
     def class_names(self) -> Sequence[str]:
         """Name of each of its outputs, in order."""
 
@@ -48,7 +58,7 @@ class Member(Protocol):
 
 def format_of(member: Member) -> InputFormat:
     """The pages that a member takes."""
-    return InputFormat(*member.image_size, member.in_channels)
+    return InputFormat(*member.image_size, member.in_channels, member.fit)
 
 
 def check_members(members: Sequence[Member]) -> tuple[str, ...]:

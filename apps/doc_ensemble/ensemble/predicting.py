@@ -64,7 +64,7 @@ def predict_splits(
     Args:
         sources: The members.
         splits: The pages.
-        config: Of the members: how pages are fitted to a network's size.
+        config: How large pages may be.
         settings: The views, and how many members are in memory at a time.
         device: Where the networks run.
         scratch: Folder for what `low_memory` keeps on the disk; None: the system's for temporary files.
@@ -80,9 +80,7 @@ def predict_splits(
     pages = [page for group in named.values() for page in group]
     predicted = predict_pages(
         parts,
-        document_pages(
-            pages, parts, max_pixels=round(config.data.max_megapixels * 1e6), fit=config.data.fit, skip_bad=True
-        ),
+        document_pages(pages, parts, max_pixels=round(config.data.max_megapixels * 1e6), skip_bad=True),
         views=views_of(settings.tta),
         device=device,
         batch_size=batch_size,

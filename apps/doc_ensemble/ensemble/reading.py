@@ -1,9 +1,8 @@
-"""Document pages as `inference.predict_pages` takes them: exactly the pixels that training and validation see."""
+"""Document pages as `inference.predict_pages` takes them: exactly the pixels that each member was trained on."""
 
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -22,7 +21,6 @@ def document_pages(
     members: Sequence[Member],
     *,
     max_pixels: int,
-    fit: Literal["letterbox", "resize"] = "resize",
     skip_bad: bool = False,
     workers: int | None = None,
 ) -> Pages[Page]:
@@ -32,7 +30,6 @@ def document_pages(
         pages: What to predict.
         members: Who predicts.
         max_pixels: Larger images are refused before they are decoded.
-        fit: How a page is brought to a network's size, as in training.
         skip_bad: Leave out what cannot be read.
         workers: Threads that read ahead; None: one for each core, up to 8, since a GPU waits for fewer.
     """
@@ -40,7 +37,7 @@ def document_pages(
     return Pages(
         items=pages,
         read=partial(_read, max_pixels=max_pixels, grey=grey),
-        prepare=partial(_prepare, how=fit),
+        prepare=_prepare,
         skip_bad=skip_bad,
         workers=workers or max(2, min(8, _cores())),
     )
@@ -54,7 +51,7 @@ def _read(page: Page, *, max_pixels: int, grey: bool) -> NDArray[np.uint8]:
     return read_page(page.path, page.number, max_pixels=max_pixels, grey=grey)
 
 
-def _prepare(image: NDArray[np.uint8], shape: InputFormat, *, how: Literal["letterbox", "resize"]) -> NDArray[np.uint8]:
+def _prepare(image: NDArray[np.uint8], shape: InputFormat) -> NDArray[np.uint8]:
     if image.shape[2] > shape.channels:
         image = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)[..., None]
-    return Fit((shape.height, shape.width), how)(image)
+    return Fit((shape.height, shape.width), shape.fit)(image)

@@ -78,7 +78,6 @@ def find_sources(settings: EnsembleConfig) -> tuple[Source, ...]:
         for number, part in enumerate(parts, 1):
             part.name = name if len(parts) == 1 else f"{name}, fold {number}"
         sources.append(Source(name=name, parts=parts, weight=place.weight, job=place.job, whole=place.whole))
-    _check_fit(sources)
     return tuple(sources)
 
 
@@ -151,32 +150,25 @@ def _unused(name: str, taken: set[str]) -> str:
     return free
 
 
-def _check_fit(sources: Sequence[Source]) -> None:
-    parts = [part for source in sources for part in source.parts]
-    odd = next((part for part in parts if part.config.data.fit != parts[0].config.data.fit), None)
-    if odd is not None:
-        raise UserError(
-            f"the members {parts[0].name!r} and {odd.name!r} were trained on pages fitted in different ways (data.fit: "
-            f"{parts[0].config.data.fit} and {odd.config.data.fit}); train them with the same setting"
-        )
-
-
-def data_of(composed: Composed[DocConfig], members: DocConfig) -> DocConfig:
+def data_of(composed: Composed[DocConfig], sources: Sequence[Source]) -> DocConfig:
     """The configuration that says which pages are predicted.
 
     That of the first member, so that the pages held out from its training are those that are predicted, with what the
-    user gave in place of it: another place of the pages replaces all that says where they are.
+    user gave in place of it: another place of the pages replaces all that says where they are. Pages may be as large as
+    any member allows.
 
     Args:
         composed: The experiment's.
-        members: The first member's.
+        sources: The members.
     """
-    given, known = composed.config.data, members.data
+    configs = [part.config for source in sources for part in source.parts]
+    largest = max(config.data.max_megapixels for config in configs)
+    given, known = composed.config.data, configs[0].data.model_copy(update={"max_megapixels": largest})
     names = [name for name in type(given).model_fields if composed.was_given(f"data.{name}")]
     if any(name in _WHERE for name in names):
         names += _WHERE
     update = {name: getattr(given, name) for name in names if name != "fit"}  # how a network's pages are fitted is its
-    return members.model_copy(update={"data": known.model_copy(update=update)})
+    return configs[0].model_copy(update={"data": known.model_copy(update=update)})
 
 
 def out_of_fold(sources: Sequence[Source]) -> OutOfFold | None:
