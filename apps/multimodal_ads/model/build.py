@@ -118,6 +118,14 @@ def describe(config: AdsConfig, parts: Parts) -> dict[str, Any]:
     }
 
 
+def describe_as_before(config: AdsConfig, parts: Parts) -> dict[str, Any]:
+    """`describe` as checkpoints had it when the text encoder was known by all files of its folder."""
+    described = describe(config, parts)
+    if parts.text is not None:
+        described["frozen_weights"]["text_fingerprint"] = parts.text.former_fingerprint()
+    return described
+
+
 def _prepare(vision: VisionEncoder, config: AdsConfig) -> VisionEncoder:
     """Freeze and adapt the backbone."""
     settings = config.train

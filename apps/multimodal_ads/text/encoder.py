@@ -1,12 +1,11 @@
 """Frozen text encoders: any sentence-transformers model from the hub, a folder, or an installed package.
 
-The folder is checked before anything is loaded from it (`text.safety`), and the model itself is loaded at the first
-text: a run that finds all its texts in the feature store never waits for it.
+The folder is checked before anything is loaded from it (`text.safety`), and the weights are loaded at the first text:
+a run that finds all its texts in the feature store never waits for them.
 """
 
-import hashlib
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor
 
 from mlcore.base.errors import UserError
-from mlcore.remote.hub import find_model, read_weights
+from mlcore.remote.hub import find_model
 from quartet.apps.multimodal_ads.config import TextEncoderConfig
-from quartet.apps.multimodal_ads.loading import quiet_loading
+from quartet.apps.multimodal_ads.text.identity import describe_encoder, files_digest
+from quartet.apps.multimodal_ads.text.library import LIMITLESS, load_model
 from quartet.apps.multimodal_ads.text.safety import check_folder
 
 if TYPE_CHECKING:
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["TextEncoder", "load_text"]
 
 _SETTING = "text_encoder.model"
-_PROCESSING = "1"  # raise when `encode` changes what it makes of a text
+_PROCESSING = "2"  # raise when `encode` changes what it makes of a text; 1 digested all files of the folder
 _MOST_TOKENS = 8192  # no sentence encoder in use reads more
-_IGNORED = {".md", ".py", ".pyc", ".png", ".jpg", ".onnx", ".h5", ".msgpack", ".ot"}
 
 
 class TextEncoder:
@@ -47,6 +46,7 @@ class TextEncoder:
         self._max_length = max_length
         self._device = torch.device("cpu")
         self._model: SentenceTransformer | None = None
+        self._bare: SentenceTransformer | None = None  # without weights, until there are some
         self._fingerprint: str | None = None
 
     def to(self, device: torch.device | str) -> "TextEncoder":
@@ -67,12 +67,13 @@ class TextEncoder:
             [N, D], float32, on the CPU; of unit length if the model says so.
 
         Raises:
-            UserError: The weights are not those of the model.
+            UserError: The weights are not those of the model, or it cannot read `max_length` tokens.
         """
         if not texts:
             return torch.zeros(0, self.width)
         if self._model is None:
-            self._model = _load_model(self._folder, self._max_length).to(self._device)
+            self._model = load_model(self._folder, max_length=self._max_length).to(self._device)
+            self._bare = None
         features = self._model.encode(
             [self._prefix + self._start(text) for text in texts],
             prompt="",  # never one that the folder's files ask for: prefixes are in the configuration
@@ -82,29 +83,73 @@ class TextEncoder:
         )
         return features.float().cpu().clone()  # a clone, because the library's are inference tensors
 
+    def count_tokens(self, texts: Sequence[str]) -> Tensor:
+        """Tokens of each text with its prefix, int64 [N], as if it were not cut; 0 for an empty text.
+
+        Of texts beyond what can be read many times over it is estimated, from their starts.
+
+        Raises:
+            UserError: As `encode`.
+        """
+        whole = [self._prefix + text for text in texts]
+        starts = [self._prefix + self._start(text) for text in texts]
+        if not texts:
+            return torch.zeros(0, dtype=torch.int64)
+        tokenizer: Any = self._reader()[0].tokenizer
+        tokens = tokenizer(starts, truncation=False, padding=False, verbose=False)["input_ids"]
+        counts = [
+            round(len(found) * (1 if start == text else len(text) / len(start)))
+            for found, start, text in zip(tokens, starts, whole, strict=True)
+        ]
+        return torch.tensor(counts) * torch.tensor([bool(text) for text in texts])
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens that are read of a text; None: all.
+
+        Raises:
+            UserError: As `encode`.
+        """
+        limit = self._reader().max_seq_length
+        return None if limit is None or limit > LIMITLESS else int(limit)
+
     def _start(self, text: str) -> str:
         """What the model can read of a text; the tokenizer would take seconds for the rest of a megabyte."""
-        limit = None if self._model is None else self._model.max_seq_length
-        most = 64 * (limit or _MOST_TOKENS)  # characters, far more than there are in so many tokens
+        most = 64 * (self.limit or _MOST_TOKENS)  # characters, far more than there are in so many tokens
         return text if len(text) <= most else " ".join(text.split())[:most]
 
+    def _reader(self) -> "SentenceTransformer":
+        """The model, perhaps without weights, for what comes before the network."""
+        if self._model is not None:
+            return self._model
+        if self._bare is None:
+            self._bare = load_model(self._folder, max_length=self._max_length, weights=False)
+        return self._bare
+
     def fingerprint(self) -> str:
-        """Text that differs whenever a file of the model or a setting differs that changes features."""
-        if self._fingerprint is None:  # the files are gigabytes
-            settings = f"prefix={self._prefix!r} max_length={self._max_length}"
-            self._fingerprint = f"text {_PROCESSING} {_digest(self._folder)} {settings}"
+        """Text that differs whenever something differs that changes features: a line for each such thing.
+
+        Raises:
+            UserError: As `encode`.
+        """
+        if self._fingerprint is None:  # the weights are gigabytes
+            parts = describe_encoder(self._reader(), self._folder)
+            values = {**parts, "prefix": repr(self._prefix), "max_length": self.limit}
+            self._fingerprint = "\n".join([f"text {_PROCESSING}", *(f"{key}={value}" for key, value in values.items())])
         return self._fingerprint
 
+    def former_fingerprint(self) -> str | None:
+        """What `fingerprint` was of this encoder when it digested all files of the folder.
 
-def _digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of a model's files."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix not in _IGNORED and not path.name.startswith("."):
-            digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+        None: it was another one then, because a `max_length` above the model's own was not followed.
+
+        Raises:
+            UserError: As `encode`.
+        """
+        own = load_model(self._folder, max_length=None, weights=False).max_seq_length
+        if self._max_length is not None and own is not None and self._max_length > own:
+            return None
+        return f"text 1 {files_digest(self._folder)} prefix={self._prefix!r} max_length={self._max_length}"
 
 
 def load_text(config: TextEncoderConfig) -> TextEncoder:
@@ -114,8 +159,8 @@ def load_text(config: TextEncoderConfig) -> TextEncoder:
     `model` (nothing of it is imported), then on the hub.
 
     Raises:
-        UserError: `config.model` is null, nothing of that name can be had, or the folder is not a sentence-transformers
-            model that can be loaded without running its code.
+        UserError: `config.model` is null, nothing of that name can be had, the folder is not a sentence-transformers
+            model that can be loaded without running its code, or it cannot read `config.max_length` tokens.
     """
     if config.model is None:
         raise UserError(f"{_SETTING} is null: there is no text encoder to load")
@@ -124,7 +169,10 @@ def load_text(config: TextEncoderConfig) -> TextEncoder:
         setting=_SETTING,
         ways_out="Or take the small text_encoder=minilm, which comes with the requirements, or text_encoder=none.",
     )
-    return TextEncoder(folder, width=check_folder(folder), prefix=config.prefix, max_length=config.max_length)
+    encoder = TextEncoder(folder, width=check_folder(folder), prefix=config.prefix, max_length=config.max_length)
+    if config.max_length is not None:
+        _ = encoder.limit  # refused here, not hours later at the first text
+    return encoder
 
 
 def _packaged(name: str) -> Path | None:
@@ -137,57 +185,3 @@ def _packaged(name: str) -> Path | None:
         return None
     places = () if spec is None else spec.submodule_search_locations or ()
     return next((folder for folder in (Path(place, "model") for place in places) if folder.is_dir()), None)
-
-
-def _load_model(folder: Path, max_length: int | None) -> "SentenceTransformer":
-    # Late, because it takes seconds and is needed for new texts only.
-    from sentence_transformers import SentenceTransformer
-
-    try:
-        with quiet_loading():
-            model = SentenceTransformer(
-                str(folder),
-                device="cpu",
-                local_files_only=True,
-                trust_remote_code=False,
-                model_kwargs={"attn_implementation": "sdpa", "dtype": torch.float32},
-            )
-            _be_strict(model[0].model, folder)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{folder}: sentence-transformers cannot load it: {type(error).__name__}: {error}") from error
-    if max_length is not None:
-        model.max_seq_length = min(max_length, model.max_seq_length or max_length)
-    return model.eval().requires_grad_(requires_grad=False)
-
-
-def _be_strict(model: Any, folder: Path) -> None:
-    """Refuse weights that lack a part of the model, which the library would draw at random with a warning."""
-    prefix = f"{model.base_model_prefix}."
-    found = {name.removeprefix(prefix) for name in _weight_names(folder)}
-    missing = _needed({name for name, _ in model.named_parameters()} - found)
-    if missing:
-        # Older files have other names, which only the library knows; ask it, at the price of a second model.
-        report = type(model).from_pretrained(
-            None, config=model.config, state_dict=read_weights(folder), output_loading_info=True
-        )[1]
-        missing = _needed(report["missing_keys"])
-    if missing:
-        names = f"{'; '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
-        raise UserError(f"{folder}: the weights lack {len(missing)} tensors of {type(model).__name__}: {names}")
-
-
-def _weight_names(folder: Path) -> list[str]:
-    names: list[str] = []
-
-    def note(name: str) -> bool:
-        names.append(name)
-        return False  # nothing needs to be read
-
-    read_weights(folder, keep=note)
-    return names
-
-
-def _needed(names: Iterable[str]) -> list[str]:
-    return sorted(name for name in names if not name.startswith("pooler."))  # sentence-transformers pools by itself

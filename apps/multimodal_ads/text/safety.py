@@ -13,7 +13,7 @@ from mlcore.base.errors import UserError
 from mlcore.remote.hub import read_json, weight_files
 from mlcore.training.checkpoint import load_checkpoint
 
-__all__ = ["check_folder"]
+__all__ = ["check_folder", "read_modules"]
 
 _MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
 _PACKAGES = (
@@ -46,7 +46,7 @@ def check_folder(folder: Path) -> int:
     Raises:
         UserError: It is no sentence-transformers model, or one that needs code of its own; the message names the file.
     """
-    modules = _read_modules(folder)
+    modules = read_modules(folder)
     for place in sorted({folder, *(place for _, place in modules)}):
         for path in sorted(place.glob("*.json")):
             if path.name not in _DATA and not path.name.endswith(".index.json"):
@@ -64,8 +64,12 @@ def check_folder(folder: Path) -> int:
     return width
 
 
-def _read_modules(folder: Path) -> list[tuple[str, Path]]:
-    """Kind and folder of each module."""
+def read_modules(folder: Path) -> list[tuple[str, Path]]:
+    """Kind and folder of each module of a sentence-transformers model.
+
+    Raises:
+        UserError: There is no list of them, or it names others than the library's own.
+    """
     path = folder / "modules.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file; text_encoder.model must be a sentence-transformers model")

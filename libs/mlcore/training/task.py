@@ -60,19 +60,22 @@ def check_metadata(task: Task, state: Mapping[str, Any], *, source: Path) -> Non
     """Refuse a training checkpoint whose weights fit, but belong to other classes or other frozen weights.
 
     Args:
-        task: What goes on with it.
+        task: What goes on with it. It may have a method `former_metadata` that gives its metadata as earlier versions
+            of the app would have noted them; a checkpoint with these belongs to it, too.
         state: The checkpoint's contents.
         source: Its file, for the message.
 
     Raises:
         CheckpointError: Its metadata are not those of `task`.
     """
-    kept, found = (
-        {key: metadata[key] for key in _SHARED if key in metadata} for metadata in (state["task"], task.metadata)
-    )
-    differing = config_differences(kept, found)
-    if differing:
+    differing = _differences(state["task"], task.metadata)
+    former = getattr(task, "former_metadata", None)
+    if differing and not (former and not _differences(state["task"], former())):
         raise CheckpointError(
             f"{source}: was trained with other classes or encoders than those found now ({'; '.join(differing)}); "
             "put back what the run was trained with, or start another run in a folder of its own"
         )
+
+
+def _differences(kept: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    return config_differences(*({key: values[key] for key in _SHARED if key in values} for values in (kept, found)))

@@ -11,7 +11,10 @@ from mlcore.training.task import Task, check_metadata
 
 FROZEN = {"digest": None, "sizes": (1, 2), "folder": Path("x"), "rate": 0.1}
 METADATA = {"class_names": ("a", "b"), "frozen_weights": FROZEN}
-KEPT = {"class_names": ["a", "b"], "frozen_weights": {**FROZEN, "sizes": [1, 2], "folder": "x"}}  # as a file has them
+KEPT: dict[str, Any] = {
+    "class_names": ["a", "b"],
+    "frozen_weights": {**FROZEN, "sizes": [1, 2], "folder": "x"},
+}  # as a file has them
 
 
 class Told:
@@ -46,3 +49,16 @@ def test_what_does_not_name_classes_or_frozen_weights_may_change(tmp_path: Path)
 def test_other_metadata_are_refused_by_name(tmp_path: Path, changed: dict[str, Any], named: str) -> None:
     with pytest.raises(CheckpointError, match=rf"state\.pth: was trained with other .*\({named} "):
         check(KEPT, {**METADATA, **changed}, tmp_path / "state.pth")
+
+
+def test_metadata_as_earlier_versions_had_them_are_accepted(tmp_path: Path) -> None:
+    task = Told({**METADATA, "frozen_weights": {**FROZEN, "digest": "new form"}})
+    task.former_metadata = lambda: METADATA  # type: ignore[attr-defined]
+    for kept in (KEPT, {**KEPT, "frozen_weights": {**KEPT["frozen_weights"], "digest": "new form"}}):
+        check_metadata(cast(Task, task), {"task": kept}, source=tmp_path)
+    with pytest.raises(CheckpointError, match=r"\(frozen_weights\.digest "):
+        check_metadata(
+            cast(Task, task),
+            {"task": {**KEPT, "frozen_weights": {**KEPT["frozen_weights"], "digest": "other"}}},
+            source=tmp_path,
+        )
