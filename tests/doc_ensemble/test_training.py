@@ -13,6 +13,7 @@ from PIL import Image
 
 from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
+from mlcore.run.build import build_trainer
 from mlcore.training import losses
 from quartet.apps.doc_ensemble.build import build
 from quartet.apps.doc_ensemble.config import DocConfig
@@ -178,6 +179,23 @@ def test_a_perfectly_trained_network_calls_no_page_by_a_rare_class_for_its_weigh
         optimizer.step()
     assert logits.argmax(dim=1).tolist() == [0, 1, 2]
     assert float(count) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+def test_recomputed_activations_do_not_move_running_statistics_twice(pages: Path, name: str) -> None:
+    states = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        train = {"gradient_checkpointing": recompute, "batch_size": 8}
+        config = config_of(pages, model={"model_name": name}, train=train, augmentation={"name": "none"})
+        trainer = build_trainer(config, build(config, World(device=CPU)), world=World(device=CPU))
+        trainer.engine.model.train()
+        for window in trainer.windows_over_epochs(1):
+            trainer.engine.run_window(trainer.task.training_step, window)
+        states.append(dict(trainer.task.model.named_buffers()))
+    counts = {int(value) for key, value in states[1].items() if key.endswith("num_batches_tracked")}
+    assert counts == {1}
+    torch.testing.assert_close(states[1], states[0])
 
 
 def test_weights_and_balanced_sampling_together_are_doubted(pages: Path) -> None:

@@ -112,9 +112,14 @@ class TrainConfig(Section):
     compile: bool = field(default=False, description="Compile the model with torch.compile")
     ema_decay: float | None = field(
         None,
-        "Decay per step of the moving average of the weights, which is then evaluated and exported; null: none",
+        "Decay per step of the moving average of the weights, which is then evaluated and exported; it warms up: after "
+        "t steps it is at most (1 + t) / (10 + t); null: none",
         ge=0,
         lt=1,
+    )
+    sync_batch_norm: bool = field(
+        default=False,
+        description="Batch norms take their statistics from the micro-batches of all ranks (CUDA); nothing on one rank",
     )
     eval_every: int = field(1, "Evaluate after each this many `eval_unit`", unit="eval_unit", ge=1)
     eval_unit: Literal["epochs", "steps"] = field("epochs", "What eval_every counts")

@@ -1,8 +1,7 @@
 """From the shared configuration sections and an app's training setup, which its `build.py` makes, to a trainer."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Subset
 
 from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
@@ -25,6 +25,7 @@ from mlcore.trackers.console import ConsoleTracker
 from mlcore.trackers.table import TableTracker, read_history
 from mlcore.trackers.tensorboard import TensorBoardTracker
 from mlcore.trackers.wandb import RUN_ID, WandbTracker
+from mlcore.training.batch_norm import batch_norms, estimate_statistics, synchronise
 from mlcore.training.checkpoint import CheckpointStore
 from mlcore.training.course import Cut
 from mlcore.training.engine import Engine
@@ -35,9 +36,8 @@ from mlcore.training.schedules import Plateau, lr_table
 from mlcore.training.task import Task
 from mlcore.training.trainer import Trainer, unwrap
 
-_log = logging.getLogger(__name__)
-
 _PLATEAU = ("plateau", "reduce_on_plateau")
+_STATISTICS_BATCHES = 32
 
 
 class CoreConfig(Protocol):
@@ -162,7 +162,7 @@ def build_trainer(
     )
     return Trainer(
         task=setup.task,
-        engine=_engine(config, setup.task.model, groups=groups, world=world, learning_rates=table),
+        engine=_engine(config, setup, groups=groups, world=world, learning_rates=table),
         loader=loader,
         evaluator=evaluator,
         limits=limits,
@@ -190,6 +190,23 @@ def train_loader(config: CoreConfig, setup: TrainingSetup, *, world: World) -> B
         world_size=world.size,
     )
     return _loader(config, setup.train, order, world=world, transform=setup.transform)
+
+
+def statistics_loader(config: CoreConfig, setup: TrainingSetup, *, world: World) -> BatchLoader:
+    """Up to 32 full micro-batches of training samples, always the same, for the statistics of averaged weights."""
+    batch, size = config.train.batch_size, len(setup.train.dataset)
+    chosen = min(_STATISTICS_BATCHES, size // (batch * world.size)) * batch * world.size or size
+    shuffled = EpochOrder(size=size, batch_size=batch, seed=config.run.seed).permutation(0)
+    subset: Subset[Any] = Subset(setup.train.dataset, shuffled[:chosen].tolist())  # type: ignore[arg-type]
+    order = EpochOrder(
+        size=chosen,
+        batch_size=batch,
+        seed=config.run.seed,
+        shuffle=False,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    return _loader(config, replace(setup.train, dataset=subset), order, world=world, transform=setup.transform)
 
 
 def evaluation_loader(config: CoreConfig, data: Data, *, world: World) -> BatchLoader:
@@ -231,19 +248,22 @@ def _groups(config: CoreConfig, setup: TrainingSetup, *, world: World) -> list[d
 
 def _engine(
     config: CoreConfig,
-    model: nn.Module,
+    setup: TrainingSetup,
     *,
     groups: list[dict[str, Any]],
     learning_rates: NDArray[np.float64],
     world: World,
 ) -> Engine:
     settings = config.train
+    model: nn.Module = setup.task.model
     optimizer = build_optimizer(groups, name=settings.optimizer, momentum=settings.momentum)
+    if settings.sync_batch_norm:
+        synchronise(model, world=world)
     if settings.compile:
         model.compile()
     if world.size > 1:
         model = DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None)
-    return Engine(
+    engine = Engine(
         model,
         optimizer,
         learning_rates=learning_rates,
@@ -253,6 +273,15 @@ def _engine(
         ema_decay=settings.ema_decay,
         world=world,
     )
+    if settings.ema_decay is not None and batch_norms(setup.task.model):
+        engine.settle = partial(
+            estimate_statistics,
+            setup.task,
+            loader=statistics_loader(config, setup, world=world),
+            world=world,
+            precision=settings.precision,
+        )
+    return engine
 
 
 def _cadence(config: CoreConfig) -> Cadence:
@@ -327,25 +356,6 @@ def describe(trainer: Trainer) -> str:
         f"{parameters:,} trainable parameters, {trainer.loader.order.size} training and {validation} validation "
         f"samples, {trainer.total_steps} steps, on {world.device}{f' x {world.size}' if world.size > 1 else ''}"
     )
-
-
-def warn_of_settings(config: CoreConfig, trainer: Trainer) -> None:
-    """Say in the log which settings do not suit the length of the run, or one another."""
-    plateau, monitor = trainer.plateau, trainer.monitor
-    if plateau is not None and plateau.metric != monitor.metric:
-        _log.warning(
-            "scheduler.mode=min, but a larger %s is better: the plateau schedule watches val %s instead",
-            monitor.metric,
-            plateau.metric,
-        )
-    epochs = config.scheduler.resolved_unit == "epoch"
-    warmup = config.scheduler.params().get("warmup_steps", 0) * (trainer.steps_per_epoch if epochs else 1)
-    if warmup >= trainer.total_steps:
-        _log.warning(
-            "the warm-up takes %d steps, the run only %d, so --lr is never reached; set --warmup_steps",
-            warmup,
-            trainer.total_steps,
-        )
 
 
 def configure_torch(config: CoreConfig) -> None:

@@ -13,7 +13,8 @@ from mlcore.base.distributed import World, barrier
 from mlcore.base.env import child_environment
 from mlcore.base.errors import UserError
 from mlcore.data.loader import SizedDataset
-from mlcore.run.build import CoreConfig, Data, TrainingSetup, build_trainer, warn_of_settings
+from mlcore.run.advice import warn_of_settings
+from mlcore.run.build import CoreConfig, Data, TrainingSetup, build_trainer
 from mlcore.training.checkpoint import CheckpointStore
 from mlcore.training.diagnose import peak_memory_bytes
 from mlcore.training.progress import Cadence, Limits

@@ -22,7 +22,8 @@ from mlcore.config.dump import to_values
 from mlcore.remote.s3 import is_remote, stored_file
 from mlcore.report.page import Picture
 from mlcore.report.plots.curves import plot_lr_finder
-from mlcore.run.build import TrainingSetup, build_tracker, build_trainer, configure_torch, describe, warn_of_settings
+from mlcore.run.advice import warn_of_settings
+from mlcore.run.build import TrainingSetup, build_tracker, build_trainer, configure_torch, describe
 from mlcore.run.copy import copy_of
 from mlcore.run.doctor import check_system, exit_code, format_checks
 from mlcore.run.dry_run import dry_run

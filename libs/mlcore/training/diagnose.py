@@ -124,7 +124,7 @@ def _memory_advice(error: BaseException, *, device: torch.device, micro_batch: i
         factor = -(-micro_batch // half)
         lines.append(
             f"  --batch_size {half} --gradient_accumulation_steps {accumulation * factor}   "
-            "the same gradients in less memory"
+            "the same gradients in less memory (but for batch norms)"
         )
     lines += [
         "  --gradient_checkpointing   recomputes activations: less memory, about a third more time",

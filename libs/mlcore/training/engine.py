@@ -70,8 +70,12 @@ class Engine:
         max_grad_norm: L2 norm to which the window's mean gradient is clipped, or None.
         nominal_count: Samples of a full window over all ranks. It only keeps the summed loss within the range of fp16;
             results do not depend on it.
-        ema_decay: Decay per update of the averaged weights, or None for none.
+        ema_decay: Decay per update of the averaged weights, or None for none. It warms up: after t updates it is at
+            most ``(1 + t) / (10 + t)``, so that the average of a short run is not mostly its initial weights.
         world: Ranks and device.
+
+    Attributes:
+        settle: Called with the averaged weights in place, before they are used (`batch_norm.estimate_statistics`).
     """
 
     def __init__(
@@ -99,7 +103,9 @@ class Engine:
         self._can_cancel = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._ema = [p.detach().clone() for p in self._parameters] if ema_decay is not None else []
+        self.settle: Callable[[], None] | None = None
         self._buffers = Buffers(getattr(model, "module", model))
+        self._counts = Buffers(getattr(model, "module", model), counts=True)
         self._ema_buffers = self._buffers.read()
         self._lr_table = torch.as_tensor(
             learning_rates, dtype=torch.float32, device=self.device
@@ -121,12 +127,12 @@ class Engine:
             window: At least one micro-batch; every rank passes the same number of them.
         """
         self._set_learning_rates()
-        buffers = self._buffers.read()
+        buffers, counts = self._buffers.read(), self._counts.read()
         sums = all_reduce_sum(self._backward(forward, window))
         grad_norm = self._mean_and_clip(sums)
         finite = (grad_norm - grad_norm).eq(0)  # inf - inf and nan - nan are nan
+        self._keep_buffers(finite, buffers, counts)
         self._update(finite)
-        self._update_buffers(finite, buffers)
         for parameter in self._parameters:
             parameter.grad = None
         self._windows += 1
@@ -142,7 +148,8 @@ class Engine:
                 loss = output.loss_sum if batch.real else output.loss_sum * 0.0
                 if self._nominal_count != 1.0:
                     loss = loss / self._nominal_count
-                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                with self._one_forward_pass():
+                    self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             row = self._statistics.row(output.loss_sum, output.count, output.logs)
             if not batch.real:
                 row = torch.zeros_like(row)
@@ -150,6 +157,14 @@ class Engine:
         if sums is None:
             raise ValueError("an accumulation window needs at least one micro-batch")
         return sums
+
+    @contextmanager
+    def _one_forward_pass(self) -> Iterator[None]:
+        """Around backward: what gradient checkpointing computes once more is not counted again by batch norms."""
+        buffers, counts = self._buffers.read(), self._counts.read()
+        yield
+        self._buffers.write(buffers)
+        self._counts.write(counts)
 
     def _mean_and_clip(self, sums: Tensor) -> Tensor:
         """Turn summed gradients into clipped means in one multiplication; returns the norm of the mean, unclipped."""
@@ -166,6 +181,13 @@ class Engine:
         return norm
 
     @torch.no_grad()
+    def _keep_buffers(self, finite: Tensor, buffers: Tensor, counts: Tensor) -> None:
+        """Buffers keep what the window's forward passes made of them only where `finite` (bool, scalar) is true."""
+        for kind, before in ((self._buffers, buffers), (self._counts, counts)):
+            if kind.names:
+                kind.write(torch.where(finite, kind.read(), before))
+
+    @torch.no_grad()
     def _update(self, finite: Tensor) -> None:
         """Optimiser, loss scale, EMA and the count of updates move only where `finite` (bool, scalar) is true."""
         if self._can_cancel:
@@ -177,18 +199,17 @@ class Engine:
         if self.scaler.is_enabled():
             self.scaler.update()
         if self.ema_decay is not None:
-            change = torch._foreach_sub(self._parameters, self._ema)
-            torch._foreach_mul_(change, finite * (1.0 - self.ema_decay))
-            torch._foreach_add_(self._ema, change)
+            self._average(finite, self.ema_decay)
         self._updates += finite
 
-    @torch.no_grad()
-    def _update_buffers(self, finite: Tensor, before: Tensor) -> None:
-        """Buffers keep what the window's forward passes made of them only where `finite`; their average follows."""
+    def _average(self, finite: Tensor, decay: float) -> None:
+        # 1 - min(decay, (1 + t) / (10 + t)), in a form that rounds well; nothing where the step was skipped.
+        share = finite * (9.0 / (10.0 + self._updates[0])).clamp_(min=1.0 - decay)
+        change = torch._foreach_sub(self._parameters, self._ema)
+        torch._foreach_mul_(change, share)
+        torch._foreach_add_(self._ema, change)
         if self._buffers.names:
-            now = torch.where(finite, self._buffers.read(), before)
-            self._buffers.write(now)
-            self._ema_buffers += (now - self._ema_buffers) * (finite * (1.0 - (self.ema_decay or 0.0)))
+            self._ema_buffers += (self._buffers.read() - self._ema_buffers) * share
 
     def _gradient_sync(self, *, last: bool) -> AbstractContextManager[None]:
         """Ranks exchange gradients once a window, during the last micro-batch's backward."""
@@ -242,11 +263,16 @@ class Engine:
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Inside the block the model holds the EMA weights (where there are any), after it the trained ones again."""
+        """Inside the block the model holds the EMA weights (where there are any), after it the trained ones again.
+
+        What `settle` makes of their buffers stays with the EMA weights, and so in checkpoints.
+        """
         self._buffers.write(broadcast(self._buffers.read()))  # ranks evaluate what rank 0 saves; their own differ
         broadcast(self._ema_buffers)
         self._swap_ema()
         try:
+            if self.settle is not None:
+                self.settle()
             yield
         finally:
             self._swap_ema()

@@ -124,17 +124,22 @@ def adopt_layouts(optimizer: Optimizer) -> None:
 
 
 class Buffers:
-    """A model's floating-point buffers (running statistics of batch norms) as one vector.
+    """A model's buffers (running statistics of batch norms, or their counts of batches) as one vector.
 
     Forward passes change them, so a step that is taken back and an average of the weights have to include them.
 
     Args:
         model: The bare model; buffers that are not in its state dict are left out.
+        counts: Those that count (int64), in place of floating-point ones.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, counts: bool = False) -> None:
         saved = model.state_dict().keys()
-        named = {name: b for name, b in model.named_buffers() if b.is_floating_point() and name in saved}
+        named = {
+            name: buffer
+            for name, buffer in model.named_buffers()
+            if name in saved and (buffer.dtype == torch.int64 if counts else buffer.is_floating_point())
+        }
         self.names = list(named)
         self._buffers = list(named.values())
 

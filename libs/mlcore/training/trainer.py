@@ -271,10 +271,10 @@ class Trainer:
 
     @untouched_generators()
     def _evaluate(self) -> None:
-        if self.evaluator is None:
-            return
         begun = time.monotonic()
         with self.engine.averaged_weights():
+            if self.evaluator is None:
+                return
             metrics, predictions = self.evaluator.run(self.task.model, engine=self.engine)
         self.metrics = metrics
         self._evaluated_at = self.progress.step
@@ -333,11 +333,14 @@ class Trainer:
     def _save(self, epoch_ended: bool) -> None:
         if self.store is None:
             return
-        state = self.state_dict()
         every = self.cadence.milestone_every_epochs
         milestone = None
         if epoch_ended and every is not None and self.progress.epoch % every == 0:
             milestone = f"epoch_{self.progress.epoch:04d}"
+            if self.engine.settle is not None and self._evaluated_at != self.progress.step:
+                with self.engine.averaged_weights():
+                    pass  # a milestone is used like the best checkpoint, so its averaged weights are settled, too
+        state = self.state_dict()
         self._saved_at, self._last_save = self.progress.step, time.monotonic()
         if self.engine.world.is_main:
             best = self.progress.best_step == self.progress.step

@@ -7,13 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
-from mlcore.run.build import build_tracker, build_trainer, describe, evaluation_loader, train_loader, warn_of_settings
+from mlcore.run.advice import warn_of_settings
+from mlcore.run.build import (
+    build_tracker,
+    build_trainer,
+    describe,
+    evaluation_loader,
+    statistics_loader,
+    train_loader,
+)
 from mlcore.trackers.base import Trackers
 from mlcore.training.trainer import Trainer
-from tests.mlcore.run.toy import ToyConfig, build
+from tests.mlcore.run.toy import Line, LineConfig, ToyConfig, build
 
 
 def config_of(**sections: dict[str, Any]) -> ToyConfig:
@@ -101,6 +110,63 @@ def test_a_warm_up_longer_than_the_run_is_said(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.WARNING, logger="mlcore"):
         warn_of_settings(config_of(**sections), trainer_of(**sections))
     assert "the warm-up takes 40 steps, the run only 4" in caplog.text
+
+
+class Normed(Line):
+    """The line, after a batch norm."""
+
+    def __init__(self, config: LineConfig) -> None:
+        super().__init__(config)
+        self.model = torch.nn.Sequential(torch.nn.BatchNorm1d(1), self.model)
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        (
+            {"gradient_accumulation_steps": 2},
+            "1 batch norms take their statistics from 8 samples at a time, not from the 16",
+        ),
+        ({}, None),
+    ],
+)
+def test_batch_norms_whose_statistics_are_of_a_part_of_the_step_are_said(
+    train: dict[str, Any], said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(train=train)
+    setup = replace(build(config, World()), task=Normed(config.line))
+    with caplog.at_level(logging.WARNING, logger="mlcore"):
+        warn_of_settings(config, build_trainer(config, setup, world=World()))
+        assert (said or "") in caplog.text
+        assert ("batch norm" in caplog.text) == (said is not None)
+        caplog.clear()
+        warn_of_settings(config, trainer_of(train=train))  # the line alone is exact
+        assert "batch norm" not in caplog.text
+
+
+def test_averaged_weights_get_statistics_of_the_same_full_batches_of_all_classes() -> None:
+    config = config_of(train={"ema_decay": 0.9, "batch_size": 5})
+    setup = replace(build(config, World()), task=Normed(config.line))
+    loader = statistics_loader(config, setup, world=World())
+    first, again = ([batch.data["x"] for batch in loader.epoch(0)] for _ in range(2))
+    assert [len(x) for x in first] == [5] * 6  # of 32 samples
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert torch.cat(first).flatten().tolist() != sorted(torch.cat(first).flatten().tolist())
+    assert build_trainer(config, setup, world=World()).engine.settle is not None
+    assert trainer_of(train={"ema_decay": 0.9}).engine.settle is None  # without batch norm there is nothing to settle
+    few = [
+        len(batch.data["x"])
+        for batch in statistics_loader(config_of(train={"batch_size": 64}), setup, world=World()).epoch(0)
+    ]
+    assert few == [32]
+
+
+def test_synchronised_batch_norms_need_cuda_where_there_are_ranks() -> None:
+    config = config_of(train={"sync_batch_norm": True})
+    setup = replace(build(config, World()), task=Normed(config.line))
+    build_trainer(config, setup, world=World())
+    with pytest.raises(UserError, match="sync_batch_norm"):
+        build_trainer(config, setup, world=World(size=2))
 
 
 def test_checkpoints_are_kept_only_where_there_is_a_folder(tmp_path: Path) -> None:

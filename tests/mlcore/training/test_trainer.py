@@ -314,8 +314,8 @@ def test_running_statistics_are_averaged_like_the_weights() -> None:
 
     trainer._advance = note  # type: ignore[method-assign]
     trainer.fit()
-    for value in live:
-        expected += 0.1 * (value - expected)
+    for update, value in enumerate(live):
+        expected += max(0.1, 9 / (10 + update)) * (value - expected)
     averaged = trainer.engine.state_dict()["ema"]["2.running_mean"]
     torch.testing.assert_close(averaged, expected)
     with trainer.engine.averaged_weights():
