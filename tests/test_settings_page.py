@@ -14,6 +14,8 @@ from mlcore.config.compose import Request, compose, group_choices
 from mlcore.config.dump import to_schema
 from mlcore.config.text import read_document
 from quartet.apps.perceiver.app import APP
+from quartet.command import app_names, load_app
+from scripts.flag_tables import insert_continued_table
 from tests.docs_page import Page, commands
 
 PAGE = Page("SETTINGS")
@@ -54,6 +56,13 @@ def test_the_recipe_for_bash_completes_what_it_says(capsys: pytest.CaptureFixtur
     code = f"source {tmp_path / 'script'}; complete -p perceiver"
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True)
     assert done.stdout.strip().endswith("perceiver"), done.stderr
+
+
+def test_the_table_of_what_continued_runs_do_is_of_these_settings() -> None:
+    page = PAGE.path
+    assert insert_continued_table(page, [load_app(name) for name in app_names()]) == page.read_text("utf-8"), (
+        "run scripts/flag_tables.py"
+    )
 
 
 def test_links_lead_somewhere() -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mlcore.config.section import Section, field, reject
+from mlcore.config.section import BEST, Section, field, reject
 from mlcore.config.sections import CheckpointConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
 
 __all__ = [
@@ -31,11 +31,17 @@ class DataConfig(Section):
         "files", "files: own pages, in class folders or tables; generated: drawn pages of 17 types, for the demo"
     )
     data_dir: Path | None = field(
-        None, "Folder with train/, val/ and perhaps test/, each with a folder per class; or with one folder per class"
+        None,
+        "Folder with train/, val/ and perhaps test/, each with a folder per class; or with one folder per class",
+        continued="applied",
     )
-    train_csv: Path | None = field(None, "Training table instead of folders: columns image, label (and group)")
-    val_csv: Path | None = field(None, "Validation table; without it a part of the training pages is held out")
-    test_csv: Path | None = field(None, "Test table, evaluated once after training")
+    train_csv: Path | None = field(
+        None, "Training table instead of folders: columns image, label (and group)", continued="applied"
+    )
+    val_csv: Path | None = field(
+        None, "Validation table; without it a part of the training pages is held out", continued="applied"
+    )
+    test_csv: Path | None = field(None, "Test table, evaluated once after training", continued="applied")
     val_fraction: float = field(0.2, "Part held out for validation where there is no split for it", gt=0, lt=1)
     split_seed: int = field(
         0,
@@ -43,22 +49,31 @@ class DataConfig(Section):
         ge=0,
     )
     allow_duplicates: bool = field(
-        default=False, description="Let the same page be in more than one split, with a warning"
+        default=False, description="Let the same page be in more than one split, with a warning", continued="applied"
     )
     fit: Literal["resize", "letterbox"] = field(
         "resize", "How a page gets the network's size; letterbox: its aspect stays, the rest is white"
     )
-    max_megapixels: float = field(100.0, "Larger pages are refused before they are decoded", unit="megapixels", gt=0)
+    max_megapixels: float = field(
+        100.0, "Larger pages are refused before they are decoded", unit="megapixels", gt=0, continued="applied"
+    )
     num_train: int = field(1020, "generated: training pages", unit="pages", ge=17)
     num_val: int = field(340, "generated: validation pages", unit="pages", ge=17)
     num_test: int = field(340, "generated: test pages", unit="pages", ge=17)
-    generated_dir: Path | None = field(None, "generated: where they are written; null: outputs/doc_ensemble/generated")
+    generated_dir: Path | None = field(
+        None, "generated: where they are written; null: outputs/doc_ensemble/generated", continued="applied"
+    )
 
 
 class ModelConfig(Section):
     """The network."""
 
-    name: str = field("", "What the model is called in files and tables; empty: as model_name", describes="model_name")
+    name: str = field(
+        "",
+        "What the model is called in files and tables; empty: as model_name",
+        describes="model_name",
+        continued="applied",
+    )
     model_name: str = field("resnet50", "Name in timm, or a folder with config.json and weights", min_length=1)
     arguments: dict[str, int | float | bool | str | list[int]] = field(
         {}, "Further arguments of timm's architecture, such as {channels: [32, 64, 128, 256]} of a narrower ResNet"
@@ -66,13 +81,17 @@ class ModelConfig(Section):
     pretrained: bool = field(default=True, description="Load the published weights; otherwise start at random")
     image_size: tuple[Pixels, Pixels] = field((224, 224), "Height and width of the input", unit="pixels")
     in_channels: Literal[1, 3] = field(3, "1: grey pages; 3: colour", unit="channels")
-    dropout_rate: float = field(0.1, "Dropout before the classifier", ge=0, lt=1)
-    drop_path_rate: float = field(0.0, "Stochastic depth, where the network has it", ge=0, lt=1)
+    dropout_rate: float = field(0.1, "Dropout before the classifier", ge=0, lt=1, continued="applied")
+    drop_path_rate: float = field(0.0, "Stochastic depth, where the network has it", ge=0, lt=1, continued="applied")
     use_attention: bool = field(default=False, description="Attention over the last feature map's cells")
     attention_dim: int = field(256, "use_attention: width", unit="features", ge=1)
-    use_focal_loss: bool = field(default=False, description="Train with the focal loss of alpha and gamma below")
-    alpha: float = field(1.0, "use_focal_loss: factor of the loss", gt=0)
-    gamma: float = field(2.0, "use_focal_loss: how strongly easy samples are discounted", ge=0)
+    use_focal_loss: bool = field(
+        default=False, description="Train with the focal loss of alpha and gamma below", continued="reset", resets=BEST
+    )
+    alpha: float = field(1.0, "use_focal_loss: factor of the loss", gt=0, continued="reset", resets=BEST)
+    gamma: float = field(
+        2.0, "use_focal_loss: how strongly easy samples are discounted", ge=0, continued="reset", resets=BEST
+    )
 
     @property
     def title(self) -> str:
@@ -83,19 +102,27 @@ class ModelConfig(Section):
 class LossConfig(Section):
     """The training loss."""
 
-    name: Literal["cross_entropy", "focal"] = field("cross_entropy", "Training loss", aliases=("loss_type",))
-    focal_gamma: float = field(2.0, "focal: how strongly easy samples are discounted", ge=0)
-    label_smoothing: float = field(0.0, "Share of the target spread over all classes", ge=0, lt=1)
-    class_weights: bool = field(default=False, description="Weigh classes by the inverse of their frequency")
+    name: Literal["cross_entropy", "focal"] = field(
+        "cross_entropy", "Training loss", aliases=("loss_type",), continued="reset", resets=BEST
+    )
+    focal_gamma: float = field(
+        2.0, "focal: how strongly easy samples are discounted", ge=0, continued="reset", resets=BEST
+    )
+    label_smoothing: float = field(
+        0.0, "Share of the target spread over all classes", ge=0, lt=1, continued="reset", resets=BEST
+    )
+    class_weights: bool = field(
+        default=False, description="Weigh classes by the inverse of their frequency", continued="reset", resets=BEST
+    )
     balanced_sampling: bool = field(default=False, description="Draw every class equally often")
 
 
 class AugmentationConfig(Section):
     """Random variation of training pages."""
 
-    name: Literal["none", "light", "page"] = field("page", "How much single pages vary")
-    mixup: float = field(0.0, "Beta parameter of mixup; 0: none", ge=0)
-    cutmix: float = field(0.0, "Beta parameter of cutmix; 0: none", ge=0)
+    name: Literal["none", "light", "page"] = field("page", "How much single pages vary", continued="applied")
+    mixup: float = field(0.0, "Beta parameter of mixup; 0: none", ge=0, continued="applied")
+    cutmix: float = field(0.0, "Beta parameter of cutmix; 0: none", ge=0, continued="applied")
 
 
 class ViewConfig(Section):
@@ -114,8 +141,8 @@ class ViewConfig(Section):
 class TtaConfig(Section):
     """Test-time augmentation."""
 
-    enabled: bool = field(default=False, description="Average over views of each page")
-    augmentations: tuple[ViewConfig, ...] = field((), "Kinds of views, besides the page as it is")
+    enabled: bool = field(default=False, description="Average over views of each page", continued="applied")
+    augmentations: tuple[ViewConfig, ...] = field((), "Kinds of views, besides the page as it is", continued="applied")
 
 
 class MemberConfig(Section):
@@ -133,17 +160,26 @@ class MemberConfig(Section):
 class EnsembleConfig(Section):
     """How the predictions of several models are combined."""
 
-    enabled: bool = field(default=True, description="Combine the members; otherwise each is evaluated alone")
-    method: Literal["voting", "averaging", "weighted", "stacking"] = field("averaging", "How votes are put together")
-    average: Literal["probabilities", "logits"] = field("probabilities", "averaging, weighted: what is averaged")
-    fit_weights: bool = field(default=False, description="weighted: fit the weights on the validation pages")
-    models: tuple[MemberConfig, ...] = field((), "The members")
+    enabled: bool = field(
+        default=True, description="Combine the members; otherwise each is evaluated alone", continued="applied"
+    )
+    method: Literal["voting", "averaging", "weighted", "stacking"] = field(
+        "averaging", "How votes are put together", continued="applied"
+    )
+    average: Literal["probabilities", "logits"] = field(
+        "probabilities", "averaging, weighted: what is averaged", continued="applied"
+    )
+    fit_weights: bool = field(
+        default=False, description="weighted: fit the weights on the validation pages", continued="applied"
+    )
+    models: tuple[MemberConfig, ...] = field((), "The members", continued="applied")
     run: Path | None = field(
         None,
         "Folder of a finished run instead of models: the folds of its cross-validation (stacking: their mean is one "
         "member), or its snapshots; without either, kfold.folds models are trained first",
+        continued="applied",
     )
-    low_memory: bool = field(default=False, description="Hold one member in memory at a time")
+    low_memory: bool = field(default=False, description="Hold one member in memory at a time", continued="applied")
     tta: TtaConfig = field(TtaConfig(), "Test-time augmentation")
 
     @model_validator(mode="after")

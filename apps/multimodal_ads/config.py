@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mlcore.config.section import Section, field, reject
+from mlcore.config.section import BEST, Section, field, reject
 from mlcore.config.sections import CheckpointConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
 
 __all__ = [
@@ -34,24 +34,33 @@ class DataConfig(Section):
         "Folder that image paths are relative to and must stay in, and where train.csv, val.csv and test.csv are "
         "looked for; null: each table's own folder",
         env="DATA_DIR",
+        continued="applied",
     )
-    train_csv: Path | None = field(None, "Training table: columns local_image_path, label, text_info")
-    val_csv: Path | None = field(None, "Validation table; without it a part of the training table is held out")
-    test_csv: Path | None = field(None, "Test table, evaluated once after training; without both: another part")
+    train_csv: Path | None = field(
+        None, "Training table: columns local_image_path, label, text_info", continued="applied"
+    )
+    val_csv: Path | None = field(
+        None, "Validation table; without it a part of the training table is held out", continued="applied"
+    )
+    test_csv: Path | None = field(
+        None, "Test table, evaluated once after training; without both: another part", continued="applied"
+    )
     val_fraction: float = field(0.15, "Part held out for validation where there is no table for it", gt=0, lt=1)
     test_fraction: float = field(0.15, "Part held out for the test where only the training table is given", ge=0, lt=1)
     split_seed: int = field(
         0, "Names the draw of what is held out; not the training's seed, so that several seeds share one split", ge=0
     )
     allow_duplicates: bool = field(
-        default=False, description="Let the same picture be in more than one split, with a warning"
+        default=False, description="Let the same picture be in more than one split, with a warning", continued="applied"
     )
-    max_megapixels: float = field(100.0, "Larger images are refused before they are decoded", unit="megapixels", gt=0)
+    max_megapixels: float = field(
+        100.0, "Larger images are refused before they are decoded", unit="megapixels", gt=0, continued="applied"
+    )
     num_train: int = field(1200, "generated: training samples", unit="samples", ge=8)
     num_val: int = field(400, "generated: validation samples", unit="samples", ge=8)
     num_test: int = field(400, "generated: test samples", unit="samples", ge=8)
     generated_dir: Path | None = field(
-        None, "generated: where they are written; null: outputs/multimodal_ads/generated"
+        None, "generated: where they are written; null: outputs/multimodal_ads/generated", continued="applied"
     )
 
 
@@ -62,10 +71,17 @@ class FeaturesConfig(Section):
         "auto",
         "auto: texts always, pictures where the backbone is frozen and nothing augments them; off: compute them anew "
         "at every step",
+        continued="applied",
     )
-    cache_dir: Path | None = field(None, "Where they are kept, for all runs; null: outputs/multimodal_ads/features")
+    cache_dir: Path | None = field(
+        None, "Where they are kept, for all runs; null: outputs/multimodal_ads/features", continued="applied"
+    )
     encode_batch_size: int = field(
-        32, "Samples that go through an encoder together when the cache is filled", unit="samples", ge=1
+        32,
+        "Samples that go through an encoder together when the cache is filled",
+        unit="samples",
+        ge=1,
+        continued="applied",
     )
 
 
@@ -130,7 +146,7 @@ class HeadConfig(Section):
     """The classifier on top."""
 
     hidden_dims: tuple[Annotated[int, Field(ge=1)], ...] = field((256,), "Widths of the hidden layers", unit="features")
-    dropout: float = field(0.1, "Dropout before each layer", ge=0, lt=1)
+    dropout: float = field(0.1, "Dropout before each layer", ge=0, lt=1, continued="applied")
     projection_dim: int | None = field(
         None, "vision_only, text_only: project to this width first; null: no projection", unit="features", ge=1
     )
@@ -139,7 +155,7 @@ class HeadConfig(Section):
 class AugmentationConfig(Section):
     """Random variation of training pictures."""
 
-    name: Literal["none", "weak", "strong"] = field("none", "How much training pictures vary")
+    name: Literal["none", "weak", "strong"] = field("none", "How much training pictures vary", continued="applied")
 
 
 class LoraConfig(Section):
@@ -148,7 +164,7 @@ class LoraConfig(Section):
     enabled: bool = field(default=False, description="Train adapters on the query, key and value projections")
     rank: int = field(16, "Rank of an adapter", ge=1)
     alpha: float = field(8.0, "An adapter's output is scaled by alpha / rank", gt=0)
-    dropout: float = field(0.0, "Dropout before an adapter", ge=0, lt=1)
+    dropout: float = field(0.0, "Dropout before an adapter", ge=0, lt=1, continued="applied")
     target_layers: int = field(6, "How many of the last layers get adapters", unit="layers", ge=1)
 
 
@@ -161,21 +177,39 @@ class AdsTrainConfig(TrainConfig):
         0, "Without freeze_backbone: train this many of the last layers; -1: all of the backbone", unit="layers", ge=-1
     )
     backbone_lr: float | None = field(
-        None, "Learning rate of the backbone; null: a tenth of lr, or lr where it starts at random", gt=0
+        None,
+        "Learning rate of the backbone; null: a tenth of lr, or lr where it starts at random",
+        gt=0,
+        continued="applied",
     )
-    lora_lr: float | None = field(None, "Learning rate of the adapters; null: lr", gt=0)
+    lora_lr: float | None = field(None, "Learning rate of the adapters; null: lr", gt=0, continued="applied")
     lora: LoraConfig = field(LoraConfig(), "Adapters")
-    loss_type: Literal["focal", "bce"] = field("focal", "focal: focal loss; bce: binary cross entropy")
-    focal_gamma: float = field(2.0, "focal: how strongly easy samples are discounted", ge=0)
+    loss_type: Literal["focal", "bce"] = field(
+        "focal", "focal: focal loss; bce: binary cross entropy", continued="reset", resets=BEST
+    )
+    focal_gamma: float = field(
+        2.0, "focal: how strongly easy samples are discounted", ge=0, continued="reset", resets=BEST
+    )
     focal_alpha: float | None = field(
-        None, "focal: weight of the ads, 1 - alpha that of the others; null: both 1", ge=0, le=1
+        None,
+        "focal: weight of the ads, 1 - alpha that of the others; null: both 1",
+        ge=0,
+        le=1,
+        continued="reset",
+        resets=BEST,
     )
     pos_weight: Literal["auto"] | Annotated[float, Field(gt=0)] | None = field(
-        None, "bce: weight of the ads; auto: others / ads in the training data; null: 1"
+        None, "bce: weight of the ads; auto: others / ads in the training data; null: 1", continued="reset", resets=BEST
     )
-    label_smoothing: float = field(0.0, "How far targets are moved towards one half", ge=0, lt=1)
+    label_smoothing: float = field(
+        0.0, "How far targets are moved towards one half", ge=0, lt=1, continued="reset", resets=BEST
+    )
     text_dropout: float = field(
-        0.0, "Probability of hiding a training sample's text, so that the picture has to do without it", ge=0, lt=1
+        0.0,
+        "Probability of hiding a training sample's text, so that the picture has to do without it",
+        ge=0,
+        lt=1,
+        continued="applied",
     )
     align_weight: float = field(
         0.0,
@@ -186,6 +220,7 @@ class AdsTrainConfig(TrainConfig):
     ablations: bool = field(
         default=False,
         description="Train each modality alone and the other fusion, too, with the same settings, and compare",
+        continued="applied",
     )
 
     @model_validator(mode="after")

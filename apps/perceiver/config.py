@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mlcore.config.section import Section, field, reject
+from mlcore.config.section import BEST, Section, field, reject
 from mlcore.config.sections import CheckpointConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
 
 __all__ = ["DataConfig", "ModelConfig", "ObjectiveConfig", "PerceiverConfig"]
@@ -26,10 +26,15 @@ class DataConfig(Section):
     data_dir: Path | None = field(
         None,
         "Folder with the data: CIFAR-10's (or its .tar.gz), an image folder with or without train/val/test, .ts files",
+        continued="applied",
     )
-    train_path: Path | None = field(None, "Training file or folder (ts, custom, image_folder) instead of data_dir")
-    val_path: Path | None = field(None, "Validation file or folder; null: val_fraction of the training data")
-    test_path: Path | None = field(None, "Test file or folder, evaluated once after training")
+    train_path: Path | None = field(
+        None, "Training file or folder (ts, custom, image_folder) instead of data_dir", continued="applied"
+    )
+    val_path: Path | None = field(
+        None, "Validation file or folder; null: val_fraction of the training data", continued="applied"
+    )
+    test_path: Path | None = field(None, "Test file or folder, evaluated once after training", continued="applied")
     val_fraction: float = field(
         0.2,
         "Share of the training data set aside, by class, where no validation data is given; 0: train on all of it and "
@@ -75,12 +80,25 @@ class DataConfig(Section):
         "none",
         "Images: weak flips and shifts, strong also changes colours and erases; sequences use the strengths below",
         aliases=("augmentation",),
+        continued="applied",
     )
-    jitter: float = field(0.0, "Sequences: deviation of added noise, in deviations of the feature", unit="sigma", ge=0)
-    scaling: float = field(0.0, "Sequences: deviation of a random factor per feature around 1", ge=0)
-    time_warp: float = field(0.0, "Sequences: largest relative stretch or squeeze of time", ge=0, lt=1)
-    window_slice: float = field(0.0, "Sequences: largest share of positions cut off", ge=0, lt=1)
-    time_mask: float = field(0.0, "Sequences: largest share of positions hidden in one block", ge=0, lt=1)
+    jitter: float = field(
+        0.0,
+        "Sequences: deviation of added noise, in deviations of the feature",
+        unit="sigma",
+        ge=0,
+        continued="applied",
+    )
+    scaling: float = field(
+        0.0, "Sequences: deviation of a random factor per feature around 1", ge=0, continued="applied"
+    )
+    time_warp: float = field(
+        0.0, "Sequences: largest relative stretch or squeeze of time", ge=0, lt=1, continued="applied"
+    )
+    window_slice: float = field(0.0, "Sequences: largest share of positions cut off", ge=0, lt=1, continued="applied")
+    time_mask: float = field(
+        0.0, "Sequences: largest share of positions hidden in one block", ge=0, lt=1, continued="applied"
+    )
 
     @model_validator(mode="after")
     def _check_range(self) -> Self:
@@ -106,7 +124,7 @@ class ModelConfig(Section):
         None, "Self-attention layers over the latents; null: by size", unit="layers", ge=0
     )
     widening_factor: int = field(1, "Hidden width of the feed-forward blocks, in units of d_model", ge=1)
-    dropout: float = field(0.0, "Share of elements dropped in each residual branch", ge=0, lt=1)
+    dropout: float = field(0.0, "Share of elements dropped in each residual branch", ge=0, lt=1, continued="applied")
     share_weights: bool = field(default=False, description="Repeated blocks use the same weights")
     position: Literal["sinusoidal", "fourier", "learned", "none"] = field(
         "sinusoidal",
@@ -123,11 +141,20 @@ class ModelConfig(Section):
 class ObjectiveConfig(Section):
     """The training objective."""
 
-    loss: Literal["cross_entropy", "focal"] = field("cross_entropy", "Loss per sample", aliases=("loss_type",))
-    label_smoothing: float = field(0.0, "Share of the target spread over all classes", ge=0, lt=1)
-    focal_gamma: float = field(2.0, "focal: how strongly easy samples are discounted; 0 is cross entropy", ge=0)
+    loss: Literal["cross_entropy", "focal"] = field(
+        "cross_entropy", "Loss per sample", aliases=("loss_type",), continued="reset", resets=BEST
+    )
+    label_smoothing: float = field(
+        0.0, "Share of the target spread over all classes", ge=0, lt=1, continued="reset", resets=BEST
+    )
+    focal_gamma: float = field(
+        2.0, "focal: how strongly easy samples are discounted; 0 is cross entropy", ge=0, continued="reset", resets=BEST
+    )
     class_weights: Literal["none", "balanced"] | list[Weight] = field(
-        "none", "Weight of each class: none, balanced (inverse frequency in the training data), or a list"
+        "none",
+        "Weight of each class: none, balanced (inverse frequency in the training data), or a list",
+        continued="reset",
+        resets=BEST,
     )
 
 

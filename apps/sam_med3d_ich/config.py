@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mlcore.config.section import Section, field, reject
+from mlcore.config.section import BEST, Section, field, reject
 from mlcore.config.sections import CheckpointConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
 
 __all__ = ["DataConfig", "InferenceConfig", "ModelConfig", "ObjectiveConfig", "SamMed3DConfig"]
@@ -19,15 +19,21 @@ class DataConfig(Section):
     source: Literal["csv", "phantoms"] = field(
         "csv", "csv: own files, listed in train_csv and val_csv; phantoms: generated head CTs with bleeds"
     )
-    train_csv: Path | None = field(None, "Training cases: columns path, ich, patient_id; without it the demo runs")
-    val_csv: Path | None = field(None, "Validation cases, the same columns")
-    test_csv: Path | None = field(None, "Test cases, evaluated once after training")
-    mask_dir: Path | None = field(None, "Folder of the masks, {file name of the image}.nii or .nii.gz")
+    train_csv: Path | None = field(
+        None, "Training cases: columns path, ich, patient_id; without it the demo runs", continued="applied"
+    )
+    val_csv: Path | None = field(None, "Validation cases, the same columns", continued="applied")
+    test_csv: Path | None = field(None, "Test cases, evaluated once after training", continued="applied")
+    mask_dir: Path | None = field(
+        None, "Folder of the masks, {file name of the image}.nii or .nii.gz", continued="applied"
+    )
     num_train: int = field(24, "phantoms: training cases", unit="cases", ge=1)
     num_val: int = field(8, "phantoms: validation cases", unit="cases", ge=1)
-    phantom_dir: Path | None = field(None, "phantoms: where they are written; null: outputs/sam_med3d_ich/phantoms")
+    phantom_dir: Path | None = field(
+        None, "phantoms: where they are written; null: outputs/sam_med3d_ich/phantoms", continued="applied"
+    )
     allow_shared_patients: bool = field(
-        default=False, description="Let patients be in more than one of the splits, with a warning"
+        default=False, description="Let patients be in more than one of the splits, with a warning", continued="applied"
     )
     array_spacing: tuple[Millimetres, Millimetres, Millimetres] | None = field(
         None, "Voxel size of arrays that come without one and without a mask that has it; null: an error", unit="mm"
@@ -48,9 +54,11 @@ class DataConfig(Section):
     random_crops: int = field(
         1, "Evenly placed crops of each volume and epoch, besides those that hold its lesions", unit="crops", ge=0
     )
-    augmentation_prob: float = field(0.5, "Probability of each kind of random variation of a training crop", ge=0, le=1)
+    augmentation_prob: float = field(
+        0.5, "Probability of each kind of random variation of a training crop", ge=0, le=1, continued="applied"
+    )
     cache_dir: Path | None = field(
-        None, "Where prepared volumes are kept between runs; null: outputs/sam_med3d_ich/cache"
+        None, "Where prepared volumes are kept between runs; null: outputs/sam_med3d_ich/cache", continued="applied"
     )
 
     @model_validator(mode="after")
@@ -79,18 +87,29 @@ class ModelConfig(Section):
         min_length=1,
     )
     allow_partial_weights: bool = field(
-        default=False, description="Load what fits of the weights and list the rest, where the model differs"
+        default=False,
+        description="Load what fits of the weights and list the rest, where the model differs",
+        continued="applied",
     )
     interpolate_positions: bool = field(
-        default=False, description="Interpolate the weights' position tables to another image size, with a warning"
+        default=False,
+        description="Interpolate the weights' position tables to another image size, with a warning",
+        continued="applied",
     )
     visual_tokens: int = field(256, "Width of the representation head's tokens", unit="features", ge=1)
     freeze_encoder: bool = field(default=False, description="Keep the image encoder as it is")
     layer_decay: float = field(
-        1.0, "Each encoder block's learning rate is this times that of the block above it", gt=0, le=1
+        1.0,
+        "Each encoder block's learning rate is this times that of the block above it",
+        gt=0,
+        le=1,
+        continued="applied",
     )
     decoder_lr_scale: float = field(
-        1.0, "Learning rate of prompt encoder and mask decoder, in units of lr (released protocol: 0.1)", gt=0
+        1.0,
+        "Learning rate of prompt encoder and mask decoder, in units of lr (released protocol: 0.1)",
+        gt=0,
+        continued="applied",
     )
 
     @model_validator(mode="after")
@@ -108,20 +127,32 @@ class ObjectiveConfig(Section):
     prompt_mode: Literal["none", "clicks"] = field(
         "none", "none: segment without a prompt; clicks: simulated clicks on what is wrong (the released protocol)"
     )
-    num_clicks: int = field(11, "clicks: rounds for each crop", unit="rounds", ge=1)
+    num_clicks: int = field(11, "clicks: rounds for each crop", unit="rounds", ge=1, continued="applied")
     loss: Literal["dice_ce", "dice_focal"] = field(
-        "dice_ce", "Loss of the mask: Dice plus cross entropy, or Dice plus focal loss", aliases=("loss_type",)
+        "dice_ce",
+        "Loss of the mask: Dice plus cross entropy, or Dice plus focal loss",
+        aliases=("loss_type",),
+        continued="reset",
+        resets=BEST,
     )
-    focal_gamma: float = field(2.0, "dice_focal: how strongly easy voxels are discounted", ge=0)
-    ich_weight: float = field(0.1, "Weight of the image-level haemorrhage loss", ge=0)
+    focal_gamma: float = field(
+        2.0, "dice_focal: how strongly easy voxels are discounted", ge=0, continued="reset", resets=BEST
+    )
+    ich_weight: float = field(0.1, "Weight of the image-level haemorrhage loss", ge=0, continued="reset", resets=BEST)
 
 
 class InferenceConfig(Section):
     """How whole volumes are segmented, in validation and in predict.py alike."""
 
-    overlap: float = field(0.5, "Share of a window that the next one covers again", ge=0, lt=1)
-    threshold: float = field(0.5, "Probability from which a voxel belongs to the mask", gt=0, lt=1)
-    windows_per_batch: int = field(1, "Windows that go through the model together", unit="windows", ge=1)
+    overlap: float = field(
+        0.5, "Share of a window that the next one covers again", ge=0, lt=1, continued="reset", resets=BEST
+    )
+    threshold: float = field(
+        0.5, "Probability from which a voxel belongs to the mask", gt=0, lt=1, continued="reset", resets=BEST
+    )
+    windows_per_batch: int = field(
+        1, "Windows that go through the model together", unit="windows", ge=1, continued="applied"
+    )
 
 
 class SamMed3DConfig(Section):

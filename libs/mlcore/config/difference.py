@@ -1,12 +1,15 @@
-"""Comparing resolved configurations: which settings that matter to the result differ."""
+"""Comparing resolved configurations: which settings differ, and what that means to a run that goes on."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from mlcore.config.names import flatten
+from mlcore.config.dump import to_values
+from mlcore.config.names import NameTable, flatten
+from mlcore.config.section import Meta, Section
 
-__all__ = ["config_differences", "plain_values"]
+__all__ = ["Change", "changes", "config_differences", "matters", "plain_values"]
 
 # Settings that change how a run is carried out, not what it computes.
 _VOLATILE = ("run.output_dir", "run.resume", "run.num_workers", "run.num_threads", "run.device")
@@ -19,10 +22,49 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[s
     return [
         f"{key} {flat_old.get(key)} -> {flat_new.get(key)}"
         for key in sorted(flat_old.keys() | flat_new.keys())
-        if flat_old.get(key) != flat_new.get(key)
-        and key not in _VOLATILE
-        and key.split(".")[0] not in _VOLATILE_SECTIONS
+        if flat_old.get(key) != flat_new.get(key) and matters(key)
     ]
+
+
+def matters(path: str) -> bool:
+    """Whether a setting changes what a run computes, not only how it is carried out."""
+    return path not in _VOLATILE and path.split(".")[0] not in _VOLATILE_SECTIONS
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting whose value is not the one that the run had until now.
+
+    Attributes:
+        path: Dotted path.
+        old: The value until now, plain.
+        new: The value from now on, plain.
+        meta: What is declared of the setting, such as what a run that goes on does with another value.
+    """
+
+    path: str
+    old: Any
+    new: Any
+    meta: Meta
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.old} -> {self.new}"
+
+
+def changes(old: Mapping[str, Any], config: Section) -> list[Change]:
+    """The settings that differ.
+
+    Args:
+        old: Values of an earlier run, nested and plain. What they lack, being older, had its default; what the
+            configuration does not know any more, says nothing.
+        config: The resolved configuration of now.
+    """
+    table = NameTable(type(config))
+    defaults = {path: table.presets.get(path, leaf.info.default) for path, leaf in table.leaves.items()}
+    was = {**plain_values(defaults), **flatten(plain_values(old), table.leaves)}
+    now = flatten(plain_values(to_values(config)), table.leaves)
+    leaves = table.leaves.items()
+    return [Change(path, was[path], now[path], leaf.meta) for path, leaf in leaves if was[path] != now[path]]
 
 
 def plain_values(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,16 @@ Example:
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, PydanticUndefined
+
+Outcome = Literal["applied", "reset", "refused"]
+
+BEST = "the best value and the patience"
+"""What a run that is to be judged in another way resets."""
 
 
 class Section(BaseModel):
@@ -44,6 +49,9 @@ class Meta:
             about the rest of the section for the previous choice.
         describes: Another field of the section that the value is about. What a preset says here is dropped where a
             higher-ranking source gives that field; what the user says here stays.
+        continued: What a run that goes on does with another value than it had. "applied": it goes on with the new one;
+            "reset": likewise, and what `resets` names begins anew, which the log says; "refused": it does not go on.
+        resets: What begins anew, in words; `BEST` does.
     """
 
     unit: str = ""
@@ -52,6 +60,8 @@ class Meta:
     bare: str | None = None
     selects: bool = False
     describes: str | None = None
+    continued: Outcome = "refused"
+    resets: str = ""
 
 
 def field(default: Any = PydanticUndefined, description: str = "", **options: Any) -> Any:
@@ -60,7 +70,8 @@ def field(default: Any = PydanticUndefined, description: str = "", **options: An
     Args:
         default: Default value; leave it out for a field that the user must give.
         description: What the value means, one sentence without a full stop.
-        **options: Attributes of `Meta`, and pydantic constraints such as ge, gt, le, lt, min_length, pattern.
+        **options: Attributes of `Meta`, and pydantic constraints such as ge, gt, le, lt, min_length, pattern. A field
+            that declares no `continued` is refused to a run that goes on.
 
     Returns:
         A pydantic field (typed `Any`, so that it can stand as a default of any type).

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mlcore.config.section import Section, field, reject
+from mlcore.config.section import BEST, Section, field, reject
 
 __all__ = ["CheckpointConfig", "EarlyStoppingConfig", "RunConfig", "SchedulerConfig", "TrackingConfig", "TrainConfig"]
 
@@ -23,11 +23,13 @@ class RunConfig(Section):
         "Name of the run, part of its folder's path; by default the experiment's or the dataset's",
         aliases=("name", "run_name"),
         pattern=r"^\w[\w.+ -]*$",
+        continued="applied",
     )
     output_dir: Path | None = field(
         None,
         "Folder of this run; by default <name>/<date-time> in the app's folder of runs",
         aliases=("output_dir",),
+        continued="applied",
     )
     resume: str = field(
         "auto",
@@ -35,20 +37,29 @@ class RunConfig(Section):
         "or a checkpoint (a path or s3://bucket/key) or run folder",
         bare="auto",
         min_length=1,
+        continued="applied",
     )
     seed: int = field(0, "Seed of initial weights, data order and augmentation", ge=0, lt=2**32)
     device: str = field(
         "auto",
         "Compute device: auto (CUDA where there is one), cpu, cuda or cuda:N",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        continued="applied",
     )
     deterministic: bool = field(
-        default=False, description="Use deterministic kernels only (slower on a GPU; on a CPU runs repeat anyway)"
+        default=False,
+        description="Use deterministic kernels only (slower on a GPU; on a CPU runs repeat anyway)",
+        continued="applied",
     )
     num_workers: Literal["auto"] | Count = field(
-        "auto", "Data loading processes per rank; auto: by the cores and the memory there are", unit="processes"
+        "auto",
+        "Data loading processes per rank; auto: by the cores and the memory there are",
+        unit="processes",
+        continued="applied",
     )
-    num_threads: int | None = field(None, "CPU threads of torch per rank; null: torch's choice", unit="threads", ge=1)
+    num_threads: int | None = field(
+        None, "CPU threads of torch per rank; null: torch's choice", unit="threads", ge=1, continued="applied"
+    )
 
 
 class EarlyStoppingConfig(Section):
@@ -60,12 +71,22 @@ class EarlyStoppingConfig(Section):
         unit="evaluations",
         aliases=("patience",),
         ge=1,
+        continued="applied",
     )
-    metric: str = field("val_loss", "Metric that decides which checkpoint is the best and when to stop", min_length=1)
+    metric: str = field(
+        "val_loss",
+        "Metric that decides which checkpoint is the best and when to stop",
+        min_length=1,
+        continued="reset",
+        resets=BEST,
+    )
     mode: Literal["min", "max"] | None = field(
-        None, "Whether a smaller or a larger metric is better; null: min for losses and errors, max otherwise"
+        None,
+        "Whether a smaller or a larger metric is better; null: min for losses and errors, max otherwise",
+        continued="reset",
+        resets=BEST,
     )
-    min_delta: float = field(0.0, "Smallest change of the metric that counts as improvement", ge=0)
+    min_delta: float = field(0.0, "Smallest change of the metric that counts as improvement", ge=0, continued="applied")
 
     @property
     def resolved_mode(self) -> Literal["min", "max"]:
@@ -78,24 +99,50 @@ class EarlyStoppingConfig(Section):
 class TrainConfig(Section):
     """The optimisation."""
 
-    epochs: int = field(50, "Passes over the training data", unit="epochs", aliases=("num_epochs",), ge=1)
-    max_steps: int | None = field(
-        None, "Stop after this many optimiser steps, if sooner", unit="steps", aliases=("max_steps",), ge=1
+    epochs: int = field(
+        50, "Passes over the training data", unit="epochs", aliases=("num_epochs",), ge=1, continued="applied"
     )
-    max_hours: float | None = field(None, "Stop (and save) after this time, if sooner", unit="hours", gt=0)
-    batch_size: int = field(32, "Samples per micro-batch and rank", unit="samples", ge=1)
+    max_steps: int | None = field(
+        None,
+        "Stop after this many optimiser steps, if sooner",
+        unit="steps",
+        aliases=("max_steps",),
+        ge=1,
+        continued="applied",
+    )
+    max_hours: float | None = field(
+        None, "Stop (and save) after this time, if sooner", unit="hours", gt=0, continued="applied"
+    )
+    batch_size: int = field(32, "Samples per micro-batch and rank", unit="samples", ge=1, continued="applied")
     eval_batch_size: int | None = field(
-        None, "Samples per batch and rank in evaluation; null: batch_size", unit="samples", ge=1
+        None, "Samples per batch and rank in evaluation; null: batch_size", unit="samples", ge=1, continued="applied"
     )
     gradient_accumulation_steps: int = field(
-        1, "Micro-batches per optimiser step", unit="micro-batches", aliases=("accumulation_steps",), ge=1
+        1,
+        "Micro-batches per optimiser step",
+        unit="micro-batches",
+        aliases=("accumulation_steps",),
+        ge=1,
+        continued="applied",
     )
-    optimizer: Literal["adamw", "adam", "sgd"] = field("adamw", "Optimisation algorithm", aliases=("optimizer_type",))
-    lr: float = field(1e-4, "Peak learning rate", aliases=("learning_rate",), gt=0)
-    weight_decay: float = field(1e-4, "Weight decay of matrices (never of biases, norms and embeddings)", ge=0)
-    momentum: float = field(0.9, "Momentum of sgd", ge=0, lt=1)
+    optimizer: Literal["adamw", "adam", "sgd"] = field(
+        "adamw",
+        "Optimisation algorithm",
+        aliases=("optimizer_type",),
+        continued="reset",
+        resets="the optimiser's moments, but for adam and adamw, which have the same",
+    )
+    lr: float = field(1e-4, "Peak learning rate", aliases=("learning_rate",), gt=0, continued="applied")
+    weight_decay: float = field(
+        1e-4, "Weight decay of matrices (never of biases, norms and embeddings)", ge=0, continued="applied"
+    )
+    momentum: float = field(0.9, "Momentum of sgd", ge=0, lt=1, continued="applied")
     max_grad_norm: float | None = field(
-        1.0, "Clip the global gradient norm to this; null: no clipping", aliases=("gradient_clip_val",), gt=0
+        1.0,
+        "Clip the global gradient norm to this; null: no clipping",
+        aliases=("gradient_clip_val",),
+        gt=0,
+        continued="applied",
     )
     precision: Literal["fp32", "bf16", "fp16", "auto"] = field(
         "fp32",
@@ -103,31 +150,41 @@ class TrainConfig(Section):
         "auto: bf16 on GPUs that have it, fp16 on others, fp32 on a CPU",
         aliases=("use_mixed_precision",),
         bare="auto",
+        continued="applied",
     )
     gradient_checkpointing: bool = field(
         default=False,
         description="Recompute activations in the backward pass: less memory, more time",
         aliases=("use_gradient_checkpointing",),
+        continued="applied",
     )
-    compile: bool = field(default=False, description="Compile the model with torch.compile")
+    compile: bool = field(default=False, description="Compile the model with torch.compile", continued="applied")
     ema_decay: float | None = field(
         None,
         "Decay per step of the moving average of the weights, which is then evaluated and exported; it warms up: after "
         "t steps it is at most (1 + t) / (10 + t); null: none",
         ge=0,
         lt=1,
+        continued="applied",
     )
     sync_batch_norm: bool = field(
         default=False,
         description="Batch norms take their statistics from the micro-batches of all ranks (CUDA); nothing on one rank",
+        continued="applied",
     )
-    eval_every: int = field(1, "Evaluate after each this many `eval_unit`", unit="eval_unit", ge=1)
-    eval_unit: Literal["epochs", "steps"] = field("epochs", "What eval_every counts")
+    eval_every: int = field(1, "Evaluate after each this many `eval_unit`", unit="eval_unit", ge=1, continued="applied")
+    eval_unit: Literal["epochs", "steps"] = field("epochs", "What eval_every counts", continued="applied")
     early_stopping: EarlyStoppingConfig = field(EarlyStoppingConfig(), "Early stopping")
     max_bad_steps: int = field(
-        10, "Stop after this many steps in a row with a non-finite loss or gradient", unit="steps", ge=1
+        10,
+        "Stop after this many steps in a row with a non-finite loss or gradient",
+        unit="steps",
+        ge=1,
+        continued="applied",
     )
-    drop_last: bool = field(default=False, description="Leave out the last, incomplete micro-batch of an epoch")
+    drop_last: bool = field(
+        default=False, description="Leave out the last, incomplete micro-batch of an epoch", continued="applied"
+    )
 
 
 _ScheduleName = Literal[
@@ -177,34 +234,57 @@ class SchedulerConfig(Section):
         "Schedule of the learning rate; cosine_warmup is warmup_cosine, and reduce_on_plateau is plateau",
         aliases=("scheduler_type", "train.scheduler_type", "scheduler._target_"),
         selects=True,
+        continued="applied",
     )
     unit: Literal["step", "epoch"] | None = field(
-        None, "What lengths count, and when the rate changes; null: steps for the warm-up schedules, epochs for others"
+        None,
+        "What lengths count, and when the rate changes; null: steps for the warm-up schedules, epochs for others",
+        continued="applied",
     )
-    T_max: float | None = field(None, "cosine: length of the decay; null: the whole run", unit="scheduler.unit", gt=0)
-    eta_min: float | None = field(None, "cosine, cosine_warm_restart: lowest learning rate", ge=0)
-    step_size: float | None = field(None, "step: interval of the decay; null: 30", unit="scheduler.unit", gt=0)
-    gamma: float | None = field(None, "step, exponential: factor of each decay", gt=0, le=1)
+    T_max: float | None = field(
+        None, "cosine: length of the decay; null: the whole run", unit="scheduler.unit", gt=0, continued="applied"
+    )
+    eta_min: float | None = field(None, "cosine, cosine_warm_restart: lowest learning rate", ge=0, continued="applied")
+    step_size: float | None = field(
+        None, "step: interval of the decay; null: 30", unit="scheduler.unit", gt=0, continued="applied"
+    )
+    gamma: float | None = field(None, "step, exponential: factor of each decay", gt=0, le=1, continued="applied")
     mode: Literal["min", "max"] | None = field(
         None,
         "plateau: whether what it watches should fall or rise; null: as train.early_stopping's metric, which it then "
         "watches; min beside a metric that should rise: it watches the validation loss",
+        continued="reset",
+        resets="what the plateau schedule has seen",
     )
-    factor: float | None = field(None, "plateau: factor of each reduction; null: 0.1", gt=0, lt=1)
+    factor: float | None = field(None, "plateau: factor of each reduction; null: 0.1", gt=0, lt=1, continued="applied")
     patience: int | None = field(
-        None, "plateau: evaluations without improvement that are tolerated; null: 10", unit="evaluations", ge=0
+        None,
+        "plateau: evaluations without improvement that are tolerated; null: 10",
+        unit="evaluations",
+        ge=0,
+        continued="applied",
     )
-    verbose: bool | None = field(None, "plateau: kept for old files; changes of the learning rate are always logged")
+    verbose: bool | None = field(
+        None, "plateau: kept for old files; changes of the learning rate are always logged", continued="applied"
+    )
     warmup_steps: float | None = field(
-        None, "warm-up schedules: length of the linear rise", unit="scheduler.unit", ge=0
+        None, "warm-up schedules: length of the linear rise", unit="scheduler.unit", ge=0, continued="applied"
     )
     max_steps: float | None = field(
-        None, "warm-up schedules: end of the decay; null: the whole run", unit="scheduler.unit", gt=0
+        None,
+        "warm-up schedules: end of the decay; null: the whole run",
+        unit="scheduler.unit",
+        gt=0,
+        continued="applied",
     )
-    min_lr: float | None = field(None, "warm-up schedules: learning rate at the end", ge=0)
-    warmup_start_lr: float | None = field(None, "warm-up schedules: learning rate at step 0", ge=0)
-    T_0: float | None = field(None, "cosine_warm_restart: length of the first cycle", unit="scheduler.unit", gt=0)
-    T_mult: float | None = field(None, "cosine_warm_restart: how much longer each next cycle is", ge=1)
+    min_lr: float | None = field(None, "warm-up schedules: learning rate at the end", ge=0, continued="applied")
+    warmup_start_lr: float | None = field(None, "warm-up schedules: learning rate at step 0", ge=0, continued="applied")
+    T_0: float | None = field(
+        None, "cosine_warm_restart: length of the first cycle", unit="scheduler.unit", gt=0, continued="applied"
+    )
+    T_mult: float | None = field(
+        None, "cosine_warm_restart: how much longer each next cycle is", ge=1, continued="applied"
+    )
 
     @model_validator(mode="after")
     def _check_params(self) -> Self:
@@ -231,17 +311,26 @@ class SchedulerConfig(Section):
 class CheckpointConfig(Section):
     """What is saved when; the latest and the best state are always kept."""
 
-    save_every_steps: int | None = field(None, "Also save after this many steps", unit="steps", ge=1)
-    save_every_minutes: float | None = field(None, "Also save after this time", unit="minutes", gt=0)
-    keep_last: int = field(2, "How many step checkpoints are kept besides latest and best", unit="files", ge=1)
-    keep_every_epochs: int | None = field(
-        None, "Keep the state after each this many epochs for good", unit="epochs", ge=1
+    save_every_steps: int | None = field(
+        None, "Also save after this many steps", unit="steps", ge=1, continued="applied"
     )
-    async_save: bool = field(default=True, description="Write checkpoints in a thread while training goes on")
+    save_every_minutes: float | None = field(
+        None, "Also save after this time", unit="minutes", gt=0, continued="applied"
+    )
+    keep_last: int = field(
+        2, "How many step checkpoints are kept besides latest and best", unit="files", ge=1, continued="applied"
+    )
+    keep_every_epochs: int | None = field(
+        None, "Keep the state after each this many epochs for good", unit="epochs", ge=1, continued="applied"
+    )
+    async_save: bool = field(
+        default=True, description="Write checkpoints in a thread while training goes on", continued="applied"
+    )
     upload_to: str | None = field(
         None,
         "Bucket, or s3://bucket/prefix, that gets a copy of the run while it trains; null: none",
         env="S3_BUCKET_NAME",
+        continued="applied",
     )
 
     @model_validator(mode="after")
@@ -254,13 +343,17 @@ class CheckpointConfig(Section):
 class TrackingConfig(Section):
     """Where figures go besides metrics.csv and metrics.jsonl."""
 
-    tensorboard: bool = field(default=True, description="Write TensorBoard event files", aliases=("use_tensorboard",))
-    use_wandb: bool = field(default=False, description="Log to Weights & Biases")
-    wandb_project: str | None = field(None, "Project on Weights & Biases; null: the app's name", env="WANDB_PROJECT")
-    wandb_entity: str | None = field(None, "Team or user on Weights & Biases", env="WANDB_ENTITY")
-    wandb_mode: Literal["online", "offline", "disabled"] = field(
-        "online", "offline: keep the data in the run folder for `wandb sync`", env="WANDB_MODE"
+    tensorboard: bool = field(
+        default=True, description="Write TensorBoard event files", aliases=("use_tensorboard",), continued="applied"
     )
-    log_every: int = field(10, "Write training figures each this many steps", unit="steps", ge=1)
-    log_images: bool = field(default=False, description="Log sample pictures")
-    log_freq: int = field(10, "Log pictures each this many epochs", unit="epochs", ge=1)
+    use_wandb: bool = field(default=False, description="Log to Weights & Biases", continued="applied")
+    wandb_project: str | None = field(
+        None, "Project on Weights & Biases; null: the app's name", env="WANDB_PROJECT", continued="applied"
+    )
+    wandb_entity: str | None = field(None, "Team or user on Weights & Biases", env="WANDB_ENTITY", continued="applied")
+    wandb_mode: Literal["online", "offline", "disabled"] = field(
+        "online", "offline: keep the data in the run folder for `wandb sync`", env="WANDB_MODE", continued="applied"
+    )
+    log_every: int = field(10, "Write training figures each this many steps", unit="steps", ge=1, continued="applied")
+    log_images: bool = field(default=False, description="Log sample pictures", continued="applied")
+    log_freq: int = field(10, "Log pictures each this many epochs", unit="epochs", ge=1, continued="applied")

@@ -36,6 +36,8 @@ from mlcore.training.schedules import Plateau, lr_table
 from mlcore.training.task import Task
 from mlcore.training.trainer import Trainer, unwrap
 
+VALIDATION = "validation_samples"
+"""Key of a checkpoint."""
 _PLATEAU = ("plateau", "reduce_on_plateau")
 _STATISTICS_BATCHES = 32
 
@@ -174,7 +176,7 @@ def build_trainer(
         plateau=_plateau(config.scheduler, monitor),
         schedule=rates,
         max_bad_steps=settings.max_bad_steps,
-        extra=extra or {},
+        extra={**(extra or {}), VALIDATION: 0 if evaluator is None else len(evaluator)},
     )
 
 

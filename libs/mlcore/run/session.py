@@ -17,13 +17,13 @@ from mlcore.base.seeding import seed_everything
 from mlcore.base.version import code_version
 from mlcore.cli.app import App
 from mlcore.cli.invocation import Invocation
-from mlcore.config.difference import config_differences
 from mlcore.config.dump import to_values
 from mlcore.remote.s3 import is_remote, stored_file
 from mlcore.report.page import Picture
 from mlcore.report.plots.curves import plot_lr_finder
 from mlcore.run.advice import warn_of_settings
 from mlcore.run.build import TrainingSetup, build_tracker, build_trainer, configure_torch, describe
+from mlcore.run.continued import Resumed, accepted_changes, adopt_changes
 from mlcore.run.copy import copy_of
 from mlcore.run.doctor import check_system, exit_code, format_checks
 from mlcore.run.dry_run import dry_run
@@ -212,6 +212,7 @@ def _train_member(whole: OpenRun, config: Any, folder: Path) -> str:
 def _train(run: OpenRun) -> str:
     """Train (or go on training), evaluate the best checkpoint, write the report; returns the status."""
     gc.collect()  # a trainer's callbacks refer to it; of an earlier run of a group nothing is to stay in memory
+    resumed = _resumed(run)  # first, so that settings that do not fit are refused before anything is built
     _seed(run.config, run.world)
     setup: TrainingSetup = run.app.build(run.config, run.world)
     barrier()  # a rank may have worked alone for hours, which what waits on the device would take for a fault
@@ -223,9 +224,8 @@ def _train(run: OpenRun) -> str:
         extra=_origin(run.app, run.config),
         on_saved=run.submit(),
     )
-    resumed = _resumed_state(run)
     _take_over(run, trainer, setup, resumed)  # what does not fit is refused before any file of the run is touched
-    tracker = trainer.tracker = _tracker(run, None if resumed is None else resumed[1])
+    tracker = trainer.tracker = _tracker(run, None if resumed is None else resumed.state)
     trainer.on_evaluation = _picture_logger(run, trainer, setup, tracker)
     store, status = trainer.store, "failed"
     try:
@@ -264,7 +264,7 @@ def _evaluate_and_report(run: OpenRun, trainer: Trainer, setup: TrainingSetup, o
     barrier()
 
 
-def _resumed_state(run: OpenRun) -> tuple[Path, State] | None:
+def _resumed(run: OpenRun) -> Resumed | None:
     """The checkpoint to go on from; rank 0 chooses it, so that all ranks read the same."""
     if not run.place.resume:
         return None
@@ -278,28 +278,26 @@ def _resumed_state(run: OpenRun) -> tuple[Path, State] | None:
     inference_weights(state, source=path)  # says so if it is no training checkpoint
     if state.get("app") != run.app.name:
         raise CheckpointError(f"{path}: a checkpoint of the app '{state.get('app')}'")
-    return path, state
+    return Resumed(path, state, accepted_changes(run.config, state, source=path))
 
 
-def _take_over(run: OpenRun, trainer: Trainer, setup: TrainingSetup, resumed: tuple[Path, State] | None) -> None:
+def _take_over(run: OpenRun, trainer: Trainer, setup: TrainingSetup, resumed: Resumed | None) -> None:
     if resumed is None:
         return
-    path, state = resumed
+    path, state, changed = resumed.path, resumed.state, resumed.changed
     check_metadata(setup.task, state, source=path)
     trainer.load_state_dict(state, source=path)
-    changed = config_differences(state["config"], to_values(run.config))
+    adopt_changes(resumed, trainer)
     if changed and trainer.complete() and path.parent == run.place.checkpoints:
         raise UserError(
-            f"{run.folder} holds a run that is finished ({'; '.join(changed)}), and these settings leave nothing "
-            "to train; give --output_dir another folder for a new run, or raise --epochs"
+            f"{run.folder} holds a run that is finished ({'; '.join(map(str, changed))}), and these settings leave "
+            "nothing to train; give --output_dir another folder for a new run, or raise --epochs"
         )
     barrier()
     now = trainer.progress
     if run.world.is_main and trainer.store is not None and path.parent == trainer.store.folder:
         trainer.store.take_over(path, step=now.step, is_best=now.best_step == now.step)
     barrier()
-    if changed:
-        _log.warning("going on with other settings than before: %s", "; ".join(changed))
     _log.info("resuming %s at step %d (epoch %d, sample %d)", path, now.step, now.epoch, now.position)
 
 

@@ -10,6 +10,7 @@ the learning rate is looked up on the device by the number of updates that reall
 on the device until `read_totals` adds them up and fetches them in one transfer.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -23,8 +24,10 @@ from torch.optim import Optimizer
 
 from mlcore.base.distributed import World, all_reduce_sum, broadcast
 from mlcore.data.batch import MicroBatch
-from mlcore.training.optim import Buffers, adopt_layouts
+from mlcore.training.optim import Buffers, take_over_moments
 from mlcore.training.step_statistics import StepStatistics, Totals
+
+_log = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 
@@ -306,6 +309,7 @@ class Engine:
         """Optimiser, scaler, EMA, counters and unread sums: tensors and primitives only."""
         return {
             "optimizer": self.optimizer.state_dict(),
+            "names": self._names(),
             "scaler": self.scaler.state_dict(),
             "ema": dict(self._averages()),
             "updates": self._updates,
@@ -316,13 +320,22 @@ class Engine:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where `state_dict` was taken."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        adopt_layouts(self.optimizer)
+        """Continue where `state_dict` was taken, after the model; exactly, unless settings have changed.
+
+        Settings are those of this engine. Moments go with their parameters, or begin anew where the optimiser is of
+        another kind; an average that the state does not have begins with the weights of now, a loss scale afresh.
+        """
+        names = self._names()
+        if not take_over_moments(self.optimizer, state["optimizer"], names=names, saved_names=state.get("names")):
+            _log.warning("the optimiser's moments begin anew: the checkpoint's are of another kind of optimiser")
         self._adopt_learning_rates()
-        self.scaler.load_state_dict(state["scaler"])
-        for name, average in self._averages():
-            average.copy_(state["ema"][name])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        if self.ema_decay is not None and not state["ema"]:
+            _log.warning("the average of the weights begins with those of now: the checkpoint has none")
+        now = (*self._parameters, *self._buffers.split(self._buffers.read()))
+        for (name, average), value in zip(self._averages(), now, strict=False):
+            average.copy_(state["ema"].get(name, value))
         self._updates.copy_(state["updates"])
         self._windows, self._lr_scale = state["windows"], state["lr_scale"]
         if "statistics" in state:  # not in checkpoints of 0.1.0, whose figures of the interval that was cut are lost

@@ -4,7 +4,7 @@ The fused Adam, AdamW and SGD of torch read a `found_inf` tensor and leave param
 That lets the engine skip a non-finite step without waiting for the device.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -110,8 +110,42 @@ def build_optimizer(
     return optimizer
 
 
+def take_over_moments(
+    optimizer: Optimizer, saved: Mapping[str, Any], *, names: Sequence[str], saved_names: Sequence[str] | None
+) -> bool:
+    """Give each parameter the moments that a saved state has under its name; all settings stay the optimiser's own.
+
+    Adam and AdamW keep the same moments. A parameter that the saved state does not know begins without.
+
+    Args:
+        optimizer: A fresh one.
+        saved: The `state_dict` of one.
+        names: Names of the optimiser's parameters, in its order.
+        saved_names: Those of the saved state; None where it has none: they are `names` where the groups are alike.
+
+    Returns:
+        Whether there was something to take over; not from another kind of optimiser.
+    """
+    fresh = optimizer.state_dict()
+    if saved_names is None:
+        sizes = [[len(group["params"]) for group in state["param_groups"]] for state in (saved, fresh)]
+        saved_names = names if sizes[0] == sizes[1] else ()
+    if _kind(saved) != _kind(fresh) or not saved_names:
+        return False
+    known = {name: saved["state"].get(place, {}) for place, name in enumerate(saved_names)}
+    state = {k: {**fresh["state"].get(k, {}), **known.get(name, {})} for k, name in enumerate(names)}
+    optimizer.load_state_dict({"state": {k: v for k, v in state.items() if v}, "param_groups": fresh["param_groups"]})
+    _adopt_layouts(optimizer)
+    return True
+
+
+def _kind(state: Mapping[str, Any]) -> tuple[str, ...]:
+    """What an optimiser with this state dict keeps moments for."""
+    return tuple(key for key in ("alpha", "betas", "momentum", "rho") if key in state["param_groups"][0])
+
+
 @torch.no_grad()
-def adopt_layouts(optimizer: Optimizer) -> None:
+def _adopt_layouts(optimizer: Optimizer) -> None:
     """Give the state of each parameter the parameter's strides again, which a file does not keep.
 
     Fused steps walk a parameter and its state through memory side by side: with other strides (`channels_last`) they

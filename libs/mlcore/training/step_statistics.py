@@ -55,8 +55,8 @@ class StepStatistics:
 
     def row(self, loss_sum: Tensor, count: int | Tensor, logs: Mapping[str, Tensor]) -> Tensor:
         """[2 + logs] of one micro-batch: loss sum, count, sums of logs."""
-        if logs and not self._names:
-            self._names = tuple(logs)
+        if logs and logs.keys() != set(self._names):  # at the first step, or where a run goes on with another loss
+            self._names, self._sums = tuple(logs), self._sums.new_zeros(2 + len(logs))
         counted = count if isinstance(count, Tensor) else self._constant(count)
         return torch.stack([loss_sum.detach(), counted, *(logs[name].detach() for name in self._names)])
 
@@ -78,8 +78,6 @@ class StepStatistics:
         rows, norms = torch.stack(self._rows).double(), torch.stack(self._norms)  # [W, 2 + logs], [W]
         self._rows, self._norms = [], []
         finite = torch.isfinite(norms)
-        if len(self._sums) < rows.shape[1]:
-            self._sums = torch.cat([self._sums, self._sums.new_zeros(rows.shape[1] - len(self._sums))])
         self._sums += torch.where(finite[:, None], rows, 0.0).sum(0)
         # Windows since the last applied one, for every window; before the first of them the old streak goes on.
         index = torch.arange(1, len(norms) + 1, device=self._device)

@@ -385,8 +385,13 @@ class Trainer:
         if self.plateau is not None and state["plateau"] is not None:
             watched = {"metric": self.monitor.metric, "mode": self.monitor.mode}  # by those that do not say what
             self.plateau.load_state_dict({**watched, **state["plateau"]})
+        self.engine.scale_learning_rates(1.0 if self.plateau is None else self.plateau.scale)
         rank = self.engine.world.rank
         self._rng = state["rng"][rank] if rank < len(state["rng"]) else None
+
+    def forget_best(self) -> None:
+        """Let the next evaluation be the best so far; for a run that from now on is judged in another way."""
+        self.progress.best, self.progress.best_step, self.progress.stale = None, -1, 0
 
 
 def unwrap(model: nn.Module) -> nn.Module:

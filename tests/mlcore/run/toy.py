@@ -26,7 +26,7 @@ class LineConfig(Section):
     steeper: bool = field(default=False, description="Train a variant with a steeper line, too")
     slope: float = field(2.0, "Slope of the line")
     has_test: bool = field(default=True, description="Whether there is a test set")
-    classes: tuple[str, ...] = field(("down", "up"), "Noted in checkpoints")
+    classes: tuple[str, ...] = field(("down", "up"), "Noted in checkpoints", continued="applied")
     broken_seed: int = field(-1, "The run with this seed cannot be built")
 
 
