@@ -19,7 +19,7 @@ from quartet.apps.sam_med3d_ich.data.dataset import CaseDataset, CropDataset, Cr
 from quartet.apps.sam_med3d_ich.data.phantoms import write_phantoms
 from quartet.apps.sam_med3d_ich.data.statistics import DatasetStatistics, dataset_statistics, statistics_sections
 from quartet.apps.sam_med3d_ich.data.table import check_patients, read_cases
-from quartet.apps.sam_med3d_ich.data.words import counted
+from quartet.apps.sam_med3d_ich.data.words import counted, listed
 from quartet.apps.sam_med3d_ich.inspection import Inspector
 from quartet.apps.sam_med3d_ich.losses import dice_cross_entropy, dice_focal
 from quartet.apps.sam_med3d_ich.model.ich import IchModel
@@ -31,6 +31,7 @@ from quartet.apps.sam_med3d_ich.task import IchTask, MaskLoss
 _log = logging.getLogger(__name__)
 
 _OUTPUTS = Path("outputs") / "sam_med3d_ich"
+_TOLD = 10  # remarks on units in the log; the report has all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,8 @@ def build(config: SamMed3DConfig, world: World) -> TrainingSetup:
         for prefix, cases in (("", splits.validation), ("test_", splits.test))
         if cases is not None
     }
+    statistics = _statistics(splits, cache) if world.is_main else {}
+    notes += told_of_units(statistics)
     return TrainingSetup(
         task=task,
         train=Data(dataset=crops),
@@ -86,7 +89,7 @@ def build(config: SamMed3DConfig, world: World) -> TrainingSetup:
             n_draws=config.objective.num_clicks if task.prompted else 0,
         ),
         group_rules=learning_rates(model, config),
-        overview=partial(statistics_sections, _statistics(splits, cache)) if world.is_main else None,
+        overview=partial(statistics_sections, statistics) if world.is_main else None,
         analyse=Inspector(task=task, datasets=whole, window=task.segmenter.preprocessing.window),
         finish=partial(write_outputs, task, config),
         warnings=notes,
@@ -194,3 +197,17 @@ def _statistics(splits: Splits, cache: Cache) -> dict[str, DatasetStatistics]:
     """What the report says of the data; now, so that a held-out case that cannot be used is told before training."""
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     return {name: dataset_statistics(cases, cache=cache) for name, cases in parts.items() if cases is not None}
+
+
+def told_of_units(statistics: Mapping[str, DatasetStatistics]) -> list[str]:
+    """Log which cases may not hold HU; returns warnings for the report, which lists all of them."""
+    notes = []
+    for name, part in statistics.items():
+        for case, remark in part.not_hu[:_TOLD]:
+            _log.warning("%s data, %s: perhaps not in HU, %s", name, case, remark)
+        cases = list(dict.fromkeys(case for case, _ in part.not_hu))
+        if cases:
+            who = f"{counted(len(cases), 'case')} of the {name} data may not be in HU, as --window needs it"
+            notes.append(f"{who}: {listed(cases)}")
+            _log.warning(notes[-1])
+    return notes

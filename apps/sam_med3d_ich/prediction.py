@@ -19,6 +19,7 @@ from quartet.apps.sam_med3d_ich.case_metrics import case_metrics, summarise
 from quartet.apps.sam_med3d_ich.case_report import CaseRow, case_sections
 from quartet.apps.sam_med3d_ich.data.case import Case, check_case_header, load_case
 from quartet.apps.sam_med3d_ich.data.geometry import Spacing
+from quartet.apps.sam_med3d_ich.data.metadata import case_metadata, not_hu
 from quartet.apps.sam_med3d_ich.data.table import read_cases
 from quartet.apps.sam_med3d_ich.data.volume import SUFFIXES, Volume, check_header, read_volume, volume_name, write_nifti
 from quartet.apps.sam_med3d_ich.data.words import counted, together
@@ -28,7 +29,7 @@ from quartet.apps.sam_med3d_ich.segmentation import Click, Segmentation, clicks_
 
 _log = logging.getLogger(__name__)
 
-_COLUMNS = ("input", "mask", "volume_ml", "ich_score")
+_COLUMNS = ("input", "mask", "volume_ml", "ich_score", "remark")
 _TABLE = "predictions.csv"
 _SKIP = "--on_bad_input skip leaves such inputs out"
 
@@ -74,7 +75,8 @@ class Done:
         path: The volume.
         mask: Name of the mask's file.
         millilitres: Volume of the mask.
-        ich_score: Probability of a haemorrhage.
+        ich_score: Score of "there is a haemorrhage", 0..1, higher is more suspicious; not a probability.
+        remark: Why the volume may not be in HU; mostly empty.
         compared: Its figures, where the true mask is known.
     """
 
@@ -82,10 +84,11 @@ class Done:
     mask: str
     millilitres: float
     ich_score: float
+    remark: str
     compared: CaseRow | None
 
     def __str__(self) -> str:
-        return f"{self.mask}: {self.millilitres:.1f} mL, haemorrhage {self.ich_score:.2f}"
+        return f"{self.mask}: {self.millilitres:.1f} mL, haemorrhage score {self.ich_score:.2f}"
 
 
 def predict(request: Request) -> int:
@@ -122,40 +125,75 @@ def _predict(
     items: Sequence[Item], restored: Restored, *, request: Request, clicks: Sequence[Click], device: torch.device
 ) -> int:
     request = replace(request, array_spacing=request.array_spacing or restored.config.data.array_spacing)
-    readable = _with_good_headers(items, request)
-    done = _segment_all(readable, restored, request=request, clicks=clicks, device=device)
-    if not done:
+    results = _Results(items, folder=request.output_dir)
+    _check_headers(results, request)
+    _segment_all(results, restored, request=request, clicks=clicks, device=device)
+    if not results.done:
         raise UserError("none of the inputs can be used; the warnings above say why")
-    _write_comparison(done, request.output_dir)
-    left_out = counted(len(items) - len(done), "input")
-    _log.info("%s in %s, %s left out", counted(len(done), "mask"), request.output_dir, left_out)
+    results.write()  # with what was left out after the last volume
+    _write_comparison(list(results.done.values()), request.output_dir)
+    left_out = counted(len(results.left_out), "input")
+    _log.info("%s in %s, %s left out", counted(len(results.done), "mask"), request.output_dir, left_out)
     return 0
 
 
-def _with_good_headers(items: Sequence[Item], request: Request) -> list[Item]:
-    """The items less those that are refused already without their voxels: minutes of work come only after it."""
-    good: list[Item] = []
-    problems: list[str] = []
-    for item in items:
+class _Results:
+    """What became of each input: a row of predictions.csv.
+
+    Args:
+        items: All of them, with different names.
+        folder: Where the table goes.
+    """
+
+    def __init__(self, items: Sequence[Item], *, folder: Path) -> None:
+        self.items = tuple(items)
+        self.done: dict[str, Done] = {}  # by the item's name
+        self.left_out: dict[str, str] = {}  # likewise, with the reason
+        self._folder = folder
+
+    @property
+    def waiting(self) -> list[Item]:
+        """Those of which nothing is known yet."""
+        return [item for item in self.items if item.name not in self.done and item.name not in self.left_out]
+
+    def leave_out(self, item: Item, reason: str) -> None:
+        """Say why an input cannot be used."""
+        self.left_out[item.name] = reason
+        _log.warning("left out: %s", reason)
+
+    def write(self) -> None:
+        """Write the table, in the order of the inputs."""
+        rows: list[Sequence[object]] = []
+        for item in self.items:
+            if item.name in self.done:
+                one = self.done[item.name]
+                rows.append([one.path, one.mask, f"{one.millilitres:.6f}", f"{one.ich_score:.6f}", one.remark])
+            elif item.name in self.left_out:
+                rows.append([str(item.path), "", "", "", f"left out: {self.left_out[item.name]}"])
+        write_text(self._folder / _TABLE, csv_text([_COLUMNS, *rows]))
+
+
+def _check_headers(results: _Results, request: Request) -> None:
+    """Find what is refused already without its voxels: minutes of work come only after it."""
+    problems: list[tuple[Item, str]] = []
+    for item in results.items:
         try:
             if item.case is not None:
                 check_case_header(item.case, array_spacing=request.array_spacing)
             else:
                 check_header(item.path, array_spacing=request.array_spacing)
-            good.append(item)
         except UserError as error:
-            problems.append(str(error))
+            problems.append((item, str(error)))
     if problems and request.on_bad_input == "error":
-        raise UserError(f"{together('inputs', problems)}\n{_SKIP}")
-    for problem in problems:
-        _log.warning("left out: %s", problem)
-    return good
+        raise UserError(f"{together('inputs', [problem for _, problem in problems])}\n{_SKIP}")
+    for item, problem in problems:
+        results.leave_out(item, problem)
 
 
 def _segment_all(
-    items: Sequence[Item], restored: Restored, *, request: Request, clicks: Sequence[Click], device: torch.device
-) -> list[Done]:
-    done: list[Done] = []
+    results: _Results, restored: Restored, *, request: Request, clicks: Sequence[Click], device: torch.device
+) -> None:
+    items, done = results.waiting, results.done
     pace = Pace(len(items))
     for number, item in enumerate(items, 1):
         try:
@@ -164,16 +202,16 @@ def _segment_all(
             if request.on_bad_input == "error":
                 finished = f"{counted(len(done), 'volume')} finished before it, see {request.output_dir / _TABLE}"
                 raise UserError(f"{error}\n{f'{finished}; ' if done else ''}{_SKIP}") from None
-            _log.warning("left out: %s", error)
+            results.leave_out(item, str(error))
             continue
         prompts = clicks or (clicks_from_mask(mask, volume.affine) if restored.prompted and mask is not None else None)
         with autocast(restored.config.train.precision, device):
             found = restored.segmenter(volume, clicks=prompts)
-        done.append(_write(item, volume, mask, found, request=request, window=restored.segmenter.preprocessing.window))
-        _write_predictions(done, request.output_dir)  # each time: whatever happens to the next one, these are done
+        window = restored.segmenter.preprocessing.window
+        done[item.name] = _write(item, volume, mask, found, request=request, window=window)
+        results.write()  # each time: whatever happens to the next one, these are done
         pace.update(number)
-        _log.info("%d of %d  %s  %s left", number, len(items), done[-1], format_duration(pace.eta_s))
-    return done
+        _log.info("%d of %d  %s  %s left", number, len(items), done[item.name], format_duration(pace.eta_s))
 
 
 def _with_threshold(restored: Restored, threshold: float | None) -> Restored:
@@ -272,12 +310,18 @@ def _write(
     if mask is not None and item.case is not None:
         figures = case_metrics(found.mask, target=mask, affine=volume.affine)
         compared = CaseRow(name=item.name, metrics=figures, ich=item.case.ich, score=found.ich_score)
-    return Done(str(item.path), path.name, float(found.mask.sum()) * volume.voxel_ml, found.ich_score, compared)
+    millilitres = float(found.mask.sum()) * volume.voxel_ml
+    remark = _remark(item, volume, mask, window=window)
+    return Done(str(item.path), path.name, millilitres, found.ich_score, remark, compared)
 
 
-def _write_predictions(done: Sequence[Done], folder: Path) -> None:
-    rows = [[one.path, one.mask, f"{one.millilitres:.6f}", f"{one.ich_score:.6f}"] for one in done]
-    write_text(folder / _TABLE, csv_text([_COLUMNS, *rows]))
+def _remark(item: Item, volume: Volume, mask: NDArray[np.uint8] | None, *, window: tuple[float, float] | None) -> str:
+    """Why the volume may not be in HU, which is also logged."""
+    known = np.zeros(volume.array.shape, dtype=np.uint8) if mask is None else mask
+    remark = "; ".join(not_hu(case_metadata(volume, known), window))
+    if remark:
+        _log.warning("%s: perhaps not in HU, %s", item.path, remark)
+    return f"perhaps not in HU: {remark}" if remark else ""
 
 
 def _write_comparison(done: Sequence[Done], folder: Path) -> None:

@@ -15,11 +15,15 @@ from mlcore.base.errors import UserError
 from mlcore.base.files import csv_text, write_text
 from quartet.apps.sam_med3d_ich.data.dicom import Series, find_series, read_series, series_in
 from quartet.apps.sam_med3d_ich.data.folders import new_folder, refuse_existing
+from quartet.apps.sam_med3d_ich.data.geometry import is_orthogonal
 from quartet.apps.sam_med3d_ich.data.split import SplitSizes, Subject, split_by_patient, summary_counts, wanted_counts
+from quartet.apps.sam_med3d_ich.data.straighten import straightened, straightened_mask
 from quartet.apps.sam_med3d_ich.data.table import COLUMNS, mask_key
 from quartet.apps.sam_med3d_ich.data.volume import (
     MASK_SUFFIXES,
     Volume,
+    fits,
+    read_geometry,
     read_labels,
     read_volume,
     volume_name,
@@ -52,6 +56,7 @@ class Preparation:
         series: Where a folder holds several DICOM series: "error", "each", "largest", or a series UID to take.
         link: Tables refer to the original images; nothing is copied.
         unlabelled_are_negative: A case without a label file has no target, instead of being an error.
+        orthogonal: Tilted grids are resampled to right angles, and unevenly spaced DICOM slices to even ones.
     """
 
     sizes: SplitSizes = field(default_factory=SplitSizes)
@@ -64,6 +69,7 @@ class Preparation:
     series: str = "error"
     link: bool = False
     unlabelled_are_negative: bool = False
+    orthogonal: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,8 @@ def prepare_data(source: Path, output: Path, settings: Preparation) -> dict[str,
             or `output` is not empty.
     """
     refuse_existing(output)  # before minutes of work
+    if settings.link and settings.orthogonal:
+        raise UserError("--orthogonal writes images, --link refers to those there are; give one of them")
     problems: list[str] = []
     scans = find_scans(source, settings, problems=problems)
     patients = _patients(scans, settings.patient_regex, problems=problems)
@@ -95,6 +103,7 @@ def prepare_data(source: Path, output: Path, settings: Preparation) -> dict[str,
     whose = counted(len(set(patients.values())), "patient")
     _log.info("%s: %s of %s", source, counted(len(scans), "case"), whose)
     subjects, rows = dict[str, Subject](), dict[str, list[object]]()
+    remarks: list[tuple[str, str]] = []
     with new_folder(output) as folder:
         (folder / "images").mkdir()
         (folder / "masks").mkdir()
@@ -105,15 +114,18 @@ def prepare_data(source: Path, output: Path, settings: Preparation) -> dict[str,
             positive = mask is not None and bool(mask.any())
             subjects[scan.name] = Subject(scan.name, patients[scan.name], positive)
             rows[scan.name] = [path, int(positive), patients[scan.name]]
+            remarks += [(scan.name, remark) for remark in volume.remarks]
         if problems:
             raise together(source, problems)
         splits = split_by_patient(list(subjects.values()), settings.sizes, seed=settings.seed)
         for split, names in splits.items():
             if names:
                 write_text(folder / f"{split}.csv", csv_text([COLUMNS, *(rows[name] for name in names)]))
+        if remarks:
+            write_text(folder / "remarks.csv", csv_text([("case", "remark"), *remarks]))
         if not any((folder / "images").iterdir()):
             (folder / "images").rmdir()
-    print(_report(output, subjects, splits))
+    print(_report(output, subjects, splits, remarks=remarks))
     return splits
 
 
@@ -290,18 +302,35 @@ def _readable(
     """The cases with image and mask (if there is a label map); those that cannot be read are added to `problems`."""
     for scan in with_progress(scans, total=len(scans), what="cases"):
         try:
-            volume = read_volume(scan.source) if isinstance(scan.source, Path) else read_series(scan.source)
-            mask = None if scan.label is None else read_labels(scan.label, like=volume, labels=settings.labels)
+            volume, mask = _read(scan, settings)
         except UserError as error:
             problems.append(str(error))
         else:
+            for remark in volume.remarks:
+                _log.warning("%s: %s", scan.name, remark)
             yield scan, volume, mask
+
+
+def _read(scan: Scan, settings: Preparation) -> tuple[Volume, Mask | None]:
+    if isinstance(scan.source, Path):
+        volume = read_volume(scan.source)
+    else:
+        volume = read_series(scan.source, even_out=settings.orthogonal)
+    if not settings.orthogonal or is_orthogonal(volume.affine):
+        return volume, None if scan.label is None else read_labels(scan.label, like=volume, labels=settings.labels)
+    straight = straightened(volume)
+    if scan.label is None:
+        return straight, None
+    if fits(read_geometry(scan.label), straight.geometry):  # drawn on what another program had straightened
+        return straight, read_labels(scan.label, like=straight, labels=settings.labels)
+    mask = read_labels(scan.label, like=volume, labels=settings.labels)
+    return straight, straightened_mask(mask, volume.affine)
 
 
 def _write(scan: Scan, volume: Volume, mask: Mask | None, *, folder: Path, link: bool) -> str:
     """Write a case's image and mask; returns the table's path of the image."""
     name = scan.name
-    if not isinstance(scan.source, Path):
+    if not isinstance(scan.source, Path) or volume.remarks:  # of a NIfTI file: it was resampled
         path = f"images/{name}.nii.gz"
         _write_converted(folder / path, volume)
     elif link:
@@ -322,7 +351,9 @@ def _write_converted(path: Path, volume: Volume) -> None:
     write_nifti(path, whole.astype(np.int16) if fits else volume.array, like_affine=volume.affine)
 
 
-def _report(output: Path, subjects: dict[str, Subject], splits: dict[str, list[str]]) -> str:
+def _report(
+    output: Path, subjects: dict[str, Subject], splits: dict[str, list[str]], *, remarks: Sequence[tuple[str, str]]
+) -> str:
     lines = [f"{'split':<8}{'cases':>8}{'patients':>10}{'positive':>10}"]
     for split in ("train", "val", "test"):
         if splits[split]:
@@ -331,6 +362,8 @@ def _report(output: Path, subjects: dict[str, Subject], splits: dict[str, list[s
     unused = len(subjects) - sum(map(len, splits.values()))
     if unused:
         lines.append(f"in no split: {counted(unused, 'case')}")
+    if remarks:
+        lines.append(f"{counted(len({name for name, _ in remarks}), 'case')} with remarks: {output}/remarks.csv")
     lines.append(f"train with: --train_csv {output}/train.csv --val_csv {output}/val.csv --mask_dir {output}/masks")
     return "\n".join(lines)
 

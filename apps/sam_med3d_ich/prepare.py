@@ -30,6 +30,8 @@ def main() -> int:
     add("--labels", type=int, nargs="+", metavar="N", help="label values that are target (default: all above 0)")
     add("--unlabelled_are_negative", action="store_true", help="a case without label map has no bleed (ich 0)")
     add("--series", default="error", metavar="CHOICE", help="several DICOM series in a folder: each, largest, or a UID")
+    straight = "resample tilted grids to right angles, and unevenly spaced DICOM slices to even ones"
+    add("--orthogonal", action="store_true", help=straight)
     add("--link", action="store_true", help="refer to the NIfTI images where they are, copy nothing")
     add("--patient_regex", metavar="REGEX", help="its one group is the patient in a case's name (default: whole name)")
     add("--val_fraction", type=float, default=0.2, metavar="F", help="share for validation (default: 0.2)")

@@ -75,9 +75,9 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def rows(folder: Path) -> list[str]:
     """The masks that the table names."""
-    lines = (folder / "predictions.csv").read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "input,mask,volume_ml,ich_score"
-    return [line.split(",")[1] for line in lines[1:]]
+    lines = table(folder / "predictions.csv")
+    assert list(lines[0]) == ["input", "mask", "volume_ml", "ich_score", "remark"]
+    return [line["mask"] for line in lines]
 
 
 def test_all_bad_headers_are_told_before_any_work(tmp_path: Path, ask: Ask) -> None:
@@ -137,7 +137,11 @@ def test_bad_inputs_can_be_left_out(tmp_path: Path, ask: Ask, capsys: pytest.Cap
     (tmp_path / "a.nii").write_bytes(b"no")
     paths = [tmp_path / "a.nii", scan(tmp_path / "b.nii", value=np.inf), scan(tmp_path / "c.nii")]
     assert predict(ask(*paths, on_bad_input="skip")) == 0
-    assert rows(tmp_path / "out") == ["c.nii.gz"]
+    assert rows(tmp_path / "out") == ["", "", "c.nii.gz"]
+    first, second, _ = table(tmp_path / "out/predictions.csv")
+    assert [first["input"], second["input"]] == [str(path) for path in paths[:2]]
+    assert first["remark"].startswith(f"left out: {paths[0]}: damaged or not a NIfTI file")
+    assert second["remark"].startswith(f"left out: {paths[1]}: NaN or infinite")
     printed = capsys.readouterr().out
     assert printed.count("left out: ") == 2
     assert f"1 mask in {tmp_path / 'out'}, 2 inputs left out" in printed
@@ -158,6 +162,26 @@ def test_counts_are_whole_numbers(phantoms: PhantomFiles, ask: Ask, capsys: pyte
     )
     assert shown["hd95_undefined"].isdecimal()
     assert "." in shown["dice"]
+
+
+def test_a_header_in_micrometres_concerns_its_own_volume_alone(tmp_path: Path, ask: Ask) -> None:
+    good, bad = scan(tmp_path / "a.nii"), tmp_path / "b.nii"
+    write_nifti(bad, np.random.default_rng(0).normal(30, 20, SHAPE), like_affine=np.diag([500.0, 500, 5000, 1]))
+    assert predict(ask(good, bad, on_bad_input="skip")) == 0
+    first, second = table(tmp_path / "out/predictions.csv")
+    assert (first["mask"], second["mask"], second["volume_ml"]) == ("a.nii.gz", "", "")
+    assert "expected 0.05 to 20 mm" in second["remark"]
+
+
+def test_values_that_are_no_hu_are_said_of_each_volume(
+    tmp_path: Path, ask: Ask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw, right = scan(tmp_path / "raw.nii"), scan(tmp_path / "right.nii", value=-1000)
+    assert predict(ask(raw, right)) == 0
+    first, second = table(tmp_path / "out/predictions.csv")
+    assert first["remark"].startswith("perhaps not in HU: its lowest value is -")
+    assert second["remark"] == ""
+    assert capsys.readouterr().out.count("perhaps not in HU") == 1
 
 
 def test_one_volume_whatever_table_it_is_in_and_masks_open_in_itk(tmp_path: Path, ask: Ask) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -215,6 +216,60 @@ def test_masks_keep_their_volume() -> None:
     voxel_ml = abs(np.linalg.det(grid.affine[:3, :3])) / 1000
     assert prepared.sum() * voxel_ml == pytest.approx(mask.sum() * stored.voxel_ml, rel=1e-6)
     assert set(np.unique(prepared)) == {0, 1}
+
+
+def _ball(shape: Sequence[int], spacing: Sequence[float], centre: NDArray[np.float64], radius: float) -> Any:
+    index = np.stack(np.meshgrid(*[np.arange(side) for side in shape], indexing="ij"), axis=-1)
+    return ((((index - centre) * spacing) ** 2).sum(axis=-1) <= radius**2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing"),
+    [((64, 60, 20), (0.75, 0.75, 3.0)), ((48, 48, 48), (0.75,) * 3), ((80, 80, 16), (0.375, 0.375, 3.0))],
+    ids=["2 x 2", "2 x 2 x 2", "4 x 4"],
+)
+def test_masks_stay_where_their_images_are_when_voxels_are_left_out(
+    shape: tuple[int, int, int], spacing: tuple[float, float, float]
+) -> None:
+    """Every second centre of the target grid lies on a face of the stored one."""
+    stored = volume(shape, spacing)
+    grid = prepare(stored, Preprocessing()).grid
+    rng, shifts, volumes = np.random.default_rng(0), [], []
+    for _ in range(40):
+        radius = rng.uniform(5, 9)
+        middle = rng.uniform(0.45, 0.55, 3) * np.array(shape)
+        mask = _ball(shape, spacing, middle, radius)
+        prepared = prepare_mask(mask, grid)
+        there, here = (
+            np.argwhere(one).mean(axis=0) @ affine[:3, :3].T
+            for one, affine in ((prepared, grid.affine), (mask, stored.affine))
+        )
+        shifts.append(there + grid.affine[:3, 3] - here - stored.affine[:3, 3])  # mm
+        ml = abs(np.linalg.det(grid.affine[:3, :3])) / 1000
+        volumes.append(prepared.sum() * ml / (mask.sum() * stored.voxel_ml))
+    assert np.abs(np.mean(shifts, axis=0)).max() < 0.04  # -0.375 and -0.19 if the upper one of two is always taken
+    assert np.abs(shifts)[:, :2].max() < 0.25
+    assert np.mean(volumes) == pytest.approx(1, abs=0.02)
+
+
+def test_flat_faces_between_voxels_move_neither_way() -> None:
+    stored = volume((40, 40, 40), (0.75,) * 3)
+    grid = prepare(stored, Preprocessing()).grid
+    mask = np.zeros(stored.array.shape, dtype=np.uint8)
+    mask[11:27, 10:28, 9:29] = 1  # cut in the middle of target voxels along the first and the last axis
+    prepared = prepare_mask(mask, grid)
+    assert prepared.sum() == mask.sum() / 8
+    centre = np.argwhere(prepared).mean(axis=0)
+    np.testing.assert_allclose(2 * centre + 0.5, np.argwhere(mask).mean(axis=0), atol=0.1)
+    assert ndimage.label(prepared, structure=EVERYWHERE)[1] == 1
+
+
+def test_other_factors_take_the_one_nearest_voxel() -> None:
+    stored = volume((48, 45, 16), (2.0, 1.0, 5.0))
+    grid = prepare(stored, Preprocessing(spacing=(3.0, 3.0, 3.0))).grid
+    mask = (np.random.default_rng(0).random(stored.array.shape) < 0.5).astype(np.uint8)
+    nearest = [((np.arange(m) + 0.5) * n / m).astype(int) for n, m in zip(mask.shape, grid.shape, strict=True)]
+    np.testing.assert_array_equal(prepare_mask(mask, grid), mask[np.ix_(*nearest)])
 
 
 def _positions(shape: Sequence[int], affine: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """The figures are those of the stored volumes, come from the cache, and can be reported and drawn."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +8,16 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from mlcore.base.console import setup_logging
 from mlcore.report.page import Picture, RunReport, Table, write_report
+from quartet.apps.sam_med3d_ich.build import told_of_units
 from quartet.apps.sam_med3d_ich.data import cache as cache_module
 from quartet.apps.sam_med3d_ich.data.cache import Cache
 from quartet.apps.sam_med3d_ich.data.case import Case
-from quartet.apps.sam_med3d_ich.data.metadata import HU_EDGES, CaseMetadata, case_metadata
-from quartet.apps.sam_med3d_ich.data.preprocess import Preprocessing
+from quartet.apps.sam_med3d_ich.data.metadata import HU_EDGES, CaseMetadata, case_metadata, not_hu
+from quartet.apps.sam_med3d_ich.data.preprocess import WINDOWS, Preprocessing
 from quartet.apps.sam_med3d_ich.data.statistics import DatasetStatistics, dataset_statistics, statistics_sections
-from quartet.apps.sam_med3d_ich.data.volume import Volume, write_nifti
+from quartet.apps.sam_med3d_ich.data.volume import Volume, read_volume, write_nifti
 
 
 def make_cases(folder: Path, *, bleeds: int, others: int) -> list[Case]:
@@ -53,6 +56,51 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DatasetStatisti
         "train": dataset_statistics(make_cases(folder / "train", bleeds=3, others=1), cache=cache),
         "val": dataset_statistics(make_cases(folder / "val", bleeds=0, others=2), cache=cache),
     }
+
+
+BRAIN, TISSUE = WINDOWS["brain"], 35.0
+
+
+@pytest.mark.parametrize(
+    ("air", "blood", "window", "told"),
+    [
+        (-1000, 70, BRAIN, []),
+        (-1000, 70, None, []),
+        (24, 1094, BRAIN, ["lowest value is 24,", "median inside its mask is 1070, outside the window of 0 to 80 HU"]),
+        (24, 1094, None, []),
+        (0, 70, BRAIN, ["lowest value is 0,"]),
+        (-1000, 150, BRAIN, ["median inside its mask is 150"]),
+        (-1000, 150, (75.0, 215.0), []),
+    ],
+)
+def test_values_that_are_no_hu_are_noticed(
+    air: float, blood: float, window: tuple[float, float] | None, told: list[str]
+) -> None:
+    mask: NDArray[np.uint8] = np.zeros((8, 8, 8), dtype=np.uint8)
+    mask[2:5, 2:5, 2:5] = 1
+    array = np.where(mask > 0, blood, TISSUE).astype(np.float32)
+    array[:, :, 0] = air
+    remarks = not_hu(case_metadata(Volume(array, np.eye(4)), mask), window)
+    assert len(remarks) == len(told)
+    assert all(part in remark for part, remark in zip(told, remarks, strict=True))
+
+
+def test_cases_that_are_no_hu_are_in_the_report(tmp_path: Path) -> None:
+    cases = make_cases(tmp_path / "data", bleeds=2, others=0)
+    raw = read_volume(cases[1].image)
+    write_nifti(cases[1].image, raw.array + 1024, like_affine=raw.affine)
+    for window, count in ((BRAIN, 2), (None, 0)):
+        cache = Cache(tmp_path / "cache", Preprocessing(window=window))
+        part = dataset_statistics(cases, cache=cache)
+        assert [name for name, _ in part.not_hu] == ["1"] * count
+        assert dict(part.rows())["perhaps not HU"] == ("1 case" if count else "none")
+        tables = {s.title: s for s in statistics_sections({"train": part}, tmp_path) if isinstance(s, Table)}
+        assert ("Perhaps not HU" in tables) == bool(count)
+    rows = statistics_sections(
+        {"train": dataset_statistics(cases, cache=Cache(tmp_path / "c", Preprocessing()))}, tmp_path
+    )
+    page = write_report(tmp_path, report=RunReport("data", sections=rows)).read_text(encoding="utf-8")
+    assert "its lowest value is 24, air is -1000 HU" in page
 
 
 def test_histograms_count_every_voxel_in_its_bin() -> None:
@@ -114,3 +162,15 @@ def test_the_table_and_the_picture_go_into_a_report(tmp_path: Path, parts: dict[
 def test_a_set_without_lesions_can_be_drawn(tmp_path: Path, parts: dict[str, DatasetStatistics]) -> None:
     statistics_sections({"val": parts["val"]}, tmp_path)
     assert (tmp_path / "statistics.png").stat().st_size > 10_000
+
+
+def test_cases_that_are_no_hu_are_warned_of(
+    parts: dict[str, DatasetStatistics], capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup_logging()
+    remarks = tuple((f"case{number}", "its lowest value is 0, air is -1000 HU") for number in range(12))
+    (note,) = told_of_units({"train": replace(parts["train"], not_hu=remarks), "val": parts["val"]})
+    assert note.startswith("12 cases of the train data may not be in HU, as --window needs it: case0, case1, ")
+    printed = capsys.readouterr().out
+    assert printed.count("perhaps not in HU") == 10
+    assert note in printed

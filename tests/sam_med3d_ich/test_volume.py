@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mlcore.base.errors import UserError
-from quartet.apps.sam_med3d_ich.data.case import Case, load_case
+from quartet.apps.sam_med3d_ich.data.case import Case, check_case_header, load_case
 from quartet.apps.sam_med3d_ich.data.volume import (
     Volume,
     check_header,
@@ -282,6 +282,57 @@ def test_masks_that_do_not_fit(tmp_path: Path) -> None:
     nearly = AFFINE.copy()
     nearly[0, 3] += 5e-4
     assert not read_mask(nifti(tmp_path / "n.nii", mask, nearly), like=volume).any()
+
+
+def reoriented(array: np.ndarray, affine: np.ndarray, axes: str) -> tuple[np.ndarray, np.ndarray]:
+    """The same voxels at the same places, stored along other axes."""
+    image = nibabel.Nifti1Image(array, affine)
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.orientations.io_orientation(affine), nibabel.orientations.axcodes2ornt(axes)
+    )
+    turned = image.as_reoriented(turn)
+    return np.asarray(turned.dataobj), turned.affine
+
+
+@pytest.mark.parametrize("tilt", [0.0, 1.5])
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "LAI", "SAR", "PIL", "ILA"])
+def test_masks_with_other_axes_are_taken_by_their_affine(tmp_path: Path, axes: str, tilt: float) -> None:
+    affine = AFFINE.copy()
+    affine[1, 2] = tilt
+    mask = (np.random.default_rng(0).random(SHAPE) < 0.2).astype(np.uint8)  # no two sides are alike
+    path = nifti(tmp_path / "m.nii.gz", *reoriented(mask, affine, axes))
+    volume = Volume(image(), affine)
+    np.testing.assert_array_equal(read_mask(path, like=volume), mask)
+    np.testing.assert_array_equal(read_labels(path, like=volume), mask)
+    nifti(tmp_path / "i.nii", image(), affine)
+    case = Case("i", tmp_path / "i.nii", path, 1, "p", "train.csv, line 2")
+    check_case_header(case)
+    np.testing.assert_array_equal(load_case(case)[1], mask)
+
+
+def test_masks_in_the_other_hemisphere_are_refused_without_advice_that_moves_them(tmp_path: Path) -> None:
+    flipped = AFFINE @ np.diag([-1.0, 1, 1, 1])  # the same numbers, mirrored about the origin
+    path = nifti(tmp_path / "m.nii", np.zeros(SHAPE, np.uint8), flipped)
+    with pytest.raises(
+        UserError, match=r"differ in place by up to .* Resample the mask onto its image's grid"
+    ) as caught:
+        read_mask(path, like=Volume(image(), AFFINE))
+    assert "copy" not in str(caught.value)
+
+
+@pytest.mark.parametrize("factor", [1e3, 1e-3, 500, 1e6])
+def test_voxels_that_no_scanner_has_are_refused(tmp_path: Path, factor: float) -> None:
+    """Headers in micrometres or metres."""
+    sizes = (0.5 * factor, 0.5 * factor, 5 * factor)
+    affine = np.diag([*sizes, 1.0])
+    paths = [nifti(tmp_path / "a.nii", image(), affine), dump(tmp_path / "b.pkl", {"array": image(), "spacing": sizes})]
+    for path in [*paths, dump(tmp_path / "c.pkl", {"array": image(), "affine": affine})]:
+        with pytest.raises(UserError, match=r"expected 0.05 to 20 mm along each axis.*micrometres or metres") as caught:
+            read_volume(path)
+        assert str(caught.value).startswith(f"{path}: ")
+    assert read_volume(nifti(tmp_path / "d.nii", image(), np.diag([0.06, 1, 19, 1]))).spacing == pytest.approx(
+        (0.06, 1, 19)
+    )
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ __all__ = ["Cache", "CachedCase", "Filled", "open_entry"]
 
 _log = logging.getLogger(__name__)
 
-_FORMAT: Final = 1  # raise it whenever the arrays of the same files and settings would come out differently
+_FORMAT: Final = 2  # raise it whenever the arrays of the same files and settings would come out differently
 _LOG_EVERY_S: Final = 10.0
 _STALE_S: Final = 6 * 3600.0
 _SHOWN: Final = 10  # problems quoted in an error

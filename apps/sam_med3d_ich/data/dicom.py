@@ -1,10 +1,11 @@
-"""DICOM series as volumes: HU through the files' rescale slope and intercept, geometry from the slices' positions.
+"""DICOM series as volumes: HU through the files' rescale slopes and intercepts, geometry from the slices' positions.
 
-Slices are sorted by position along the normal of their plane. Missing, doubled and unevenly spaced slices are refused,
-because a volume has one slice distance; a tilted gantry is kept as shear in the affine.
+Slices, be they files or frames of a file, are sorted by position along the normal of their plane. Missing, doubled and
+unevenly spaced ones are refused, because a volume has one slice distance (or, where asked for, even slices are made of
+uneven ones); a tilted gantry is kept as shear in the affine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
+from quartet.apps.sam_med3d_ich.data.frames import frame_values, read_frames
 from quartet.apps.sam_med3d_ich.data.geometry import checked_affine, three_axes
+from quartet.apps.sam_med3d_ich.data.slices import Slice, Stack, numbers, stacked
 from quartet.apps.sam_med3d_ich.data.volume import Volume
 from quartet.apps.sam_med3d_ich.data.words import counted
 
@@ -22,10 +25,10 @@ __all__ = ["Series", "find_series", "read_series", "series_in"]
 
 sitk: Any = SimpleITK  # half of it has no types
 
-_POSITION, _ORIENTATION = "0020|0032", "0020|0037"
-_DESCRIPTION, _SPACING = "0008|103e", "0028|0030"
+_POSITION, _ORIENTATION, _SPACING = "0020|0032", "0020|0037", "0028|0030"
+_DESCRIPTION, _MODALITY = "0008|103e", "0008|0060"
+_SLOPE, _INTERCEPT, _UNIT = "0028|1053", "0028|1052", "0028|1054"
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_UNEVEN = 0.02  # share of the slice distance by which distances may differ; positions are rounded in many files
 
 
 @dataclass(frozen=True)
@@ -62,52 +65,60 @@ def series_in(folder: Path) -> list[Series]:
     return found
 
 
-def read_series(series: Series) -> Volume:
+def read_series(series: Series, *, even_out: bool = False) -> Volume:
     """Read a series.
 
+    Args:
+        series: Its files, of one picture or several each.
+        even_out: Make even slices of unevenly spaced ones, by linear interpolation, instead of refusing them.
+
+    Returns:
+        The volume; its remarks say why its values may not be HU, and that slices were evened out.
+
     Raises:
-        UserError: A file is damaged or lacks its place in the patient, or the slices do not form one even stack.
+        UserError: A file is damaged or lacks its place in the patient, or the slices do not form one stack.
     """
-    if len(series.files) == 1:
-        return _read_one_file(series.files[0])
-    slices = [_Slice.read(path) for path in series.files]
-    row, column = slices[0].row, slices[0].column
-    for other in slices[1:]:
-        if np.abs(np.concatenate([other.row - row, other.column - column])).max() > 1e-3:
-            raise UserError(f"{other.path}: its plane is turned against that of {slices[0].path}; not one volume")
-        if other.size != slices[0].size or not np.allclose(other.spacing, slices[0].spacing, rtol=1e-4):
-            raise UserError(f"{other.path}: its size or pixel spacing is not that of {slices[0].path}; not one volume")
-    normal = np.cross(row, column)
-    slices.sort(key=lambda one: float(one.position @ normal))
-    positions = np.stack([one.position for one in slices])  # [Z, 3], mm, LPS
-    _check_even(series, [one.path for one in slices], positions @ normal)
-    image = _execute(series.folder, [one.path for one in slices])
-    affine = np.eye(4)
-    affine[:3, 0] = row * slices[0].spacing[0]
-    affine[:3, 1] = column * slices[0].spacing[1]
-    affine[:3, 2] = (positions[-1] - positions[0]) / (len(slices) - 1)
-    affine[:3, 3] = positions[0]
-    return _volume(series.folder, image, _LPS_TO_RAS @ affine)
+    slices = [one for path in series.files for one in _slices(path)]
+    stack = stacked(slices, series=f"series {series.uid}", even_out=even_out)
+    values = _evened(_values(series.folder, stack.slices), stack)
+    three_axes(series.folder, values.shape)
+    if values.min() == values.max() or not np.isfinite(values).all():
+        raise UserError(f"{series.folder}: all voxels are equal, or some are not finite; no image in this series")
+    affine = checked_affine(series.folder, _LPS_TO_RAS @ stack.affine)
+    return Volume(values, affine, remarks=(*_remarks(stack.slices), *stack.remarks))
 
 
-@dataclass(frozen=True, eq=False)
-class _Slice:
-    """Where one file lies, LPS, mm; `row` and `column` are the directions in which columns and rows are counted."""
+# ----------------------------------------------------------------------------------------------------------- headers
 
-    path: Path
-    position: NDArray[np.float64]
-    row: NDArray[np.float64]
-    column: NDArray[np.float64]
-    spacing: tuple[float, float]
-    size: tuple[int, ...]
 
-    @classmethod
-    def read(cls, path: Path) -> "_Slice":
-        header = _header(path)
-        position, orientation = _numbers(path, header, _POSITION, 3), _numbers(path, header, _ORIENTATION, 6)
-        along_y, along_x = _numbers(path, header, _SPACING, 2)  # DICOM gives the distance of rows first
-        size = tuple(header.GetSize()[:2])
-        return cls(path, position, orientation[:3], orientation[3:], (float(along_x), float(along_y)), size)
+def _slices(path: Path) -> list[Slice]:
+    """The pictures of a file, in its order."""
+    header = _header(path)
+    if header.GetNumberOfComponents() != 1:
+        raise UserError(f"{path}: colour pictures; expected one number a voxel, as in CT")
+    columns, rows, *frames = header.GetSize()
+    if np.prod(frames) > 1 or not header.HasMetaDataKey(_POSITION):
+        return read_frames(path)
+    position, orientation, (along_y, along_x) = (
+        _numbers(path, header, key, count)
+        for key, count in ((_POSITION, 3), (_ORIENTATION, 6), (_SPACING, 2))  # DICOM gives the distance of rows first
+    )
+    told = header.HasMetaDataKey(_SLOPE) and header.HasMetaDataKey(_INTERCEPT)
+    slope, intercept = (_numbers(path, header, key, 1)[0] for key in (_SLOPE, _INTERCEPT)) if told else (1.0, 0.0)
+    return [
+        Slice(
+            path=path,
+            frame=None,
+            position=position,
+            row=orientation[:3],
+            column=orientation[3:],
+            spacing=(float(along_x), float(along_y)),
+            size=(int(columns), int(rows)),
+            rescale=(float(slope), float(intercept)) if told else None,
+            unit=_tag(header, _UNIT),
+            modality=_tag(header, _MODALITY),
+        )
+    ]
 
 
 def _header(path: Path) -> Any:
@@ -126,64 +137,63 @@ def _tag(header: Any, key: str) -> str:
 
 
 def _numbers(path: Path, header: Any, key: str, count: int) -> NDArray[np.float64]:
-    text = _tag(header, key)
+    return numbers(path, key.replace("|", ","), _tag(header, key).split("\\"), count=count)
+
+
+def _remarks(slices: Sequence[Slice]) -> tuple[str, ...]:
+    """Why the values may not be HU."""
+    found = []
+    modalities = sorted({one.modality for one in slices} - {"CT"})
+    if modalities:
+        found.append(f"Modality is {', '.join(modalities) or 'not given'}, not CT")
+    untold = sum(one.rescale is None for one in slices)
+    if untold:
+        found.append(f"no RescaleSlope and RescaleIntercept in {untold} of {counted(len(slices), 'slice')}: raw values")
+    units = sorted({one.unit for one in slices} - {"", "HU"})
+    if units:
+        found.append(f"RescaleType is {', '.join(units)}, not HU")
+    return tuple(found)
+
+
+# ------------------------------------------------------------------------------------------------------------ voxels
+
+
+def _values(folder: Path, slices: Sequence[Slice]) -> NDArray[np.float32]:
+    """Real values of the slices, [Z, Y, X]."""
+    if all(one.frame is None for one in slices):
+        reader = sitk.ImageSeriesReader()
+        reader.SetImageIO("GDCMImageIO")
+        reader.SetFileNames([str(one.path) for one in slices])
+        reader.SetOutputPixelType(sitk.sitkFloat32)  # the type of the first slice might not hold the others' fractions
+        return _as_array(folder, reader.Execute)
+    files = {path: _frames(path, slices) for path in {one.path for one in slices}}
+    return np.stack([files[one.path][one.frame or 0] for one in slices])
+
+
+def _frames(path: Path, slices: Sequence[Slice]) -> NDArray[np.float32]:
+    """Real values of all frames of a file, in its order."""
+    frames = sorted((one for one in slices if one.path == path), key=lambda one: one.frame or 0)
+    if len({frame.rescale for frame in frames}) > 1:
+        return frame_values(path, frames)
+    return _as_array(path, lambda: sitk.ReadImage(str(path), imageIO="GDCMImageIO"))
+
+
+def _as_array(path: Path, read: Callable[[], Any]) -> NDArray[np.float32]:
     try:
-        values = np.array([float(part) for part in text.split("\\")])
-    except ValueError:
-        values = np.empty(0)
-    if values.shape != (count,) or not np.isfinite(values).all():
-        raise UserError(f"{path}: DICOM attribute ({key.replace('|', ',')}) is '{text}'; expected {count} numbers")
-    return values
-
-
-def _check_even(series: Series, paths: Sequence[Path], places: NDArray[np.float64]) -> None:
-    steps = np.diff(places)
-    usual = float(np.median(steps))
-    if steps.min() < 1e-3:
-        at = int(steps.argmin())
-        raise UserError(
-            f"{paths[at + 1]}: lies where {paths[at].name} lies; the series {series.uid} holds slices twice or several "
-            "volumes"
-        )
-    at = int(np.abs(steps - usual).argmax())
-    if abs(steps[at] - usual) > _UNEVEN * usual:
-        raise UserError(
-            f"{series.folder}: slices of series {series.uid} are {usual:g} mm apart, but {paths[at].name} and "
-            f"{paths[at + 1].name} {steps[at]:g} mm; are files missing?"
-        )
-
-
-def _execute(folder: Path, paths: Sequence[Path]) -> Any:
-    reader = sitk.ImageSeriesReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileNames([str(path) for path in paths])
-    try:
-        return reader.Execute()
+        array = sitk.GetArrayFromImage(read())
     except RuntimeError as error:
-        raise UserError(f"{folder}: the series cannot be read ({_reason(error)})") from None
+        raise UserError(f"{path}: its pixels cannot be read ({_reason(error)})") from None
+    return np.asarray(array, dtype=np.float32).reshape(-1, *array.shape[-2:])
 
 
-def _read_one_file(path: Path) -> Volume:
-    """A multi-frame file, whose geometry ITK works out."""
-    try:
-        image = sitk.ReadImage(str(path), imageIO="GDCMImageIO")
-    except RuntimeError as error:
-        raise UserError(f"{path}: damaged or not a DICOM image ({_reason(error)})") from None
-    affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    return _volume(path, image, _LPS_TO_RAS @ affine)
-
-
-def _volume(path: Path, image: Any, affine: NDArray[np.float64]) -> Volume:
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise UserError(f"{path}: colour pictures; expected one number a voxel, as in CT")
-    array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)  # ITK's arrays are [Z, Y, X]
-    three_axes(path, array.shape)
-    values = np.ascontiguousarray(array, dtype=np.float32)
-    if values.min() == values.max() or not np.isfinite(values).all():
-        raise UserError(f"{path}: all voxels are equal, or some are not finite; there is no image in this series")
-    return Volume(values, checked_affine(path, affine))
+def _evened(values: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
+    """Slices [Z, Y, X] at the places of the stack, between two of them in proportion, as [X, Y, Z]."""
+    below = np.floor(stack.places).astype(np.int64)
+    above = np.ceil(stack.places).astype(np.int64)
+    if not np.array_equal(below, np.arange(len(values))):
+        share = (stack.places - below).astype(np.float32)[:, None, None]
+        values = values[below] * (1 - share) + values[above] * share
+    return np.ascontiguousarray(values.transpose(2, 1, 0))
 
 
 def _reason(error: Exception) -> str:

@@ -1,7 +1,9 @@
 """Shapes, spacings and affines: the checks and the words that reading and preparing share."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from mlcore.base.errors import UserError
 
 __all__ = [
+    "Geometry",
     "Spacing",
     "affine_distance",
     "affine_spacing",
@@ -24,18 +27,42 @@ __all__ = [
     "plain_shape",
     "spacings_agree",
     "three_axes",
+    "turn_towards",
     "voxel_ml",
 ]
 
 Spacing = tuple[float, float, float]  # mm
 
 _SPACING_TOLERANCE_MM = 1e-3
+_VOXEL_MM = (0.05, 20.0)  # what a head can be scanned with; a header in micrometres or metres is far beyond
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """An image's shape and affine, without its voxels."""
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
 
 
 def affine_distance(first: NDArray[np.float64], second: NDArray[np.float64], *, shape: Sequence[int]) -> float:
     """How far apart in mm two affines put the same corner voxel of a grid, at most."""
     ends = np.array(np.meshgrid(*[(0, length - 1) for length in shape], [1])).reshape(4, -1)  # [4, 8 corners]
     return float(np.linalg.norm(((first - second) @ ends)[:3], axis=0).max())
+
+
+def turn_towards(geometry: Geometry, like: Geometry) -> tuple[Any, Geometry]:
+    """How to flip and swap the axes of a grid so that they run as those of `like`, which moves no voxel in the world.
+
+    Returns:
+        For nibabel's `apply_orientation`, and the grid with its axes so ordered.
+    """
+    turn: Any = nibabel.orientations.io_orientation(  # type: ignore[no-untyped-call]
+        np.linalg.inv(like.affine) @ geometry.affine
+    )
+    back: Any = nibabel.orientations.inv_ornt_aff(turn, geometry.shape)  # type: ignore[no-untyped-call]
+    sides = [geometry.shape[axis] for axis in np.argsort(turn[:, 0])]
+    return turn, Geometry(tuple(sides), geometry.affine @ back)
 
 
 def file_suffix(path: Path) -> str:
@@ -63,29 +90,42 @@ def three_axes(path: Path, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def checked_affine(path: Path, values: object) -> NDArray[np.float64]:
-    """Values as an affine [4, 4]; a UserError unless it is finite and invertible."""
+    """Values as an affine [4, 4]; a UserError unless it is finite and invertible, with voxels of 0.05 to 20 mm."""
     try:
         affine = np.array(values, dtype=np.float64)
     except (TypeError, ValueError):
         affine = np.empty(0)
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], [0, 0, 0, 1]):
         raise UserError(f"{path}: its affine is no 4 x 4 matrix of finite numbers with the last row 0 0 0 1")
-    if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if not abs(np.linalg.det(affine[:3, :3])) > 1e-6 * sizes.prod():
         raise UserError(
             f"{path}: its affine has no volume (voxel size {mm(affine_spacing(affine))}); correct the header"
         )
+    _check_size(path, affine_spacing(affine))
     return affine
 
 
 def checked_spacing(path: Path, values: object) -> Spacing:
-    """Values as a spacing in mm; a UserError unless they are three positive numbers."""
+    """Values as a spacing in mm; a UserError unless they are three numbers from 0.05 to 20."""
     try:
         spacing = np.array(values, dtype=np.float64)
     except (TypeError, ValueError):
         spacing = np.empty(0)
     if spacing.shape != (3,) or not np.isfinite(spacing).all() or spacing.min() <= 0:
         raise UserError(f"{path}: spacing {values!r}; expected three voxel sizes in mm above 0")
-    return float(spacing[0]), float(spacing[1]), float(spacing[2])
+    sizes = float(spacing[0]), float(spacing[1]), float(spacing[2])
+    _check_size(path, sizes)
+    return sizes
+
+
+def _check_size(path: Path, sizes: Spacing) -> None:
+    smallest, largest = _VOXEL_MM
+    if min(sizes) < 0.999 * smallest or max(sizes) > 1.001 * largest:  # headers round
+        raise UserError(
+            f"{path}: voxels of {mm(sizes)}; expected {smallest:g} to {largest:g} mm along each axis. Is it in "
+            "micrometres or metres? Correct the file"
+        )
 
 
 def affine_spacing(affine: NDArray[np.float64]) -> Spacing:

@@ -1,6 +1,6 @@
 """What one stored case is like, measured once and kept as plain values, so that statistics cost nothing later."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -11,10 +11,12 @@ from scipy import ndimage
 from quartet.apps.sam_med3d_ich.data.preprocess import EVERYWHERE
 from quartet.apps.sam_med3d_ich.data.volume import Volume
 
-__all__ = ["HU_EDGES", "CaseMetadata", "case_metadata"]
+__all__ = ["HU_EDGES", "CaseMetadata", "case_metadata", "hu_quantiles", "not_hu"]
 
 # HU: 4 wide around brain and blood, wider below and above.
 HU_EDGES: Final = np.concatenate([np.arange(-1024, -100, 44), np.arange(-100, 200, 4), np.arange(200, 2001, 60)])
+
+_AIR = -200  # HU; every CT of a head shows something below it: air about the head, or in the sinuses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,34 @@ def case_metadata(volume: Volume, mask: NDArray[np.uint8]) -> CaseMetadata:
         lesion_histogram=_histogram(volume.array[mask > 0]),
         lesions_ml=tuple(sizes.tolist()),
     )
+
+
+def hu_quantiles(counts: NDArray[np.int64], shares: Sequence[float]) -> list[float]:
+    """Quantiles of a histogram over `HU_EDGES` that counts something, to the precision of its bins."""
+    share = np.cumsum(counts) / counts.sum()
+    centres = (HU_EDGES[:-1] + HU_EDGES[1:]) / 2
+    return [float(centres[np.searchsorted(share, q)]) for q in shares]
+
+
+def not_hu(metadata: CaseMetadata, window: tuple[float, float] | None) -> list[str]:
+    """Why the values of a case may be no Hounsfield units.
+
+    Args:
+        metadata: Of the case; without a mask, only its lowest value counts.
+        window: Level and width in HU through which the values are seen; None: any unit will do.
+    """
+    if window is None:
+        return []
+    remarks = []
+    if metadata.hu_range[0] > _AIR:
+        remarks.append(f"its lowest value is {metadata.hu_range[0]:g}, air is -1000 HU")
+    marked = np.array(metadata.lesion_histogram)
+    low, high = window[0] - window[1] / 2, window[0] + window[1] / 2
+    if marked.any():
+        (median,) = hu_quantiles(marked, [0.5])
+        if not low <= median <= high:
+            remarks.append(f"the median inside its mask is {median:.0f}, outside the window of {low:g} to {high:g} HU")
+    return remarks
 
 
 def _histogram(values: NDArray[np.float32]) -> tuple[int, ...]:

@@ -18,13 +18,14 @@ from mlcore.report.page import Picture, Section, Table
 from mlcore.report.plots.style import BAD, MUTED, PALETTE, picture
 from quartet.apps.sam_med3d_ich.data.cache import Cache
 from quartet.apps.sam_med3d_ich.data.case import Case
-from quartet.apps.sam_med3d_ich.data.metadata import HU_EDGES, CaseMetadata
+from quartet.apps.sam_med3d_ich.data.metadata import HU_EDGES, CaseMetadata, hu_quantiles, not_hu
 from quartet.apps.sam_med3d_ich.data.words import counted
 from quartet.apps.sam_med3d_ich.legends import legend_below
 
 __all__ = ["DatasetStatistics", "dataset_statistics", "draw_statistics", "statistics_sections"]
 
 _SMALL_ML = 1.0  # below it a bleed is easily missed
+_NOT_HU = "The window cuts at HU; in another unit (raw values, +1024, another modality) it hides what is looked for."
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +37,14 @@ class DatasetStatistics:
         ich: 0 or 1 of each case.
         patients: Number of different patients.
         prepared_bytes: Memory of all cases on the target grid (image and components).
+        not_hu: Name of a case, and why its values may be no HU, where a window is set.
     """
 
     metadata: tuple[CaseMetadata, ...]
     ich: tuple[int, ...]
     patients: int
     prepared_bytes: int
+    not_hu: tuple[tuple[str, str], ...] = ()
 
     @property
     def spacing(self) -> NDArray[np.float64]:
@@ -78,6 +81,7 @@ class DatasetStatistics:
         voxels, marked = self.voxel_counts, self.lesion_counts
         ranges = np.array([metadata.hu_range for metadata in self.metadata])
         small = int((self.lesions_ml < _SMALL_ML).sum())
+        doubtful = len({name for name, _ in self.not_hu})
         return [
             ("cases", f"{cases} of {counted(self.patients, 'patient')}"),
             ("with a bleed", f"{positive} ({positive / cases:.0%}), without {cases - positive}"),
@@ -85,6 +89,7 @@ class DatasetStatistics:
             ("spacing", " x ".join(_range(column, ".4g") for column in self.spacing.T) + " mm"),
             ("values", f"{ranges[:, 0].min():.0f} to {ranges[:, 1].max():.0f} HU"),
             ("HU inside the mask", _hu_spread(marked)),
+            ("perhaps not HU", counted(doubtful, "case") if doubtful else "none"),
             ("marked voxels", f"{marked.sum() / voxels.sum():.4%} of all"),
             ("lesions per bleed", f"{np.mean(lesions):.1f} (1 to {max(lesions)})" if lesions else "none"),
             ("lesion volume", _volume_spread(self.lesions_ml)),
@@ -100,14 +105,18 @@ def dataset_statistics(cases: Sequence[Case], *, cache: Cache) -> DatasetStatist
     Raises:
         UserError: A case cannot be prepared.
     """
-    metadata, total = [], 0
+    metadata, total, remarks = [], 0, list[tuple[str, str]]()
     for case in cases:
         cached = cache.read(case)
         metadata.append(cached.metadata)
         total += cached.image.nbytes + cached.components.nbytes
-    patients = len({case.patient_id for case in cases})
+        remarks += [(case.name, remark) for remark in not_hu(cached.metadata, cache.settings.window)]
     return DatasetStatistics(
-        metadata=tuple(metadata), ich=tuple(case.ich for case in cases), patients=patients, prepared_bytes=total
+        metadata=tuple(metadata),
+        ich=tuple(case.ich for case in cases),
+        patients=len({case.patient_id for case in cases}),
+        prepared_bytes=total,
+        not_hu=tuple(remarks),
     )
 
 
@@ -118,7 +127,11 @@ def statistics_sections(parts: Mapping[str, DatasetStatistics], folder: Path) ->
     rows = [[label, *(table[label] for table in tables.values())] for label in next(iter(tables.values()))]
     draw_statistics(parts, path=path)
     note = "As stored, before resampling. A lesion is a connected part of a mask (26 neighbours)."
-    return [Table("Data", ["", *tables], rows, note=note), Picture("Data as stored", path, wide=True)]
+    sections: list[Section] = [Table("Data", ["", *tables], rows, note=note)]
+    remarks = [[part, *remark] for part in parts for remark in parts[part].not_hu]
+    if remarks:
+        sections.append(Table("Perhaps not HU", ["data", "case", "remark"], remarks, note=_NOT_HU))
+    return [*sections, Picture("Data as stored", path, wide=True)]
 
 
 def draw_statistics(parts: Mapping[str, DatasetStatistics], *, path: Path) -> None:
@@ -207,7 +220,5 @@ def _hu_spread(counts: NDArray[np.int64]) -> str:
     """Quartiles of a histogram, to the precision of its bins."""
     if not counts.sum():
         return "none"
-    share = np.cumsum(counts) / counts.sum()
-    centres = (HU_EDGES[:-1] + HU_EDGES[1:]) / 2
-    low, middle, high = (centres[np.searchsorted(share, q)] for q in (0.25, 0.5, 0.75))
+    low, middle, high = hu_quantiles(counts, (0.25, 0.5, 0.75))
     return f"median {middle:.0f} (quartiles {low:.0f} to {high:.0f})"

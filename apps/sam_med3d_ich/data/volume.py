@@ -26,6 +26,7 @@ from quartet.apps.sam_med3d_ich.data.arrays import (
     the_array,
 )
 from quartet.apps.sam_med3d_ich.data.geometry import (
+    Geometry,
     Spacing,
     affine_distance,
     affine_spacing,
@@ -40,6 +41,7 @@ from quartet.apps.sam_med3d_ich.data.geometry import (
     plain_shape,
     spacings_agree,
     three_axes,
+    turn_towards,
     voxel_ml,
 )
 from quartet.apps.sam_med3d_ich.data.words import counted
@@ -53,6 +55,7 @@ __all__ = [
     "Volume",
     "check_fit",
     "check_header",
+    "fits",
     "mask_affine",
     "read_geometry",
     "read_labels",
@@ -74,10 +77,12 @@ class Volume:
     Attributes:
         array: float32 [X, Y, Z] in the file's axis order, HU for CT (the file's slope and intercept are applied).
         affine: float64 [4, 4], voxel index to RAS+ mm.
+        remarks: What whoever uses it should know of its source: why values may not be HU, what was resampled.
     """
 
     array: NDArray[np.float32]
     affine: NDArray[np.float64]
+    remarks: tuple[str, ...] = ()
 
     @cached_property
     def spacing(self) -> Spacing:
@@ -85,7 +90,7 @@ class Volume:
         return affine_spacing(self.affine)
 
     @property
-    def geometry(self) -> "Geometry":
+    def geometry(self) -> Geometry:
         """Shape and affine."""
         return Geometry(self.array.shape, self.affine)
 
@@ -93,14 +98,6 @@ class Volume:
     def voxel_ml(self) -> float:
         """Millilitres of one voxel."""
         return voxel_ml(self.affine)
-
-
-@dataclass(frozen=True, eq=False)
-class Geometry:
-    """An image's shape and affine, without its voxels."""
-
-    shape: tuple[int, ...]
-    affine: NDArray[np.float64]
 
 
 def volume_name(path: Path) -> str:
@@ -215,20 +212,30 @@ def mask_affine(path: Path, *, shape: Sequence[int]) -> NDArray[np.float64] | No
 
 
 def check_fit(path: Path, geometry: Geometry, *, like: Geometry) -> None:
-    """Refuse a mask file that does not lie on the voxels of `like`.
+    """Refuse a mask file that does not lie on the voxels of `like`, with whatever order and direction of its axes.
 
     Raises:
         UserError: Shape or affine differ (by more than `AFFINE_TOLERANCE_MM` at a corner voxel).
     """
-    if geometry.shape != like.shape:
+    turned = turn_towards(geometry, like)[1] if len(geometry.shape) == 3 else geometry
+    if turned.shape != like.shape:
         raise UserError(f"{path}: the mask is {by(geometry.shape)} voxels, its image {by(like.shape)}")
-    distance = affine_distance(geometry.affine, like.affine, shape=geometry.shape)
+    distance = affine_distance(turned.affine, like.affine, shape=turned.shape)
     if distance > AFFINE_TOLERANCE_MM:
         raise UserError(
             f"{path}: mask and image differ in place by up to {distance:.3g} mm at the corner voxels. Mask: "
-            f"{place(geometry.affine)}; image: {place(like.affine)}. Resample the mask onto its image's grid, or copy "
-            "the image's affine if only the header is wrong"
+            f"{place(geometry.affine)}; image: {place(like.affine)}. Resample the mask onto its image's grid "
+            "(nearest neighbour) with a program that shows both"
         )
+
+
+def fits(geometry: Geometry, like: Geometry) -> bool:
+    """Whether `check_fit` lets it pass."""
+    try:
+        check_fit(Path(), geometry, like=like)
+    except UserError:
+        return False
+    return True
 
 
 def write_nifti(path: Path, array: NDArray[Any], *, like_affine: NDArray[np.float64]) -> None:
@@ -309,8 +316,11 @@ def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
 
 
 def _read_fitting(path: Path, like: Volume) -> NDArray[np.float32]:
-    check_fit(path, read_geometry(path), like=like.geometry)  # before the voxels: a wrong file is told at once
-    return _read_nifti(path)[0]
+    geometry = read_geometry(path)
+    check_fit(path, geometry, like=like.geometry)  # before the voxels: a wrong file is told at once
+    turn, _ = turn_towards(geometry, like.geometry)
+    turned: Any = nibabel.orientations.apply_orientation(_read_nifti(path)[0], turn)  # type: ignore[no-untyped-call]
+    return np.asarray(turned)
 
 
 # ------------------------------------------------------------------------------------------------------------ arrays
