@@ -11,7 +11,7 @@ from mlcore.base.distributed import World, broadcast_object
 from mlcore.base.errors import UserError
 from mlcore.data.fingerprints import cache_file
 from mlcore.data.loader import Transform
-from mlcore.report.page import Section
+from mlcore.report.page import Section, Table
 from mlcore.run.build import Data, TrainingSetup
 from mlcore.training.optim import GroupRule
 from quartet.apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, DataConfig
@@ -27,6 +27,7 @@ from quartet.apps.multimodal_ads.frozen import picture_features, text_features
 from quartet.apps.multimodal_ads.model.build import Parts, describe, describe_as_before, make_parts
 from quartet.apps.multimodal_ads.outputs import Inspector, write_outputs
 from quartet.apps.multimodal_ads.task import AdTask, Objective
+from quartet.apps.multimodal_ads.text.truncation import Truncation, truncation
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def build(config: AdsConfig, world: World) -> TrainingSetup:
     splits = broadcast_object(load_splits(config) if world.is_main else None)
     parts = make_parts(config, device=world.device)
     sources = _sources(config, splits, parts, world=world)
+    cuts = _truncations(sources, parts) if world.is_main else {}
     cached = sources["train"].knows_pictures
     task = AdTask(
         model=parts.classifier(with_vision=not cached),
@@ -81,11 +83,11 @@ def build(config: AdsConfig, world: World) -> TrainingSetup:
         evaluation={name: data for name, data in datasets.items() if name != "train"},
         transform=_transform(config, parts),
         group_rules=_learning_rates(config, task),
-        overview=partial(_overview, splits),
+        overview=partial(_overview, splits, cuts),
         analyse=inspector,
         export_command=_export_command,
         finish=partial(write_outputs, inspector, config),
-        warnings=splits.notes,
+        warnings=[*splits.notes, *(f"{name}: {cut}" for name, cut in cuts.items() if cut.cut)],
     )
 
 
@@ -174,9 +176,27 @@ def _fingerprints(config: AdsConfig) -> Path | None:
     return None if root is None else cache_file(root / "fingerprints", dataset)
 
 
-def _overview(splits: Splits, folder: Path) -> list[Section]:
+def _overview(splits: Splits, cuts: Mapping[str, Truncation], folder: Path) -> list[Section]:
     parts = {name: dataset_statistics(rows) for name, rows in splits.named().items()}
-    return statistics_sections(parts, path=folder / "statistics.png")
+    sections = statistics_sections(parts, path=folder / "statistics.png")
+    if cuts:
+        columns = ["", "texts", "cut off", "tokens", "not read"]
+        limit = next(iter(cuts.values())).limit
+        note = "Empty texts do not count. " + (
+            "All is read." if limit is None else f"{limit} tokens of a text are read."
+        )
+        sections.insert(1, Table("Texts", columns, [[name, *cut.row] for name, cut in cuts.items()], note=note))
+    return sections
+
+
+def _truncations(sources: Mapping[str, SampleSource], parts: Parts) -> dict[str, Truncation]:
+    """What the text encoder does not read of the splits' texts; empty without one."""
+    if parts.text is None:
+        return {}
+    cuts = {name: truncation(source.count_tokens(parts.text), parts.text) for name, source in sources.items()}
+    for name, cut in cuts.items():
+        _log.log(logging.WARNING if cut.cut else logging.INFO, "%s: %s", name, cut)
+    return cuts
 
 
 def _sources(config: AdsConfig, splits: Splits, parts: Parts, *, world: World) -> dict[str, SampleSource]:

@@ -35,7 +35,7 @@ _PATIENCE = 60  # seconds until a part that one process wrote must be there for 
 def text_features(
     named: Named, encoder: TextEncoder, *, settings: FeaturesConfig, root: Path, world: World
 ) -> dict[str, KnownFeatures]:
-    """Embeddings of the splits' texts; the encoder always computes in its own precision.
+    """Embeddings and tokens of the splits' texts; the encoder always computes in its own precision.
 
     Args:
         named: Rows by split.
@@ -52,7 +52,8 @@ def text_features(
 
     def compute(positions: Sequence[int]) -> Iterator[Rows]:
         for start in range(0, len(positions), batch_size):
-            yield {"embedding": encoder.encode([texts[i] for i in positions[start : start + batch_size]])}
+            some = [texts[i] for i in positions[start : start + batch_size]]
+            yield {"embedding": encoder.encode(some), "tokens": encoder.count_tokens(some)}
 
     _fill(store, digests, compute, label="texts", batch_size=batch_size, world=world)
     return {name: (store, digests[name]) for name in named}

@@ -3,10 +3,11 @@
     python apps/multimodal_ads/predict.py --model_path <run>/checkpoint_best.ckpt image.jpg folder/ --text "50 % off"
     python apps/multimodal_ads/predict.py --model_path <run>/checkpoint_best.ckpt --csv table.csv
 
-writes predictions.csv (--output): image, probability of an ad, predicted class at the threshold that the run chose on
-its validation data, the picture's share in the gated fusion, and for an image that cannot be read the reason; such
-images do not stop the others, but make the exit code 1. Texts come from --text or the table's column text_info (no
-labels are needed), which prepare.py --ocr fills; a model of texts warns where there are none.
+writes predictions.csv (--output), a row for each in the order given: image (as the table names it), probability of an
+ad, predicted class at the threshold that the run chose on its validation data, the picture's share in the gated fusion,
+and problem: why an image cannot be read, or why a row names none or one that was there before. Such rows do not stop
+the others, but make the exit code 1, or 2 where none is left. Texts come from --text or the table's column text_info
+(no labels are needed), which prepare.py --ocr fills; a model of texts warns where there are none.
 """
 
 import argparse

@@ -22,14 +22,18 @@ from mlcore.training.engine import autocast
 from mlcore.training.evaluator import Evaluator
 from quartet.apps.multimodal_ads.data.batches import SampleSource, collate
 from quartet.apps.multimodal_ads.data.dataset import AdDataset
-from quartet.apps.multimodal_ads.data.table import AdRow, clean_text, read_table
+from quartet.apps.multimodal_ads.data.table import AdRow, clean_text, read_rows, read_table
 from quartet.apps.multimodal_ads.evaluation import probabilities_of, split_results
 from quartet.apps.multimodal_ads.outputs import write_test_files
 from quartet.apps.multimodal_ads.restore import Restored, chosen_threshold, restore
+from quartet.apps.multimodal_ads.text.truncation import truncation
 
 _log = logging.getLogger(__name__)
 
 _COLUMNS = ("image", "probability", "predicted", "gate", "problem")
+
+Wanted = tuple[str, AdRow | str]
+"""What is to be scored, as it was named, and its row, or the reason why there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,7 @@ def _evaluate(request: TestRequest, folder: Path) -> int:
     rows = read_table(request.csv, base_dir=request.base_dir)
     restored = restore(request.model_path, device=pick_device(request.device))
     threshold, chosen_on = _threshold(request.threshold, request.model_path)
+    _tell_truncation(restored, rows)
     predictions = predict_rows(restored, rows, batch_size=request.batch_size)
     figures = split_results(predictions, threshold=threshold)
     about = {"value": threshold, "chosen_on": chosen_on}
@@ -107,10 +112,14 @@ def predict_rows(restored: Restored, rows: Sequence[AdRow], *, batch_size: int) 
 
 
 def predict(request: PredictRequest) -> int:
-    """Score images and write a table; exit code 1 where some could not be read (they are in the table with the reason).
+    """Score images and write a table, a row for each in the order given.
+
+    Returns:
+        Exit code 1 where some could not be scored (they are in the table with the reason), else 0.
 
     Raises:
-        UserError: There is nothing to score, the checkpoint cannot be used, or the table cannot be written.
+        UserError: There is nothing to score, the checkpoint cannot be used, or the table cannot be written; or nothing
+            could be scored: then the table with the reasons is there.
     """
     setup_logging()
     with output_folder(request.output.absolute().parent):  # a place that cannot be written to is told before the work
@@ -118,30 +127,34 @@ def predict(request: PredictRequest) -> int:
 
 
 def _predict(request: PredictRequest) -> int:
-    rows = _wanted(request)
+    wanted = _wanted(request)
+    rows = [row for _, row in wanted if isinstance(row, AdRow)]
     restored = restore(request.model_path, device=pick_device(request.device))
     _warn_without_texts(restored, rows)
+    _tell_truncation(restored, rows)
     threshold, _ = _threshold(request.threshold, request.model_path)
-    chunks = [rows[start : start + request.batch_size] for start in range(0, len(rows), request.batch_size)]
+    chunks = [wanted[start : start + request.batch_size] for start in range(0, len(wanted), request.batch_size)]
     lines = [list(_COLUMNS)]
     for chunk in with_progress(chunks, total=len(chunks), what="batches"):
         lines += _score(restored, chunk, threshold=threshold)
     write_text(request.output, csv_text(lines))
     bad = sum(bool(line[-1]) for line in lines[1:])
-    _log.info("written: %s (%d images, %d could not be read)", request.output, len(rows), bad)
+    _log.info("written: %s (%d images, %d could not be read)", request.output, len(wanted), bad)
+    if bad == len(wanted):
+        raise UserError(f"nothing could be scored, {request.output} has the reasons; the first: {lines[1][-1]}")
     return 1 if bad else 0
 
 
-def _wanted(request: PredictRequest) -> list[AdRow]:
+def _wanted(request: PredictRequest) -> list[Wanted]:
     if request.csv is not None:
         if request.inputs:
             raise UserError("give images or --csv, not both")
-        return read_table(request.csv, base_dir=request.base_dir, labelled=False)
+        return read_rows(request.csv, base_dir=request.base_dir)
     paths = [path for given in request.inputs for path in (find_images(given) if given.is_dir() else [given])]
     if not paths:
         raise UserError("nothing to score: give images, folders of images, or --csv")
     text = clean_text(request.text)
-    return [AdRow(image=path, label=0, text=text, origin=str(path)) for path in paths]
+    return [(str(path), AdRow(image=path, label=0, text=text, origin=str(path))) for path in paths]
 
 
 def _warn_without_texts(restored: Restored, rows: Sequence[AdRow]) -> None:
@@ -153,18 +166,43 @@ def _warn_without_texts(restored: Restored, rows: Sequence[AdRow]) -> None:
         )
 
 
+def _tell_truncation(restored: Restored, rows: Sequence[AdRow]) -> None:
+    encoder = restored.parts.text
+    if encoder is not None:
+        found = truncation(encoder.count_tokens([row.text for row in rows]), encoder)
+        if found.cut:
+            _log.warning("%s", found)
+
+
+def _score(restored: Restored, wanted: Sequence[Wanted], *, threshold: float) -> Iterator[list[str]]:
+    """Lines of the table, one for each that is wanted."""
+    answers = iter(_answers(restored, [row for _, row in wanted if isinstance(row, AdRow)]))
+    for name, row in wanted:
+        answer = row if isinstance(row, str) else next(answers)
+        if isinstance(answer, str):
+            yield [name, "", "", "", answer]
+            continue
+        chance, gate = answer
+        yield [
+            name,
+            f"{chance:.6f}",
+            "ad" if chance >= threshold else "not_ad",
+            "" if gate is None else f"{gate:.4f}",
+            "",
+        ]
+
+
 @torch.inference_mode()
-def _score(restored: Restored, rows: Sequence[AdRow], *, threshold: float) -> Iterator[list[str]]:
-    """Lines of the table, one for each row."""
+def _answers(restored: Restored, rows: Sequence[AdRow]) -> list[tuple[float, float | None] | str]:
+    """Probability and gate of each row, or the reason why it cannot be read."""
     source = _source(restored, rows)
-    samples, problems = [], {}
+    samples, found = [], dict[int, tuple[float, float | None] | str]()
     for index in range(len(rows)):
         try:
             sample = source[index]
             samples.append(sample if restored.prepare is None else restored.prepare(sample))
         except UserError as error:
-            problems[index] = str(error)
-    found: dict[int, tuple[float, float | None]] = {}
+            found[index] = str(error)
     if samples:
         device = next(restored.model.parameters()).device
         batch = MicroBatch(collate(samples)).to(device).data
@@ -172,19 +210,8 @@ def _score(restored: Restored, rows: Sequence[AdRow], *, threshold: float) -> It
             output = restored.task.evaluation_step(restored.model, batch)
         gates = output["gate"].tolist() if "gate" in output else [None] * len(samples)
         chances = probabilities_of({key: value.cpu() for key, value in output.items()}).tolist()
-        found = {s["index"]: pair for s, pair in zip(samples, zip(chances, gates, strict=True), strict=True)}
-    for index, row in enumerate(rows):
-        if index in problems:
-            yield [str(row.image), "", "", "", problems[index]]
-            continue
-        chance, gate = found[index]
-        yield [
-            str(row.image),
-            f"{chance:.6f}",
-            "ad" if chance >= threshold else "not_ad",
-            "" if gate is None else f"{gate:.4f}",
-            "",
-        ]
+        found |= {s["index"]: pair for s, pair in zip(samples, zip(chances, gates, strict=True), strict=True)}
+    return [found[index] for index in range(len(rows))]
 
 
 def _source(restored: Restored, rows: Sequence[AdRow]) -> SampleSource:

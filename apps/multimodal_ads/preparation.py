@@ -8,12 +8,17 @@ from pathlib import Path
 from mlcore.base.console import setup_logging, with_progress
 from mlcore.base.errors import UserError
 from mlcore.base.files import csv_text, output_folder, write_text
+from mlcore.config.compose import Request, compose, group_choices
 from mlcore.data.images import find_images, read_image
 from mlcore.data.records import failed, read_records
+from quartet.apps.multimodal_ads.app import APP
+from quartet.apps.multimodal_ads.config import AdsConfig, TextEncoderConfig
 from quartet.apps.multimodal_ads.data.duplicates import picture_groups
 from quartet.apps.multimodal_ads.data.ocr import check_tesseract, recognise
 from quartet.apps.multimodal_ads.data.split import stratified_split
 from quartet.apps.multimodal_ads.data.table import COLUMNS, LABELS, AdRow, Places, clean_text
+from quartet.apps.multimodal_ads.text.encoder import TextEncoder, load_text
+from quartet.apps.multimodal_ads.text.truncation import truncation
 
 __all__ = ["Preparation", "Sources", "prepare_data", "read_source", "run"]
 
@@ -22,6 +27,14 @@ _log = logging.getLogger(__name__)
 _FOLDERS = {"ad": 1, "not_ad": 0}
 _SPLITS = ("train", "val", "test")
 _RECORD = "ocr.jsonl"
+_LEFT_OUT = "left_out.csv"
+
+
+Problem = tuple[int, str, str]
+"""Place of a row in its source, its image as it is named there, and why it cannot be used."""
+
+LeftOut = tuple[str, str, str]
+"""What was left out: the image, where it was named, and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +68,9 @@ class Preparation:
         test_fraction: Share for the test.
         seed: Names the draw of the split.
         max_megapixels: Larger images are refused.
-        skip_unreadable: Leave out images that cannot be read, instead of stopping.
+        skip_unreadable: Leave out rows and images that cannot be used, instead of stopping.
+        text_encoder: Say what this text encoder would cut off of the texts: a preset or a model; None: say nothing.
+        max_length: Tokens that it reads; None: its own limit.
     """
 
     image_column: str = "local_image_path"
@@ -70,6 +85,8 @@ class Preparation:
     seed: int = 0
     max_megapixels: float = 100.0
     skip_unreadable: bool = False
+    text_encoder: str | None = None
+    max_length: int | None = None
 
     @property
     def max_pixels(self) -> int:
@@ -77,11 +94,19 @@ class Preparation:
         return int(self.max_megapixels * 1e6)
 
 
-def prepare_data(sources: Sources, output: Path, settings: Preparation) -> dict[str, list[AdRow]]:
+def prepare_data(
+    sources: Sources, output: Path, settings: Preparation, *, left_out: list[LeftOut] | None = None
+) -> dict[str, list[AdRow]]:
     """Write train.csv, val.csv and test.csv into `output`; images stay where they are.
 
     Every part has the same share of ads; copies of a picture go to one part. All tables are written, or none; without
-    them nothing stays but the texts that were found, for the next call.
+    them nothing stays but the texts that were found, for the next call, and left_out.csv.
+
+    Args:
+        sources: Where the pictures are.
+        output: Folder.
+        settings: What to do.
+        left_out: What is left out, and why, is added to it.
 
     Returns:
         The rows of each split; those without rows have no table.
@@ -93,24 +118,36 @@ def prepare_data(sources: Sources, output: Path, settings: Preparation) -> dict[
     for split in _SPLITS:
         if (output / f"{split}.csv").exists():
             raise UserError(f"{output / split}.csv: exists already; give another output folder, or remove it first")
+    left_out = [] if left_out is None else left_out
     with output_folder(output):
-        splits = _prepared(sources, settings, record=output / _RECORD)
+        splits = _prepared(sources, settings, output, left_out)
         _write(output, {name: _table(rows, settings.base_dir) for name, rows in splits.items() if rows})
         (output / _RECORD).unlink(missing_ok=True)
     return splits
 
 
-def _prepared(sources: Sources, settings: Preparation, *, record: Path) -> dict[str, list[AdRow]]:
+def _prepared(sources: Sources, settings: Preparation, output: Path, left_out: list[LeftOut]) -> dict[str, list[AdRow]]:
     """The rows of each split, with texts."""
     if settings.ocr:
         check_tesseract(settings.ocr_lang)  # before minutes of work
     given = {"train": sources.train, "val": sources.val, "test": sources.test}
-    parts = {name: read_source(path, settings) for name, path in given.items() if path is not None}
-    if settings.skip_unreadable:
-        parts = {name: _readable(rows, settings) for name, rows in parts.items()}
+    used = {name: path for name, path in given.items() if path is not None}
+    parts = {name: read_source(path, settings, left_out=left_out) for name, path in used.items()}
+    _keep(left_out, output / _LEFT_OUT)
+    for name, path in used.items():
+        if not parts[name]:
+            reasons = output / _LEFT_OUT
+            raise UserError(f"{path}: none of its rows can be used, {reasons} has the reasons; one: {left_out[-1][-1]}")
     if settings.ocr:
-        parts = {name: _with_texts(rows, settings, record=record) for name, rows in parts.items()}
+        parts = {name: _with_texts(rows, settings, record=output / _RECORD) for name, rows in parts.items()}
     return _split(parts, settings)
+
+
+def _keep(left_out: Sequence[LeftOut], path: Path) -> None:
+    """Write what was left out, if anything; a list from before goes in any case."""
+    path.unlink(missing_ok=True)
+    if left_out:
+        write_text(path, csv_text([("image", "origin", "reason"), *left_out]))
 
 
 def _write(output: Path, tables: Mapping[str, str]) -> None:
@@ -127,16 +164,23 @@ def _write(output: Path, tables: Mapping[str, str]) -> None:
         raise
 
 
-def read_source(source: Path, settings: Preparation) -> list[AdRow]:
+def read_source(source: Path, settings: Preparation, *, left_out: list[LeftOut]) -> list[AdRow]:
     """The rows of a folder, sorted by path, or of a table, in its order.
+
+    Args:
+        source: Folder or table.
+        settings: With `skip_unreadable`, rows that cannot be used are added to `left_out`.
+        left_out: See `settings`.
 
     Raises:
         UserError: There are none, or some cannot be used; it names them.
     """
-    return _folder_rows(source) if source.is_dir() else _table_rows(source, settings)
+    if source.is_dir():
+        return _folder_rows(source, settings, left_out)
+    return _table_rows(source, settings, left_out)
 
 
-def _folder_rows(folder: Path) -> list[AdRow]:
+def _folder_rows(folder: Path, settings: Preparation, left_out: list[LeftOut]) -> list[AdRow]:
     found = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
     rows: list[AdRow] = []
     for name, label in _FOLDERS.items():
@@ -144,48 +188,77 @@ def _folder_rows(folder: Path) -> list[AdRow]:
         if not images:
             raise UserError(f"{folder / name}: no images; expected pictures in the folders {' and '.join(_FOLDERS)}")
         rows += [AdRow(path.resolve(), label, "", str(path)) for path in images]
-    return rows
+    problems: list[Problem] = []
+    kept = _readable([(place, row.origin, row) for place, row in enumerate(rows)], settings, problems)
+    for _, name, problem in problems:
+        _leave_out(left_out, name, name, problem)
+    return kept
 
 
-def _table_rows(path: Path, settings: Preparation) -> list[AdRow]:
+def _table_rows(path: Path, settings: Preparation, left_out: list[LeftOut]) -> list[AdRow]:
     text = settings.text_column
     columns = [settings.image_column, settings.label_column, *([] if text is None else [text])]
     places = Places(path.parent, only_inside=False)
-    wanted = None if settings.ad_labels is None else {label.lower() for label in settings.ad_labels}
-    rows: list[AdRow] = []
-    problems: list[str] = []
-    values: set[str] = set()
-    for line, record in read_records(path, columns):
-        found: list[str] = []
-        image = places.find(record[settings.image_column], line, found)
-        value = record[settings.label_column].lower()
-        label = LABELS.get(value) if wanted is None else int(value in wanted)
-        if label is None or not value:
-            found.append(
-                f"label is '{value}'; expected {', '.join(LABELS)}, or name the labels of ads with --ad_labels"
-            )
-        elif image is not None:
-            values.add(value)
+    found_rows: list[tuple[int, str, AdRow]] = []
+    problems: list[Problem] = []
+    labels: set[str] = set()
+    broken: dict[int, str] | None = {} if settings.skip_unreadable else None
+    for line, record in read_records(path, columns, broken=broken):
+        name, found = record.get(settings.image_column, ""), list[str]()
+        if broken and line in broken:
+            problems.append((line, name, broken[line]))
+            continue
+        image = places.find(name, line, found)
+        label = _label(record[settings.label_column], settings, found)
+        if label is not None and image is not None:
+            labels.add(record[settings.label_column].lower())
             content = "" if text is None else clean_text(record[text])
-            rows.append(AdRow(image, label, content, f"{path}, line {line}"))
-        problems += [f"line {line}: {problem}" for problem in found]
-    if problems:
-        raise failed(path, problems)
-    if not rows:
+            found_rows.append((line, name, AdRow(image, label, content, f"{path}, line {line}")))
+        problems += [(line, name, "; ".join(found))] if found else []
+    if problems and not settings.skip_unreadable:
+        raise failed(path, [f"line {line}: {problem}" for line, _, problem in problems])
+    if not found_rows and not problems:
         raise UserError(f"{path}: no rows below the header")
-    if wanted and not wanted <= values:
-        absent, known = ", ".join(sorted(wanted - values)), ", ".join(sorted(values)[:20])
-        raise UserError(f"{path}: no row has the label {absent} (--ad_labels); labels are {known}")
+    rows = _readable(found_rows, settings, problems)
+    for line, name, problem in sorted(problems):
+        _leave_out(left_out, name, f"{path}, line {line}", problem)
+    if found_rows:
+        _check_labels(path, settings, labels)
     return rows
 
 
-def _readable(rows: Sequence[AdRow], settings: Preparation) -> list[AdRow]:
+def _label(text: str, settings: Preparation, problems: list[str]) -> int | None:
+    value = text.lower()
+    wanted = settings.ad_labels
+    label = LABELS.get(value) if wanted is None else int(value in {known.lower() for known in wanted})
+    if label is None or not value:
+        problems.append(f"label is '{value}'; expected {', '.join(LABELS)}, or name the labels of ads with --ad_labels")
+        return None
+    return label
+
+
+def _check_labels(path: Path, settings: Preparation, labels: set[str]) -> None:
+    wanted = {label.lower() for label in settings.ad_labels or ()}
+    if not wanted <= labels:
+        absent, known = ", ".join(sorted(wanted - labels)), ", ".join(sorted(labels)[:20])
+        raise UserError(f"{path}: no row has the label {absent} (--ad_labels); labels are {known}")
+
+
+def _leave_out(left_out: list[LeftOut], image: str, origin: str, reason: str) -> None:
+    _log.warning("left out: %s: %s", origin, reason)
+    left_out.append((image, origin, reason))
+
+
+def _readable(rows: Sequence[tuple[int, str, AdRow]], settings: Preparation, problems: list[Problem]) -> list[AdRow]:
+    """The rows (given with their places and names) whose images can be read; all where none is to be left out."""
+    if not settings.skip_unreadable:
+        return [row for _, _, row in rows]
     kept = []
-    for row in with_progress(rows, total=len(rows), what="pictures read"):
+    for place, name, row in with_progress(rows, total=len(rows), what="pictures read"):
         try:
             read_image(row.image, max_pixels=settings.max_pixels)
         except UserError as error:
-            _log.warning("left out: %s", error)
+            problems.append((place, name, str(error)))
         else:
             kept.append(row)
     return kept
@@ -231,7 +304,7 @@ def _table(rows: Sequence[AdRow], base_dir: Path | None) -> str:
     return csv_text(lines)
 
 
-def _report(output: Path, splits: dict[str, list[AdRow]], settings: Preparation) -> str:
+def _report(output: Path, splits: dict[str, list[AdRow]], settings: Preparation, encoder: TextEncoder | None) -> str:
     lines = [f"{'split':<8}{'pictures':>10}{'ads':>8}{'without text':>14}"]
     choices = [] if settings.base_dir is None else [f"data.base_dir={settings.base_dir}"]
     for name, rows in splits.items():
@@ -241,12 +314,32 @@ def _report(output: Path, splits: dict[str, list[AdRow]], settings: Preparation)
             choices.append(f"data.{name}_csv={output}/{name}.csv")
     if not settings.ocr and any(not row.text for rows in splits.values() for row in rows):
         lines.append("texts of pictures without one can be found with --ocr")
+    if encoder is not None:
+        texts = {name: [row.text for row in rows] for name, rows in splits.items() if rows}
+        lines += [f"{name}: {truncation(encoder.count_tokens(some), encoder)}" for name, some in texts.items()]
     lines.append(f"train with: python apps/multimodal_ads/train.py {' '.join(choices)}")
     return "\n".join(lines)
+
+
+def _encoder(settings: Preparation) -> TextEncoder | None:
+    """The text encoder of `text_encoder`, by its preset or its model."""
+    name = settings.text_encoder
+    if name is None:
+        return None
+    config = TextEncoderConfig(model=name)
+    if name in group_choices(APP.config_dir)["text_encoder"]:
+        request = Request(overrides=[("text_encoder", name)])
+        config = compose(AdsConfig, APP.config_dir, request, environ={}).config.text_encoder
+    return load_text(config.model_copy(update={"max_length": settings.max_length}))
 
 
 def run(sources: Sources, output: Path, settings: Preparation) -> int:
     """`prepare.py`: prepare with progress on the terminal; returns exit code 0."""
     setup_logging()
-    print(_report(output, prepare_data(sources, output, settings), settings))
+    encoder = _encoder(settings)  # before minutes of work
+    left_out: list[LeftOut] = []
+    splits = prepare_data(sources, output, settings, left_out=left_out)
+    print(_report(output, splits, settings, encoder))
+    if left_out:
+        print(f"left out: {len(left_out)}; {output / _LEFT_OUT} has the reasons")
     return 0

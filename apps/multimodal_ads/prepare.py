@@ -7,7 +7,9 @@
 A folder holds the folders ad and not_ad with pictures in them or below; a table is a CSV file with a column of paths,
 one of labels and perhaps one of texts. Writes train.csv, val.csv and test.csv with the columns local_image_path, label
 and text_info; each has the same share of ads, and copies of a picture go to one of them. --ocr finds the texts of
-pictures that have none with Tesseract (about a second a picture and core); stopped and started again, it goes on.
+pictures that have none with Tesseract (about a second a picture and core); stopped and started again, it goes on. With
+--skip_unreadable, missing and repeated images, broken rows and unreadable images are listed in left_out.csv, and the
+others are used.
 """
 
 import argparse
@@ -37,7 +39,11 @@ def main() -> int:
     add("--test_fraction", type=float, default=0.15, metavar="F", help="share for the test (default: 0.15)")
     add("--seed", type=int, default=0, help="names the draw of the split (default: 0)")
     add("--max_megapixels", type=float, default=100.0, metavar="N", help="refuse larger images (default: 100)")
-    add("--skip_unreadable", action="store_true", help="leave out images that cannot be read, with a warning")
+    add("--skip_unreadable", action="store_true", help="leave out what cannot be used, and list it in left_out.csv")
+    add(
+        "--text_encoder", metavar="NAME", help="say what it would cut off of the texts: minilm, another preset, a model"
+    )
+    add("--max_length", type=int, metavar="N", help="tokens that it reads (default: its own limit)")
     given = vars(parser.parse_args())
 
     from quartet.apps.multimodal_ads.preparation import Preparation, Sources, run  # after parsing: --help comes at once

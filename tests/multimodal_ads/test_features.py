@@ -225,6 +225,9 @@ class Lengths:
         self.asked += texts
         return torch.tensor([[float(len(text))] for text in texts])
 
+    def count_tokens(self, texts: Sequence[str]) -> Tensor:
+        return torch.tensor([len(text) for text in texts])
+
 
 def test_texts_belong_to_the_precision_they_were_computed_in(tmp_path: Path) -> None:
     rows = [AdRow(image=tmp_path / "none.png", label=0, text=text, origin="") for text in TEXTS]

@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from quartet.apps.multimodal_ads.data import ocr
 from quartet.apps.multimodal_ads.data.duplicates import check_duplicates
 from quartet.apps.multimodal_ads.data.generated_pictures import draw_picture
 from quartet.apps.multimodal_ads.data.table import AdRow, read_table
-from quartet.apps.multimodal_ads.preparation import Preparation, Sources, prepare_data
+from quartet.apps.multimodal_ads.preparation import Preparation, Sources, prepare_data, run
 
 # Knows two languages, finds the name of the language and the size of the picture's file, and counts its runs.
 TESSERACT = """#!{python}
@@ -181,6 +182,59 @@ def test_unreadable_images(pictures: Path, tmp_path: Path) -> None:
         prepare_data(Sources(train=pictures), tmp_path / "out", Preparation())
     parts = prepare_data(Sources(train=pictures), tmp_path / "out", Preparation(skip_unreadable=True))
     assert sum(map(len, parts.values())) == 29
+    ((image, origin, reason),) = left_out_of(tmp_path / "out")
+    assert image == origin == str(pictures / "ad/7.jpg")
+    assert "empty file" in reason
+
+
+def left_out_of(output: Path) -> list[list[str]]:
+    with (output / "left_out.csv").open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["image", "origin", "reason"]
+    return rows
+
+
+def test_rows_of_a_table_that_cannot_be_used_are_left_out_one_by_one(pictures: Path, tmp_path: Path) -> None:
+    source = table(pictures, "all.csv", range(30))
+    header, *lines = source.read_text("utf-8").splitlines()
+    bad = ["banner,none.jpg,x", lines[0], "banner,ad/9.jpg,50 % off, today", '"banner"x,ad/9.jpg,y', ",ad/9.jpg,z"]
+    (pictures / "not_ad/12.jpg").write_bytes(b"")
+    mixed = [*lines[:3], bad[0], *lines[3:9], *bad[1:], *lines[10:]]  # all but the good row of 9.jpg
+    source.write_text("\n".join([header, *mixed]) + "\n", "utf-8")
+    settings = Preparation(**COLUMNS, ad_labels=("banner",), skip_unreadable=True)
+    parts = prepare_data(Sources(train=source), tmp_path / "out", settings)
+    assert sum(map(len, parts.values())) == 28
+    rows = left_out_of(tmp_path / "out")
+    assert [origin for _, origin, _ in rows] == [f"{source}, line {line}" for line in (5, 12, 13, 14, 15, 18)]
+    assert [image for image, _, _ in rows] == [
+        "none.jpg",
+        "ad/deeper/0.jpg",
+        "ad/9.jpg",
+        "",
+        "ad/9.jpg",
+        "not_ad/12.jpg",
+    ]
+    expected = (
+        "no such file",
+        "the same image as in line 2",
+        "4 values",
+        "not a CSV table",
+        "label is ''",
+        "empty file",
+    )
+    for (_, _, reason), words in zip(rows, expected, strict=True):
+        assert words in reason
+
+
+def test_where_all_is_left_out_the_reasons_are_there(pictures: Path, tmp_path: Path) -> None:
+    source = table(pictures, "all.csv", range(30))
+    for path in pictures.rglob("*.jpg"):
+        path.write_bytes(b"")
+    settings = Preparation(**COLUMNS, ad_labels=("banner",), skip_unreadable=True)
+    with pytest.raises(UserError, match=r"all\.csv: none of its rows can be used, .*left_out\.csv has the reasons"):
+        prepare_data(Sources(train=source), tmp_path / "out", settings)
+    assert len(left_out_of(tmp_path / "out")) == 30
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["left_out.csv"]
 
 
 # ----------------------------------------------------------------------------------------------------------------- OCR
@@ -266,10 +320,35 @@ def test_command_line(pictures: Path, tmp_path: Path, repository: Path) -> None:
     assert lines[0] == ["split", "pictures", "ads", "without", "text"]
     assert lines[2] == ["val", "6", "2", "6"]
     assert f"data.test_csv={tmp_path / 'out'}/test.csv" in done.stdout
+    assert "left out" not in done.stdout
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 2
     assert again.stderr.startswith(f"error: {tmp_path / 'out/train.csv'}: exists already")
     assert "Traceback" not in again.stderr
+
+
+def test_the_summary_says_what_was_left_out_and_what_will_be_cut_off(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "pictures.csv"
+    with source.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["local_image_path", "label", "text_info"])
+        for n in range(30):
+            writer.writerow([str(next(pictures.rglob(f"{n}.jpg"))), n < 10, "sale " * (40 if n % 2 else 10)])
+        writer.writerow(["none.jpg", 1, "x"])
+    settings = Preparation(
+        skip_unreadable=True, text_encoder="minilm", max_length=32, val_fraction=0.4, test_fraction=0
+    )
+    assert run(Sources(train=source), tmp_path / "out", settings) == 0
+    said = capsys.readouterr().out
+    assert f"left out: 1; {tmp_path / 'out' / 'left_out.csv'} has the reasons" in said
+    for split in ("train", "val"):
+        assert f"{split}: " in said
+    assert "texts are longer than the 32 tokens that the text encoder reads" in said
+    with pytest.raises(UserError, match=r"max_length=600: .*give 512 or less"):
+        run(Sources(train=source), tmp_path / "new", replace(settings, max_length=600))
+    assert not (tmp_path / "new").exists()
 
 
 def test_documents(real_data: Path, tmp_path: Path) -> None:

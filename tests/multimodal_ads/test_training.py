@@ -139,6 +139,70 @@ def test_evaluation_of_the_checkpoint_gives_the_runs_own_figures(ads: Path, fini
     assert str(broken) in rows[0]["problem"]
 
 
+def test_every_row_of_a_table_is_a_row_of_the_scores(ads: Path, finished: Path, tmp_path: Path) -> None:
+    """In its place, under its own name, with a score or the reason why there is none."""
+    shutil.copytree(ads / "images", tmp_path / "images")
+    good = [f"images/{path.name}" for path in sorted((tmp_path / "images").iterdir())[:3]]
+    (tmp_path / "images" / "bad.jpg").write_bytes(b"")
+    lines = ["none.jpg,x", f"{good[0]},sale", "images/bad.jpg,y", f"{good[0]},news", f"{good[1]},50 % off, today"]
+    lines += ['"broken"x,y', f"{good[2]},z"]
+    Path("new.csv").write_text("\n".join(["local_image_path,text_info", *lines]) + "\n", "utf-8")
+    command = ["predict", "--model_path", finished / "checkpoint_best.ckpt", "--csv", "new.csv", "--batch_size", "2"]
+    code, said = run(*command)  # type: ignore[arg-type]
+    assert code == 1, said
+    rows = scores_of("predictions.csv")
+    names = ["none.jpg", good[0], "images/bad.jpg", good[0], good[1], "", good[2]]
+    assert [row["image"] for row in rows] == names
+    assert [place for place, row in enumerate(rows) if row["probability"]] == [1, 6]
+    reasons = ("no such file", "", "empty file", "the same image as in line 3", "3 values", "not a CSV table", "")
+    for row, reason in zip(rows, reasons, strict=True):
+        assert reason in row["problem"]
+        assert bool(row["problem"]) == bool(reason)
+    assert "7 images, 5 could not be read" in said
+    Path("new.csv").write_text("local_image_path,text_info\nnone.jpg,x\nimages/bad.jpg,y\n", "utf-8")
+    code, said = run(*command)  # type: ignore[arg-type]
+    assert code == 2
+    assert "nothing could be scored, predictions.csv has the reasons; the first: new.csv, line 2: no such file" in said
+    assert [bool(row["problem"]) for row in scores_of("predictions.csv")] == [True, True]
+
+
+def scores_of(path: str) -> list[dict[str, str]]:
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
+def test_what_is_cut_off_of_texts_is_reported(ads: Path, backbone: list[str], tmp_path: Path, cache: str) -> None:
+    """Every second text of the training table has 2 + 40 tokens, of which 16 are read, the others 2 + 10."""
+    for name, count in (("train", 64), ("val", 24)):
+        rows = scores_of(str(ads / f"{name}.csv"))
+        with Path(f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            for number, row in enumerate(rows):
+                text = "" if number == 0 else "sale " * (40 if number % 2 and name == "train" else 10)
+                writer.writerow({**row, "local_image_path": str(ads / row["local_image_path"]), "text_info": text})
+        assert len(rows) == count
+    tables = ["--train_csv", "train.csv", "--val_csv", "val.csv", "--cache", cache, "--epochs", "1"]
+    code, said = run("train", *SMALL, *backbone, *tables, "--output_dir", tmp_path / "run")
+    assert code == 0, said
+    long, short = 32, 31
+    share = long * 26 / (long * 42 + short * 12)
+    expected = (
+        f"train: {long / 63:.1%} of 63 texts are longer than the 16 tokens that the text encoder reads, "
+        f"and {share:.1%} of all tokens are cut off; --max_length reads more, up to 512"
+    )
+    assert expected in said
+    assert "val: none of 23 texts is longer" in said
+    report = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert expected in report
+    assert "16 tokens of a text are read" in report
+    command = ["predict", "--model_path", tmp_path / "run" / "checkpoint_best.ckpt", "--csv", "train.csv"]
+    code, said = run(*command)  # type: ignore[arg-type]
+    assert code == 0, said
+    assert expected.removeprefix("train: ") in said
+
+
 @pytest.mark.parametrize("pooling", ["mean", pytest.param("attention", marks=pytest.mark.slow)])
 def test_the_cache_changes_nothing_but_time(ads: Path, backbone: list[str], tmp_path: Path, pooling: str) -> None:
     settings = [*backbone, f"pooling={pooling}", "--base_dir", ads]

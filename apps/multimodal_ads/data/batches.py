@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quartet.apps.multimodal_ads.data.dataset import AdDataset
 from quartet.apps.multimodal_ads.features import FeatureStore
+from quartet.apps.multimodal_ads.text.encoder import TextEncoder
 from quartet.apps.multimodal_ads.vision.interface import Processor, Tokens
 
 __all__ = ["KnownFeatures", "Pixels", "SampleSource", "collate"]
@@ -52,6 +53,13 @@ class SampleSource:
     def knows_texts(self) -> bool:
         """Whether samples carry text features."""
         return self._texts is not None
+
+    def count_tokens(self, encoder: TextEncoder) -> Tensor:
+        """See `TextEncoder.count_tokens`, int64 [N]; known features know it."""
+        if self._texts is None:
+            return encoder.count_tokens([row.text for row in self.dataset.rows])
+        store, digests = self._texts
+        return torch.tensor([int(store[digest]["tokens"]) for digest in digests])
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -15,7 +15,7 @@ from pathlib import Path
 from mlcore.base.errors import UserError
 from mlcore.data.records import as_stored, failed, read_records
 
-__all__ = ["COLUMNS", "LABELS", "AdRow", "Places", "clean_text", "read_table"]
+__all__ = ["COLUMNS", "LABELS", "AdRow", "Places", "clean_text", "read_rows", "read_table"]
 
 COLUMNS = ("local_image_path", "label", "text_info")
 LABELS: Mapping[str, int] = {"true": 1, "yes": 1, "1": 1, "1.0": 1, "false": 0, "no": 0, "0": 0, "0.0": 0}
@@ -41,14 +41,13 @@ class AdRow:
     origin: str
 
 
-def read_table(path: Path, *, base_dir: Path | None, labelled: bool = True) -> list[AdRow]:
-    """Read a table.
+def read_table(path: Path, *, base_dir: Path | None) -> list[AdRow]:
+    """Read a table with labels.
 
     Args:
         path: The CSV file, UTF-8 with or without byte order mark.
         base_dir: Where relative paths start. All paths, absolute ones included, must stay in it after symbolic links
             are followed. None: relative paths start at the table's folder and stay in it, absolute ones are free.
-        labelled: Without it the label column may be missing and is not looked at; every label is 0.
 
     Returns:
         The rows in file order; every image is a file.
@@ -56,16 +55,13 @@ def read_table(path: Path, *, base_dir: Path | None, labelled: bool = True) -> l
     Raises:
         UserError: The table cannot be used; all its problems are named together, with their lines.
     """
-    if base_dir is not None and not base_dir.is_dir():
-        raise UserError(f"{base_dir}: no such folder (data.base_dir or DATA_DIR)")
-    places = Places(path.parent if base_dir is None else base_dir, only_inside=base_dir is not None)
+    places = _places(path, base_dir)
     problems: list[str] = []
     rows: list[AdRow] = []
-    columns = COLUMNS if labelled else ("local_image_path", "text_info")
-    for line, values in read_records(path, columns, hints=_HINTS):
+    for line, values in read_records(path, COLUMNS, hints=_HINTS):
         found: list[str] = []
         image = places.find(values["local_image_path"], line, found)
-        label = _label(values["label"], found) if labelled else 0
+        label = _label(values["label"], found)
         if image is not None and label is not None:
             rows.append(AdRow(image, label, clean_text(values["text_info"]), f"{path}, line {line}"))
         problems += [f"line {line}: {problem}" for problem in found]
@@ -74,6 +70,41 @@ def read_table(path: Path, *, base_dir: Path | None, labelled: bool = True) -> l
     if not rows:
         raise UserError(f"{path}: no rows below the header")
     return rows
+
+
+def read_rows(path: Path, *, base_dir: Path | None) -> list[tuple[str, AdRow | str]]:
+    """Read a table of pictures to be scored; labels are not looked at.
+
+    Args:
+        path: See `read_table`.
+        base_dir: See `read_table`.
+
+    Returns:
+        One entry for each row, in file order: what is in the column of images, and the row, or the reason with the line
+        why it cannot be scored: no such file, an image that a row before has, no row of a table.
+
+    Raises:
+        UserError: The file cannot be read, or lacks a column, or has no row.
+    """
+    places = _places(path, base_dir)
+    rows: list[tuple[str, AdRow | str]] = []
+    broken: dict[int, str] = {}
+    for line, values in read_records(path, ("local_image_path", "text_info"), hints=_HINTS, broken=broken):
+        name, origin, found = values.get("local_image_path", ""), f"{path}, line {line}", list[str]()
+        image = None if line in broken else places.find(name, line, found)
+        if image is None:
+            rows.append((name, f"{origin}: {'; '.join(found) or broken[line]}"))
+        else:
+            rows.append((name, AdRow(image, 0, clean_text(values["text_info"]), origin)))
+    if not rows:
+        raise UserError(f"{path}: no rows below the header")
+    return rows
+
+
+def _places(path: Path, base_dir: Path | None) -> "Places":
+    if base_dir is not None and not base_dir.is_dir():
+        raise UserError(f"{base_dir}: no such folder (data.base_dir or DATA_DIR)")
+    return Places(path.parent if base_dir is None else base_dir, only_inside=base_dir is not None)
 
 
 def _label(text: str, problems: list[str]) -> int | None:

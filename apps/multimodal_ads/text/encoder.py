@@ -16,7 +16,7 @@ from mlcore.base.errors import UserError
 from mlcore.remote.hub import find_model
 from quartet.apps.multimodal_ads.config import TextEncoderConfig
 from quartet.apps.multimodal_ads.text.identity import describe_encoder, files_digest
-from quartet.apps.multimodal_ads.text.library import LIMITLESS, load_model
+from quartet.apps.multimodal_ads.text.library import LIMITLESS, load_model, most_tokens
 from quartet.apps.multimodal_ads.text.safety import check_folder
 
 if TYPE_CHECKING:
@@ -112,6 +112,15 @@ class TextEncoder:
         """
         limit = self._reader().max_seq_length
         return None if limit is None or limit > LIMITLESS else int(limit)
+
+    @property
+    def most(self) -> int | None:
+        """The largest `limit` that can be asked for; None: any.
+
+        Raises:
+            UserError: As `encode`.
+        """
+        return most_tokens(self._reader()[0].model)
 
     def _start(self, text: str) -> str:
         """What the model can read of a text; the tokenizer would take seconds for the rest of a megabyte."""

@@ -18,7 +18,7 @@ from quartet.apps.multimodal_ads.text.safety import read_modules
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["LIMITLESS", "load_model", "module_weights"]
+__all__ = ["LIMITLESS", "load_model", "module_weights", "most_tokens"]
 
 LIMITLESS = 10**6
 """Tokens; what tokenizers say who know no limit is far above."""
@@ -62,7 +62,7 @@ def load_model(folder: Path, *, max_length: int | None, weights: bool = True) ->
 
 
 def _set_length(model: "SentenceTransformer", max_length: int | None, folder: Path) -> None:
-    own, most = model.max_seq_length, _most_tokens(model[0].model)
+    own, most = model.max_seq_length, most_tokens(model[0].model)
     if max_length is not None and most is not None and max_length > most:
         shown = f" (null: its own limit, {min(own, most)})" if own else ""
         raise UserError(
@@ -74,8 +74,8 @@ def _set_length(model: "SentenceTransformer", max_length: int | None, folder: Pa
         model.max_seq_length = min(lengths)
 
 
-def _most_tokens(network: Any) -> int | None:
-    """How many tokens the network has positions for; None: any number, as where positions are relative."""
+def most_tokens(network: Any) -> int | None:
+    """How many tokens a network of transformers has positions for; None: any number, as where they are relative."""
     for module in network.modules():
         table = getattr(module, "position_embeddings", None)
         if isinstance(table, nn.Embedding):

@@ -1,0 +1,69 @@
+"""How much of the texts a text encoder does not read."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from quartet.apps.multimodal_ads.text.encoder import TextEncoder
+
+__all__ = ["Truncation", "truncation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truncation:
+    """What is cut off of texts.
+
+    Attributes:
+        texts: How many there are; empty ones do not count.
+        cut: How many are longer than what is read.
+        tokens: Of all texts, as if nothing was cut.
+        lost: How many of these are not read.
+        limit: Tokens that are read of a text; None: all.
+        most: The largest `limit` that can be asked for; None: any.
+    """
+
+    texts: int
+    cut: int
+    tokens: int
+    lost: int
+    limit: int | None
+    most: int | None
+
+    @property
+    def row(self) -> list[str]:
+        """Texts, share of them that is cut, tokens, share of them that is not read."""
+        return [f"{self.texts:,}", _share(self.cut, self.texts), f"{self.tokens:,}", _share(self.lost, self.tokens)]
+
+    def __str__(self) -> str:
+        if not self.cut:
+            return f"none of {self.texts:,} texts is longer than what the text encoder reads"
+        more = ""
+        if self.most is None or (self.limit or 0) < self.most:
+            more = "; --max_length reads more" + ("" if self.most is None else f", up to {self.most}")
+        return (
+            f"{_share(self.cut, self.texts)} of {self.texts:,} texts are longer than the {self.limit} tokens that the "
+            f"text encoder reads, and {_share(self.lost, self.tokens)} of all tokens are cut off{more}"
+        )
+
+
+def truncation(counts: Tensor, encoder: TextEncoder) -> Truncation:
+    """What `encoder` cuts off of texts.
+
+    Args:
+        counts: int64 [N], tokens of each, see `TextEncoder.count_tokens`.
+        encoder: Reads them.
+    """
+    limit = encoder.limit
+    over = counts[counts > limit] if limit is not None else counts[:0]
+    return Truncation(
+        texts=int((counts > 0).sum()),
+        cut=len(over),
+        tokens=int(counts.sum()),
+        lost=int(over.sum()) - len(over) * (limit or 0),
+        limit=limit,
+        most=encoder.most,
+    )
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "none"
