@@ -11,17 +11,28 @@ models of a cross-validation are trained first, with the settings of train.py. L
 outputs/doc_ensemble/ensembles/; docs/doc_ensemble.md says what is in it.
 """
 
-from mlcore.cli.invocation import Invocation
-from mlcore.cli.main import run_app
-from quartet.apps.doc_ensemble.app import APP, ENSEMBLE
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlcore.base.signals import listen
+
+if TYPE_CHECKING:
+    from mlcore.cli.invocation import Invocation
+    from quartet.apps.doc_ensemble.config import DocConfig
 
 
-def act(invocation: Invocation) -> int:  # type: ignore[type-arg]
+def act(invocation: Invocation[DocConfig]) -> int:
     """Find or train the members, and compare."""
+    from quartet.apps.doc_ensemble.app import APP
     from quartet.apps.doc_ensemble.ensemble.experiment import run  # after parsing: torch takes seconds to import
 
     return run(APP, invocation)
 
 
 if __name__ == "__main__":
+    listen()  # before what takes long to import
+    from mlcore.cli.main import run_app
+    from quartet.apps.doc_ensemble.app import ENSEMBLE
+
     run_app(ENSEMBLE, act)

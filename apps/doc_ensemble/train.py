@@ -10,8 +10,11 @@ outputs/doc_ensemble/; docs/doc_ensemble.md says what is in it. An interrupted r
 same command is given again. `run_experiment.py` is another name of this script.
 """
 
-from mlcore.run.app import train
-from quartet.apps.doc_ensemble.app import APP
+from mlcore.base.signals import listen
 
 if __name__ == "__main__":
+    listen()  # before what takes long to import
+    from mlcore.run.app import train
+    from quartet.apps.doc_ensemble.app import APP
+
     train(APP)

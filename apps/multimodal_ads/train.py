@@ -11,8 +11,11 @@ run folder below whole_finetune/; docs/multimodal_ads.md says what is in it. An 
 continues when the same command is given again.
 """
 
-from mlcore.run.app import train
-from quartet.apps.multimodal_ads.app import APP
+from mlcore.base.signals import listen
 
 if __name__ == "__main__":
+    listen()  # before what takes long to import
+    from mlcore.run.app import train
+    from quartet.apps.multimodal_ads.app import APP
+
     train(APP)

@@ -11,8 +11,11 @@ Leaves a run folder below outputs/perceiver/; docs/perceiver.md says what is in 
 continues when the same command is given again.
 """
 
-from mlcore.run.app import train
-from quartet.apps.perceiver.app import APP
+from mlcore.base.signals import listen
 
 if __name__ == "__main__":
+    listen()  # before what takes long to import
+    from mlcore.run.app import train
+    from quartet.apps.perceiver.app import APP
+
     train(APP)

@@ -10,8 +10,11 @@ network). Leaves a run folder; docs/sam_med3d_ich.md says what is in it. An inte
 when the same command is given again.
 """
 
-from mlcore.run.app import train
-from quartet.apps.sam_med3d_ich.app import APP
+from mlcore.base.signals import listen
 
 if __name__ == "__main__":
+    listen()  # before what takes long to import
+    from mlcore.run.app import train
+    from quartet.apps.sam_med3d_ich.app import APP
+
     train(APP)

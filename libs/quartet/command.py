@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mlcore.base.signals import listen
+
 if TYPE_CHECKING:
     from mlcore.cli.app import App
     from mlcore.run.doctor import Check
@@ -33,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         argv: Arguments; the process's own by default.
     """
     command, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
+    if command == "train":
+        listen()  # before what takes long to import
     try:
         if command in ("-h", "--help", "help") or (rest[:1] in (["-h"], ["--help"]) and command != "compare"):
             print(f"{(__doc__ or '').strip()}\n\nApps: {', '.join(app_names())}")

@@ -12,13 +12,14 @@ from mlcore.base.console import setup_logging
 from mlcore.base.distributed import pick_device
 from mlcore.base.errors import UserError
 from mlcore.base.files import write_text
+from mlcore.base.signals import EXIT_INTERRUPTED, Interrupted, deferred, interrupted_by, interruptible
 from mlcore.base.version import code_version
 from mlcore.cli.app import App
 from mlcore.cli.invocation import Invocation
 from mlcore.config.dump import to_values, to_yaml
 from mlcore.run.build import configure_torch
 from mlcore.run.copy import Copied, RunCopy, copy_of
-from mlcore.run.final_evaluation import write_pages
+from mlcore.run.final_evaluation import Pages, write_pages
 from mlcore.run.folder import RunRecord, choose_run_folder, reason_of
 from mlcore.run.session import run as run_session
 from quartet.apps.doc_ensemble.config import DocConfig, EnsembleConfig
@@ -47,14 +48,34 @@ _log = logging.getLogger(__name__)
 _PAGES_OF_DRY_RUN = 8  # pages of a dry run
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """What is known before the members predict."""
+
+    data: DocConfig
+    splits: Splits
+    notes: Sequence[str]
+    shares: Sequence[float]
+    stacker: Stacker | None
+
+
 def run(app: App[DocConfig], invocation: Invocation[DocConfig]) -> int:
     """Do what the command line asks for; returns the exit code.
 
-    75: the training of members was interrupted; the same command continues it.
+    75: interrupted, 76: the time limit of a member came; the same command goes on with the training of members, and
+    compares them anew.
 
     Raises:
         UserError: Anything the user has to mend.
     """
+    with deferred():
+        try:
+            return _run(app, invocation)
+        except Interrupted:
+            return EXIT_INTERRUPTED
+
+
+def _run(app: App[DocConfig], invocation: Invocation[DocConfig]) -> int:
     setup_logging()
     config = invocation.config
     settings = config.ensemble
@@ -71,9 +92,10 @@ def run(app: App[DocConfig], invocation: Invocation[DocConfig]) -> int:
         if code or int(os.environ.get("RANK", "0")):
             return code  # the first process predicts for all
         settings = settings.model_copy(update={"run": job})
-    sources = find_sources(settings)
-    if invocation.action == "dry_run":
-        return _dry_run(invocation, settings, sources)
+    with interruptible():
+        sources = find_sources(settings)
+        if invocation.action == "dry_run":
+            return _dry_run(invocation, settings, sources)
     _run_in_folder(app, invocation, settings, sources)
     return 0
 
@@ -144,22 +166,21 @@ def _run_in_folder(
     copy = _copy(app, config, place.path, name)
     status, pages, reason = "failed", None, None
     try:
-        prepared = _prepare(invocation, settings, sources)  # what cannot be is refused before anything is written
-        record.start(values, code=code_version(app.source))
-        write_text(place.path / "config.yaml", to_yaml(config, composed.sources))
-        if copy is not None:
-            copy.begin()
-        begun = time.perf_counter()
-        experiment = _conduct(invocation, settings, sources, prepared, folder=place.path)
-        metadata = _metadata(
-            invocation, values, name, seconds=time.perf_counter() - begun, seed=prepared.data.data.split_seed
-        )
-        pages = record_experiment(experiment, folder=place.path, data=prepared.data, metadata=metadata)
-        report = write_pages(pages, folder=place.path, copied=None if copy is None else Copied(copy.address, {}))
-        print(f"report: {report}")
-        status = "finished"
+        with interruptible():
+            prepared = _prepare(invocation, settings, sources)  # what cannot be is refused before anything is written
+            record.start(values, code=code_version(app.source))
+            write_text(place.path / "config.yaml", to_yaml(config, composed.sources))
+            if copy is not None:
+                copy.begin()
+            pages = _conducted(invocation, settings, sources, prepared, values=values, name=name, folder=place.path)
+            report = write_pages(pages, folder=place.path, copied=None if copy is None else Copied(copy.address, {}))
+            print(f"report: {report}")
+            status = "finished"
     except BaseException as error:
-        status, reason = "interrupted" if isinstance(error, KeyboardInterrupt) else status, reason_of(error)
+        if interrupted_by(error):
+            status = "interrupted"
+            raise Interrupted from None
+        reason = reason_of(error)
         _log.debug("the experiment failed: %s", reason, exc_info=not isinstance(error, UserError))  # for train.log
         raise
     finally:
@@ -169,6 +190,24 @@ def _run_in_folder(
             if copied.missing and pages is not None:
                 write_pages(pages, folder=place.path, copied=copied)
         record.close(status=status, reason=reason)
+
+
+def _conducted(
+    invocation: Invocation[DocConfig],
+    settings: EnsembleConfig,
+    sources: Sequence[Source],
+    prepared: _Prepared,
+    *,
+    values: Mapping[str, Any],
+    name: str,
+    folder: Path,
+) -> Pages:
+    """Conduct the experiment and record it; returns what summary and report say."""
+    begun = time.perf_counter()
+    experiment = _conduct(invocation, settings, sources, prepared, folder=folder)
+    seconds, seed = time.perf_counter() - begun, prepared.data.data.split_seed
+    metadata = _metadata(invocation, values, name, seconds=seconds, seed=seed)
+    return record_experiment(experiment, folder=folder, data=prepared.data, metadata=metadata)
 
 
 def _copy(app: App[DocConfig], config: DocConfig, folder: Path, name: str) -> RunCopy | None:
@@ -194,17 +233,6 @@ def _metadata(
         seconds=seconds,
         seed=seed,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Prepared:
-    """What is known before the members predict."""
-
-    data: DocConfig
-    splits: Splits
-    notes: Sequence[str]
-    shares: Sequence[float]
-    stacker: Stacker | None
 
 
 def _prepare(invocation: Invocation[DocConfig], settings: EnsembleConfig, sources: Sequence[Source]) -> _Prepared:

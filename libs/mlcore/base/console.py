@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mlcore.base.secrets import mask_text
+from mlcore.base.signals import check
 
 _PROGRESS_EVERY_S = 5.0
 
@@ -106,10 +107,15 @@ def format_duration(seconds: float | None) -> str:
 
 
 def with_progress(items: Iterable[Item], *, total: int, what: str) -> Iterator[Item]:
-    """The items as they come, and every few seconds "120 of 2000 `what`, 0:01:10 left" in the log."""
+    """The items as they come, and every few seconds "120 of 2000 `what`, 0:01:10 left" in the log.
+
+    Raises:
+        Interrupted: A signal came.
+    """
     pace, said = Pace(total), time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
+        check()
         pace.update(done)
         if time.monotonic() - said > _PROGRESS_EVERY_S:
             said = time.monotonic()

@@ -9,6 +9,7 @@ from typing import NoReturn
 from mlcore.base.env import load_env
 from mlcore.base.errors import UserError
 from mlcore.base.secrets import mask_text
+from mlcore.base.signals import Interrupted, conclude
 from mlcore.cli.app import App
 from mlcore.cli.invocation import Invocation
 from mlcore.cli.parse import parse
@@ -65,12 +66,20 @@ def _printed(app: App[ConfigT], invocation: Invocation[ConfigT]) -> str:
 
 
 def guarded(main: Callable[[], int]) -> NoReturn:
-    """Exit with the result of `main`; a `UserError` is printed plainly and exits with 2, Ctrl-C with 130."""
+    """Exit with the result of `main`, which no signal changes any more.
+
+    A `UserError` is printed plainly and exits with 2, `Interrupted` with 75, Ctrl-C in a script that does not listen to
+    signals with 130.
+    """
     try:
         code = main()
     except UserError as error:
         print(f"error: {mask_text(str(error))}", file=sys.stderr)
         code = 2
+    except Interrupted as ended:
+        code = ended.status
     except KeyboardInterrupt:
         code = 130
+    finally:
+        conclude()
     sys.exit(code)

@@ -25,6 +25,7 @@ import psutil
 
 from mlcore.base.files import ensure_folder, write_text
 from mlcore.base.locks import hold
+from mlcore.base.signals import EXIT_INTERRUPTED, EXIT_TIME_IS_UP, deferred, received
 from mlcore.cli.invocation import Invocation, Override, varied
 from mlcore.config.text import ConfigError, read_document
 
@@ -82,7 +83,8 @@ def run_sweep(invocation: Invocation[Any], *, app: str, command: Sequence[str], 
         root: Where the app's runs go; None for `outputs/<app>`.
 
     Returns:
-        0 when all jobs are finished, 1 when some failed, 128 + signal when stopped by a signal.
+        0 when all jobs are finished, 75 when the sweep or a job was interrupted, 76 when the time of a job was up
+        (after both, the same command goes on), 1 when some failed.
 
     Raises:
         ConfigError: Started under torchrun, the sweep is running already, or the given folder holds another one.
@@ -95,22 +97,30 @@ def run_sweep(invocation: Invocation[Any], *, app: str, command: Sequence[str], 
     own_folder = (root or Path("outputs") / app) / "multirun" / digest
     folder = ensure_folder(Path(given_folder) if given_folder else own_folder)
     start = [*command, *invocation.passed_on]
-    with _locked(folder), _Runner() as runner:
+    with _locked(folder), deferred(), _Runner() as runner:
         jobs = _load(folder, digest) or _plan(overrides)
         if any(job.is_alive() for job in jobs):
             raise ConfigError(_BUSY.format(folder))
         for number, job in enumerate(jobs, 1):
-            if job.status == "finished" or runner.signal:
+            if job.status == "finished" or runner.signal or received():
                 continue
             print(f"[{number}/{len(jobs)}] {shlex.join(job.overrides)} -> {folder / job.folder}", flush=True)
             runner.start(job, [*start, *job.overrides, f"{_OUTPUT_DIR}={folder / job.folder}"])
             _save(folder, digest, jobs)
             runner.wait(job)
             _save(folder, digest, jobs)
-    print(_table(folder, jobs))
-    if runner.signal:
-        return 128 + runner.signal
-    return 0 if all(job.status == "finished" for job in jobs) else 1
+        print(_table(folder, jobs), flush=True)
+        return _exit_code(jobs, stopped=bool(runner.signal) or received())
+
+
+def _exit_code(jobs: Sequence[Job], *, stopped: bool) -> int:
+    """What is to go on comes first: the same command tries failed jobs again, too."""
+    if all(job.status == "finished" for job in jobs):
+        return 0
+    codes = {job.exit_code for job in jobs if job.status == "interrupted"}
+    if stopped or codes - {EXIT_TIME_IS_UP}:
+        return EXIT_INTERRUPTED
+    return EXIT_TIME_IS_UP if codes else 1
 
 
 @contextmanager
@@ -162,7 +172,8 @@ class _Runner:
         job.exit_code = self._process.wait()
         job.seconds = round(time.monotonic() - self._started, 1)
         self._process = job.process = None
-        job.status = "finished" if job.exit_code == 0 else "interrupted" if self.signal else "failed"
+        goes_on = self.signal or job.exit_code in (EXIT_INTERRUPTED, EXIT_TIME_IS_UP)
+        job.status = "finished" if job.exit_code == 0 else "interrupted" if goes_on else "failed"
 
 
 def _plan(jobs: Sequence[Sequence[Override]]) -> list[Job]:

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 _LEFT_OUT = ("run.lock", "tensorboard", "wandb", "step_*.pth", ".*.partial")
 
 # Seconds to wait at the end. Who interrupts a run kills it soon (SLURM, Kubernetes); other ranks wait for five minutes.
-_PATIENCE = {"finished": 300.0, "interrupted": 60.0, "failed": 10.0}
+_PATIENCE = {"finished": 300.0, "interrupted": 60.0, "time is up": 60.0, "failed": 10.0}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from mlcore.base.console import format_duration
 from mlcore.base.distributed import World, barrier
 from mlcore.base.env import child_environment
 from mlcore.base.errors import UserError
+from mlcore.base.signals import check
 from mlcore.data.loader import SizedDataset
 from mlcore.run.advice import warn_of_settings
 from mlcore.run.build import CoreConfig, Data, TrainingSetup, build_trainer
@@ -79,6 +80,7 @@ def dry_run(config: CoreConfig, setup: TrainingSetup, *, world: World, extra: Ma
         trainer = build_trainer(config, small, world=world, folder=Path(name) / "checkpoints", extra=extra)
         trainer.limits, trainer.cadence, trainer.tracker = Limits(epochs=1), Cadence(log_every=1), (pace := _Pace())
         outcome = trainer.fit()
+        check()
         checkpoint = Path(name) / "checkpoints" / CheckpointStore.LATEST
         size = checkpoint.stat().st_size if world.is_main else 0
         _log.info("trained %d windows, the last one short; %d skipped", outcome.progress.step, outcome.skipped)

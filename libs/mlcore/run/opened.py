@@ -1,7 +1,8 @@
 """A run folder that a process writes to: its record, configuration, copy and pages, from its beginning to its end."""
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mlcore.config.dump import to_values, to_yaml
 from mlcore.run.copy import Copied, RunCopy
 from mlcore.run.final_evaluation import Pages, write_pages
 from mlcore.run.folder import RunFolder, RunRecord
+from mlcore.training.progress import Limits
 
 
 @dataclass(kw_only=True)
@@ -44,6 +46,7 @@ class OpenRun:
     group: "OpenRun | None" = None
     pages: Pages | None = field(default=None, init=False)
     _begun: bool = field(default=False, init=False)
+    _opened: float = field(default_factory=time.monotonic, init=False)
 
     @property
     def folder(self) -> Path:
@@ -62,6 +65,13 @@ class OpenRun:
             write_text(self.folder / "config.yaml", to_yaml(self.config, self.invocation.composed.sources))
         if self.copy is not None:
             self.copy.begin()
+
+    def remaining(self, limits: Limits) -> Limits:
+        """What is left of the time limit, which counts what was prepared and the other runs of the group, too."""
+        if limits.max_seconds is None:
+            return limits
+        begun = self._opened if self.group is None else self.group._opened
+        return replace(limits, max_seconds=limits.max_seconds - (time.monotonic() - begun))
 
     def submit(self) -> Callable[[Path], None] | None:
         """What hands a new checkpoint to the copy; that of a group has the checkpoints of its runs."""

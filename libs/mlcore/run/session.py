@@ -14,6 +14,7 @@ from mlcore.base.distributed import World, barrier, broadcast_object, start_worl
 from mlcore.base.env import env_notes, load_env
 from mlcore.base.errors import UserError
 from mlcore.base.seeding import seed_everything
+from mlcore.base.signals import EXIT_INTERRUPTED, EXIT_TIME_IS_UP, Interrupted, deferred, interrupted_by, interruptible
 from mlcore.base.version import code_version
 from mlcore.cli.app import App
 from mlcore.cli.invocation import Invocation
@@ -41,36 +42,55 @@ from mlcore.training.trainer import Trainer
 
 _log = logging.getLogger(__name__)
 
-EXIT_INTERRUPTED = 75
-"""Exit code after SIGTERM or SIGINT: the state is saved, and the same command continues (EX_TEMPFAIL)."""
+_EXIT_CODES = {"interrupted": EXIT_INTERRUPTED, "time is up": EXIT_TIME_IS_UP}
+"""Of runs that the same command continues; of all others that did not fail it is 0."""
 
 
 def run(app: App[Any], invocation: Invocation[Any]) -> int:
     """Do what the command line asks for; returns the exit code.
 
-    0: done (finished, stopped early, or the time limit came). 75: interrupted and saved; the same command continues.
+    0: done (finished or stopped early). 75: interrupted by a signal. 76: the time limit came. After both, all there was
+    to save is saved, and the same command continues.
 
     Raises:
         UserError: Anything the user has to mend.
     """
     load_env()
+    # Deferred but for the blocks that have nothing to save: once a run is noted as finished, no signal turns that into
+    # an interruption, after which the same command would train it again.
+    with deferred():
+        try:
+            return _act(app, invocation)
+        except BaseException as error:
+            if not interrupted_by(error):
+                raise
+            if not isinstance(error, Interrupted):  # another process may have ended of the signal before this one
+                _log.warning("interrupted; what came after it: %s", reason_of(error))
+            return EXIT_INTERRUPTED
+
+
+def _act(app: App[Any], invocation: Invocation[Any]) -> int:
     config = invocation.config
     if invocation.action == "test":
-        checks = check_system(Path("outputs"), upload_to=config.checkpoint.upload_to)
-        print(format_checks(checks))
-        return exit_code(checks)
+        with interruptible():
+            checks = check_system(Path("outputs"), upload_to=config.checkpoint.upload_to)
+            print(format_checks(checks))
+            return exit_code(checks)
     with start_world(config.run.device) as world:
-        configure_torch(config)
-        _seed(config, world)
-        # What is said about the choice of the folder is shown, too.
-        setup_logging(is_main=world.is_main, package=app.package)
-        if invocation.composed.demo:
-            why = "as asked" if invocation.demo_requested else "because no data set was given"
-            _log.info("this is the %s demo on generated data, %s. For your own data: %s", app.title, why, app.own_data)
-        if invocation.action == "dry_run":
-            return dry_run(config, _setup_of_dry_run(app, config, world), world=world, extra=_origin(app, config))
+        with interruptible():
+            configure_torch(config)
+            _seed(config, world)
+            # What is said about the choice of the folder is shown, too.
+            setup_logging(is_main=world.is_main, package=app.package)
+            if invocation.composed.demo:
+                why = "as asked" if invocation.demo_requested else "because no data set was given"
+                _log.info(
+                    "this is the %s demo on generated data, %s. For your own data: %s", app.title, why, app.own_data
+                )
+            if invocation.action == "dry_run":
+                return dry_run(config, _setup_of_dry_run(app, config, world), world=world, extra=_origin(app, config))
         status = _run_in_folder(app, invocation, world)
-    return EXIT_INTERRUPTED if status == "interrupted" else 0
+    return _EXIT_CODES.get(status, 0)
 
 
 def _seed(config: Any, world: World) -> None:
@@ -93,28 +113,43 @@ def _origin(app: App[Any], config: Any) -> dict[str, Any]:
 
 def _run_in_folder(app: App[Any], invocation: Invocation[Any], world: World) -> str:
     """Choose the folder, hold it, and train or try learning rates there; returns the status."""
-    place = broadcast_object(_choose_folder(app, invocation) if world.is_main else None)
+    with interruptible():
+        place = broadcast_object(_choose_folder(app, invocation) if world.is_main else None)
     record = RunRecord(place.path) if world.is_main else None
     setup_logging(log_file=place.path / "train.log", is_main=world.is_main, package=app.package)
     for note in env_notes():
         _log.debug("%s", note)  # for train.log; the terminal has it already
     name, config = app.name_of_run(invocation), invocation.config
     run = OpenRun(app=app, name=name, config=config, invocation=invocation, world=world, place=place, record=record)
+    return _closed_after(run, _do_in_folder)
+
+
+def _do_in_folder(run: OpenRun) -> str:
+    """What the command line asks for; returns the status."""
+    config, app = run.config, run.app
+    if run.invocation.action == "lr_find":
+        if run.record is not None:
+            run.record.start(to_values(config), code=code_version(app.source))
+        return _find_rate(run)
+    upload_to = config.checkpoint.upload_to if run.world.is_main else None
+    run.copy = copy_of(run.folder, upload_to=upload_to, app=app.name, root=app.runs_folder, name=run.name)
+    group = None if app.group is None else app.group(config)
+    return _train(run) if group is None else _train_group(group, run)
+
+
+def _closed_after(run: OpenRun, work: Callable[[OpenRun], str]) -> str:
+    """Do `work`, which returns a status, and close the run, which nothing interrupts; returns the status."""
     status, reason = "failed", None
     try:
-        if invocation.action == "lr_find":
-            if record is not None:
-                record.start(to_values(config), code=code_version(app.source))
-            status = _find_rate(run)
-        else:
-            upload_to = config.checkpoint.upload_to if world.is_main else None
-            run.copy = copy_of(place.path, upload_to=upload_to, app=app.name, root=app.runs_folder, name=name)
-            group = None if app.group is None else app.group(config)
-            status = _train(run) if group is None else _train_group(group, run)
+        with interruptible():
+            status = work(run)
     except BaseException as error:
-        reason = reason_of(error)
-        # For train.log; the script says it on the terminal.
-        _log.debug("the run failed: %s", reason, exc_info=not isinstance(error, UserError))
+        if interrupted_by(error):
+            status = "interrupted"
+        else:
+            reason = reason_of(error)
+            # For train.log; the script says it on the terminal.
+            _log.debug("the run failed: %s", reason, exc_info=not isinstance(error, UserError))
         raise
     finally:
         run.close(status, reason)
@@ -165,14 +200,12 @@ def _train_group(group: RunGroup[Any], whole: OpenRun) -> str:
         )
         if not done:
             ended = _train(whole) if own else _train_member(whole, config, folder)
-            if ended == "interrupted":
+            if ended not in ENDED:
                 return ended  # the same command goes on with this one and the rest
-            if (own and status == "finished") or ended not in ENDED:
+            if own:
                 status = ended
         if not own:
             results[folder.name] = read_results(folder)
-    if status not in ENDED:
-        return status
     whole.begin()  # where all runs were there already
     if whole.world.is_main:
         _log.info("report: %s", whole.write(group.aggregate(whole.folder, results, whole.pages)))
@@ -184,24 +217,18 @@ def _train_member(whole: OpenRun, config: Any, folder: Path) -> str:
     """Train a run of a group in its folder; returns the status."""
     place = choose_run_folder(folder, config=to_values(config), output_dir=folder)
     barrier()  # every rank has looked before anything is written
-    run = OpenRun(
-        app=whole.app,
-        name=f"{whole.name}, {folder.name}",
-        config=config,
-        invocation=whole.invocation,
-        world=whole.world,
-        place=place,
-        record=RunRecord(folder) if whole.world.is_main else None,
-        group=whole,
-    )
-    status, reason = "failed", None
-    try:
-        status = _train(run)
-    except BaseException as error:
-        reason = reason_of(error)
-        raise
-    finally:
-        run.close(status, reason)
+    with deferred():
+        run = OpenRun(
+            app=whole.app,
+            name=f"{whole.name}, {folder.name}",
+            config=config,
+            invocation=whole.invocation,
+            world=whole.world,
+            place=place,
+            record=RunRecord(folder) if whole.world.is_main else None,
+            group=whole,
+        )
+        status = _closed_after(run, _train)
     barrier()  # the main rank has written the results
     return status
 
@@ -224,6 +251,7 @@ def _train(run: OpenRun) -> str:
         extra=_origin(run.app, run.config),
         on_saved=run.submit(),
     )
+    trainer.limits = run.remaining(trainer.limits)
     _take_over(run, trainer, setup, resumed)  # what does not fit is refused before any file of the run is touched
     tracker = trainer.tracker = _tracker(run, None if resumed is None else resumed.state)
     trainer.on_evaluation = _picture_logger(run, trainer, setup, tracker)
@@ -233,13 +261,17 @@ def _train(run: OpenRun) -> str:
         _log.info("%s: %s", run.folder, describe(trainer))
         warn_of_settings(run.config, trainer)
         outcome = trainer.fit()
-        if outcome.status != "interrupted":
+        if outcome.status in ENDED:
             _evaluate_and_report(run, trainer, setup, outcome)
         status = outcome.status
+    except Interrupted:
+        status = "interrupted"
+        raise
     finally:
-        if store is not None:
-            store.close()
-        tracker.close(status="finished" if status in ENDED else status)
+        with deferred():
+            if store is not None:
+                store.close()
+            tracker.close(status="finished" if status in ENDED else status)
     return status
 
 

@@ -20,7 +20,7 @@ from mlcore.base.console import Pace
 from mlcore.base.distributed import any_rank, barrier, gather_objects
 from mlcore.base.errors import UserError
 from mlcore.base.seeding import RngState, rng_state, set_rng_state, untouched_generators
-from mlcore.base.signals import StopSignal
+from mlcore.base.signals import deferred, received
 from mlcore.data.batch import MicroBatch
 from mlcore.data.loader import BatchLoader
 from mlcore.trackers.base import Tracker
@@ -102,7 +102,7 @@ class Trainer:
         advice = advice_when_out_of_memory(
             device=self.engine.device, micro_batch=self.loader.order.batch_size, accumulation=self.accumulation
         )
-        with StopSignal() as stop, advice:
+        with deferred(), advice:
             self.engine.model.train()
             while status is None:
                 for window in self._rest_of_epoch():
@@ -113,7 +113,7 @@ class Trainer:
                         self._log()
                     if evaluation_is_due:
                         self._evaluate()
-                    status = self._over(stop)
+                    status = self._over()
                     if status is None and self._save_is_due(epoch_ended):
                         self._save(epoch_ended)
                     if status is not None:
@@ -186,12 +186,12 @@ class Trainer:
             return "stopped early"
         return None
 
-    def _over(self, stop: StopSignal) -> Status | None:
+    def _over(self) -> Status | None:
         """Why training ends now, or None; ranks agree over host memory, so no device waits for it."""
         complete = self.complete()
         if complete is not None:
             return complete
-        if any_rank(stop.is_set):
+        if any_rank(received()):
             return "interrupted"
         limit = self.limits.max_seconds
         if limit is not None and any_rank(time.monotonic() - self._begun >= limit):
@@ -199,8 +199,8 @@ class Trainer:
         return None
 
     def _finish(self, status: Status) -> None:
-        """Leave a checkpoint of the very last step, and a log line and an evaluation unless the run is to go on."""
-        if status != "interrupted":
+        """Leave a checkpoint of the very last step; a run that is to go on is left as it is, and nothing judges it."""
+        if status not in ("interrupted", "time is up"):
             self._log()
             if self._evaluated_at != self.progress.step:
                 self._evaluate()

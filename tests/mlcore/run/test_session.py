@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from mlcore.base.errors import UserError
+from mlcore.base.signals import EXIT_INTERRUPTED, EXIT_TIME_IS_UP, deferred
 from mlcore.base.version import code_version
 from mlcore.cli.parse import parse
-from mlcore.run import session
-from mlcore.run.session import EXIT_INTERRUPTED, run
+from mlcore.run import dry_run, session
+from mlcore.run.session import run
 from mlcore.training.checkpoint import CheckpointError, load_checkpoint
 from mlcore.training.trainer import Trainer
 from tests.mlcore.run import toy
@@ -212,3 +213,112 @@ def test_a_failed_variant_costs_the_run_nothing(call: Call, tmp_path: Path, monk
     assert read(folder / "run.json")["status"] == "failed"
     assert call("--line.steeper", "--output_dir", folder) == 0  # the same command trains what is missing
     assert list(read(folder / "summary.json")["variants"]) == ["steeper"]
+
+
+# ---------------------------------------------------------------------------------------------------------- signals
+
+
+def hit(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def hit_before(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send SIGTERM to this process whenever `owner.name` is called."""
+    real = getattr(owner, name)
+
+    def hitting(*args: Any, **more: Any) -> Any:
+        hit()
+        return real(*args, **more)
+
+    monkeypatch.setattr(owner, name, hitting)
+
+
+INSTANTS = [
+    (session, "configure_torch"),
+    (session, "_choose_folder"),
+    (session, "RunRecord"),
+    (session, "copy_of"),
+    (toy, "points"),
+    (session, "build_trainer"),
+    (session, "_tracker"),
+    (session.OpenRun, "begin"),
+    (session, "evaluate_best"),
+    (session, "pages_of_run"),
+    (session.OpenRun, "write"),
+]
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
+    """What a run that nothing interrupts ends with."""
+    app = toy_app(tmp_path_factory.mktemp("left_alone"))
+    assert run(app, parse(app, [])) == 0
+    (folder,) = (app.runs_folder / "line").iterdir()
+    return weights(folder)
+
+
+@pytest.mark.parametrize(("owner", "name"), INSTANTS, ids=[name for _, name in INSTANTS])
+def test_a_signal_at_any_stage_is_an_interruption(
+    owner: Any, name: str, call: Call, left_alone: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs/line"
+    with monkeypatch.context() as patch:
+        hit_before(owner, name, patch)
+        hit_before(session.OpenRun, "close", patch)  # the second one, which changes nothing
+        assert call() == EXIT_INTERRUPTED
+    assert all(read(path)["status"] == "interrupted" for path in runs.glob("*/run.json"))
+    assert call() == 0
+    (folder,) = runs.iterdir()
+    assert read(folder / "run.json")["status"] == "finished"
+    assert torch.equal(weights(folder), left_alone)
+
+
+def test_what_is_finished_stays_finished(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an interruption the same command would make another run."""
+    hit_before(session.OpenRun, "close", monkeypatch)
+    assert call() == 0
+    (folder,) = (tmp_path / "runs/line").iterdir()
+    assert read(folder / "run.json")["status"] == "finished"
+
+
+@pytest.mark.parametrize("action", ["--dry_run", "--lr_find", "--test"])
+def test_what_is_no_run_is_interrupted_too(action: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    for owner, name in ((session, "build_trainer"), (session, "check_system"), (dry_run, "build_trainer")):
+        hit_before(owner, name, monkeypatch)
+    assert call(action) == EXIT_INTERRUPTED
+
+
+def test_a_connection_that_breaks_after_a_signal_is_an_interruption(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        with deferred():
+            hit()
+            raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(session, "evaluate_best", broken)
+    assert call() == EXIT_INTERRUPTED
+    (folder,) = (tmp_path / "runs/line").iterdir()
+    assert read(folder / "run.json")["status"] == "interrupted"
+
+
+def test_the_time_limit_has_an_exit_code_and_judges_nothing(call: Call, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for _ in range(3):
+        assert call("--max_hours", "1e-9", "--output_dir", folder) == EXIT_TIME_IS_UP
+        assert read(folder / "run.json")["status"] == "time is up"
+        assert not (folder / "summary.json").exists()  # nobody has looked at test data
+        assert not any("val/loss" in line for line in (folder / "metrics.jsonl").read_text().splitlines())
+    assert call("--output_dir", folder) == 0
+    assert call("--output_dir", tmp_path / "whole") == 0
+    pieces, whole = (load_checkpoint(path / "checkpoints/latest_model.pth") for path in (folder, tmp_path / "whole"))
+    assert torch.equal(pieces["model"]["weight"], whole["model"]["weight"])
+    assert {**pieces["progress"], "seconds": 0} == {**whole["progress"], "seconds": 0}
+
+
+def test_the_time_limit_is_one_for_all_runs_of_a_group(call: Call, tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    assert call("--line.seeds", "2", "--max_hours", "1e-9", "--output_dir", job) == EXIT_TIME_IS_UP
+    assert [path.parent.name for path in job.glob("seeds/*/run.json")] == ["seed_0"]
+    assert call("--line.seeds", "2", "--output_dir", job) == 0
+    assert read(job / "run.json")["status"] == "finished"
