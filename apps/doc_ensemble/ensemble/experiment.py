@@ -157,9 +157,10 @@ def _run_in_folder(
 ) -> None:
     config, composed = invocation.config, invocation.composed
     name = config.run.name or composed.experiment or ("demo" if composed.demo else settings.method)
-    values = to_values(config.model_copy(update={"ensemble": settings}))
+    settled = config.model_copy(update={"ensemble": settings})
+    values = to_values(settled)
     place = choose_run_folder(
-        app.runs_folder / "ensembles" / name, config=values, output_dir=config.run.output_dir, resume="never"
+        app.runs_folder / "ensembles" / name, config=settled, output_dir=config.run.output_dir, resume="never"
     )
     record = RunRecord(place.path)
     setup_logging(log_file=place.path / "train.log")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from mlcore.cli.app import App
 from mlcore.cli.invocation import Invocation
-from mlcore.config.dump import to_values
 from mlcore.run.folder import finished_run
 from mlcore.run.session import run
 from quartet.apps.doc_ensemble.config import DocConfig
@@ -25,16 +24,16 @@ def train_folds(app: App[DocConfig], invocation: Invocation[DocConfig]) -> tuple
     Raises:
         UserError: Anything the user has to mend.
     """
-    root, values = app.folder_of_runs(invocation), to_values(invocation.config)
-    resume = invocation.config.run.resume
+    root, config = app.folder_of_runs(invocation), invocation.config
+    resume = config.run.resume
     named = [] if resume in ("auto", "never") else [Path(resume)]
-    found = None if named else _finished(root, values)
+    found = None if named else _finished(root, config)
     if found is not None:
         return 0, found
     code = run(app, invocation)
-    return code, _finished(root, values, first=named) or root
+    return code, _finished(root, config, first=named) or root
 
 
-def _finished(root: Path, values: dict[str, object], *, first: Sequence[Path] = ()) -> Path | None:
+def _finished(root: Path, config: DocConfig, *, first: Sequence[Path] = ()) -> Path | None:
     places = (*first, *sorted(root.glob("*"), reverse=True))
-    return next((path for path in places if finished_run(path, values)), None)
+    return next((path for path in places if finished_run(path, config)), None)

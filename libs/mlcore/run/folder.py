@@ -21,7 +21,8 @@ from mlcore.base.errors import UserError
 from mlcore.base.files import ensure_folder, remove_leftovers, write_json
 from mlcore.base.locks import hold, is_held
 from mlcore.base.secrets import mask_arguments, mask_text
-from mlcore.config.difference import config_differences, plain_values
+from mlcore.config.difference import changes, matters, plain_values
+from mlcore.config.section import Section
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class RunFolder:
 def choose_run_folder(
     root: Path,
     *,
-    config: Mapping[str, Any],
+    config: Section,
     output_dir: Path | None = None,
     resume: str = "auto",
     start: Path | None = None,
@@ -61,7 +62,7 @@ def choose_run_folder(
 
     Args:
         root: Folder of runs of this kind; a new run gets a folder below it named by date and time.
-        config: The resolved configuration, nested.
+        config: The resolved configuration.
         output_dir: Exactly this folder instead of one below `root`.
         resume: "auto" continues the newest unfinished run of the same configuration (or whatever is in `output_dir`);
             "never" starts anew; the path of a run folder (or of its latest checkpoint) continues there; the path of
@@ -116,16 +117,21 @@ def _holds_checkpoints(folder: Path) -> bool:
     return any(folder.glob(f"{depth}checkpoints/*.pth"))
 
 
-def finished_run(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether `folder` holds a run of the resolved `config` (nested) that has ended by itself."""
+def finished_run(folder: Path, config: Section) -> bool:
+    """Whether `folder` holds a run of the resolved `config` that has ended by itself."""
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return record.get("status") in ENDED and not config_differences(record.get("config", {}), config)
+    return record.get("status") in ENDED and not _differing(record, config)
 
 
-def _newest_unfinished(root: Path, config: Mapping[str, Any]) -> Path | None:
+def _differing(record: Mapping[str, Any], config: Section) -> list[str]:
+    """Settings that matter to the result and are not those of a run's record."""
+    return [str(change) for change in changes(record.get("config", {}), config) if matters(change.path)]
+
+
+def _newest_unfinished(root: Path, config: Section) -> Path | None:
     for path in sorted(root.glob("*/run.json"), reverse=True):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -137,7 +143,7 @@ def _newest_unfinished(root: Path, config: Mapping[str, Any]) -> Path | None:
         if is_locked(folder):
             _log.info("%s is being trained by another process; starting anew", folder)
             continue
-        differing = config_differences(record.get("config", {}), config)
+        differing = _differing(record, config)
         if not differing:
             return folder
         _log.info("%s is unfinished but was made with other settings (%s); starting anew", folder, "; ".join(differing))

@@ -162,9 +162,7 @@ def _choose_folder(app: App[Any], invocation: Invocation[Any]) -> RunFolder:
     if invocation.action == "lr_find":  # it leaves other runs alone
         root, resume = root / "lr_find", "never"
     start = stored_file(resume) if is_remote(resume) else None
-    return choose_run_folder(
-        root, config=to_values(config), output_dir=config.run.output_dir, resume=resume, start=start
-    )
+    return choose_run_folder(root, config=config, output_dir=config.run.output_dir, resume=resume, start=start)
 
 
 def _find_rate(run: OpenRun) -> str:
@@ -189,7 +187,7 @@ def _train_group(group: RunGroup[Any], whole: OpenRun) -> str:
     for number, (place, config) in enumerate(group.configs.items(), 1):
         folder = whole.folder / place
         own = place == ITSELF
-        done = finished_run(folder, to_values(config)) if whole.world.is_main and not own else False
+        done = finished_run(folder, config) if whole.world.is_main and not own else False
         _log.info(
             "%s %d of %d: %s%s",
             group.what,
@@ -215,7 +213,7 @@ def _train_group(group: RunGroup[Any], whole: OpenRun) -> str:
 
 def _train_member(whole: OpenRun, config: Any, folder: Path) -> str:
     """Train a run of a group in its folder; returns the status."""
-    place = choose_run_folder(folder, config=to_values(config), output_dir=folder)
+    place = choose_run_folder(folder, config=config, output_dir=folder)
     barrier()  # every rank has looked before anything is written
     with deferred():
         run = OpenRun(

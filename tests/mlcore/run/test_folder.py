@@ -7,9 +7,38 @@ from typing import Any
 import pytest
 
 from mlcore.base.errors import UserError
-from mlcore.run.folder import RunRecord, choose_run_folder, config_differences, is_locked, reason_of
+from mlcore.config.difference import config_differences
+from mlcore.config.section import Section, field
+from mlcore.run.folder import RunRecord, choose_run_folder, finished_run, is_locked, reason_of
 
 CONFIG: dict[str, Any] = {"train": {"lr": 0.1}, "run": {"seed": 0, "num_workers": 2, "resume": "auto"}}
+
+
+class Train(Section):
+    """Training."""
+
+    lr: float = field(0.5, "Rate")
+    ema: float | None = field(None, "A newer setting, which records of older runs do not have")
+
+
+class Run(Section):
+    """Run."""
+
+    seed: int = field(0, "Seed")
+    num_workers: int = field(2, "Workers")
+    resume: str = field("auto", "Resume")
+
+
+class Settings(Section):
+    """All."""
+
+    train: Train = field(Train(), "Training")
+    run: Run = field(Run(), "Run")
+
+
+def settings(**values: dict[str, Any]) -> Settings:
+    """`CONFIG` with other values, as the app has it."""
+    return Settings.model_validate({key: {**CONFIG[key], **values.get(key, {})} for key in CONFIG})
 
 
 def run(folder: Path, *, status: str | None, config: dict[str, Any] = CONFIG) -> Path:
@@ -28,7 +57,7 @@ def run(folder: Path, *, status: str | None, config: dict[str, Any] = CONFIG) ->
 @pytest.mark.parametrize("status", [None, "interrupted", "time is up", "failed"])
 def test_auto_continues_an_unfinished_run_of_the_same_settings(status: str | None, tmp_path: Path) -> None:
     folder = run(tmp_path / "20260101-000000", status=status)
-    chosen = choose_run_folder(tmp_path, config=CONFIG)
+    chosen = choose_run_folder(tmp_path, config=settings())
     assert chosen.path == folder
     assert chosen.resume
 
@@ -36,17 +65,24 @@ def test_auto_continues_an_unfinished_run_of_the_same_settings(status: str | Non
 @pytest.mark.parametrize("status", ["finished", "stopped early"])
 def test_auto_starts_anew_after_a_finished_run(status: str, tmp_path: Path) -> None:
     folder = run(tmp_path / "20260101-000000", status=status)
-    chosen = choose_run_folder(tmp_path, config=CONFIG)
+    chosen = choose_run_folder(tmp_path, config=settings())
     assert chosen.path != folder
     assert not chosen.resume
 
 
 def test_auto_passes_over_other_settings_but_not_over_other_workers(tmp_path: Path) -> None:
     folder = run(tmp_path / "20260101-000000", status="interrupted")
-    other = {**CONFIG, "train": {"lr": 0.2}}
-    assert choose_run_folder(tmp_path, config=other).path != folder
-    workers = {**CONFIG, "run": {**CONFIG["run"], "num_workers": 0}}
-    assert choose_run_folder(tmp_path, config=workers).path == folder
+    assert choose_run_folder(tmp_path, config=settings(train={"lr": 0.2})).path != folder
+    assert choose_run_folder(tmp_path, config=settings(run={"num_workers": 0})).path == folder
+
+
+def test_a_run_of_an_older_version_had_the_defaults_of_what_it_did_not_know(tmp_path: Path) -> None:
+    folder = run(tmp_path / "20260101-000000", status="interrupted", config={**CONFIG, "gone": {"setting": 3}})
+    assert choose_run_folder(tmp_path, config=settings()).path == folder
+    assert choose_run_folder(tmp_path, config=settings(train={"ema": 0.9})).path != folder
+    ended = run(tmp_path / "job", status="finished")
+    assert finished_run(ended, settings())
+    assert not finished_run(ended, settings(train={"ema": 0.9}))
 
 
 def test_auto_passes_over_a_run_that_is_still_going(tmp_path: Path) -> None:
@@ -54,7 +90,7 @@ def test_auto_passes_over_a_run_that_is_still_going(tmp_path: Path) -> None:
     run(folder, status="interrupted")
     record = RunRecord(folder)
     assert is_locked(folder)
-    assert choose_run_folder(tmp_path, config=CONFIG).path != folder
+    assert choose_run_folder(tmp_path, config=settings()).path != folder
     with pytest.raises(UserError, match="another process"):
         RunRecord(folder)
     record.close(status="finished")
@@ -63,28 +99,28 @@ def test_auto_passes_over_a_run_that_is_still_going(tmp_path: Path) -> None:
 
 def test_explicit_folder_is_continued_unless_told_never(tmp_path: Path) -> None:
     folder = run(tmp_path / "mine", status="finished")
-    assert choose_run_folder(tmp_path, config=CONFIG, output_dir=folder).resume
+    assert choose_run_folder(tmp_path, config=settings(), output_dir=folder).resume
     with pytest.raises(UserError, match="already holds a run"):
-        choose_run_folder(tmp_path, config=CONFIG, output_dir=folder, resume="never")
-    assert not choose_run_folder(tmp_path, config=CONFIG, output_dir=tmp_path / "new").resume
+        choose_run_folder(tmp_path, config=settings(), output_dir=folder, resume="never")
+    assert not choose_run_folder(tmp_path, config=settings(), output_dir=tmp_path / "new").resume
 
 
 def test_resume_takes_a_run_folder_or_its_latest_checkpoint(tmp_path: Path) -> None:
     folder = run(tmp_path / "mine", status="finished")
     latest = folder / "checkpoints" / "latest_model.pth"
     for target in (folder, folder / "checkpoints", latest):
-        chosen = choose_run_folder(tmp_path, config=CONFIG, resume=str(target))
+        chosen = choose_run_folder(tmp_path, config=settings(), resume=str(target))
         assert (chosen.path, chosen.checkpoint, chosen.resume) == (folder, None, True)
     for wrong in (tmp_path / "nothing", tmp_path):
         with pytest.raises(UserError, match="checkpoint"):
-            choose_run_folder(tmp_path, config=CONFIG, resume=str(wrong))
+            choose_run_folder(tmp_path, config=settings(), resume=str(wrong))
 
 
 def test_an_older_checkpoint_starts_a_branch_and_leaves_its_run_alone(tmp_path: Path) -> None:
     folder = run(tmp_path / "mine", status="finished")
     best = folder / "checkpoints" / "best_model.pth"
     best.write_bytes(b"older")
-    chosen = choose_run_folder(tmp_path, config=CONFIG, resume=str(best))
+    chosen = choose_run_folder(tmp_path, config=settings(), resume=str(best))
     assert chosen.path.parent == tmp_path
     assert chosen.path != folder
     assert chosen.checkpoint == best
@@ -129,11 +165,12 @@ def test_a_new_folder_whose_run_never_started_goes_again(tmp_path: Path) -> None
 def test_a_run_from_a_given_checkpoint_is_a_new_one_wherever_that_lies(tmp_path: Path) -> None:
     folder = run(tmp_path / "20260101-000000", status="interrupted")
     latest = folder / "checkpoints" / "latest_model.pth"
-    chosen = choose_run_folder(tmp_path, config=CONFIG, resume="s3://models/latest_model.pth", start=latest)
+    chosen = choose_run_folder(tmp_path, config=settings(), resume="s3://models/latest_model.pth", start=latest)
     assert chosen.path != folder
     assert (chosen.checkpoint, chosen.resume) == (latest, True)
     assert (
-        choose_run_folder(tmp_path, config=CONFIG, output_dir=tmp_path / "own", start=latest).path == tmp_path / "own"
+        choose_run_folder(tmp_path, config=settings(), output_dir=tmp_path / "own", start=latest).path
+        == tmp_path / "own"
     )
 
 
