@@ -125,7 +125,7 @@ class ObjectiveConfig(Section):
     """What is trained for."""
 
     prompt_mode: Literal["none", "clicks"] = field(
-        "none", "none: segment without a prompt; clicks: simulated clicks on what is wrong (the released protocol)"
+        "none", "none: segment without a prompt; clicks: simulated clicks on what is wrong, after the released training"
     )
     num_clicks: int = field(11, "clicks: rounds for each crop", unit="rounds", ge=1, continued="applied")
     loss: Literal["dice_ce", "dice_focal"] = field(

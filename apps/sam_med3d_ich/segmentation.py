@@ -41,7 +41,8 @@ class Segmentation:
     Attributes:
         probability: float32 [X, Y, Z], stored order, 0..1.
         mask: uint8 [X, Y, Z], stored order.
-        ich_score: Probability of "there is a haemorrhage": that of the most suspicious window.
+        ich_score: How much speaks for a haemorrhage, 0..1: the score of the most suspicious window. It orders scans of
+            one model and is no probability: trained on crops, the maximum over windows is high for healthy heads, too.
     """
 
     probability: NDArray[np.float32]

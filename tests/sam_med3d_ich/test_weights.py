@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -56,6 +57,50 @@ def test_each_layout_loads_strictly(tmp_path: Path, weights: State, tiny_shape: 
     model = SamMed3D(tiny_shape)
     assert load_weights(model, read_weights(path), source=path) == []
     assert same(model.state_dict(), weights)
+
+
+WRAPPED: dict[str, Callable[[State], object]] = {
+    "state_dict": lambda w: {"state_dict": w, "epoch": 7},
+    "model": lambda w: {"model": w, "best_dice": np.float64(0.8)},
+    "nested": lambda w: {"state_dict": {"model": {"model_state_dict": w}}, "epoch": np.int64(3)},
+    "numbers of numpy beside the weights": lambda w: {**w, "lr": np.float32(1e-4), "step": np.int32(5), "on": np.True_},
+    "compiled": lambda w: {f"_orig_mod.{key}": value for key, value in w.items()},
+    "compiled and distributed": lambda w: {"state_dict": {f"module._orig_mod.{k}": v for k, v in w.items()}},
+    "distributed and compiled": lambda w: {"model": {f"_orig_mod.module.{k}": v for k, v in w.items()}},
+    "compiled in parts": lambda w: {k.replace("image_encoder.", "image_encoder._orig_mod."): v for k, v in w.items()},
+    "of a larger model": lambda w: {"state_dict": {f"model.sam_model.{key}": value for key, value in w.items()}},
+    "of this app": lambda w: {f"module.sam.{key}": value for key, value in w.items()},
+}
+
+
+@pytest.mark.parametrize("layout", WRAPPED)
+def test_weights_are_found_in_what_people_wrap_them_in(
+    tmp_path: Path, weights: State, tiny_shape: EncoderShape, layout: str
+) -> None:
+    path = saved(tmp_path, WRAPPED[layout](weights))
+    model = SamMed3D(tiny_shape)
+    assert load_weights(model, read_weights(path), source=path) == []
+    assert same(model.state_dict(), weights)
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_an_unknown_prefix_is_named(tmp_path: Path, weights: State, tiny_shape: EncoderShape, partial: bool) -> None:
+    path = saved(tmp_path, {"state_dict": {f"backbone.net.{key}": value for key, value in weights.items()}})
+    with pytest.raises(CheckpointError, match=r"weights\.pth: .*'backbone\.net\.'.* without it"):
+        load_weights(SamMed3D(tiny_shape), read_weights(path), source=path, allow_partial=partial)
+
+
+def test_numbers_of_numpy_that_hold_objects_are_refused(tmp_path: Path, weights: State) -> None:
+    trace = tmp_path / "trace"
+
+    class Scalar:
+        def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+            return np.array(1.0)[()].__reduce__()[0], (np.dtype("O"), _Payload(trace))
+
+    path = saved(tmp_path, {"state_dict": weights, "best": Scalar()})
+    with pytest.raises(CheckpointError, match=r"weights\.pth: "):
+        read_weights(path)
+    assert not trace.exists()
 
 
 def test_a_fine_tuned_file_may_hold_its_arguments(tmp_path: Path, weights: State) -> None:

@@ -1,4 +1,4 @@
-"""Simulated clicks: where a user would correct a mask (the training protocol of SAM-Med3D)."""
+"""Simulated clicks: where a user would correct a mask (after the training of SAM-Med3D; docs say what differs)."""
 
 import torch
 from torch import Tensor

@@ -110,9 +110,11 @@ class IchModel(nn.Module):
         return Answer(self._along_clicks(embedding, target, draws), ich)
 
     def _along_clicks(self, embedding: Tensor, target: Tensor, draws: Tensor) -> Tensor:
-        """The released protocol: click after click on what is wrong; the middle and the last round only refine.
+        """Click after click on what is wrong; the middle and the last round only refine. After the released training.
 
-        Every other round sees all clicks so far, and all see the previous logits; no gradient flows through either.
+        Every other round sees all clicks so far, and all see the previous logits; no gradient flows through either. The
+        released training draws the round that refines, shows the newest click alone unless asked for all, lets the
+        gradient through the previous logits, and finds wrong voxels with logits above 0.5, not 0.
         """
         rounds = draws.shape[1]
         side = 4 * self.sam.shape.grid

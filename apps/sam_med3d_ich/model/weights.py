@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlcore.base.errors import UserError
-from mlcore.training.checkpoint import CheckpointError, inference_weights, load_checkpoint, load_model_weights
+from mlcore.training.checkpoint import (
+    CheckpointError,
+    bare_weights,
+    inference_weights,
+    load_checkpoint,
+    load_model_weights,
+    unknown_prefix,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -45,28 +52,26 @@ def fetch_released() -> Path:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The model's weights in a checkpoint, whoever wrote it; nothing in the file is executed.
 
-    Takes the released file (`model_state_dict`), this app's checkpoints, and plain state dicts. Fine-tuned files of the
-    released code also hold an `argparse.Namespace`, which is let through and dropped.
+    Takes the released file (`model_state_dict`), this app's checkpoints, and state dicts in whatever people wrap them
+    in (`bare_weights`), whose names may begin with `sam_model.`, `model.` or `sam.`. Fine-tuned files of the released
+    code also hold an `argparse.Namespace`, which is let through and dropped.
 
     Raises:
         CheckpointError: The file is missing, damaged, unsafe or holds no weights.
     """
     state = load_checkpoint(path, allow=[argparse.Namespace])
     if "model" in state and "engine" in state:  # a checkpoint of this app; averaged weights where there are some
-        own = inference_weights(state, source=path)
-        weights = {key.removeprefix("sam."): value for key, value in own.items() if key.startswith("sam.")}
+        state = inference_weights(state, source=path)
+        weights = {key: value for key, value in state.items() if key.startswith("sam.")}
     else:
-        weights = state.get("model_state_dict", state)
-    if not isinstance(weights, dict) or not weights or not all(_named_tensor(*item) for item in weights.items()):
+        weights = state
+    weights = bare_weights(weights, prefixes=("module", "model", "sam_model", "sam"))
+    if not weights:
         raise CheckpointError(
             f"{path}: holds no SAM-Med3D weights (keys found: {', '.join(map(str, list(state)[:8]))}); expected a "
-            "state dict, or one under 'model_state_dict'"
+            "state dict, or one under 'model_state_dict', 'state_dict' or 'model'"
         )
-    return {key.removeprefix("module."): value for key, value in weights.items()}
-
-
-def _named_tensor(name: object, value: object) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor)
+    return weights
 
 
 def load_weights(
@@ -95,7 +100,9 @@ def load_weights(
         return []
     fits = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     if not fits:
-        raise CheckpointError(f"{source}: not one tensor fits this model by name and shape")
+        prefix = unknown_prefix(own, weights)
+        why = f": all names begin with an unknown '{prefix}', save the weights again without it" if prefix else ""
+        raise CheckpointError(f"{source}: not one tensor fits this model by name and shape{why}")
     model.load_state_dict({**own, **fits})
     left_out = [f"{key}: not in the file" for key in own if key not in weights]
     left_out += [f"{key}: not in the model" for key in weights if key not in own]

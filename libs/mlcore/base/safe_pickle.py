@@ -164,6 +164,12 @@ for _builtins in ("builtins", "__builtin__"):  # Python 3 and Python 2
     _NAMES[_builtins, "bytearray"] = _StandIn(_byte_container(bytearray))
 
 
+def numpy_numbers() -> list[tuple[Any, str]]:
+    """What answers the names that a number of numpy asks for, each with its name, for torch's `safe_globals`."""
+    answers = [(answer, f"{module}.{name}") for (module, name), answer in _NAMES.items() if name in ("scalar", "dtype")]
+    return [*answers, (_Dtype, f"{_Dtype.__module__}.{_Dtype.__name__}")]  # the last for its state
+
+
 class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _NAMES:

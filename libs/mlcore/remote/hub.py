@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mlcore.base.errors import UserError
-from mlcore.training.checkpoint import load_checkpoint
+from mlcore.training.checkpoint import bare_weights, load_checkpoint
 
 __all__ = ["find_model", "plain_arguments", "read_json", "read_weights", "weight_files"]
 
@@ -170,8 +170,8 @@ def read_weights(folder: Path, *, keep: Callable[[str], bool] = lambda _: True) 
         if file.suffix == ".safetensors":
             weights.update(_read_safetensors(file, keep))
         else:
-            state = load_checkpoint(file)
-            weights |= {key: value for key, value in state.items() if isinstance(value, Tensor) and keep(key)}
+            state = bare_weights(load_checkpoint(file))
+            weights |= {key: value for key, value in state.items() if keep(key)}
     return {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
 
 

@@ -28,10 +28,15 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, ensure_folder, remove_leftovers
+from mlcore.base.safe_pickle import numpy_numbers
 
 _log = logging.getLogger(__name__)
 
 State = dict[str, Any]
+
+_WRAPPERS = ("model_state_dict", "state_dict", "model")  # keys under which people save weights
+_WRAPPING_PARTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})  # of torch's wrappers
+_DEEPEST = 8  # wrappers in each other
 
 
 class CheckpointError(UserError):
@@ -53,7 +58,8 @@ def load_checkpoint(path: Path, *, allow: Sequence[type] = ()) -> State:
     """Read a checkpoint into host memory without executing anything in it.
 
     Args:
-        path: A file written by `save_checkpoint`, or any `torch.save`d file of tensors and plain values.
+        path: A file written by `save_checkpoint`, or any `torch.save`d file of tensors, plain values and numbers of
+            numpy.
         allow: Further classes that the file may hold; each must be one whose construction and attributes do nothing.
 
     Raises:
@@ -64,7 +70,7 @@ def load_checkpoint(path: Path, *, allow: Sequence[type] = ()) -> State:
         raise CheckpointError(f"{path}: no such checkpoint file")
     _check_records(path)
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(list(allow)):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([*allow, *numpy_numbers()]):
             warnings.simplefilter("ignore")  # torch remarks on pickle protocols; what it cannot read, it refuses anyway
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -114,6 +120,12 @@ def load_model_weights(model: nn.Module, weights: Mapping[str, Tensor], *, sourc
         if weights[key].shape != own[key].shape
     ]
     if missing or unexpected or other_shape:
+        prefix = unknown_prefix(own, weights)
+        if prefix:
+            raise CheckpointError(
+                f"{source}: all its names begin with '{prefix}', which is the name of no wrapper that is known, while "
+                f"{type(model).__name__} has names such as {next(iter(own))}. Save the weights again without it"
+            )
         lines = [
             f"  {len(names)} {title}: {'; '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
             for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", other_shape))
@@ -123,6 +135,38 @@ def load_model_weights(model: nn.Module, weights: Mapping[str, Tensor], *, sourc
             f"{source}: weights of another architecture than {type(model).__name__} as configured:\n" + "\n".join(lines)
         )
     model.load_state_dict(dict(weights))
+
+
+def bare_weights(state: Mapping[Any, Any], *, prefixes: Sequence[str] = ("module",)) -> dict[str, Tensor]:
+    """The weights in a file of another program, without what they are wrapped in.
+
+    They may lie under `model_state_dict`, `state_dict` or `model`, in any nesting, beside other values. Names lose the
+    parts that `torch.compile`, FSDP and activation checkpointing put anywhere into them, and leading `prefixes`.
+
+    Args:
+        state: What `load_checkpoint` gave.
+        prefixes: First parts of names that are dropped where all names have them, again and again; "module" is DDP's.
+
+    Returns:
+        Name to tensor; empty where there are none.
+    """
+    for _ in range(_DEEPEST):
+        inner = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)), None)
+        if inner is None:
+            break
+        state = inner
+    found = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    names = [[part for part in key.split(".") if part not in _WRAPPING_PARTS] or [key] for key in found]
+    while names and names[0][0] in prefixes and all(len(name) > 1 and name[0] == names[0][0] for name in names):
+        names = [name[1:] for name in names]
+    return {".".join(name): value for name, value in zip(names, found.values(), strict=True)}
+
+
+def unknown_prefix(own: Mapping[str, Any], weights: Mapping[str, Any]) -> str:
+    """What all names of `weights` begin with beside a name of `own`, such as "net."; empty where there is no such."""
+    first = next(iter(own), "")
+    before = (name.removesuffix(first) for name in weights if name.endswith(f".{first}"))
+    return next((prefix for prefix in before if all(name.startswith(prefix) for name in weights)), "")
 
 
 def inference_weights(state: Mapping[str, Any], *, source: Path | str) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from mlcore.training import checkpoint as module
 from mlcore.training.checkpoint import (
     CheckpointError,
     CheckpointStore,
+    bare_weights,
     inference_weights,
     load_checkpoint,
     load_model_weights,
@@ -163,6 +165,34 @@ def test_newest_good_passes_over_damaged_files(tmp_path: Path, caplog: pytest.Lo
     store.take_over(found[0], step=found[1]["step"], is_best=False)
     assert [path.name for path in store.step_files()] == ["step_00000002.pth", "step_00000001.pth"]
     assert load_checkpoint(tmp_path / store.LATEST)["step"] == 2
+
+
+def test_numbers_of_numpy_are_read_and_nothing_else_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"w": torch.ones(2), "best": np.float64(0.8), "step": np.int32(7), "done": np.True_}, path)
+    state = load_checkpoint(path)
+    assert (state["best"], state["step"], bool(state["done"])) == (0.8, 7, True)
+    torch.save({"w": torch.ones(2), "curve": np.arange(3)}, path)
+    with pytest.raises(CheckpointError, match=r"a\.pth: refused"):
+        load_checkpoint(path)
+
+
+def test_weights_are_bared_of_wrappers_and_only_of_them() -> None:
+    inner = {"module.fc._orig_mod.weight": torch.ones(2), "module.module.bias": torch.zeros(1), "module.step": 3}
+    assert set(bare_weights({"state_dict": {"model": inner}, "epoch": 3})) == {"fc.weight", "module.bias"}
+    assert set(bare_weights({"module.a": torch.ones(1), "b": torch.ones(1)})) == {"module.a", "b"}
+    assert set(bare_weights({"module": torch.ones(1)})) == {"module"}
+    assert bare_weights({"model": 3, "epoch": 4}) == {}
+    around: dict[str, Any] = {"w": torch.ones(1)}
+    around["model"] = around  # in itself
+    assert bare_weights(around)
+
+
+def test_an_unknown_prefix_is_named() -> None:
+    model = torch.nn.Linear(2, 2)
+    weights = {f"net.{name}": value for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"given\.pth: all its names begin with 'net\.', .* such as weight\."):
+        load_model_weights(model, weights, source="given.pth")
 
 
 def test_no_checkpoint_is_none_and_only_damaged_ones_are_an_error(tmp_path: Path) -> None:
