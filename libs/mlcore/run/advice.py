@@ -42,15 +42,13 @@ def _warn_of_batch_norms(config: CoreConfig, trainer: Trainer) -> None:
     norms = len(batch_norms(unwrap(trainer.engine.model)))
     if norms and together < whole:
         _log.warning(
-            "%d batch norms take their statistics from %d samples at a time, not from the %d of a step (%d, times %d "
-            "ranks, %d times accumulated): the gradient is not that of one batch of %d. A larger --batch_size%s or a "
-            "network without batch norm comes closer",
+            "%d batch norms take their statistics from %d samples at a time, not from the %d of a step (%s), so its "
+            "gradient is not that of one batch of %d. A larger --batch_size%s or a network without batch norm comes "
+            "closer",
             norms,
             together,
             whole,
-            batch,
-            ranks,
-            windows,
+            " x ".join([str(batch), *([f"{ranks} ranks"] if ranks > 1 else []), f"{windows} accumulated"]),
             whole,
             ", --sync_batch_norm" if together < batch * ranks else "",
         )

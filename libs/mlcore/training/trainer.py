@@ -321,7 +321,7 @@ class Trainer:
             return False
         self.store.check()
         now, every = self.progress, self.cadence
-        if self._evaluated_at == now.step or (epoch_ended and self.evaluator is None):
+        if self._evaluated_at == now.step or (epoch_ended and self.evaluator is None) or self._milestone(epoch_ended):
             return True
         if every.save_every_steps is not None and now.step % every.save_every_steps == 0:
             return True
@@ -333,18 +333,20 @@ class Trainer:
     def _save(self, epoch_ended: bool) -> None:
         if self.store is None:
             return
-        every = self.cadence.milestone_every_epochs
-        milestone = None
-        if epoch_ended and every is not None and self.progress.epoch % every == 0:
-            milestone = f"epoch_{self.progress.epoch:04d}"
-            if self.engine.settle is not None and self._evaluated_at != self.progress.step:
-                with self.engine.averaged_weights():
-                    pass  # a milestone is used like the best checkpoint, so its averaged weights are settled, too
+        milestone = self._milestone(epoch_ended)
+        if milestone is not None and self.engine.settle is not None and self._evaluated_at != self.progress.step:
+            with self.engine.averaged_weights():
+                pass  # a milestone is used like the best checkpoint, so its averaged weights are settled, too
         state = self.state_dict()
         self._saved_at, self._last_save = self.progress.step, time.monotonic()
         if self.engine.world.is_main:
             best = self.progress.best_step == self.progress.step
             self.store.save(state, step=self.progress.step, best=best, milestone=milestone)
+
+    def _milestone(self, epoch_ended: bool) -> str | None:
+        every = self.cadence.milestone_every_epochs
+        is_one = epoch_ended and every is not None and self.progress.epoch % every == 0
+        return f"epoch_{self.progress.epoch:04d}" if is_one else None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, as tensors and plain values; every rank must call it."""

@@ -199,7 +199,7 @@ def test_last_weights_of_a_run_without_validation_data_are_settled(tmp_path: Pat
 
 def test_milestones_between_evaluations_are_settled(tmp_path: Path) -> None:
     trainer = make(tmp_path)
-    trainer.cadence = Cadence(evaluate_every=100, save_every_steps=19, milestone_every_epochs=1)
+    trainer.cadence = Cadence(evaluate_every=100, milestone_every_epochs=1)
     trainer.fit()
     scores = []
     for epoch in (1, 2, 3):
