@@ -74,8 +74,10 @@ def predict_logits(model: nn.Module, dataloader: Batches, *, device: str | torch
     return torch.cat([logits for logits, _ in rows]), torch.cat([label for _, label in rows])
 
 
-def class_report(logits: Array, *, labels: Array, class_names: Sequence[str]) -> ClassificationReport:
-    """Figures of logits ``[N, C]`` and labels ``[N]``; the loss is plain cross entropy.
+def class_report(
+    logits: Array, *, labels: Array, class_names: Sequence[str], with_loss: bool = True
+) -> ClassificationReport:
+    """Figures of logits ``[N, C]`` and labels ``[N]``; the loss is plain cross entropy, NaN where it is not wanted.
 
     Raises:
         UserError: empty, shapes that do not fit, a label out of range, or a logit that is not finite.
@@ -83,10 +85,11 @@ def class_report(logits: Array, *, labels: Array, class_names: Sequence[str]) ->
     probabilities = softmax(logits)
     values = torch.as_tensor(as_floats(logits, name="logits"))
     truth = as_labels(labels, classes=values.shape[1])
+    with_loss = with_loss and len(truth) == len(values)
     return classification_report(
         truth,
         probabilities=probabilities,
-        losses=losses.cross_entropy(values, torch.from_numpy(truth)) if len(truth) == len(values) else None,
+        losses=losses.cross_entropy(values, torch.from_numpy(truth)) if with_loss else None,
         class_names=class_names,
     )
 
@@ -201,6 +204,8 @@ def write_class_files(
         "F1": [row.f1 for row in report.rows],
         "loss": [row.loss for row in report.rows],
     }
+    if np.isnan(bars["loss"]).all():
+        del bars["loss"]
     drawn = plot_class_bars(bars, class_names=names, path=folder / f"{prefix}class_performance.png")
     matrix = plot_confusion_matrix(
         report.confusion, class_names=names, path=folder / f"{other}confusion_matrix.png", title=f"{title}: confusion"

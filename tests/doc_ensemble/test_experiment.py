@@ -163,6 +163,7 @@ def test_a_job_is_the_mean_of_its_folds_and_can_be_stacked(
     assert float(alone["log_loss"]) == pytest.approx(-np.log(np.maximum(own, _SMALLEST)).mean(), rel=1e-3)
     stacker = json.loads((tmp_path / "out" / "stacking.json").read_text(encoding="utf-8"))
     scores = mean @ np.array(stacker["coefficients"]).T + stacker["intercept"]
+    scores += stacker["sharpness"] * np.log(np.maximum(mean, _SMALLEST))
     found = written(tmp_path / "out" / "ensemble_predictions.csv", classes)
     np.testing.assert_array_equal(found.argmax(axis=1), scores.argmax(axis=1))
 
@@ -291,3 +292,23 @@ def test_each_member_fits_the_page_as_it_was_trained_in_any_order(
         code, said = run("run_ensemble_experiment", f"ensemble.models=[{members}]", "--output_dir", folder)
         assert code == 0, said
         np.testing.assert_allclose(written(folder / "ensemble_predictions.csv", classes), expected, atol=2e-6)
+
+
+def test_votes_have_no_log_loss(tmp_path: Path, members: list[Path], run: Run) -> None:
+    settings = file_of(tmp_path, WEIGHTED.replace("weighted", "voting"))
+    code, said = run("run_ensemble_experiment", "--config", settings, "--output_dir", tmp_path / "out")
+    assert code == 0, said
+    for row in table(tmp_path / "out" / "methods.csv"):
+        assert (row["log_loss"] == "") == (row["method"] == "voting")
+    summary, meta = (
+        json.loads((tmp_path / "out" / name).read_text(encoding="utf-8"))
+        for name in ("summary.json", "ensemble_predictions_meta.json")
+    )
+    assert {each["log_loss"] is None for each in summary["methods"] if each["method"] == "voting"} == {True}
+    assert "loss" not in summary["results_of_best_checkpoint"]["test"]
+    assert summary["results_of_best_checkpoint"]["test"]["accuracy"] == meta["scores"]["accuracy"]
+    assert "log_loss" not in meta["scores"]
+    assert {row["loss"] for row in table(tmp_path / "out" / "test_class_metrics.csv")} == {""}
+    assert not (tmp_path / "out" / "calibration.json").exists()
+    (line,) = [line for line in said.splitlines() if line.startswith("voting + TTA")]
+    assert len([part for part in line.split() if part.replace(".", "").lstrip("+-").isdigit()]) == 3

@@ -1,4 +1,4 @@
-"""Stacking is scikit-learn's logistic regression on out-of-fold predictions; a leak is refused wherever it is."""
+"""Stacking learns on out-of-fold predictions what these can teach, and no more; a leak is refused wherever it is."""
 
 import json
 from dataclasses import replace
@@ -49,18 +49,73 @@ def applied(stacker: object, data: OutOfFold) -> np.ndarray:
     return stacker(data.probabilities, member_names=data.member_names, class_names=data.class_names)
 
 
-def test_stacking_is_scikit_learn(data: OutOfFold) -> None:
-    stacker = fit_stacker(data, inverse_strength=0.5)
-    columns = np.concatenate(list(data.probabilities), axis=1)
-    direct = LogisticRegression(C=0.5, max_iter=5000).fit(columns, data.labels)
-    np.testing.assert_allclose(applied(stacker, data), direct.predict_proba(columns), rtol=1e-10)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_fit_is_the_minimum_of_a_convex_function(classes: int) -> None:
+    """Where the slope of log loss plus hold is 0, written down here once more."""
+    names = CLASSES[:classes]
+    data = gather(folds_of("a", seed=0, classes=classes) + folds_of("b", seed=1, classes=classes), class_names=names)
+    stacker = fit_stacker(data, strengths=[0.5])
+    columns, mean = np.concatenate(list(data.probabilities), axis=1), np.log(data.probabilities.mean(axis=0))
+    wrong = softmax(stacker.sharpness * mean + columns @ stacker.coefficients.T + stacker.intercept, axis=1)
+    np.testing.assert_allclose(applied(stacker, data), wrong, rtol=1e-10)
+    wrong[np.arange(len(wrong)), data.labels] -= 1
+    np.testing.assert_allclose(wrong.T @ columns + 0.5 * stacker.coefficients, 0, atol=1e-3)
+    np.testing.assert_allclose(wrong.sum(axis=0) + 0.5 * stacker.intercept, 0, atol=1e-3)
+    assert (wrong * mean).sum() + stacker.sharpness - 1 == pytest.approx(0, abs=1e-3)
+    assert np.abs(stacker.coefficients).max() > 0.1
 
 
-def test_two_classes_too() -> None:
-    data = gather(folds_of("a", seed=0, classes=2) + folds_of("b", seed=1, classes=2), class_names=("x", "y"))
-    columns = np.concatenate(list(data.probabilities), axis=1)
-    direct = LogisticRegression(max_iter=5000).fit(columns, data.labels)
-    np.testing.assert_allclose(applied(fit_stacker(data), data), direct.predict_proba(columns), rtol=1e-10)
+def many(pages: int, *, seed: int, classes: int = 17, members: int = 3, confused: float = 0.0) -> OutOfFold:
+    """Members that err by themselves, and where `confused` by habits that can be learned."""
+    rng, habits = np.random.default_rng(seed), np.random.default_rng(99).normal(size=(members, classes, classes))
+    # A class with many pages, and some with hardly any.
+    labels = np.append(np.arange(classes), (classes * rng.random(pages - classes) ** 2).astype(int))
+    scores = 4.2 * np.eye(classes)[labels] + 0.8 * rng.normal(size=(pages, classes))
+    scores = scores + 1.2 * rng.normal(size=(members, pages, classes)) + confused * habits[:, labels]
+    folds = np.arange(pages) % 3
+    return OutOfFold(
+        probabilities=softmax(scores, axis=2),
+        labels=labels,
+        folds=folds,
+        left_out=np.tile(folds, (members, 1)),
+        pages=tuple(map(str, range(pages))),
+        class_names=tuple(map(str, range(classes))),
+        member_names=tuple(map(str, range(members))),
+    )
+
+
+def accuracy(chances: np.ndarray, data: OutOfFold) -> float:
+    return float((chances.argmax(axis=1) == data.labels).mean())
+
+
+@pytest.mark.parametrize("confused", [0.0, 1.0])
+def test_few_pages_leave_the_decisions_of_the_plain_mean(confused: float) -> None:
+    """60 pages of 17 classes, from which a regression that knows nothing of the mean learns too little."""
+    few, other = many(60, seed=1, confused=confused), many(3400, seed=2, confused=confused)
+    mean = accuracy(other.probabilities.mean(axis=0), other)
+    assert mean > 0.9
+    assert accuracy(applied(fit_stacker(few), other), other) > mean - 0.01
+    columns = [np.concatenate(list(data.probabilities), axis=1) for data in (few, other)]
+    free = LogisticRegression(max_iter=5000).fit(columns[0], few.labels)
+    assert accuracy(free.predict_proba(columns[1]), other) < mean - 0.05
+
+
+def test_many_pages_teach_what_the_mean_does_not_know() -> None:
+    known, other = many(1700, seed=1, confused=1.0), many(3400, seed=2, confused=1.0)
+    stacker = fit_stacker(known)
+    assert accuracy(applied(stacker, other), other) > accuracy(other.probabilities.mean(axis=0), other) + 0.04
+    useless, other = fit_stacker(many(1700, seed=1)), many(3400, seed=2)
+    assert useless.strength > stacker.strength
+    assert useless.sharpness > 2  # the members are not sure enough
+    assert accuracy(applied(useless, other), other) > accuracy(other.probabilities.mean(axis=0), other) - 0.002
+
+
+def test_an_infinite_hold_is_the_mean_made_sharper(data: OutOfFold) -> None:
+    stacker = fit_stacker(data, strengths=[np.inf])
+    assert not stacker.coefficients.any()
+    assert not stacker.intercept.any()
+    powers = data.probabilities.mean(axis=0) ** stacker.sharpness
+    np.testing.assert_allclose(applied(stacker, data), powers / powers.sum(axis=1, keepdims=True), rtol=1e-10)
 
 
 def test_gathering_keeps_each_page_once_with_its_fold(parts: list[FoldPredictions], data: OutOfFold) -> None:
@@ -111,7 +166,9 @@ def test_a_leak_would_have_paid() -> None:
     leaked = data.probabilities.copy()
     leaked[1] = 0.01 + 0.97 * np.eye(3)[data.labels]
     sizes = [
-        np.abs(fit_stacker(replace(data, probabilities=chances)).coefficients).reshape(3, 2, 3).sum(axis=(0, 2))
+        np.abs(fit_stacker(replace(data, probabilities=chances), strengths=[1.0]).coefficients)
+        .reshape(3, 2, 3)
+        .sum(axis=(0, 2))
         for chances in (data.probabilities, leaked)
     ]
     trust = [size[1] / size.sum() for size in sizes]
@@ -149,6 +206,7 @@ def test_files_come_back_bit_by_bit_and_hold_no_pickle(data: OutOfFold, tmp_path
     restored = read_stacker(tmp_path / "stacking.json")
     np.testing.assert_array_equal(applied(restored, data), applied(stacker, data))
     assert restored.class_names == CLASSES
+    assert restored.strength == stacker.strength
 
 
 def test_other_members_or_classes_are_not_permuted(data: OutOfFold) -> None:
@@ -162,6 +220,13 @@ def test_other_members_or_classes_are_not_permuted(data: OutOfFold) -> None:
 def test_a_class_without_pages_is_named(data: OutOfFold) -> None:
     with pytest.raises(UserError, match="no page of 'table'"):
         fit_stacker(replace(data, labels=data.labels % 2))
+
+
+def test_a_model_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "stacking.json"
+    path.write_text('{"format": "doc_ensemble stacking 1", "coefficients": []}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"written by another version .*repeat the ensemble experiment"):
+        read_stacker(path)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "other"}', "\x00"])

@@ -35,6 +35,7 @@ __all__ = [
     "best_member",
     "chosen_method",
     "halves",
+    "is_voting",
     "member_methods",
     "methods_of",
 ]
@@ -159,7 +160,7 @@ class Outcome:
         probabilities: [N, C].
         accuracy: 0..1.
         macro_f1: 0..1.
-        log_loss: In nats.
+        log_loss: In nats; None for votes, whose shares are 0 wherever no member is right.
     """
 
     method: Method
@@ -170,7 +171,7 @@ class Outcome:
     probabilities: FloatArray
     accuracy: float
     macro_f1: float
-    log_loss: float
+    log_loss: float | None
 
     @property
     def evaluated_on(self) -> str:
@@ -257,7 +258,7 @@ def apply_methods(
 def best_member(outcomes: Sequence[Outcome]) -> str:
     """Name of the member with the best macro F1 on the validation pages as they are; of equal ones, less log loss."""
     members = [o for o in outcomes if o.method.kind == "member" and not o.tta and o.split == "val"]
-    return max(members, key=lambda outcome: (outcome.macro_f1, -outcome.log_loss)).method.name
+    return max(members, key=lambda outcome: (outcome.macro_f1, -(outcome.log_loss or 0.0))).method.name
 
 
 def halves(pages: Sequence[Page], *, seed: int) -> NDArray[np.bool_]:
@@ -294,6 +295,11 @@ def _dealt(bundles: Sequence[str], pages: Sequence[Page], *, seed: int) -> NDArr
     return half
 
 
+def is_voting(rule: Rule) -> bool:
+    """Whether what a rule gives are shares of votes, no probabilities."""
+    return isinstance(rule, Combined) and rule.method == "voting"
+
+
 def _fixed(name: str, rule: Rule, *, kind: Kind = "ensemble") -> Method:
     return Method(name=name, fit=lambda _chances, _labels: rule, kind=kind)
 
@@ -317,5 +323,5 @@ def _outcome(
         probabilities=probabilities,
         accuracy=float((predicted == votes.labels).mean()),
         macro_f1=fast_macro_f1(predicted, votes.labels, classes=probabilities.shape[1]),
-        log_loss=log_loss(probabilities, votes.labels),
+        log_loss=None if is_voting(rules[1]) else log_loss(probabilities, votes.labels),
     )

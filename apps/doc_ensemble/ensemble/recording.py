@@ -252,7 +252,8 @@ def _printed(experiment: Experiment) -> str:
     lines = [f"{'method':{width}} accuracy  macro F1  log loss      gain   pages"]
     for o in outcomes:
         name = f"{o.method.name}{' + TTA' if o.tta else ''}"
-        figures = f"{o.accuracy:8.4f}  {o.macro_f1:8.4f}  {o.log_loss:8.4f}  {o.macro_f1 - best.macro_f1:+8.4f}"
+        loss = "" if o.log_loss is None else f"{o.log_loss:.4f}"
+        figures = f"{o.accuracy:8.4f}  {o.macro_f1:8.4f}  {loss:>8}  {o.macro_f1 - best.macro_f1:+8.4f}"
         chosen = "  <- chosen" if (o.method.name, o.tta) == (experiment.chosen, experiment.tta) else ""
         lines.append(f"{name:{width}} {figures}   {o.evaluated_on}{chosen}")
     lines.append(f"gain: in macro F1 over {best.method.name}, the best member on the validation pages")

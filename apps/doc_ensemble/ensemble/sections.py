@@ -15,7 +15,7 @@ from quartet.apps.doc_ensemble.data.pages import Page, read_page
 from quartet.apps.doc_ensemble.ensemble.combine import log_probabilities
 from quartet.apps.doc_ensemble.ensemble.curve import cost_curve, plot_cost_curve, single_points, write_cost_curve
 from quartet.apps.doc_ensemble.ensemble.disagreement import disagreement
-from quartet.apps.doc_ensemble.ensemble.methods import Combined, Outcome, Rule, halves
+from quartet.apps.doc_ensemble.ensemble.methods import Combined, Outcome, Rule, halves, is_voting
 from quartet.apps.doc_ensemble.ensemble.methods_plot import COLUMNS, method_rows, plot_methods, write_methods
 from quartet.apps.doc_ensemble.ensemble.predicting import SplitPredictions
 from quartet.apps.doc_ensemble.ensemble.selection import growing_order
@@ -82,7 +82,7 @@ def member_section(
 def class_sections(
     chosen: Mapping[str, Outcome], predicted: SplitPredictions, *, folder: Path, max_pixels: int
 ) -> tuple[list[Section], dict[str, ClassificationReport]]:
-    """Classes, confusions and calibration of the chosen method on each split, and the figures behind them.
+    """Classes, confusions and calibration (not of votes) of the chosen method on each split, and their figures.
 
     Args:
         chosen: The method's outcome by split.
@@ -92,9 +92,10 @@ def class_sections(
     """
     logits = {split: log_probabilities(outcome.probabilities) for split, outcome in chosen.items()}
     labels = {split: predicted.votes[split].labels for split in chosen}
+    votes = any(is_voting(outcome.fitted) for outcome in chosen.values())
     reports, sections = {}, []
     for split, scores in logits.items():
-        report = class_report(scores, labels=labels[split], class_names=predicted.class_names)
+        report = class_report(scores, labels=labels[split], class_names=predicted.class_names, with_loss=not votes)
         reports[split] = report
         sections += write_class_files(report, folder=folder, prefix=f"{split}_")
     last = "test" if "test" in chosen else "val"
@@ -105,8 +106,9 @@ def class_sections(
         folder=folder,
         read=partial(_read, predicted.votes[last].pages, max_pixels),
     )
-    test = (logits["test"], labels["test"]) if "test" in logits else None
-    sections += calibration_sections(logits["val"], labels=labels["val"], folder=folder, test=test)
+    if not votes:
+        test = (logits["test"], labels["test"]) if "test" in logits else None
+        sections += calibration_sections(logits["val"], labels=labels["val"], folder=folder, test=test)
     return sections, reports
 
 

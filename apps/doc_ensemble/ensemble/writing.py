@@ -177,13 +177,16 @@ def write_ensemble_meta(
     if len(members) != len(predictions.member_names):
         raise UserError(f"metadata of {len(members)} members for {len(predictions.member_names)} members")
     compared = disagreement(predictions.members)
+    scores = predictions.scores(predictions.ensemble)
+    if scores is not None and method == "voting":
+        del scores["log_loss"]  # shares of votes are no probabilities
     values = {
         "method": method,
         "average": average,
         "num_models": len(members),
         "num_pages": len(predictions.pages),
         "class_names": list(predictions.class_names),
-        "scores": predictions.scores(predictions.ensemble),
+        "scores": scores,
         "models": [
             {"name": name, **metadata, "scores": predictions.scores(predictions.members[index])}
             for index, (name, metadata) in enumerate(zip(predictions.member_names, members, strict=True))
