@@ -123,7 +123,7 @@ def _training_data(splits: Splits, config: DocConfig) -> Data:
         collate = partial(_mixed, mixing=mixing)
     dataset = data.dataset
     if config.loss.balanced_sampling:
-        dataset = Balanced(dataset, labels=[_label(page) for page in splits.train])
+        dataset = Balanced(dataset, labels=[_label(page) for page in splits.train], seed=config.run.seed)
     return Data(dataset=dataset, prepare=data.prepare, collate=collate)
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ from PIL import Image
 
 from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
-from mlcore.run.build import build_trainer
+from mlcore.run.build import build_trainer, train_loader
 from mlcore.training import losses
 from quartet.apps.doc_ensemble.build import build
 from quartet.apps.doc_ensemble.config import DocConfig
 from quartet.apps.doc_ensemble.data.balance import Balanced
+from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset
 from quartet.apps.doc_ensemble.restore import CheckpointMember, restore
+from quartet.apps.doc_ensemble.splits import load_splits
 from quartet.apps.doc_ensemble.task import DocTask, Objective
 
 PROMISED = (
@@ -148,10 +151,46 @@ def test_mixed_batches_follow_from_pages_and_epochs_alone(pages: Path) -> None:
 
 def test_balanced_sampling_shows_each_class_equally_often() -> None:
     labels = [0] * 7 + [1] * 2 + [2]
-    balanced = Balanced(list(range(10)), labels=labels)
-    drawn = [balanced[place] for place in range(len(balanced))]
-    assert Counter(labels[index] for index in drawn) == {0: 7, 1: 7, 2: 7}
-    assert set(drawn) == set(range(10))
+    balanced = Balanced(list(range(10)), labels=labels, seed=0)
+    for epoch in range(4):
+        drawn = [balanced.in_epoch(epoch, place) for place in range(len(balanced))]
+        assert Counter(labels[index] for index in drawn) == {0: 7, 1: 7, 2: 7}
+        assert set(drawn) == set(range(10))
+        counts = Counter(drawn)
+        assert {counts[7], counts[8]} == {3, 4}
+
+
+def test_balanced_sampling_repeats_other_pages_in_each_epoch() -> None:
+    """4 of 10 pages of the small class come twice; over the epochs all come equally often."""
+    labels = [0] * 14 + [1] * 10
+    balanced, other = (Balanced(list(range(24)), labels=labels, seed=seed) for seed in (0, 1))
+    epochs = [Counter(balanced.in_epoch(epoch, place) for place in range(28)) for epoch in range(50)]
+    twice = [frozenset(page for page, count in epoch.items() if count == 2) for epoch in epochs]
+    assert {len(pages) for pages in twice} == {4}
+    assert len(set(twice)) > 30
+    shown = sum(epochs, Counter())
+    assert max(shown[page] for page in range(14, 24)) - min(shown[page] for page in range(14, 24)) < 25  # of 70
+    assert [balanced.in_epoch(3, place) for place in range(28)] != [other.in_epoch(3, place) for place in range(28)]
+    # A function of the epoch, not of what was asked before.
+    again = Balanced(list(range(24)), labels=labels, seed=0)
+    assert Counter(again.in_epoch(49, place) for place in range(28)) == epochs[49]
+
+
+def test_a_balanced_epoch_is_the_same_from_any_position(pages: Path) -> None:
+    """So that a run that goes on sees what one that was never stopped sees."""
+    config = config_of(pages, loss={"balanced_sampling": True})
+    setup = build(config, World(device=CPU))
+    kept = load_splits(config).train[2:]  # four pages of the first class, six of the others
+    labels = [page.label for page in kept]
+    dataset = Balanced(PageDataset(kept, max_pixels=10**8, grey=True, fit=Fit((64, 48))), labels=labels, seed=0)
+    setup = replace(setup, train=replace(setup.train, dataset=dataset))
+    loader = train_loader(config, setup, world=World(device=CPU))
+
+    def read(epoch: int, start: int = 0) -> list[int]:
+        return [int(index) for batch in loader.epoch(epoch, start=start) for index in batch.data["index"]]
+
+    assert read(2, start=2 * config.train.batch_size) == read(2)[2 * config.train.batch_size :]
+    assert sorted(read(2)) != sorted(read(3))
 
 
 def test_the_weighted_objective_is_torchs_weighted_mean() -> None:

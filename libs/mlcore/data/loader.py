@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -41,11 +41,19 @@ class SizedDataset(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
+@runtime_checkable
+class EpochDataset(SizedDataset, Protocol):
+    """A data set that is not the same in every epoch, such as one that repeats samples of rare classes."""
+
+    def in_epoch(self, epoch: int, index: int, /) -> Any:
+        """The sample at place `index` of `epoch`, a function of the two."""
+
+
 class BatchLoader:
     """Iterates over one epoch of micro-batches, from any position.
 
     Args:
-        dataset: Map-style; its samples must be functions of the index.
+        dataset: Map-style; its samples must be functions of the index, or, of an `EpochDataset`, of epoch and index.
         order: Which samples at which step.
         transform: Random augmentation `(sample, rng) -> sample`; `rng` is keyed by seed, epoch and sample.
         prepare: Last change of each sample, before the next one is read: what makes it smaller belongs here, so that a
@@ -148,6 +156,7 @@ class _KeyedDataset:
 
     def __init__(self, dataset: SizedDataset, transform: Transform | None, prepare: Prepare | None, seed: int) -> None:
         self._dataset = dataset
+        self._per_epoch = dataset if isinstance(dataset, EpochDataset) else None
         self._transform = transform
         self._prepare = prepare
         self._seed = seed
@@ -162,7 +171,8 @@ class _KeyedDataset:
             return error
 
     def _read(self, index: int, epoch: int) -> Any:
-        sample = self._dataset[index]
+        per_epoch = self._per_epoch
+        sample = self._dataset[index] if per_epoch is None else per_epoch.in_epoch(epoch, index)
         if self._transform is not None:
             sample = self._transform(sample, numpy_rng(_AUGMENTATION_STREAM, self._seed, epoch, index))
         return sample if self._prepare is None else self._prepare(sample)

@@ -73,6 +73,22 @@ def test_augmentation_differs_between_epochs_and_seeds() -> None:
     assert all(first[k] != v for k, v in (row.split(":") for row in hashes(0, seed=8)))
 
 
+class Changing(Pictures):
+    """Another picture at each place in every epoch."""
+
+    def in_epoch(self, epoch: int, index: int) -> dict[str, Any]:
+        return self[(index + 10 * epoch) % SIZE]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_set_may_change_from_epoch_to_epoch(workers: int) -> None:
+    order = EpochOrder(SIZE, 8, seed=3)
+    loader = BatchLoader(Changing(), order, num_workers=workers)
+    for epoch in (2, 0, 1):
+        read = [index for batch in loader.epoch(epoch, start=16) for index in batch.data["index"].tolist()]
+        assert read == [(place + 10 * epoch) % SIZE for place in order.permutation(epoch)[16:].tolist()]
+
+
 def test_resuming_reads_no_sample_before_the_position() -> None:
     pictures = Pictures()
     loader = BatchLoader(pictures, EpochOrder(SIZE, 8), transform=noise)
