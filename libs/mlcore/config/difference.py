@@ -9,7 +9,7 @@ from mlcore.config.dump import to_values
 from mlcore.config.names import NameTable, flatten
 from mlcore.config.section import Meta, Section
 
-__all__ = ["Change", "changes", "config_differences", "matters", "plain_values"]
+__all__ = ["Change", "changes", "config_differences", "matters", "of_today", "plain_values"]
 
 # Settings that change how a run is carried out, not what it computes.
 _VOLATILE = ("run.output_dir", "run.resume", "run.num_workers", "run.num_threads", "run.device")
@@ -61,10 +61,25 @@ def changes(old: Mapping[str, Any], config: Section) -> list[Change]:
     """
     table = NameTable(type(config))
     defaults = {path: table.presets.get(path, leaf.info.default) for path, leaf in table.leaves.items()}
-    was = {**plain_values(defaults), **flatten(plain_values(old), table.leaves)}
+    was = {**plain_values(defaults), **flatten(plain_values(of_today(old, type(config))), table.leaves)}
     now = flatten(plain_values(to_values(config)), table.leaves)
     leaves = table.leaves.items()
     return [Change(path, was[path], now[path], leaf.meta) for path, leaf in leaves if was[path] != now[path]]
+
+
+def of_today(old: Mapping[str, Any], config_cls: type[Section]) -> Mapping[str, Any]:
+    """Values of an earlier run (nested) as this version means them: before `data.split_seed`, the seed named the split.
+
+    Args:
+        old: The run's.
+        config_cls: The app's configuration.
+    """
+    section = config_cls.model_fields.get("data")
+    known = getattr(section and section.annotation, "model_fields", {})
+    data, seed = old.get("data", {}), old.get("run", {}).get("seed")
+    if "split_seed" not in known or "split_seed" in data or seed is None:
+        return old
+    return {**old, "data": {**data, "split_seed": seed}}
 
 
 def plain_values(config: Mapping[str, Any]) -> dict[str, Any]:

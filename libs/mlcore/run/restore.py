@@ -8,6 +8,7 @@ from typing import Any, Generic
 from pydantic import ValidationError
 from torch import Tensor
 
+from mlcore.config.difference import of_today
 from mlcore.config.validation import ConfigT
 from mlcore.training.checkpoint import CheckpointError, inference_weights, load_checkpoint
 
@@ -49,20 +50,11 @@ def load_run_checkpoint(path: Path, *, app: str, config_cls: type[ConfigT]) -> R
     if state.get("app") != app:
         raise CheckpointError(f"{path}: a checkpoint of the app '{state.get('app')}', not of {app}")
     try:
-        config = config_cls.model_validate(_of_today(state["config"], config_cls), strict=False)
+        config = config_cls.model_validate(of_today(state["config"], config_cls), strict=False)
         metadata, step = state["task"], int(state["progress"]["step"])
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise another_version(path, error) from None
     return RunCheckpoint(path=Path(path), weights=weights, metadata=metadata, config=config, step=step)
-
-
-def _of_today(values: Mapping[str, Any], config_cls: type[ConfigT]) -> Mapping[str, Any]:
-    """An older run's configuration as this version understands it: the training's seed named the split, too."""
-    section = config_cls.model_fields.get("data")
-    known = getattr(section and section.annotation, "model_fields", {})
-    if "split_seed" not in known or "split_seed" in values["data"]:
-        return values
-    return {**values, "data": {**values["data"], "split_seed": values["run"]["seed"]}}
 
 
 def another_version(path: Path, error: Exception) -> CheckpointError:

@@ -463,3 +463,15 @@ def rewrite(path: Path, state: Mapping[str, Any]) -> None:
     for name in (path, *path.parent.glob("step_*.pth")):
         name.unlink()
     save_checkpoint(path, state)
+
+
+@pytest.mark.parametrize(
+    ("seed", "split_seed", "expected"), [(0, 0, []), (5, 5, []), (5, 0, ["data.split_seed 5 -> 0"])]
+)
+def test_continued_older_runs_were_split_by_the_trainings_seed(seed: int, split_seed: int, expected: list[str]) -> None:
+    """Otherwise pages of their training would be among the validation pages from then on."""
+    app = load_app("doc_ensemble")
+    now = parse(app, ["--data_dir", "pages", f"--seed={seed}", f"--split_seed={split_seed}"]).config
+    old = to_values(now)
+    del old["data"]["split_seed"]
+    assert [str(change) for change in changes(old, now)] == expected
