@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
+from quartet.apps.doc_ensemble.build import build
 from quartet.apps.doc_ensemble.config import DataConfig, DocConfig, EnsembleConfig, MemberConfig
 from quartet.apps.doc_ensemble.data.generated import draw_page
 from quartet.apps.doc_ensemble.data.pages import Page
@@ -90,6 +93,20 @@ def test_the_split_follows_its_own_seed(copied: Path) -> None:
     parts = [split(copied, seed=seed) for seed in (0, 1)]
     assert parts[0] == parts[1]
     assert split(copied, split_seed=1).validation != parts[0].validation
+
+
+def test_folds_of_several_seeds_are_the_same(pages: Path) -> None:
+    """So that cross-validations of several seeds can be stacked together."""
+
+    def held_out(**seeds: dict[str, object]) -> list[Path]:
+        model = {"model_name": "test_resnet", "pretrained": False, "image_size": (64, 48), "in_channels": 1}
+        data = {"data_dir": pages} | seeds.pop("data", {})
+        values = {"data": data, "model": model, "kfold": {"folds": 3, "fold": 2}, **seeds}
+        config = DocConfig.model_validate(values)
+        return [page.path for page in build(config, World(device=torch.device("cpu"))).validation.dataset.pages]  # type: ignore[attr-defined]
+
+    first = held_out(run={"seed": 0})
+    assert held_out(run={"seed": 1}) == first != held_out(data={"split_seed": 1})
 
 
 def test_copies_in_given_splits_are_still_refused(tmp_path: Path, copied: Path) -> None:

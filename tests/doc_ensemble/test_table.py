@@ -1,5 +1,6 @@
 """Tables of pages: labels by name or number, pages by number, and problems with their lines."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mlcore.base.errors import UserError
-from quartet.apps.doc_ensemble.data.pages import Page
+from quartet.apps.doc_ensemble.data.pages import Page, read_page
 from quartet.apps.doc_ensemble.data.table import read_rows, read_table
 
 
@@ -128,3 +129,15 @@ def test_rows_that_cannot_be_classified_keep_their_place_and_say_why(folder: Pat
         else:
             assert isinstance(found, Page)
             assert found.origin == f"{path}, line {line}"
+
+
+def test_paths_whose_folders_are_composed_and_files_decomposed_are_found(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "편지é") for form in ("NFC", "NFD"))
+    place = tmp_path / decomposed / composed / f"{decomposed}.png"
+    place.parent.mkdir(parents=True)
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(place)
+    table = tmp_path / "t.csv"
+    table.write_text(f"image,label\n{composed}/{decomposed}/{composed}.png,x\n", encoding="utf-8")
+    ((page,), _) = read_table(table)
+    assert page.path.is_file()
+    assert read_page(page.path, max_pixels=16).shape == (4, 4, 3)
