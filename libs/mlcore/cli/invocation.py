@@ -2,11 +2,14 @@
 
 import argparse
 import itertools
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Literal
 
 from mlcore.config.compose import Composed
+from mlcore.config.text import ConfigError
 from mlcore.config.validation import ConfigT
 
 __all__ = ["Action", "Invocation", "Override", "expand", "split", "varied"]
@@ -14,6 +17,7 @@ __all__ = ["Action", "Invocation", "Override", "expand", "split", "varied"]
 Action = Literal["train", "dry_run", "test", "lr_find", "print_config", "multirun"]
 Override = tuple[str, str]
 
+_MOST_JOBS = 1000
 _OPENING, _CLOSING, _QUOTES = "[{(", "]})", "'\""
 
 
@@ -53,9 +57,15 @@ def expand(overrides: Iterable[Override]) -> tuple[tuple[Override, ...], ...]:
 
     Returns:
         The overrides of each job.
+
+    Raises:
+        ConfigError: There are more than 1,000.
     """
     last = dict(overrides)  # a repeated name counts once, with its last value
     alternatives = [[(name, part) for part in split(text)] for name, text in last.items()]
+    count = math.prod(map(len, alternatives))
+    if count > _MOST_JOBS:
+        raise ConfigError(f"command line: a sweep of {count:,} jobs; at most {_MOST_JOBS:,}: shorten the comma lists")
     return tuple(itertools.product(*alternatives))
 
 
@@ -81,4 +91,5 @@ def split(text: str) -> list[str]:
 
 def varied(jobs: Sequence[Sequence[Override]]) -> list[list[Override]]:
     """The overrides of each job that are not the same in all of them."""
-    return [[pair for pair in job if any(pair not in other for other in jobs)] for job in jobs]
+    jobs_with = Counter(pair for job in jobs for pair in job)
+    return [[pair for pair in job if jobs_with[pair] < len(jobs)] for job in jobs]

@@ -24,6 +24,7 @@ class RunConfig(Section):
         aliases=("name", "run_name"),
         pattern=r"^\w[\w.+ -]*$",
         continued="applied",
+        max_length=80,
     )
     output_dir: Path | None = field(
         None,

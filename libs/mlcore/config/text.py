@@ -2,16 +2,16 @@
 
 PyYAML follows YAML 1.1, where `1e-4` is text, `on` is true and `010` is eight. Here scalars follow the core schema of
 YAML 1.2.2 (section 10.3.2): `1e-4` is a number, only `true`/`false` are booleans, and there are no dates. Text may name
-environment variables. What cannot be read is a `ConfigError`.
+environment variables. What cannot be read is a `ConfigError`; files have budgets, so that none takes long to read.
 """
 
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -31,6 +31,9 @@ _CORE_SCHEMA = (
     ("tag:yaml.org,2002:int", _INT, list("-+0123456789")),
     ("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789.")),
 )
+_LARGEST_FILE = 4 * 2**20  # bytes
+_MOST_VALUES = 100_000  # of a file once its anchors are written out
+_LONGEST_NUMBER = 100  # characters
 _PLACEHOLDER = re.compile(r"\$\{(?:\s*(?:oc\.)?env\s*:([^{},]+)(,[^{}]*)?|[^{}]*)\}")
 
 
@@ -62,7 +65,11 @@ class Key(str):
 class _Loader(yaml.SafeLoader):
     """SafeLoader (never builds objects) with the scalars of YAML 1.2 and keys that know their place, none twice."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own class attribute, replaced on purpose)
+    # PyYAML's own class attributes, replaced on purpose: the core schema has no dates, sets, pairs or bytes.
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+    yaml_constructors: ClassVar[dict[Any, Any]] = {
+        tag: yaml.SafeLoader.yaml_constructors[tag] for tag in (f"tag:yaml.org,2002:{k}" for k in ("map", "seq", "str"))
+    }
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -95,16 +102,45 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    text = str(loader.construct_scalar(node))
+def _int(text: str) -> int:
+    if len(text) > _LONGEST_NUMBER:
+        raise ConfigError(f"a number of {len(text)} digits; at most {_LONGEST_NUMBER} are read")
     return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
 
 
+def _scalar(pattern: re.Pattern[str], build: Callable[[str], Any]) -> Callable[[yaml.SafeLoader, yaml.ScalarNode], Any]:
+    """A constructor of values whose text fits `pattern`, also where a tag (`!!bool maybe`) claims that it does."""
+
+    def construct(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+        text = str(loader.construct_scalar(node))
+        try:
+            if not pattern.match(text):
+                raise ConfigError(f"{text[:40]!r} is no {node.tag.rpartition(':')[2]}")
+            return build(text)
+        except ConfigError as error:
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
+
+    return construct
+
+
+def _refuse_tag(_loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    problem = f"the tag {node.tag} is not read; write the value itself"
+    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+_BUILD: dict[str, Callable[[str], Any]] = {
+    "bool": lambda text: text.lower() == "true",
+    "null": lambda _: None,
+    "int": _int,
+    "float": lambda text: float(re.sub(r"(?i)\.(inf|nan)", r"\1", text)),
+}
 for _tag, _pattern, _first in _CORE_SCHEMA:
     _Loader.add_implicit_resolver(_tag, _pattern, _first)
     _Dumper.add_implicit_resolver(_tag, _pattern, _first)
+    if (_kind := _tag.rpartition(":")[2]) in _BUILD:
+        _Loader.add_constructor(_tag, _scalar(_pattern, _BUILD[_kind]))
+_Loader.add_constructor(None, _refuse_tag)  # any other tag
 _Dumper.add_multi_representer(str, yaml.SafeDumper.represent_str)  # keys and texts of ours are text
-_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 @dataclass(frozen=True)
@@ -145,6 +181,8 @@ def read_document(path: Path) -> Document:
     """
     name = shown(path)
     try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise ConfigError(f"{name}: larger than {_LARGEST_FILE // 2**20} MiB; expected a file of settings")
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{name}: no such configuration file") from None
@@ -162,7 +200,7 @@ def parse_scalar(text: str) -> Any:
         return text  # a comment in a file, but a value here
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 (_Loader is a SafeLoader)
-    except (yaml.YAMLError, ValueError, ConfigError):
+    except (yaml.YAMLError, ValueError, ConfigError, RecursionError):
         return text
 
 
@@ -212,7 +250,23 @@ def interpolate(value: Any, environ: Mapping[str, str], *, where: str) -> Any:
 def _load_yaml(name: str, text: str) -> Any:
     loader = _Loader(text)
     loader.name = name
-    return loader.get_single_data()
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    if _size(node, {}) > _MOST_VALUES:
+        raise ConfigError(f"{name}: more than {_MOST_VALUES:,} values once its anchors are written out")
+    return loader.construct_document(node)
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values below `node`, those of an anchor counted at each place that names it."""
+    if id(node) not in known:
+        known[id(node)] = 1  # an anchor that contains itself is found by the constructor
+        if isinstance(node, yaml.MappingNode):
+            known[id(node)] += sum(_size(value, known) for _, value in node.value)
+        elif isinstance(node, yaml.SequenceNode):
+            known[id(node)] += sum(_size(value, known) for value in node.value)
+    return known[id(node)]
 
 
 def _read_yaml(name: str, text: str) -> Any:
@@ -225,21 +279,24 @@ def _read_yaml(name: str, text: str) -> Any:
         problem = problem.replace("found unconstructable recursive node", "an anchor of this file contains itself")
         raise ConfigError(f"{name}{line}: not valid YAML: {problem}") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{name}: not valid YAML: {error}") from None
+        raise ConfigError(f"{name}: not valid YAML: {str(error).partition(chr(10))[0]}") from None
     except RecursionError:
         raise ConfigError(f"{name}: an anchor of this file contains itself, or it is nested too deeply") from None
 
 
 def _read_json(name: str, text: str) -> Any:
     try:
-        values = json.loads(text) if text.strip() else None
+        values = json.loads(text, parse_int=_int) if text.strip() else None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{name}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})") from None
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: nested too deeply") from None
+    try:
         # JSON is YAML but for tabs, which occur between tokens only, and for some of its escapes; where the two differ,
         # messages name the file alone.
         placed = _load_yaml(name, text.replace("\t", " "))
         return placed if placed == values else values
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{name}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})") from None
     except (yaml.YAMLError, ValueError):
         return values
-    except RecursionError:
-        raise ConfigError(f"{name}: nested too deeply") from None

@@ -12,6 +12,8 @@ from mlcore.config.names import Leaf, NameTable
 from mlcore.config.section import Section
 from mlcore.config.text import ConfigError, dump_value, nearest
 
+_LONGEST_SHOWN = 200  # characters of a value in a message
+
 ConfigT = TypeVar("ConfigT", bound=Section)
 
 
@@ -33,6 +35,8 @@ def validate(config_cls: type[ConfigT], table: NameTable, values: Mapping[str, V
     for path, value in values.items():
         section, _, name = path.rpartition(".")
         nested[section][name] = value.raw
+        if not _is_text(value.raw):
+            raise ConfigError(f"{value.source.where}: {path} is not UTF-8 text; rename the file, or correct the value")
     try:
         # JSON mode: paths and tuples are written as text and lists in every source, and pass in strict mode only there.
         return config_cls.model_validate_json(json.dumps(nested[""], default=str), strict=True)
@@ -41,6 +45,19 @@ def validate(config_cls: type[ConfigT], table: NameTable, values: Mapping[str, V
         # Each member of a union complains; keep the most precise line.
         kept = [line for line in lines if not any(other != line and other.startswith(line) for other in lines)]
         raise ConfigError("\n".join(kept)) from None
+
+
+def _is_text(raw: Any) -> bool:
+    """Whether what is text in `raw` can be written; names of files need not be UTF-8 and come with lone surrogates."""
+    try:
+        json.dumps(raw, default=str, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
 def _explain(detail: ErrorDetails, table: NameTable, values: Mapping[str, Value]) -> str:
@@ -63,7 +80,7 @@ def _explain(detail: ErrorDetails, table: NameTable, values: Mapping[str, Value]
         told = _expected(leaf, values.get(path)) + (f" (item {item}: {problem})" if item is not None else "")
     if path not in values:  # nobody gave it: say how to
         return f"{path} (--{table.short[path]}): {told}"
-    shown = "***" if leaf.secret else dump_value(values[path].raw)
+    shown = "***" if leaf.secret else _shortened(dump_value(values[path].raw))
     return f"{values[path].source.where}: {path} = {shown}: {told}"
 
 

@@ -498,3 +498,9 @@ def test_groups_are_the_folders(spec: App[ToyConfig]) -> None:
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_a_sweep_without_end_is_refused_before_it_is_composed() -> None:
+    numbers = ",".join(map(str, range(59)))
+    with pytest.raises(ConfigError, match=r"a sweep of 12,117,361 jobs; at most 1,000"):
+        expand([(name, numbers) for name in "abcd"])

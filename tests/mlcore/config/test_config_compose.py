@@ -540,3 +540,14 @@ def test_two_fields_cannot_claim_one_alias() -> None:
 
     with pytest.raises(ValueError, match="alias 'x' of b already names a"):
         NameTable(Twice)
+
+
+def test_a_name_that_is_not_utf_8_is_told_with_its_setting(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"command line: data\.root is not UTF-8 text"):
+        compose(ToyConfig, folder, Request(overrides=[("data.root", "/data/\udcff.csv")]), environ={})
+
+
+def test_a_long_value_is_shown_in_part(folder: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(ToyConfig, folder, Request(overrides=[("train.lr", "x" * 5000)]), environ={})
+    assert len(str(caught.value)) < 400

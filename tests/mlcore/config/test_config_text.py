@@ -1,5 +1,6 @@
 """Reading and writing YAML and JSON: YAML 1.2 scalars, duplicates, lines, round trips."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -182,3 +183,55 @@ def test_missing_and_binary_files(tmp_path: Path) -> None:
         read_document(tmp_path / "b.yaml")
     with pytest.raises(ConfigError, match="not readable"):
         read_document(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: !!bool abc", "file.yaml:1: not valid YAML: 'abc' is no bool"),
+        ("a: !!int x", "file.yaml:1: not valid YAML: 'x' is no int"),
+        ("a: !!timestamp x", "is not read; write the value itself"),
+        ("a: !!binary x", "is not read; write the value itself"),
+        ("a: !!set {b}", "is not read; write the value itself"),
+        (f"a: {'9' * 5000}", "a number of 5000 digits; at most 100 are read"),
+        (f"a: 0x{'f' * 300_000}", "a number of 300002 digits"),
+        (f"a: {'[' * 20_000}", "nested too deeply"),
+        ("a: &x {b: *x}", "an anchor of this file contains itself"),
+    ],
+)
+def test_what_is_no_setting_is_refused_with_its_file(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_document(write(tmp_path, "file.yaml", text))
+    assert problem in str(caught.value)
+    assert "file.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[" * 200_000, "nested too deeply"),
+        (f'{{"a": {"9" * 5000}}}', "a number of 5000 digits"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_json_that_cannot_be_read_is_refused_with_its_file(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=rf"file\.json.*{problem}"):
+        read_document(write(tmp_path, "file.json", text))
+
+
+def test_anchors_cannot_blow_up_a_file(tmp_path: Path) -> None:
+    letters = "abcdefghi"
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in itertools.pairwise(letters)]
+    with pytest.raises(ConfigError, match="more than 100,000 values once its anchors are written out"):
+        read_document(write(tmp_path, "file.yaml", "\n".join(lines)))
+
+
+def test_a_file_too_large_for_settings_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="larger than 4 MiB"):
+        read_document(write(tmp_path, "file.yaml", "a: " + "x" * 5 * 2**20))
+
+
+@pytest.mark.parametrize("text", ["!!bool abc", "!!timestamp x", "[" * 3000, "9" * 5000, "*a", "@x", "%x"])
+def test_on_the_command_line_the_same_is_text(text: str) -> None:
+    assert parse_scalar(text) == text
