@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from mlcore.base.errors import UserError
+from mlcore.base.pickle_scan import ScanError, scan_pickle
 
 _PLAIN_KINDS = "biufcSU"  # numbers and fixed-width strings
 
@@ -24,7 +25,7 @@ def load_pickle(
     """Reads a pickle of arrays, numbers, strings, bytes, lists, tuples, dicts and sets.
 
     Args:
-        source: File, content, or an open binary file.
+        source: File, content, or an open binary file that can be read twice.
         name: What error messages call it; default: the path.
         encoding: How 8-bit strings of Python 2 are returned: as ``bytes`` or as ``str``.
 
@@ -38,14 +39,21 @@ def load_pickle(
     try:
         if isinstance(source, Path):
             with source.open("rb") as file:
-                return _Reader(file, encoding=encoding).load()
-        return _Reader(io.BytesIO(source) if isinstance(source, bytes) else source, encoding=encoding).load()
+                return _load(file, encoding)
+        return _load(io.BytesIO(source) if isinstance(source, bytes) else source, encoding)
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror or error}") from error
-    except _Refused as error:
+    except (_Refused, ScanError) as error:
         raise UserError(f"{name}: refused and not run: {error}; only arrays and plain containers are read") from None
     except Exception as error:  # noqa: BLE001 - damaged or crafted input makes the unpickler fail in any way it likes
         raise UserError(f"{name}: not a complete pickle of arrays and plain containers ({error})") from None
+
+
+def _load(file: BinaryIO, encoding: str) -> object:
+    start = file.tell()
+    scan_pickle(file)
+    file.seek(start)
+    return _Reader(file, encoding=encoding).load()
 
 
 class _Refused(pickle.UnpicklingError):

@@ -14,20 +14,23 @@ import os
 import pickle
 import re
 import shutil
+import tarfile
 import uuid
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from mlcore.base.budget import check_unpacked
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, ensure_folder, remove_leftovers
+from mlcore.base.pickle_scan import ScanError, scan_pickle
 from mlcore.base.safe_pickle import numpy_numbers
 
 _log = logging.getLogger(__name__)
@@ -86,6 +89,7 @@ def load_checkpoint(path: Path, *, allow: Sequence[type] = ()) -> State:
         raise CheckpointError(f"{path}: damaged or not a torch checkpoint ({type(error).__name__}: {error})") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected a dictionary, found {type(state).__name__}")
+    _check_sizes(state, path)
     return state
 
 
@@ -95,14 +99,56 @@ def _check_records(path: Path) -> None:
         with path.open("rb") as file:
             if file.read(2) == b"PK":
                 raise CheckpointError(f"{path}: damaged, its end is missing (an interrupted copy?)")
+            file.seek(0)
+            _check_old_program(file, path)
         return  # torch's older formats have no checksum; torch.load says whether they are whole
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_program(archive, path)
             broken = archive.testzip()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError, ValueError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # noqa: BLE001 - zipfile has no end of ways to say that an archive is not one
         raise CheckpointError(f"{path}: damaged ({error})") from None
     if broken is not None:
         raise CheckpointError(f"{path}: damaged, the checksum of record '{broken}' does not match")
+
+
+def _check_program(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse what torch does not write: packed records, which can be of any size, and programs that cannot be data."""
+    records = archive.infolist()
+    if any(record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1 for record in records):
+        raise CheckpointError(f"{path}: refused, because its records are compressed or encrypted; torch stores them")
+    if sum(record.file_size for record in records) > path.stat().st_size:
+        raise CheckpointError(f"{path}: damaged, its records are larger than the file")
+    for record in records:
+        if record.filename.endswith(".pkl"):
+            _scan(archive.read(record), path)
+
+
+def _check_old_program(file: BinaryIO, path: Path) -> None:
+    """The same for the format before 1.6: five pickles, the last of which names the storages that follow."""
+    if tarfile.is_tarfile(path):
+        raise CheckpointError(f"{path}: an archive of torch 0.1, which is not read; save it again with a newer torch")
+    size = path.stat().st_size
+    for _ in range(5):
+        if file.tell() < size:
+            _scan(file, path)
+
+
+def _scan(program: bytes | BinaryIO, path: Path) -> None:
+    try:
+        scan_pickle(program)
+    except ScanError as error:
+        raise CheckpointError(f"{path}: damaged or not a torch checkpoint ({error})") from None
+
+
+def _check_sizes(state: object, path: Path) -> None:
+    """Refuse tensors that are larger than what is stored of them, as views of a few numbers can be."""
+    tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
+    if any(tensor.layout is not torch.strided for tensor in tensors):
+        raise CheckpointError(f"{path}: refused, because it holds sparse tensors")
+    check_unpacked(path, unpacked=sum(tensor.nbytes for tensor in tensors), stored=path.stat().st_size)
 
 
 def load_model_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: Path | str) -> None:

@@ -5,7 +5,9 @@ import pickle
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +250,57 @@ def test_a_kill_at_any_moment_leaves_a_good_checkpoint(after: int, tmp_path: Pat
     assert float(found[1]["w"][-1]) == found[1]["step"]
     store.take_over(found[0], step=found[1]["step"], is_best=False)
     assert not list(tmp_path.glob(".*")), "nothing half-written stays"
+
+
+def _archive(path: Path, program: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as file:
+        file.writestr("archive/data.pkl", program)
+        file.writestr("archive/version", "3\n")
+        file.writestr("archive/byteorder", "little")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("program", "compression", "problem"),
+    [
+        (b"\x80\x02}" + b")" + b"\x85" * 100_000 + b"K\x01s.", zipfile.ZIP_STORED, "nested deeper than 200 levels"),
+        (b"\x80\x02}r\xff\xff\xff\x0f.", zipfile.ZIP_STORED, "its memo is numbered up to"),
+        (b"\x80\x02}.", zipfile.ZIP_DEFLATED, "compressed or encrypted"),
+    ],
+)
+def test_a_program_that_cannot_be_data_is_refused_before_it_is_read(
+    program: bytes, compression: int, problem: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"model\.pth.*{problem}"):
+        load_checkpoint(_archive(tmp_path / "model.pth", program, compression))
+
+
+def test_an_encrypted_or_ancient_archive_is_refused(tmp_path: Path) -> None:
+    path = _archive(tmp_path / "model.pth", b"\x80\x02}.")
+    content = bytearray(path.read_bytes())
+    content[6] = content[content.find(b"PK\x01\x02") + 8] = 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="compressed or encrypted"):
+        load_checkpoint(path)
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("pickle"))
+    with pytest.raises(CheckpointError, match=r"model\.pth: an archive of torch 0\.1"):
+        load_checkpoint(path)
+
+
+def test_a_view_of_one_number_is_not_a_tensor_of_gigabytes(tmp_path: Path) -> None:
+    torch.save({"model": torch.zeros(1).expand(2**30)}, tmp_path / "model.pth")
+    with pytest.raises(UserError, match=r"model\.pth: refused, because .* MiB on disk claim to be 4 GiB"):
+        load_checkpoint(tmp_path / "model.pth")
+
+
+def test_the_format_before_1_6_is_read_and_looked_through(tmp_path: Path) -> None:
+    state = {"model": torch.arange(6.0).view(2, 3)}
+    torch.save(state, tmp_path / "model.pth", _use_new_zipfile_serialization=False)
+    assert torch.equal(load_checkpoint(tmp_path / "model.pth")["model"], state["model"])
+    deep: object = 0
+    for _ in range(300):
+        deep = [deep]
+    torch.save({"model": deep}, tmp_path / "model.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match="nested deeper than 200 levels"):
+        load_checkpoint(tmp_path / "model.pth")
