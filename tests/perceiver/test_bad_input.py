@@ -157,7 +157,7 @@ def test_a_sequence_longer_than_allowed(train: Any) -> None:
         (["--dataset", "image_folder", "--data_dir", "empty"], "empty: no images found; expected <class>/<image>"),
         (["--dataset", "ts", "--data_dir", "empty"], "empty: expected one file named *_TRAIN.ts, found 0"),
         (["--dataset", "custom", "--train_path", "none.npz"], "none.npz: not found"),
-        (["--dataset", "custom", "--train_path", "text.npz"], "text.npz: not an .npz file of plain arrays"),
+        (["--dataset", "custom", "--train_path", "text.npz"], "text.npz: damaged or not an .npz file of plain arrays"),
         (["--dataset", "syntetic"], "did you mean 'synthetic'?"),
     ],
 )

@@ -293,7 +293,7 @@ def test_npz_with_objects_runs_nothing(tmp_path: Path) -> None:
     inputs = np.empty(1, dtype=object)
     inputs[0] = Touch(canary)
     np.savez(path, inputs=inputs, labels=[0])
-    with pytest.raises(UserError, match=r"own\.npz: not an \.npz file of plain arrays"):
+    with pytest.raises(UserError, match=r"own\.npz: damaged or not an \.npz file of plain arrays"):
         read_npz(path)
     assert not canary.exists()
 

@@ -88,7 +88,7 @@ def test_nothing_usable(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no images found"):
         ImageSource(tmp_path / "empty")
     (tmp_path / "no.tar").write_bytes(b"no archive")
-    with pytest.raises(UserError, match=r"no\.tar: neither a folder nor a readable tar"):
+    with pytest.raises(UserError, match=r"no\.tar: damaged, or neither a folder nor a tar"):
         ImageSource(tmp_path / "no.tar")
     with pytest.raises(UserError, match="neither a folder"):
         ImageSource(tmp_path / "absent")

@@ -12,8 +12,6 @@ Both may have a ``mask``, 1 where a position is real and 0 where it is not, of t
 axis; and ``classes``, distinct names ``[K]``. What labels may be is said in ``labels.py``.
 """
 
-import zipfile
-import zlib
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
+from mlcore.data.packed import read_arrays
 from quartet.apps.perceiver.data.gaps import OnMissing, settle, shown_positions
 from quartet.apps.perceiver.data.labels import ClassLabels, read_labels
 from quartet.apps.perceiver.data.samples import SequenceDataset
@@ -87,19 +86,11 @@ def read_npz(
 
 
 def _read_arrays(path: Path, needed: set[str]) -> dict[str, Any]:
-    try:
-        with path.open("rb") as stream:
-            file = np.load(stream, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise UserError(f"{path}: holds one array; expected a .npz file with {_WANTED}")
-            _check_names(path, file.files, needed)
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a .npz file with {_WANTED}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not an .npz file of plain arrays ({error}); expected {_WANTED}") from None
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged or not an .npz file: {error}") from None
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a .npz file with {_WANTED}")
+    arrays = read_arrays(path)
+    _check_names(path, list(arrays), needed)
+    return arrays
 
 
 def _check_names(path: Path, names: list[str], needed: set[str]) -> None:

@@ -1,6 +1,5 @@
 """CIFAR-10 in its official python form (Krizhevsky, 2009): pickles of arrays, read without running anything."""
 
-import tarfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
 from mlcore.base.safe_pickle import load_pickle
+from mlcore.data.packed import TarFiles
 from quartet.apps.perceiver.data.images import LabelledImages
 
 _FOLDER, _ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
@@ -61,16 +61,9 @@ def _read(place: Path, names: tuple[str, ...]) -> dict[str, bytes]:
             return {name: (place / name).read_bytes() for name in names}
         except OSError as error:
             raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    found: dict[str, bytes] = {}
-    try:
-        with tarfile.open(place) as archive:
-            for member in archive:
-                name = Path(member.name).name
-                stream = archive.extractfile(member) if member.isfile() and name in names else None
-                if stream is not None:
-                    found[name] = stream.read()
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise UserError(f"{place}: damaged or not a tar archive: {error}") from None
+    with TarFiles(place) as archive:
+        wanted = {Path(member.name).name: member for member in archive.members}
+        found = {name: archive.read(wanted[name]) for name in names if name in wanted}
     missing = [name for name in names if name not in found]
     if missing:
         raise UserError(f"{place}: the archive lacks {', '.join(missing)}")
@@ -89,7 +82,10 @@ def _batch(origin: str, content: bytes, num_classes: int) -> tuple[NDArray[np.ui
     batch = _mapping(origin, content)
     if not {b"data", b"labels"} <= batch.keys():
         raise UserError(f"{origin}: expected the keys data and labels")
-    pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
+    try:
+        pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
+    except ValueError:
+        raise UserError(f"{origin}: data or labels are lists of different lengths; expected arrays") from None
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072 or labels.shape != pixels.shape[:1]:
         raise UserError(f"{origin}: expected data uint8 [N, 3072] and N labels, got {pixels.dtype} {pixels.shape}")
     if labels.dtype.kind not in "iu" or (len(labels) and not 0 <= labels.min() <= labels.max() < num_classes):

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from mlcore.base.errors import UserError
+from mlcore.data.images import FORMATS
+from mlcore.data.packed import TarFiles
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -149,29 +151,23 @@ class ImageSource:
             paths = (path for path in self.path.rglob("*") if path.is_file())
             yield {PurePosixPath(path.relative_to(self.path).as_posix()): _File(path) for path in paths}
             return
-        try:
-            archive = tarfile.open(self.path)  # noqa: SIM115 - closed below
-            members = [member for member in archive.getmembers() if member.isfile()]
-        except (OSError, EOFError, tarfile.TarError) as error:
-            raise UserError(f"{self.path}: neither a folder nor a readable tar archive: {error}") from None
-        with archive:
-            yield {PurePosixPath(member.name): _File(member, archive) for member in members}
+        with TarFiles(self.path) as archive:
+            yield {PurePosixPath(member.name): _File(member, archive) for member in archive.members}
 
 
 @dataclass(frozen=True)
 class _File:
     place: Path | tarfile.TarInfo
-    archive: tarfile.TarFile | None = None
+    archive: TarFiles | None = None
 
     def read(self) -> bytes:
         if isinstance(self.place, Path):
             return self.place.read_bytes()
-        stream = self.archive.extractfile(self.place) if self.archive is not None else None
-        return stream.read() if stream is not None else b""
+        return b"" if self.archive is None else self.archive.read(self.place)
 
 
 def decode_image(content: bytes, *, origin: str, image_size: int | None = None) -> NDArray[np.uint8]:
-    """Decodes any picture that Pillow reads to RGB.
+    """Decodes a picture of one of the formats in `mlcore.data.images` to RGB.
 
     Args:
         content: The file's bytes.
@@ -185,7 +181,7 @@ def decode_image(content: bytes, *, origin: str, image_size: int | None = None) 
         UserError: If the picture cannot be decoded in full.
     """
     try:
-        with Image.open(io.BytesIO(content)) as opened:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             picture = ImageOps.exif_transpose(opened)
         if picture.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip at 255
             grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)

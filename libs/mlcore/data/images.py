@@ -14,12 +14,12 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mlcore.base.errors import UserError
 
-__all__ = ["SUFFIXES", "content_digest", "decoded", "find_images", "image_size", "page_frames", "read_image"]
+__all__ = ["FORMATS", "SUFFIXES", "content_digest", "decoded", "find_images", "image_size", "page_frames", "read_image"]
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 # Only these: Pillow hands EPS, for one, to Ghostscript, which runs what is in the file.
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _STRIP = 64  # rows; with their copy they fit into a core's cache
 # What Pillow raises on damaged files, depending on the format.
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error, zlib.error)
@@ -125,12 +125,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             if not file.read(1):
                 raise UserError(f"{path}: empty file (0 bytes)")
             file.seek(0)
-            with Image.open(file, formats=_FORMATS) as picture:
+            with Image.open(file, formats=FORMATS) as picture:
                 if not _is_page(picture):
                     picture.seek(page_frames(picture)[0])
                 yield picture
     except UnidentifiedImageError:
-        known = ", ".join(_FORMATS)
+        known = ", ".join(FORMATS)
         raise UserError(f"{path}: not an image, or of a kind that is not read here (expected {known})") from None
     except _UNREADABLE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error

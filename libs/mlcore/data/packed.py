@@ -1,0 +1,120 @@
+"""Reads `.npz` files and tar archives by their headers first: nothing in them runs, inflates or lies about its size."""
+
+import math
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from mlcore.base.budget import check_unpacked
+from mlcore.base.errors import UserError
+
+__all__ = ["TarFiles", "read_arrays"]
+
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_MOST_FILES = 10_000_000
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a `.npz` file, numbers and fixed-width strings only.
+
+    Raises:
+        UserError: It cannot be read, is damaged or encrypted, holds Python objects or something else than arrays, or
+            unpacks to far more than it takes on disk.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
+                raise UserError(f"{path}: holds one array; expected a .npz file of named ones")
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            check_unpacked(path, unpacked=sum(member.file_size for member in members), stored=path.stat().st_size)
+            return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in members}
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # noqa: BLE001 - garbage makes zipfile and numpy fail in any way they like
+        raise UserError(f"{path}: damaged or not an .npz file of plain arrays ({error})") from None
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    with archive.open(member) as file:
+        _check_header(file, member.file_size)
+    with archive.open(member) as file:
+        array: NDArray[Any] = npy.read_array(file, allow_pickle=False)
+        return array
+
+
+def _check_header(file: IO[bytes], size: int) -> None:
+    """Compare what the header of an array announces with the `size` bytes that there are."""
+    version = npy.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"an array of format {version}")
+    shape, _, dtype = _HEADERS[version](file)
+    if dtype.hasobject or dtype.itemsize == 0 or any(type(side) is not int or side < 0 for side in shape):
+        raise ValueError(f"an array of {dtype} {shape}")
+    if math.prod(shape) * dtype.itemsize != size - file.tell():
+        raise ValueError(f"an array of {dtype} {shape} in {size} bytes")
+
+
+class TarFiles:
+    """The plain files of a tar archive, packed or not; to be closed by a `with` block.
+
+    Args:
+        path: The archive.
+
+    Raises:
+        UserError: It is no archive or is damaged, its files together unpack to far more than it takes on disk, one has
+            holes (a size beyond what is stored of it), or there are more than 10 million.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._plain_errors():
+            self._archive = tarfile.open(path)  # noqa: SIM115 - closed by __exit__
+        try:
+            with self._plain_errors():
+                self.members = list(self._checked())
+        except UserError:
+            self._archive.close()
+            raise
+
+    def __enter__(self) -> "TarFiles":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._archive.close()
+
+    def read(self, member: tarfile.TarInfo) -> bytes:
+        """The content of one of `members`."""
+        with self._plain_errors():
+            file = self._archive.extractfile(member)
+            return b"" if file is None else file.read()
+
+    def _checked(self) -> Iterator[tarfile.TarInfo]:
+        stored, unpacked = self.path.stat().st_size, 0
+        for number, member in enumerate(self._archive):
+            if member.issparse():
+                raise UserError(f"{self.path}: {member.name}: a file with holes, which is not read; pack it as it is")
+            if number >= _MOST_FILES:
+                raise UserError(f"{self.path}: more than {_MOST_FILES:,} files")
+            unpacked += member.size
+            check_unpacked(self.path, unpacked=unpacked, stored=stored)
+            if member.isfile():
+                yield member
+
+    @contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - headers and packed streams fail in any way they like
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise UserError(f"{self.path}: damaged, or neither a folder nor a tar archive ({reason})") from None
