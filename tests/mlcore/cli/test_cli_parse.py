@@ -20,7 +20,7 @@ from mlcore.cli.parse import parse
 from mlcore.config.compose import group_choices
 from mlcore.config.names import NameTable
 from mlcore.config.section import Section, field
-from mlcore.config.sections import RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
+from mlcore.config.sections import EarlyStoppingConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
 from mlcore.config.text import ConfigError
 
 
@@ -272,7 +272,8 @@ def test_help_is_a_page_that_names_what_to_do_and_the_sections(
     assert "what the script needs" in text
     assert "--dry_run" in text
     assert "big; also +experiment=NAME" in text
-    assert re.search(r"^  train +23  The optimisation\.$", text, re.MULTILINE)  # those of train.early_stopping, too
+    count = len(TrainConfig.model_fields) - 1 + len(EarlyStoppingConfig.model_fields)
+    assert re.search(rf"^  train +{count}  The optimisation\.$", text, re.MULTILINE)
     assert re.search(r"^  scheduler +16  .*\[scheduler=NAME: 2 presets\]$", text, re.MULTILINE)
     assert "--batch_size" not in text
 
