@@ -6,7 +6,8 @@
 
 The checkpoint knows what it was trained on: a model of images takes image files and folders of them (pictures of
 another size are resized), a model of sequences .ts and .npz files, with or without labels, and folders of them. Writes
-a CSV file, complete or not at all: input, class, probability, then p_<class> for every class, in the order given.
+a CSV file, complete or not at all, in the order given: input, class, probability, p_<class> for every class, problem.
+With --on_bad_sample skip, what is missing or cannot be used is a row with the reason in place of a class.
 """
 
 import argparse
@@ -25,7 +26,7 @@ def main() -> int:
     add("inputs", type=Path, nargs="+", metavar="INPUT", help="files and folders, see above")
     add("--model_path", type=stored_file, required=True, help="checkpoint: a file, or s3://bucket/key")
     add("--output", type=Path, default=Path("predictions.csv"), help="file to write (default: predictions.csv)")
-    add("--on_bad_sample", choices=["error", "skip"], default="error", help="skip: leave it out, name and count it")
+    add("--on_bad_sample", choices=["error", "skip"], default="error", help="skip: go on, a row says why")
     add("--on_missing", choices=["error", "mask", "interpolate"], help="gaps in sequences (default: as in training)")
     add("--batch_size", type=int, help="samples per batch (default: that of the run's evaluations)")
     add("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N (default: auto)")

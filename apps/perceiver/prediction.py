@@ -35,13 +35,17 @@ _REPORT_EVERY_S = 5.0
 _READERS: dict[str, Callable[..., SequenceDataset]] = {".ts": read_ts, ".npz": read_npz}
 
 
+Answer = tuple[str, NDArray[np.float32] | str]
+"""An input's name, and the probabilities [classes], or the reason why it cannot be classified."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One thing to classify.
 
     Attributes:
         name: How the table calls it: a file, perhaps with line or row.
-        load: Gives its sequence, float32 [M, C].
+        load: Gives its sequence, float32 [M, C]; raises `UserError` where it cannot be used.
         mask: Which positions are real, bool [M]; None: all.
     """
 
@@ -66,7 +70,7 @@ def predict(
         checkpoint: `best_model.pth` or any other checkpoint of a run.
         inputs: Files and folders.
         output: The CSV file; it appears complete or not at all.
-        on_bad_sample: Stop at what cannot be used, or leave it out and count it.
+        on_bad_sample: Stop at what cannot be used, or go on; it is then a row with the reason, and counted.
         on_missing: What to do with gaps in sequences; None: as in training.
         batch_size: Samples per batch; None: as in the run's evaluations.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -75,7 +79,8 @@ def predict(
         Exit code 0.
 
     Raises:
-        UserError: The checkpoint, an input or the output cannot be used, or nothing is left to classify.
+        UserError: The checkpoint, an input or the output cannot be used; or none of the inputs can be classified: then
+            the file with the reasons is there.
     """
     setup_logging()
     if batch_size is not None and batch_size < 1:
@@ -83,18 +88,20 @@ def predict(
     classifier = Classifier(restore(checkpoint), device=pick_device(device))
     problems = Problems(on_bad_sample)
     items = find_items(inputs, classifier.restored, problems=problems, on_missing=on_missing)
+    if not items:
+        raise UserError(f"nothing to classify: no sequences in {', '.join(map(str, inputs))}")
     train = classifier.restored.config.train
     size = batch_size or train.eval_batch_size or train.batch_size
     counts = np.zeros(len(classifier.restored.class_names), dtype=np.int64)
     with atomic_write(output) as file:
-        _write_rows(
-            file, [["input", "class", "probability", *(f"p_{name}" for name in classifier.restored.class_names)]]
-        )
-        for names, probabilities in classifier.run(items, batch_size=size, problems=problems):
-            counts += np.bincount(probabilities.argmax(axis=1), minlength=len(counts))
-            _write_rows(file, _rows(names, probabilities, classifier.restored.class_names))
-        if not counts.any():
-            raise UserError(f"none of the inputs can be used; the first: {problems.messages[0]}")
+        columns = (f"p_{name}" for name in classifier.restored.class_names)
+        _write_rows(file, [["input", "class", "probability", *columns, "problem"]])
+        for answers in classifier.run(items, batch_size=size, problems=problems):
+            chosen = [int(answer.argmax()) for _, answer in answers if not isinstance(answer, str)]
+            counts += np.bincount(np.array(chosen, dtype=np.int64), minlength=len(counts))
+            _write_rows(file, _rows(answers, classifier.restored.class_names))
+    if not counts.any():
+        raise UserError(f"none of the inputs can be used, {output} has the reasons; the first: {problems.messages[0]}")
     found = ", ".join(f"{name} {n}" for name, n in zip(classifier.restored.class_names, counts, strict=True) if n)
     _log.info("%s: %d predictions, %d inputs left out; %s", output, counts.sum(), len(problems.messages), found)
     return 0
@@ -105,19 +112,27 @@ class Problems:
 
     Args:
         on_bad_sample: "error" raises; "skip" warns and keeps the message.
+
+    Attributes:
+        messages: Of all that was noted.
     """
 
     def __init__(self, on_bad_sample: OnBadSample) -> None:
         self._stop = on_bad_sample == "error"
         self.messages: list[str] = []
 
-    def note(self, error: UserError, *, name: str = "") -> None:
-        """Raise `error`, prefixed with the input's name, or count it."""
-        message = f"{name}: {error}" if name and not str(error).startswith(name) else str(error)
+    def check(self, error: UserError) -> None:
+        """Raise `error`, unless one goes on after such."""
         if self._stop:
-            raise UserError(f"{message}\n--on_bad_sample skip leaves such inputs out") from None
+            raise UserError(f"{error}\n--on_bad_sample skip goes on after such inputs") from None
+
+    def note(self, error: UserError, *, name: str = "") -> str:
+        """Raise `error`, prefixed with the input's name, or count it and give the message."""
+        message = f"{name}: {error}" if name and not str(error).startswith(name) else str(error)
+        self.check(UserError(message))
         _log.warning("left out: %s", message)
         self.messages.append(message)
+        return message
 
 
 class Classifier:
@@ -137,20 +152,20 @@ class Classifier:
             max_seq_len=data.max_seq_len or restored.model.encoder.positions.longest, on_too_long=data.on_too_long
         )
 
-    def run(
-        self, items: Sequence[Item], *, batch_size: int, problems: Problems
-    ) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-        """Names and class probabilities [B, classes] of batch after batch, in order, without what cannot be used."""
-        batch: list[tuple[str, Any]] = []
+    def run(self, items: Sequence[Item], *, batch_size: int, problems: Problems) -> Iterator[list[Answer]]:
+        """Answers to all items in order, those of a batch at a time."""
+        batch: list[tuple[str, dict[str, Any] | str]] = []
         pace, reported = Pace(len(items)), time.monotonic()
+        waiting = 0
         for done, item in enumerate(items, 1):
             try:
                 batch.append((item.name, self._checked(item)))
+                waiting += 1
             except UserError as error:
-                problems.note(error, name=item.name)
-            if len(batch) == batch_size:
+                batch.append((item.name, problems.note(error, name=item.name)))
+            if waiting == batch_size:
                 yield self._classify(batch)
-                batch = []
+                batch, waiting = [], 0
             pace.update(done)
             if time.monotonic() - reported > _REPORT_EVERY_S:
                 reported = time.monotonic()
@@ -169,12 +184,17 @@ class Classifier:
         )
         return sample
 
+    def _classify(self, batch: Sequence[tuple[str, dict[str, Any] | str]]) -> list[Answer]:
+        samples = [sample for _, sample in batch if not isinstance(sample, str)]
+        found: Iterator[NDArray[np.float32]] = iter(self._probabilities(samples)) if samples else iter(())
+        return [(name, sample if isinstance(sample, str) else next(found)) for name, sample in batch]
+
     @torch.inference_mode()
-    def _classify(self, batch: list[tuple[str, Any]]) -> tuple[list[str], NDArray[np.float32]]:
-        data = self._collate([sample for _, sample in batch])
+    def _probabilities(self, samples: list[dict[str, Any]]) -> NDArray[np.float32]:
+        data = self._collate(samples)
         with self.restored.autocast(self._device):
             logits = self._model(data["input"].to(self._device), data["mask"].to(self._device))
-        return [name for name, _ in batch], torch.softmax(logits.float(), dim=1).cpu().numpy()
+        return torch.softmax(logits.float(), dim=1).cpu().numpy()
 
 
 # --------------------------------------------------------------------------------------------------------- the inputs
@@ -185,37 +205,53 @@ def find_items(
 ) -> list[Item]:
     """Everything in files and folders that the model can read, in the order given, folders sorted by name.
 
-    Lines of `.ts` files that cannot be read are noted as problems, like files. Gaps in sequences are treated as
-    `on_missing` says; None: as in training.
+    What is missing, of another kind, or no file of sequences is an item of its own, whose loading fails; so are lines
+    of `.ts` files that cannot be read. Gaps in sequences are treated as `on_missing` says; None: as in training.
 
     Raises:
-        UserError: A path is missing or of another kind than the model's data.
+        UserError: There is such an item, and `problems` stops at it.
     """
     preprocessing, on_missing = restored.metadata["preprocessing"], on_missing or restored.config.data.on_missing
-    suffixes = SUFFIXES if preprocessing["kind"] == "image" else tuple(_READERS)
-    paths = [path for given in inputs for path in _files(given, suffixes)]
-    if preprocessing["kind"] == "image":
-        shape = preprocessing["height"], preprocessing["width"]
-        layout = PatchLayout(height=shape[0], width=shape[1], patch_size=preprocessing["patch_size"])
-        return [Item(str(path), partial(_load_image, path, layout)) for path in paths]
+    images = preprocessing["kind"] == "image"
     items: list[Item] = []
-    for path in paths:
+    for given in inputs:
         try:
-            data = _READERS[path.suffix.lower()](path, labelled=False, on_missing=on_missing, strict=False)
+            paths = _files(given, SUFFIXES if images else tuple(_READERS))
         except UserError as error:
-            problems.note(error)
+            items.append(_failing(str(given), error, problems))
             continue
-        for problem in data.problems.values():
-            problems.note(UserError(problem))
-        masks: Sequence[Any] = data.masks or [None] * len(data)
-        items += [
-            Item(data.origin(row), partial(data.sequences.__getitem__, row), masks[row])
-            for row in range(len(data))
-            if row not in data.problems
-        ]
-    if not items and problems.messages:
-        raise UserError(f"none of the inputs can be used; the first: {problems.messages[0]}")
+        if images:
+            shape = preprocessing["height"], preprocessing["width"]
+            layout = PatchLayout(height=shape[0], width=shape[1], patch_size=preprocessing["patch_size"])
+            items += [Item(str(path), partial(_load_image, path, layout)) for path in paths]
+        else:
+            items += [item for path in paths for item in _sequences(path, on_missing, problems)]
     return items
+
+
+def _sequences(path: Path, on_missing: OnMissing, problems: Problems) -> list[Item]:
+    """The sequences of a file."""
+    try:
+        data = _READERS[path.suffix.lower()](path, labelled=False, on_missing=on_missing, strict=False)
+    except UserError as error:
+        return [_failing(str(path), error, problems)]
+    masks: Sequence[Any] = data.masks or [None] * len(data)
+    return [
+        _failing(data.origin(row), UserError(data.problems[row]), problems)
+        if row in data.problems
+        else Item(data.origin(row), partial(data.sequences.__getitem__, row), masks[row])
+        for row in range(len(data))
+    ]
+
+
+def _failing(name: str, error: UserError, problems: Problems) -> Item:
+    """An item that cannot be used; where `problems` stops at such, it does so at once, before hours of others."""
+    problems.check(error)
+
+    def load() -> Array:
+        raise error
+
+    return Item(name, load)
 
 
 def _files(given: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -246,10 +282,12 @@ def _load_image(path: Path, layout: PatchLayout) -> Array:
 # ---------------------------------------------------------------------------------------------------------- the table
 
 
-def _rows(names: Sequence[str], probabilities: NDArray[np.float32], classes: Sequence[str]) -> list[list[object]]:
+def _rows(answers: Sequence[Answer], classes: Sequence[str]) -> list[list[object]]:
     return [
-        [name, classes[int(row.argmax())], float(row.max()), *row.tolist()]
-        for name, row in zip(names, probabilities, strict=True)
+        [name, *[""] * (2 + len(classes)), answer]
+        if isinstance(answer, str)
+        else [name, classes[int(answer.argmax())], float(answer.max()), *answer.tolist(), ""]
+        for name, answer in answers
     ]
 
 

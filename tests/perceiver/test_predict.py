@@ -108,17 +108,23 @@ def test_bad_inputs_stop_with_their_name_or_are_counted(
     assert "cut.ts, line 3" in stopped.err
     assert "--on_bad_sample skip" in stopped.err
     assert not list(Path().glob("*.csv"))
-    skipped = script(*command, "--on_bad_sample", "skip")
+    skipped = script(*command, "gone.ts", "new.npz", "--batch_size", "2", "--on_bad_sample", "skip")
     assert skipped.code == 0, skipped.err
-    assert [row["input"] for row in table()] == ["new.npz, row 0", "new.npz, row 3"]
-    assert "2 predictions, 3 inputs left out" in skipped.out
+    rows = table()
+    lines = [f"new.npz, row {row}" for row in range(4)]
+    assert [row["input"] for row in rows] == [*lines, "cut.ts, line 3", "gone.ts", *lines]
+    assert [place for place, row in enumerate(rows) if row["class"]] == [0, 3, 6, 9]
+    assert all(bool(row["problem"]) != bool(row["class"]) for row in rows)
+    assert rows[0]["probability"] == pytest.approx(rows[6]["probability"])
+    assert "gone.ts: no such file or folder" in rows[5]["problem"]
+    assert "4 predictions, 6 inputs left out" in skipped.out
     assert "new.npz, row 1: position 4, channel 2 is nan" in skipped.out
     assert "new.npz, row 2: the sequence has length 0" in skipped.out
     one = script("predict", "--model_path", best(series_run), "new.npz")
     assert one.code == 2
     assert "new.npz, row 1: position 4, channel 2 is nan" in one.err
     assert sorted(path.name for path in Path().iterdir()) == ["cut.ts", "new.npz", "predictions.csv"]
-    assert len(table()) == 2  # the table of before is unharmed
+    assert len(table()) == 10  # the table of before is unharmed
 
 
 def test_an_unreadable_picture_is_named(image_run: Path, pictures: Path, script: Any) -> None:
@@ -129,7 +135,8 @@ def test_an_unreadable_picture_is_named(image_run: Path, pictures: Path, script:
     assert "new/2.png: not a complete image" in stopped.err
     skipped = script("predict", "--model_path", best(image_run), "new", "--on_bad_sample", "skip")
     assert skipped.code == 0
-    assert len(table()) == 5
+    assert [bool(row["problem"]) for row in table()] == [False, False, True, False, False, False]
+    assert "new/2.png: not a complete image" in table()[2]["problem"]
 
 
 @pytest.mark.parametrize(
@@ -139,9 +146,7 @@ def test_an_unreadable_picture_is_named(image_run: Path, pictures: Path, script:
         (["picture.png"], "picture.png: this model reads .ts, .npz"),
         (["empty"], "empty: holds no file that this model reads"),
         (["narrow.npz"], "narrow.npz, row 0: input is [5, 3], expected [positions, 4]"),
-        (["narrow.npz", "--on_bad_sample", "skip"], "none of the inputs can be used; the first: narrow.npz, row 0"),
         (["cut.npz"], "cut.npz: damaged or not an .npz file"),
-        (["cut.npz", "--on_bad_sample", "skip"], "none of the inputs can be used; the first: cut.npz"),
         (["good.npz", "--batch_size", "0"], "--batch_size must be at least 1"),
         (["good.npz", "--output", "no/such/folder.csv"], "folder.csv: cannot be written"),
     ],
@@ -159,6 +164,17 @@ def test_what_cannot_be_predicted_is_said(arguments: list[str], message: str, se
     assert set(Path().rglob("*")) == before
 
 
+def test_where_nothing_can_be_classified_the_reasons_are_there(series_run: Path, script: Any) -> None:
+    save_npz("narrow.npz", [np.zeros((5, 3), dtype=np.float32)])
+    Path("cut.npz").write_bytes(Path("narrow.npz").read_bytes()[:200])
+    inputs = ["narrow.npz", "cut.npz", "gone.npz"]
+    ended = script("predict", "--model_path", best(series_run), *inputs, "--on_bad_sample", "skip")
+    assert ended.code == 2
+    assert "none of the inputs can be used, predictions.csv has the reasons; the first: narrow.npz, row 0" in ended.err
+    assert [row["input"] for row in table()] == ["narrow.npz, row 0", "cut.npz", "gone.npz"]
+    assert all(row["problem"] and not row["class"] for row in table())
+
+
 def test_long_inputs_say_how_long_it_still_takes(
     series_run: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +183,7 @@ def test_long_inputs_say_how_long_it_still_takes(
     items = [Item(str(number), lambda: np.ones((4, 4), dtype=np.float32)) for number in range(3)]
     with caplog.at_level("INFO", logger="quartet.apps.perceiver.prediction"):
         batches = list(classifier.run(items, batch_size=2, problems=Problems("error")))
-    assert [len(names) for names, _ in batches] == [2, 1]
+    assert [len(answers) for answers in batches] == [2, 1]
     assert [record.getMessage().split(",")[0] for record in caplog.records] == ["1 of 3", "2 of 3", "3 of 3"]
     assert caplog.records[-1].getMessage().endswith("0:00:00 left")
 
