@@ -306,13 +306,9 @@ class Trainer:
         before, scale = plateau.scale, plateau.update(value)
         self.engine.scale_learning_rates(scale)
         if scale < before:
-            _log.info(
-                "step %d: val %s has stopped improving, so the learning rate falls from %.3g to %.3g",
-                self.progress.step,
-                plateau.metric,
-                rate := self.engine.learning_rates()[0],
-                rate * scale / before,
-            )
+            said = "step %d: val %s has stopped improving, so the learning rate falls from %.3g to %.3g"
+            rate = self.engine.learning_rates()[0]
+            _log.info(said, self.progress.step, plateau.metric, rate, rate * scale / before)
 
     # -------------------------------------------------------------------------------------------- save and take over
 
