@@ -73,6 +73,7 @@ def series(
     shown: Sequence[int] = EVERY,
     orientation: Sequence[float] = AXIAL,
     rescale: Sequence[tuple[float, float]] = ((1, -1024),) * COUNT,
+    compress: bool = False,
     **given: Any,
 ) -> Path:
     """One file for each slice; `shown` are the slices that are there."""
@@ -83,6 +84,8 @@ def series(
         data.PixelSpacing, data.SliceThickness, data.InstanceNumber = [0.5, 0.75], STEP, z + 1
         data.RescaleSlope, data.RescaleIntercept = slope, intercept
         data.PixelData = np.rint((picture(z) - intercept) / slope).astype(np.int16).tobytes()
+        if compress:
+            data.compress(RLELossless)
         save(data, folder / f"im{z:02d}.dcm")
     return folder
 
@@ -168,6 +171,16 @@ def test_frames_are_read_as_the_files_of_a_series(name: str, tmp_path: Path) -> 
     assert volume.remarks == ()
 
 
+def test_a_packed_series_is_read_as_another(tmp_path: Path) -> None:
+    same(read(series(tmp_path / "packed", compress=True)), read(series(tmp_path / "plain")))
+
+
+def test_frames_may_be_in_several_files(tmp_path: Path) -> None:
+    frames(tmp_path, shown=(0, 2, 4), rescale=EACH)
+    (tmp_path / "all.dcm").rename(tmp_path / "even.dcm")
+    same(read(frames(tmp_path, shown=(5, 3, 1))), read(series(tmp_path / "series")))
+
+
 def test_a_tilted_gantry_is_read_alike(tmp_path: Path) -> None:
     given: dict[str, Any] = {"places": LEANING, "orientation": TILTED}
     one, other = read(frames(tmp_path / "frames", **given)), read(series(tmp_path / "series", **given))
@@ -198,6 +211,14 @@ def test_both_are_refused_alike(name: str, write: Any, tmp_path: Path) -> None:
     given, message = REFUSED[name]
     with pytest.raises(UserError, match=message):
         read(write(tmp_path, **given))
+
+
+def test_a_scout_among_the_slices_is_refused(tmp_path: Path) -> None:
+    series(tmp_path)
+    (tmp_path / "im00.dcm").rename(tmp_path / "im06.dcm")
+    series(tmp_path, shown=(0,), orientation=(1, 0, 0, 0, 0, -1))
+    with pytest.raises(UserError, match="its plane is turned against that of"):
+        read(tmp_path)
 
 
 def test_frames_twice_or_without_a_place_are_refused(tmp_path: Path) -> None:

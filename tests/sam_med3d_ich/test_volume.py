@@ -243,6 +243,8 @@ def test_flipped_bytes_raise_nothing_else(tmp_path: Path) -> None:
         ({"array": image(), "spacing": (1, 2, -3)}, "expected three voxel sizes"),
         ({"array": image(), "spacing": (1, 2, float("nan"))}, "expected three voxel sizes"),
         ({"array": image(), "spacing": "abc"}, "expected three voxel sizes"),
+        ({"array": image(), "spacing": (10**400, 1, 1)}, "expected three voxel sizes"),
+        ({"array": image(), "affine": [[10**400] * 4] * 4}, "no 4 x 4 matrix"),
         ({"array": image(), "affine": np.eye(3)}, "no 4 x 4 matrix"),
         ({"array": image(), "affine": np.zeros((4, 4))}, "last row"),
         ({"array": image(), "affine": np.diag([1.0, 0, 1, 1])}, "no volume"),

@@ -93,7 +93,7 @@ def checked_affine(path: Path, values: object) -> NDArray[np.float64]:
     """Values as an affine [4, 4]; a UserError unless it is finite and invertible, with voxels of 0.05 to 20 mm."""
     try:
         affine = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         affine = np.empty(0)
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], [0, 0, 0, 1]):
         raise UserError(f"{path}: its affine is no 4 x 4 matrix of finite numbers with the last row 0 0 0 1")
@@ -110,7 +110,7 @@ def checked_spacing(path: Path, values: object) -> Spacing:
     """Values as a spacing in mm; a UserError unless they are three numbers from 0.05 to 20."""
     try:
         spacing = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         spacing = np.empty(0)
     if spacing.shape != (3,) or not np.isfinite(spacing).all() or spacing.min() <= 0:
         raise UserError(f"{path}: spacing {values!r}; expected three voxel sizes in mm above 0")
