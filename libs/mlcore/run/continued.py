@@ -52,8 +52,12 @@ def accepted_changes(config: Any, state: Mapping[str, Any], *, source: Path) -> 
     return changed
 
 
-def adopt_changes(resumed: Resumed, trainer: Trainer) -> None:
-    """After `trainer` has taken over the state: reset what the changes ask for, and say all that is different."""
+def adopt_changes(resumed: Resumed, trainer: Trainer) -> str:
+    """After `trainer` has taken over the state: reset what the changes ask for, and say all that is different.
+
+    Returns:
+        What a step is to the settings, where it is not the present one; else nothing.
+    """
     state, changed = resumed.state, resumed.changed
     resets: dict[str, list[str]] = {}
     for change in changed:
@@ -71,11 +75,11 @@ def adopt_changes(resumed: Resumed, trainer: Trainer) -> None:
     for what, why in resets.items():
         _log.warning("reset: %s (%s)", what, "; ".join(why))
     first, now = trainer.course.first, trainer.course.now
-    if first != now:
-        _log.warning(
-            "a step was of %d samples when the run began and is of %d now; learning rates go on where these samples "
-            "are on the schedule, and --max_steps, evaluations and lengths in steps count steps of %d samples",
-            first.window,
-            now.window,
-            first.window,
-        )
+    if first.window == now.window:
+        return ""
+    note = (
+        f"a step was of {first.window} samples when the run began and is of {now.window} now: learning rates go on "
+        f"where the samples are on the schedule; lengths, limits and evaluations in steps count those of {first.window}"
+    )
+    _log.warning("%s", note)
+    return note

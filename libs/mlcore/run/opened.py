@@ -32,6 +32,7 @@ class OpenRun:
         record: Its lock and `run.json`; None on ranks that do not write.
         copy: Its copy in a bucket; None for none, and for a run whose group has one.
         group: The run this one belongs to.
+        note: What its configuration does not tell, one line; it goes above it.
         pages: What was last written of it.
     """
 
@@ -44,6 +45,7 @@ class OpenRun:
     record: RunRecord | None
     copy: RunCopy | None = None
     group: "OpenRun | None" = None
+    note: str = ""
     pages: Pages | None = field(default=None, init=False)
     _begun: bool = field(default=False, init=False)
     _opened: float = field(default_factory=time.monotonic, init=False)
@@ -62,7 +64,8 @@ class OpenRun:
             self.group.begin()  # not before its first run is sure to start
         if self.record is not None:
             self.record.start(to_values(self.config), code=code_version(self.app.source))
-            write_text(self.folder / "config.yaml", to_yaml(self.config, self.invocation.composed.sources))
+            above = f"# {self.note}\n" if self.note else ""
+            write_text(self.folder / "config.yaml", above + to_yaml(self.config, self.invocation.composed.sources))
         if self.copy is not None:
             self.copy.begin()
 

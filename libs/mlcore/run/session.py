@@ -317,7 +317,7 @@ def _take_over(run: OpenRun, trainer: Trainer, setup: TrainingSetup, resumed: Re
     path, state, changed = resumed.path, resumed.state, resumed.changed
     check_metadata(setup.task, state, source=path)
     trainer.load_state_dict(state, source=path)
-    adopt_changes(resumed, trainer)
+    run.note = adopt_changes(resumed, trainer)
     if changed and trainer.complete() and path.parent == run.place.checkpoints:
         raise UserError(
             f"{run.folder} holds a run that is finished ({'; '.join(map(str, changed))}), and these settings leave "

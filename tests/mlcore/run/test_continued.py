@@ -454,6 +454,7 @@ def test_other_batches_and_ranks_are_said_and_the_settings_in_force_written(
     assert "train.batch_size 8 -> 2; train.weight_decay 0.0001 -> 0.3; ranks 2 -> 1" in log(tmp_path)
     assert "a step was of 8 samples when the run began and is of 2 now" in log(tmp_path)
     written = (tmp_path / "run/config.yaml").read_text("utf-8")
+    assert written.startswith("# a step was of 8 samples when the run began and is of 2 now")
     assert "batch_size: 2 " in written
     assert "weight_decay: 0.3 " in written
 
