@@ -169,7 +169,7 @@ class Trainer:
     def _advance(self, window: list[MicroBatch]) -> bool:
         """Count `window` as done; returns whether the epoch ended with it."""
         now, order = self.progress, self.loader.order
-        self._window, self._steps_before = window, self.steps_done
+        self._window, self._before = window, (now.epoch, now.position)
         now.step += 1
         now.position += len(window) * order.global_batch
         if not order.is_over(now.position):
@@ -266,7 +266,7 @@ class Trainer:
             return False
         if self.cadence.evaluate_unit == "steps":
             every = self.cadence.evaluate_every
-            return self.steps_done // every > self._steps_before // every
+            return self.steps_done // every > float(self.course.first.steps(*self._before)) // every
         return epoch_ended and self.progress.epoch % self.cadence.evaluate_every == 0
 
     @untouched_generators()

@@ -266,12 +266,10 @@ def test_limits_and_evaluations_count_steps_of_the_first_cut(tmp_path: Path) -> 
     assert outcome.status == "finished"
     assert outcome.progress.step == 10 + 1 + 1, "one step ends the epoch, one is 2 of 16 samples"
     part.evaluator, part.cadence = object(), Cadence(evaluate_every=3, evaluate_unit="steps")  # type: ignore[assignment]
-    part.progress, part._steps_before = Progress(), 0.0
     due = []
     for position in range(0, 97, 32):
-        part.progress = Progress(position=position)
+        part.progress, part._before = Progress(position=position), (0, max(0, position - 32))
         due.append(part._evaluation_is_due(epoch_ended=False))
-        part._steps_before = part.steps_done
     assert due == [False, False, True, True], "after 4 and 6 steps of 16 samples"
 
 
