@@ -112,7 +112,7 @@ class TrainConfig(Section):
         continued="applied",
     )
     max_hours: float | None = field(
-        None, "Stop (and save) after this time, if sooner", unit="hours", gt=0, continued="applied"
+        None, "Stop (and save, exit code 76) after this time, if sooner", unit="hours", gt=0, continued="applied"
     )
     batch_size: int = field(32, "Samples per micro-batch and rank", unit="samples", ge=1, continued="applied")
     eval_batch_size: int | None = field(

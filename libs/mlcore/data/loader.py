@@ -121,9 +121,12 @@ class BatchLoader:
             _at_work.add(iterator)
             weakref.finalize(self, _dismiss, iterator).atexit = False
         for fetched in iterator:
-            if isinstance(fetched, UserError):
-                raise fetched
-            yield fetched
+            yield _checked(fetched)
+
+    def read(self, key: BatchKey) -> MicroBatch:
+        """One batch, read in this process."""
+        keyed: Any = self._loader.dataset
+        return _checked(self._loader.collate_fn(keyed.__getitems__(key)))
 
 
 def _dismiss(iterator: Any) -> None:
@@ -183,6 +186,12 @@ def _collate(collate: Collate, fetched: tuple[list[Any], bool] | UserError) -> M
         return fetched
     samples, real = fetched
     return MicroBatch(collate(samples), real)
+
+
+def _checked(fetched: MicroBatch | UserError) -> MicroBatch:
+    if isinstance(fetched, UserError):
+        raise fetched
+    return fetched
 
 
 def _start_worker(seed: int, rank: int, worker: int) -> None:

@@ -4,7 +4,8 @@ import logging
 
 from mlcore.run.build import CoreConfig
 from mlcore.training.batch_norm import batch_norms
-from mlcore.training.trainer import Trainer, unwrap
+from mlcore.training.engine import unwrap
+from mlcore.training.trainer import Trainer
 
 __all__ = ["warn_of_settings"]
 

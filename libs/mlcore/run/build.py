@@ -28,13 +28,13 @@ from mlcore.trackers.wandb import RUN_ID, WandbTracker
 from mlcore.training.batch_norm import batch_norms, estimate_statistics, synchronise
 from mlcore.training.checkpoint import CheckpointStore
 from mlcore.training.course import Cut
-from mlcore.training.engine import Engine
+from mlcore.training.engine import Engine, unwrap
 from mlcore.training.evaluator import Evaluator, Predictions
 from mlcore.training.optim import GroupRule, build_optimizer, parameter_groups
 from mlcore.training.progress import Cadence, Limits, Monitor
 from mlcore.training.schedules import Plateau, lr_table
 from mlcore.training.task import Task
-from mlcore.training.trainer import Trainer, unwrap
+from mlcore.training.trainer import Trainer
 
 VALIDATION = "validation_samples"
 """Key of a checkpoint."""

@@ -10,14 +10,20 @@ from typing import Any
 import torch
 
 from mlcore.base.console import format_duration
-from mlcore.base.distributed import barrier
+from mlcore.base.distributed import barrier, broadcast_object
 from mlcore.base.files import write_json
 from mlcore.report.page import Headline, Picture, RunReport, Section, Table, describe_environment, write_report
 from mlcore.report.plots.curves import plot_panels
 from mlcore.run.build import CoreConfig, TrainingSetup, evaluation_loader
 from mlcore.run.copy import Copied
 from mlcore.trackers.table import read_history
-from mlcore.training.checkpoint import CheckpointStore, inference_weights, load_checkpoint, load_model_weights
+from mlcore.training.checkpoint import (
+    CheckpointError,
+    CheckpointStore,
+    inference_weights,
+    load_checkpoint,
+    load_model_weights,
+)
 from mlcore.training.diagnose import peak_memory_bytes
 from mlcore.training.evaluator import Evaluator
 from mlcore.training.progress import Monitor, Outcome
@@ -39,10 +45,14 @@ class Evaluation:
     Attributes:
         results: Its figures.
         sections: The app's tables and pictures of its predictions.
+        complaint: Why it is not the best checkpoint that was evaluated; empty if it was.
+        step: Training step of what was evaluated; None: of the progress.
     """
 
     results: Results
     sections: Sequence[Section]
+    complaint: str = ""
+    step: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +85,11 @@ def evaluate_best(
     """
     world = trainer.engine.world
     barrier()
-    best = best_checkpoint(checkpoints)
+    complaint: str = broadcast_object(_set_damaged_aside(checkpoints) if world.is_main else "")
+    best, step = best_checkpoint(checkpoints), None
     if best is not None:
         state = load_checkpoint(best)
+        step = int(state["progress"]["step"])
         check_metadata(setup.task, state, source=best)
         load_model_weights(setup.task.model, inference_weights(state, source=best), source=best)
     results: dict[str, dict[str, float]] = {}
@@ -87,7 +99,32 @@ def evaluate_best(
         results[name], predictions = evaluator.run(setup.task.model, engine=trainer.engine)
         if setup.analyse is not None and world.is_main:
             sections += setup.analyse(predictions, folder, f"{name}_" if name != "val" else "")
-    return Evaluation(results, sections)
+    return Evaluation(results, sections, complaint, step)
+
+
+def _set_damaged_aside(folder: Path) -> str:
+    """Let the newest whole checkpoint stand for the run where the best is damaged; returns what is to be said of it."""
+    best, store = best_checkpoint(folder), CheckpointStore(folder, asynchronous=False)
+    if best is None:
+        return ""
+    try:
+        load_checkpoint(best)
+    except CheckpointError as error:
+        damage = str(error)
+    else:
+        return ""
+    found = store.newest_good()
+    assert found is not None  # noqa: S101 - it raises where there are files and none is whole
+    path, state = found
+    aside = best.with_name(f"{best.name}.damaged")
+    best.replace(aside)
+    step = int(state["progress"]["step"])
+    store.take_over(path, step=step, is_best=False)
+    complaint = (
+        f"{damage}. It is set aside as {aside.name}; the newest whole checkpoint, of step {step}, stands for the run."
+    )
+    _log.warning("%s", complaint)
+    return complaint
 
 
 def best_checkpoint(folder: Path) -> Path | None:
@@ -132,15 +169,18 @@ def pages_of_run(
         "skipped_steps": outcome.skipped,
         "demo": demo,
     }
-    which, at = ("best", now.best_step) if now.best_step >= 0 else ("last", now.step)
+    is_best = now.best_step >= 0 and not evaluation.complaint
+    which, at = (
+        ("best", now.best_step) if is_best else ("last", now.step if evaluation.step is None else evaluation.step)
+    )
     report = RunReport(
         title=title,
         subtitle=f"{outcome.status} after {now.epoch} epochs; {which} weights at step {at} of {now.step}",
         headlines=_headlines(results, monitor.metric),
-        warnings=_warnings(setup, outcome, demo=demo),
+        warnings=[*([evaluation.complaint] if evaluation.complaint else []), *_warnings(setup, outcome, demo=demo)],
         sections=[
             *_curves(folder, monitor.metric),
-            _result_table(results),
+            _result_table(results, which="best" if "val" in results and not evaluation.complaint else "last"),
             *evaluation.sections,
             *(() if setup.overview is None else setup.overview(folder)),
         ],
@@ -224,12 +264,11 @@ def _headlines(results: Results, metric: str) -> list[Headline]:
     ]
 
 
-def _result_table(results: Results) -> Table:
+def _result_table(results: Results, *, which: str) -> Table:
     names = list(results)
     keys = list(dict.fromkeys(key for values in results.values() for key in values))
     rows: list[list[object]] = [[key, *(results[name].get(key) for name in names)] for key in keys if key != "n"]
     rows.append(["samples", *(int(results[name]["n"]) for name in names)])
-    which = "best" if "val" in results else "last"
     return Table(f"Results of the {which} checkpoint", ["metric", *names], rows)
 
 

@@ -45,7 +45,10 @@ def load_run_checkpoint(path: Path, *, app: str, config_cls: type[ConfigT]) -> R
     Raises:
         CheckpointError: The file is missing, damaged, unsafe, or no checkpoint of this app.
     """
-    state = load_checkpoint(path)
+    try:
+        state = load_checkpoint(path)
+    except CheckpointError as error:
+        raise _with_advice(error, Path(path)) from None
     weights = inference_weights(state, source=path)
     if state.get("app") != app:
         raise CheckpointError(f"{path}: a checkpoint of the app '{state.get('app')}', not of {app}")
@@ -55,6 +58,23 @@ def load_run_checkpoint(path: Path, *, app: str, config_cls: type[ConfigT]) -> R
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise another_version(path, error) from None
     return RunCheckpoint(path=Path(path), weights=weights, metadata=metadata, config=config, step=step)
+
+
+def _with_advice(error: CheckpointError, path: Path) -> CheckpointError:
+    """The error, and which checkpoint beside the damaged one is whole."""
+    others = sorted((other for other in path.parent.glob("*.pth") if other != path), key=_age)
+    for other in others if path.is_file() else ():
+        try:
+            load_checkpoint(other)
+        except CheckpointError:
+            continue
+        return CheckpointError(f"{error}. The newest whole checkpoint beside it is {other}")
+    return error
+
+
+def _age(path: Path) -> float:
+    """Seconds, growing with age."""
+    return -path.stat().st_mtime
 
 
 def another_version(path: Path, error: Exception) -> CheckpointError:

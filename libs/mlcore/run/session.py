@@ -339,7 +339,8 @@ def _tracker(run: OpenRun, state: State | None) -> Tracker:
         run.config,
         app=run.app.name,
         folder=run.folder,
-        resume_step=None if state is None else int(state["progress"]["step"]),
+        # The row of a step whose evaluation is due is made by this process.
+        resume_step=None if state is None else int(state["progress"]["step"]) - (state.get("due") is not None),
         known={} if state is None or branch else state["tracker"],
     )
 

@@ -275,6 +275,14 @@ class CheckpointStore:
         else:
             self._pending = self._writer.submit(self._write, self._snapshot.take(state), step, best, milestone)
 
+    def mark_best(self) -> None:
+        """Make the state saved last `best_model.pth`, once it is on the disk."""
+        if self._writer is None:
+            self._move(self.BEST)
+        else:
+            saved = self._pending
+            self._pending = self._writer.submit(self._move, self.BEST, after=saved)
+
     def check(self) -> None:
         """Raise what went wrong in the writing thread, if anything has."""
         if self._pending is not None and self._pending.done():
@@ -307,6 +315,13 @@ class CheckpointStore:
         if self._on_saved is not None:
             for name in names:
                 self._on_saved(self.folder / name)
+
+    def _move(self, name: str, *, after: Future[None] | None = None) -> None:
+        if after is not None:
+            after.result()  # it is done, in this thread; if it failed, `latest` is of an older state
+        _link(self.folder / self.LATEST, self.folder / name)
+        if self._on_saved is not None:
+            self._on_saved(self.folder / name)
 
     def step_files(self) -> list[Path]:
         """The files of single steps, newest step first."""

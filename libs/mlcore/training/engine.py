@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from mlcore.base.distributed import World, all_reduce_sum, broadcast
@@ -60,6 +61,11 @@ class StepOutput:
     loss_sum: Tensor
     count: int | Tensor
     logs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module itself, without a DDP wrapper."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 class Engine:
@@ -266,19 +272,20 @@ class Engine:
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Inside the block the model holds the EMA weights (where there are any), after it the trained ones again.
-
-        What `settle` makes of their buffers stays with the EMA weights, and so in checkpoints.
-        """
+        """Inside the block the model holds the EMA weights (where there are any), after it the trained ones again."""
         self._buffers.write(broadcast(self._buffers.read()))  # ranks evaluate what rank 0 saves; their own differ
         broadcast(self._ema_buffers)
         self._swap_ema()
         try:
-            if self.settle is not None:
-                self.settle()
             yield
         finally:
             self._swap_ema()
+
+    def settle_averages(self) -> None:
+        """Make the EMA weights ready for use: what `settle` makes of their buffers stays with them in checkpoints."""
+        if self.settle is not None:
+            with self.averaged_weights():
+                self.settle()
 
     @torch.no_grad()
     def _swap_ema(self) -> None:
@@ -328,6 +335,10 @@ class Engine:
         names = self._names()
         if not take_over_moments(self.optimizer, state["optimizer"], names=names, saved_names=state.get("names")):
             _log.warning("the optimiser's moments begin anew: the checkpoint's are of another kind of optimiser")
+        # Those of the last window, until the next one begins: an evaluation may come first, and tell them.
+        rates = [float(group["lr"]) for group in state["optimizer"]["param_groups"]]
+        if len(rates) == self._lr_now.shape[1]:
+            self._lr_now[0] = torch.as_tensor(rates)
         self._adopt_learning_rates()
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

@@ -1,14 +1,15 @@
 """Predictions for every sample of a data set exactly once, on any number of ranks, in dataset order."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlcore.base.distributed import World, gather_objects
+from mlcore.base.distributed import World, any_rank, gather_objects
+from mlcore.base.signals import Interrupted, deferred, received
 from mlcore.data.batch import MicroBatch
 from mlcore.data.loader import BatchLoader
 from mlcore.training.engine import Engine
@@ -48,13 +49,12 @@ class Evaluator:
 
         Returns:
             Tensors on the host, row i belonging to sample i, the same on every rank.
+
+        Raises:
+            Interrupted: A signal came to some rank; all of them stop after the same batch.
         """
-        was_training = model.training
-        model.eval()
-        try:
+        with deferred(), _evaluating(model):
             rows = list(self._rows(model, engine))
-        finally:
-            model.train(was_training)
         indices = np.concatenate([index for index, _ in rows]) if rows else np.empty(0, np.int64)
         mine = {key: torch.cat([row[key] for _, row in rows]).cpu() for key in (rows[0][1] if rows else {})}
         parts = [part for part in gather_objects((indices, mine)) if len(part[0])]
@@ -65,13 +65,37 @@ class Evaluator:
         keys = self._loader.order.batches(0)
         batch: MicroBatch
         for key, batch in zip(keys, self._loader.epoch(0), strict=True):
-            data = batch.to(self._world.device).data
-            with nullcontext() if engine is None else engine.autocast():
-                output = self._task.evaluation_step(model, data)
+            if any_rank(received()):
+                raise Interrupted
+            output = self._step(model, batch, engine)
             if key.real:
                 yield np.asarray(key.indices), output
+
+    def _step(self, model: nn.Module, batch: MicroBatch, engine: Engine | None) -> dict[str, Tensor]:
+        data = batch.to(self._world.device).data
+        with nullcontext() if engine is None else engine.autocast():
+            return self._task.evaluation_step(model, data)
+
+    @torch.inference_mode()
+    def metric_names(self, model: nn.Module, *, engine: Engine | None = None) -> set[str]:
+        """Names of the figures that `run` gives, found on one batch."""
+        batch = self._loader.read(next(self._loader.order.batches(0)))
+        with _evaluating(model):
+            rows = self._step(model, batch, engine)
+        return {*self._task.metrics({key: value.cpu() for key, value in rows.items()}), "n"}
 
     def run(self, model: nn.Module, *, engine: Engine | None = None) -> tuple[dict[str, float], Predictions]:
         """Predictions and the task's metrics over them, with the number of samples as `n`."""
         predictions = self.predict(model, engine=engine)
         return {**self._task.metrics(predictions), "n": float(len(self))}, predictions
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, then in the mode it came in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

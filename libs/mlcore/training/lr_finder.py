@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlcore.training.trainer import Trainer, unwrap
+from mlcore.training.engine import unwrap
+from mlcore.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

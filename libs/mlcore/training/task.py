@@ -39,7 +39,7 @@ class Task(Protocol):
         ...
 
     def metrics(self, predictions: Mapping[str, Tensor]) -> dict[str, float]:
-        """Figures over a whole data set.
+        """Figures over a data set or any part of it: the same names always, NaN for what is not defined there.
 
         Args:
             predictions: What `evaluation_step` returned, on the host, one row per sample, in dataset order.

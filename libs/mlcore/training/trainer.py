@@ -13,22 +13,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-
 from mlcore.base.console import Pace
 from mlcore.base.distributed import any_rank, barrier, gather_objects
-from mlcore.base.errors import UserError
 from mlcore.base.seeding import RngState, rng_state, set_rng_state, untouched_generators
-from mlcore.base.signals import deferred, received
+from mlcore.base.signals import Interrupted, deferred, received
 from mlcore.data.batch import MicroBatch
 from mlcore.data.loader import BatchLoader
 from mlcore.trackers.base import Tracker
 from mlcore.training.checkpoint import CheckpointStore, load_model_weights
 from mlcore.training.course import Course, Cut
 from mlcore.training.diagnose import advice_when_out_of_memory, peak_memory_bytes, too_many_bad_steps
-from mlcore.training.engine import Engine
+from mlcore.training.engine import Engine, unwrap
 from mlcore.training.evaluator import Evaluator, Predictions
+from mlcore.training.judging import check_metrics, judge
 from mlcore.training.progress import Cadence, Limits, Monitor, Outcome, Progress, Status
 from mlcore.training.schedules import FloatArray, Plateau
 from mlcore.training.step_statistics import Totals
@@ -79,7 +76,9 @@ class Trainer:
     def __post_init__(self) -> None:
         self.progress = Progress()
         self.metrics: dict[str, float] = {}
-        self._evaluated_at = self._saved_at = -1
+        self._evaluated_at = -1
+        self._saved = (-1, -1)  # step of the newest checkpoint, and of the newest evaluation that it knows
+        self._due: dict[str, float] | None = None  # an evaluation of this step is, and then this row is to be logged
         self._skipped = 0
         self._window: list[MicroBatch] = []
         self._rng: RngState | None = None
@@ -98,26 +97,25 @@ class Trainer:
         self._seconds_before = self.progress.seconds
         if self._rng is not None:  # last of all, so that nothing on the way here has drawn from the generators
             set_rng_state(self._rng)
-        status = self.complete()
         advice = advice_when_out_of_memory(
             device=self.engine.device, micro_batch=self.loader.order.batch_size, accumulation=self.accumulation
         )
         with deferred(), advice:
+            status = self._begin()
             self.engine.model.train()
             while status is None:
-                for window in self._rest_of_epoch():
+                for window in self._windows(self.progress.epoch, start=self.progress.position):
                     self.engine.run_window(self.task.training_step, window)
                     epoch_ended = self._advance(window)
-                    evaluation_is_due = self._evaluation_is_due(epoch_ended)
-                    if evaluation_is_due or self.progress.step % self.cadence.log_every == 0:
-                        self._log()
-                    if evaluation_is_due:
+                    if self._evaluation_is_due(epoch_ended):
                         self._evaluate()
+                    elif self.progress.step % self.cadence.log_every == 0:
+                        self._log()
                     status = self._over()
-                    if status is None and self._save_is_due(epoch_ended):
-                        self._save(epoch_ended)
                     if status is not None:
                         break
+                    if self._save_is_due(epoch_ended):
+                        self._save()
             self._finish(status)
         return Outcome(status, self.progress, self.metrics, self._skipped)
 
@@ -147,23 +145,15 @@ class Trainer:
         steps = self.limits.epochs * self.steps_per_epoch
         return steps if self.limits.max_steps is None else min(steps, self.limits.max_steps)
 
-    def _rest_of_epoch(self) -> Iterator[list[MicroBatch]]:
-        """Windows of the current epoch that are still to run; the last one may be short."""
-        yield from self._windows(self.progress.epoch, start=self.progress.position)
-
     def windows_over_epochs(self, count: int) -> Iterator[list[MicroBatch]]:
         """The first `count` windows of a run, for what is not part of it."""
         epochs = itertools.chain.from_iterable(self._windows(epoch) for epoch in itertools.count())
         return itertools.islice(epochs, count)
 
     def _windows(self, epoch: int, *, start: int = 0) -> Iterator[list[MicroBatch]]:
-        window: list[MicroBatch] = []
-        for batch in self.loader.epoch(epoch, start=start):
-            window.append(batch.to(self.engine.device))
-            if len(window) == self.accumulation:
-                yield window
-                window = []
-        if window:
+        """Windows of an epoch after its first `start` samples; the last one may be short."""
+        batches = (batch.to(self.engine.device) for batch in self.loader.epoch(epoch, start=start))
+        while window := list(itertools.islice(batches, self.accumulation)):
             yield window
 
     def _advance(self, window: list[MicroBatch]) -> bool:
@@ -177,8 +167,22 @@ class Trainer:
         now.epoch, now.position = now.epoch + 1, 0
         return True
 
+    def _begin(self) -> Status | None:
+        """Evaluate what the process before this one was about to; returns why there is nothing left to do, or None."""
+        if self.evaluator is None:
+            return self.complete()
+        if self._due is not None or (self.complete() is not None and self._evaluated_at != self.progress.step):
+            self._evaluate()
+            return self._over()
+        with untouched_generators():
+            known = self.metrics or self.evaluator.metric_names(self.task.model, engine=self.engine)
+        check_metrics(known, monitor=self.monitor, plateau=self.plateau)
+        return self.complete()
+
     def complete(self) -> Status | None:
-        """Why there is nothing left to train, or None."""
+        """Why there is nothing left to do, or None."""
+        if self._due is not None:
+            return None
         limit = self.limits.max_steps
         if self.progress.epoch >= self.limits.epochs or (limit is not None and self.steps_done >= limit):
             return "finished"
@@ -188,8 +192,7 @@ class Trainer:
 
     def _over(self) -> Status | None:
         """Why training ends now, or None; ranks agree over host memory, so no device waits for it."""
-        complete = self.complete()
-        if complete is not None:
+        if (complete := self.complete()) is not None:
             return complete
         if any_rank(received()):
             return "interrupted"
@@ -202,10 +205,10 @@ class Trainer:
         """Leave a checkpoint of the very last step; a run that is to go on is left as it is, and nothing judges it."""
         if status not in ("interrupted", "time is up"):
             self._log()
-            if self._evaluated_at != self.progress.step:
-                self._evaluate()
-        if self._saved_at != self.progress.step:
-            self._save(epoch_ended=self.progress.position == 0)
+            if self.evaluator is None:
+                self.engine.settle_averages()
+        if self._saved != (self.progress.step, self._evaluated_at):
+            self._save()
         if self.store is not None:
             self.store.wait()
         barrier()
@@ -215,6 +218,10 @@ class Trainer:
 
     @untouched_generators()
     def _log(self) -> None:
+        self._track(self._figures())
+
+    def _figures(self) -> dict[str, float]:
+        """The row of the steps since the last one; empty if there was none that counts."""
         totals = self.engine.read_totals()
         self._skipped = totals.skipped
         if totals.worst_row >= self.max_bad_steps:
@@ -229,7 +236,7 @@ class Trainer:
                 folder=None if store is None else store.folder.parent,
             )
         if not totals.count:
-            return
+            return {}
         now = self.progress
         rates = self.engine.learning_rates()
         values = {
@@ -240,7 +247,7 @@ class Trainer:
             "train/epoch": now.epoch + now.position / self.loader.order.size,
             "train/skipped_steps": float(totals.skipped),
         }
-        self._track({**values, **self._performance(totals)})
+        return {**values, **self._performance(totals)}
 
     def _performance(self, totals: Totals) -> dict[str, float]:
         """Figures that differ from run to run; their names begin with "perf/"."""
@@ -256,7 +263,7 @@ class Trainer:
         }
 
     def _track(self, values: Mapping[str, float]) -> None:
-        if self.tracker is not None and self.engine.world.is_main:
+        if values and self.tracker is not None and self.engine.world.is_main:
             self.tracker.log(self.progress.step, values)
 
     # ---------------------------------------------------------------------------------------------------- evaluate
@@ -264,6 +271,8 @@ class Trainer:
     def _evaluation_is_due(self, epoch_ended: bool) -> bool:
         if self.evaluator is None:
             return False
+        if self.complete() is not None:
+            return True
         if self.cadence.evaluate_unit == "steps":
             every = self.cadence.evaluate_every
             return self.steps_done // every > float(self.course.first.steps(*self._before)) // every
@@ -271,44 +280,34 @@ class Trainer:
 
     @untouched_generators()
     def _evaluate(self) -> None:
+        """Save, so that a long evaluation can be killed or interrupted; then evaluate, log, and name the best.
+
+        The checkpoint says that the evaluation is due: whoever goes on from it makes it again. What it found is in the
+        next checkpoint.
+        """
+        if self.evaluator is None:
+            return
         begun = time.monotonic()
-        with self.engine.averaged_weights():
-            if self.evaluator is None:
-                return
-            metrics, predictions = self.evaluator.run(self.task.model, engine=self.engine)
-        self.metrics = metrics
-        self._evaluated_at = self.progress.step
-        self._compare_with_best(metrics)
+        if self._due is None:
+            self._due = self._figures()
+            self.engine.settle_averages()
+        if self._saved[0] != self.progress.step:
+            self._save()
+        try:
+            with self.engine.averaged_weights():
+                metrics, predictions = self.evaluator.run(self.task.model, engine=self.engine)
+        except Interrupted:
+            return
+        self._track(self._due)
+        self._due, self.metrics, self._evaluated_at = None, metrics, self.progress.step
+        judge(metrics, progress=self.progress, monitor=self.monitor, plateau=self.plateau, engine=self.engine)
         seconds = time.monotonic() - begun
         self._last_log += seconds  # throughput is of training alone
         self._track({**{f"val/{k}": v for k, v in metrics.items()}, "perf/evaluation_s": seconds})
-        if self.on_evaluation is not None and self.engine.world.is_main:
+        if self.engine.world.is_main and self.on_evaluation is not None:
             self.on_evaluation(self.progress.step, metrics, predictions)
-
-    def _compare_with_best(self, metrics: Mapping[str, float]) -> None:
-        """Compare with the best so far; tell the plateau schedule."""
-        monitor, now = self.monitor, self.progress
-        for metric in (monitor.metric, *(() if self.plateau is None else (self.plateau.metric,))):
-            if metric not in metrics:
-                known = ", ".join(sorted(metrics))
-                raise UserError(f"the monitored metric '{metric}' is not among the evaluation's: {known}")
-        value = metrics[monitor.metric]
-        sign = 1.0 if monitor.mode == "max" else -1.0
-        # A NaN compares as no improvement; the first finite value always is one.
-        if value == value and (now.best is None or sign * (value - now.best) > monitor.min_delta):
-            now.best, now.best_step, now.stale = value, now.step, 0
-        else:
-            now.stale += 1
-        if self.plateau is not None:
-            self._lower_rates(self.plateau, metrics[self.plateau.metric])
-
-    def _lower_rates(self, plateau: Plateau, value: float) -> None:
-        before, scale = plateau.scale, plateau.update(value)
-        self.engine.scale_learning_rates(scale)
-        if scale < before:
-            said = "step %d: val %s has stopped improving, so the learning rate falls from %.3g to %.3g"
-            rate = self.engine.learning_rates()[0]
-            _log.info(said, self.progress.step, plateau.metric, rate, rate * scale / before)
+        if self.engine.world.is_main and self.store is not None and self.progress.best_step == self.progress.step:
+            self.store.mark_best()
 
     # -------------------------------------------------------------------------------------------- save and take over
 
@@ -317,7 +316,9 @@ class Trainer:
             return False
         self.store.check()
         now, every = self.progress, self.cadence
-        if self._evaluated_at == now.step or (epoch_ended and self.evaluator is None) or self._milestone(epoch_ended):
+        if self._saved[0] == now.step:
+            return False
+        if (epoch_ended and self.evaluator is None) or self._milestone() is not None:
             return True
         if every.save_every_steps is not None and now.step % every.save_every_steps == 0:
             return True
@@ -326,22 +327,21 @@ class Trainer:
         return any_rank(time.monotonic() - self._last_save >= every.save_every_seconds)
 
     @untouched_generators()
-    def _save(self, epoch_ended: bool) -> None:
+    def _save(self) -> None:
         if self.store is None:
             return
-        milestone = self._milestone(epoch_ended)
-        if milestone is not None and self.engine.settle is not None and self._evaluated_at != self.progress.step:
-            with self.engine.averaged_weights():
-                pass  # a milestone is used like the best checkpoint, so its averaged weights are settled, too
+        milestone = self._milestone()
+        if milestone is not None and self._due is None and self._evaluated_at != self.progress.step:
+            self.engine.settle_averages()  # a milestone is used like the best checkpoint
         state = self.state_dict()
-        self._saved_at, self._last_save = self.progress.step, time.monotonic()
+        self._saved, self._last_save = (self.progress.step, self._evaluated_at), time.monotonic()
         if self.engine.world.is_main:
             best = self.progress.best_step == self.progress.step
             self.store.save(state, step=self.progress.step, best=best, milestone=milestone)
 
-    def _milestone(self, epoch_ended: bool) -> str | None:
+    def _milestone(self) -> str | None:
         every = self.cadence.milestone_every_epochs
-        is_one = epoch_ended and every is not None and self.progress.epoch % every == 0
+        is_one = self.progress.position == 0 and every is not None and self.progress.epoch % every == 0
         return f"epoch_{self.progress.epoch:04d}" if is_one else None
 
     def state_dict(self) -> dict[str, Any]:
@@ -352,7 +352,8 @@ class Trainer:
             "engine": self.engine.state_dict(),
             "progress": asdict(self.progress),
             "course": self.course.state_dict(),
-            "metrics": dict(self.metrics),
+            "metrics": {} if self._due is not None else dict(self.metrics),
+            "due": self._due,
             "evaluated_at": self._evaluated_at,
             "plateau": None if self.plateau is None else self.plateau.state_dict(),
             "rng": gather_objects(rng_state()),
@@ -379,7 +380,9 @@ class Trainer:
         if self.loader.order.is_over(self.progress.position):  # a larger batch with drop_last
             self.progress.epoch, self.progress.position = self.progress.epoch + 1, 0
         self.metrics, self._evaluated_at = dict(state["metrics"]), state["evaluated_at"]
-        self._saved_at = self.progress.step
+        self._due = state.get("due")
+        if self.store is not None and Path(source).parent == self.store.folder:
+            self._saved = (self.progress.step, self._evaluated_at)
         if self.plateau is not None and state["plateau"] is not None:
             watched = {"metric": self.monitor.metric, "mode": self.monitor.mode}  # by those that do not say what
             self.plateau.load_state_dict({**watched, **state["plateau"]})
@@ -390,8 +393,3 @@ class Trainer:
     def forget_best(self) -> None:
         """Let the next evaluation be the best so far; for a run that from now on is judged in another way."""
         self.progress.best, self.progress.best_step, self.progress.stale = None, -1, 0
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module itself, without a DDP wrapper."""
-    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mlcore.base.console import Pace
 from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
 from mlcore.cli.parse import parse
@@ -131,6 +132,7 @@ def begun(config: ToyConfig, *, windows: int = 3) -> dict[str, Any]:
     torch.manual_seed(0)
     trainer = trainer_of(config)
     trainer._seconds_before = trainer._begun = trainer._last_log = 0.0
+    trainer._pace = Pace(trainer.total_steps)
     for window in trainer.windows_over_epochs(windows):
         trainer.engine.run_window(trainer.task.training_step, window)
         trainer._advance(window)

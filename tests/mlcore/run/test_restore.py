@@ -1,5 +1,7 @@
 """From a run's checkpoint back to its parts, and what "auto" precision means."""
 
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,15 @@ def test_an_older_run_was_split_by_its_own_seed(tmp_path, data, expected):
     path = checkpoint(tmp_path / "model.pth", config={"data": data, "run": {"seed": 5}})
     config = load_run_checkpoint(path, app="toy", config_cls=SplitConfig).config
     assert (config.run.seed, config.data.split_seed) == (5, expected)
+
+
+def test_a_damaged_checkpoint_names_the_whole_one_beside_it(tmp_path):
+    best = checkpoint(tmp_path / "best_model.pth")
+    older, newest = checkpoint(tmp_path / "step_00000001.pth"), checkpoint(tmp_path / "latest_model.pth")
+    os.utime(older, (1, 1))
+    best.write_bytes(best.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match=rf"best_model.pth: damaged.*beside it is {re.escape(str(newest))}$"):
+        load_run_checkpoint(best, app="toy", config_cls=Config)
 
 
 def test_the_run_folder_is_above_its_checkpoints(tmp_path):

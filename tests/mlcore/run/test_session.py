@@ -129,6 +129,30 @@ def test_a_dry_run_keeps_nothing(call: Call, tmp_path: Path, capsys: pytest.Capt
     assert [path.name for path in tmp_path.iterdir()] == ["configs"]
 
 
+def test_a_damaged_best_checkpoint_is_set_aside_and_said(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, folder = session.evaluate_best, tmp_path / "run"
+    best = folder / "checkpoints/best_model.pth"
+
+    def damaging(*args: Any, **more: Any) -> Any:
+        with best.open("r+b") as file:
+            file.seek(best.stat().st_size // 2)
+            file.write(b"damage")
+        return evaluate(*args, **more)
+
+    monkeypatch.setattr(session, "evaluate_best", damaging)
+    assert call("--output_dir", folder) == 0
+    summary, report = (folder / "summary.md").read_text("utf-8"), (folder / "report.html").read_text("utf-8")
+    for text in (summary, report, (folder / "train.log").read_text("utf-8")):
+        assert "damaged, the checksum" in text
+        assert "It is set aside" in text
+    assert "last weights at step 8 of 8" in summary
+    assert not best.exists()
+    assert best.with_name("best_model.pth.damaged").is_file()
+    assert read(folder / "summary.json")["results_of_best_checkpoint"]["val"]["n"] == 8
+
+
 # ------------------------------------------------------------------------------------------------------ runs of runs
 
 

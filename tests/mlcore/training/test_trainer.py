@@ -49,6 +49,9 @@ def jitter(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     return {**sample, "x": sample["x"] + 0.01 * rng.normal(size=5).astype(np.float32)}
 
 
+EVALUATED = 20
+
+
 class Regression:
     """A small network with dropout, so that the global generator matters."""
 
@@ -65,7 +68,8 @@ class Regression:
         return {"error": functional.mse_loss(model(batch["x"]).squeeze(1), batch["y"], reduction="none")}
 
     def metrics(self, predictions: Mapping[str, Tensor]) -> dict[str, float]:
-        value = self._score.pop(0) if self._score else float(predictions["error"].mean())
+        whole = len(predictions["error"]) == EVALUATED  # of a part, only the names are asked for
+        value = self._score.pop(0) if self._score and whole else float(predictions["error"].mean())
         return {"loss": value}
 
     @property
@@ -128,7 +132,7 @@ def make(
         task=task,
         engine=engine,
         loader=loader,
-        evaluator=Evaluator(task, BatchLoader(Points(20), EpochOrder(20, 8, shuffle=False))),
+        evaluator=Evaluator(task, BatchLoader(Points(EVALUATED), EpochOrder(EVALUATED, 8, shuffle=False))),
         limits=Limits(epochs=epochs, max_steps=max_steps, max_seconds=max_seconds),
         cadence=Cadence(log_every=2, save_every_steps=save_every),
         monitor=Monitor(metric="loss", mode="min", patience=patience),
@@ -147,7 +151,8 @@ def rows(trainer: Trainer) -> list[tuple[int, dict[str, float]]]:
 
 def flat(state: Any) -> list[Any]:
     if isinstance(state, Mapping):
-        return [item for key in sorted(state, key=str) for item in flat(state[key])]
+        keys = (key for key in sorted(state, key=str) if not str(key).startswith("perf/"))
+        return [item for key in keys for item in flat(state[key])]
     if isinstance(state, list | tuple):
         return [item for value in state for item in flat(value)]
     return [state]
@@ -184,7 +189,9 @@ def test_resuming_from_any_step_ends_bit_identical(
     resumed.load_state_dict(state, source=checkpoint)
     resumed.fit()
     assert_same_state(resumed.state_dict(), whole.state_dict())
-    assert rows(resumed) == [row for row in rows(whole) if row[0] > step]
+    first = step if state["due"] is not None else step + 1  # a checkpoint before an evaluation is also before its row
+    assert (state["due"] is not None) == (step % 5 == 0)
+    assert rows(resumed) == [row for row in rows(whole) if row[0] >= first]
 
 
 def test_two_resumes_in_one_epoch_are_as_good_as_one(tmp_path: Path) -> None:
@@ -218,8 +225,8 @@ def test_early_stopping_counts_evaluations_without_improvement(tmp_path: Path) -
     outcome = trainer.fit()
     assert outcome.status == "stopped early"
     assert outcome.progress.epoch == 4
-    best = load_checkpoint(tmp_path / "checkpoints" / "best_model.pth")
-    assert best["progress"]["best"] == 2.0
+    best, latest = (load_checkpoint(tmp_path / "checkpoints" / f"{name}_model.pth") for name in ("best", "latest"))
+    assert latest["progress"]["best"] == 2.0
     assert best["progress"]["step"] == outcome.progress.best_step
 
 
@@ -326,7 +333,7 @@ def test_running_statistics_are_averaged_like_the_weights() -> None:
 def test_too_many_bad_steps_stop_with_samples_and_the_first_bad_module(tmp_path: Path) -> None:
     trainer = make(tmp_path, epochs=3)
     hidden = trainer.task.model[1]  # type: ignore[index]
-    hidden.register_forward_hook(lambda *_: torch.full((1, 8), float("inf")))
+    hidden.register_forward_hook(lambda module, inputs, output: torch.full_like(output, float("inf")))
     with pytest.raises(UserError, match=r"not finite.*module '1'"):
         trainer.fit()
     report = json.loads((tmp_path / "bad_steps_rank0.json").read_text("utf-8"))
@@ -354,11 +361,96 @@ def test_a_run_goes_on_with_a_larger_batch(tmp_path: Path) -> None:
     assert outcome.progress.step == 4 + 1 + 1, "the last 2 samples, then one window of 32 + 18"
 
 
-def test_an_unknown_monitor_is_an_error_that_lists_the_metrics() -> None:
-    trainer = make()
+def test_an_unknown_monitor_is_refused_before_the_first_step() -> None:
+    trainer = make(score=[1.0])
     trainer.monitor = Monitor(metric="accuracy")
-    with pytest.raises(UserError, match=r"'accuracy'.*loss"):
+    with pytest.raises(UserError, match=r"'accuracy'.*: loss, n"):
         trainer.fit()
+    assert trainer.progress.step == 0
+    assert trainer.task._score == [1.0]  # type: ignore[attr-defined] # nothing was judged
+
+
+class Killed(BaseException):
+    """In place of SIGKILL: nothing of the process is left but its files."""
+
+
+def hit_in_evaluation(trainer: Trainer, *, evaluation: int, batch: int, error: type[BaseException] | None) -> None:
+    """Kill the process, or without an error send it SIGTERM, in this batch of this evaluation (both from 1)."""
+    plain, calls = trainer.task.evaluation_step, iter(range(10**6))
+    target = 1 + 3 * (evaluation - 1) + batch - 1  # one batch tells the names of the figures; three are an evaluation
+
+    def step(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        if next(calls) == target:
+            if error is not None:
+                raise error
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(model, batch)
+
+    trainer.task.evaluation_step = step  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("error", [None, Killed], ids=["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize(("evaluation", "step"), [(2, 10), (4, 20)])
+def test_an_evaluation_loses_nothing_and_is_made_again(
+    evaluation: int, step: int, error: type[BaseException] | None, tmp_path: Path
+) -> None:
+    plateau = {"patience": 0, "factor": 0.5}
+    whole = make(tmp_path / "whole", plateau=Plateau(**plateau))  # type: ignore[arg-type]
+    whole.fit()
+    part = make(tmp_path / "part", plateau=Plateau(**plateau))  # type: ignore[arg-type]
+    hit_in_evaluation(part, evaluation=evaluation, batch=2, error=error)
+    if error is None:
+        outcome = part.fit()
+        assert (outcome.status, outcome.progress.step) == ("interrupted", step)
+    else:
+        with pytest.raises(error):
+            part.fit()
+    assert part.store is not None
+    assert whole.store is not None
+    part.store.close()
+    assert max(at for at, _ in rows(part)) < step, "the row of an evaluated step is logged once, by whoever ends it"
+    going_on = make(tmp_path / "part", plateau=Plateau(**plateau))  # type: ignore[arg-type]
+    path, state = going_on.store.newest_good()  # type: ignore[union-attr, misc]
+    assert state["progress"]["step"] == step
+    going_on.load_state_dict(state, source=path)
+    going_on.fit()
+    assert_same_state(going_on.state_dict(), whole.state_dict())
+    assert rows(part) + rows(going_on) == rows(whole)
+    for name in (CheckpointStore.BEST, CheckpointStore.LATEST):
+        ends = (load_checkpoint(store.folder / name) for store in (going_on.store, whole.store))  # type: ignore[union-attr]
+        assert_same_state(*ends)
+
+
+def test_the_best_is_right_when_the_process_dies_after_an_evaluation(tmp_path: Path) -> None:
+    scores = [3.0, 2.0, 2.5, 2.1]
+    whole = make(tmp_path / "whole", score=list(scores))
+    whole.fit()
+    part = make(tmp_path / "part", score=list(scores))
+
+    def die(step: int, *_: object) -> None:
+        if step == 10:
+            raise Killed
+
+    part.on_evaluation = die  # after the comparison, before the best is named
+    with pytest.raises(Killed):
+        part.fit()
+    part.store.close()  # type: ignore[union-attr]
+    going_on = make(tmp_path / "part", score=scores[1:])
+    path, state = going_on.store.newest_good()  # type: ignore[union-attr, misc]
+    going_on.load_state_dict(state, source=path)
+    assert going_on.fit().progress.best_step == 10
+    best = [load_checkpoint(tmp_path / name / "checkpoints" / "best_model.pth") for name in ("whole", "part")]
+    assert_same_state(*best)
+
+
+def test_one_checkpoint_is_written_for_an_evaluation_and_one_for_the_end(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    assert trainer.store is not None
+    saved, save = list[int](), trainer.store.save
+    trainer.store.save = lambda state, *, step, **more: (saved.append(step), save(state, step=step, **more))[1]  # type: ignore[method-assign]
+    trainer.fit()
+    assert saved == [5, 10, 15, 20, 20]
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
