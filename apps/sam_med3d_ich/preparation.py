@@ -114,7 +114,7 @@ def prepare_data(source: Path, output: Path, settings: Preparation) -> dict[str,
             positive = mask is not None and bool(mask.any())
             subjects[scan.name] = Subject(scan.name, patients[scan.name], positive)
             rows[scan.name] = [path, int(positive), patients[scan.name]]
-            remarks += [(scan.name, remark) for remark in volume.remarks]
+            remarks += [(scan.name, remark) for remark in (*volume.remarks, *volume.resampled)]
         if problems:
             raise together(source, problems)
         splits = split_by_patient(list(subjects.values()), settings.sizes, seed=settings.seed)
@@ -306,7 +306,7 @@ def _readable(
         except UserError as error:
             problems.append(str(error))
         else:
-            for remark in volume.remarks:
+            for remark in (*volume.remarks, *volume.resampled):
                 _log.warning("%s: %s", scan.name, remark)
             yield scan, volume, mask
 
@@ -330,7 +330,7 @@ def _read(scan: Scan, settings: Preparation) -> tuple[Volume, Mask | None]:
 def _write(scan: Scan, volume: Volume, mask: Mask | None, *, folder: Path, link: bool) -> str:
     """Write a case's image and mask; returns the table's path of the image."""
     name = scan.name
-    if not isinstance(scan.source, Path) or volume.remarks:  # of a NIfTI file: it was resampled
+    if not isinstance(scan.source, Path) or volume.resampled:
         path = f"images/{name}.nii.gz"
         _write_converted(folder / path, volume)
     elif link:
@@ -347,8 +347,9 @@ def _write(scan: Scan, volume: Volume, mask: Mask | None, *, folder: Path, link:
 def _write_converted(path: Path, volume: Volume) -> None:
     """As int16 where no value changes by that, which halves the file."""
     whole = np.rint(volume.array)
-    fits = np.array_equal(whole, volume.array) and np.abs(whole).max() < 2**15
-    write_nifti(path, whole.astype(np.int16) if fits else volume.array, like_affine=volume.affine)
+    small = np.array_equal(whole, volume.array) and np.abs(whole).max() < 2**15
+    array = whole.astype(np.int16) if small else volume.array
+    write_nifti(path, array, like_affine=volume.affine, remarks=volume.remarks)
 
 
 def _report(

@@ -18,6 +18,7 @@ from mlcore.base.errors import UserError
 from quartet.apps.sam_med3d_ich.data.case import load_case
 from quartet.apps.sam_med3d_ich.data.dicom import find_series, read_series
 from quartet.apps.sam_med3d_ich.data.geometry import is_orthogonal
+from quartet.apps.sam_med3d_ich.data.metadata import CaseMetadata, case_metadata, not_hu
 from quartet.apps.sam_med3d_ich.data.split import SplitSizes
 from quartet.apps.sam_med3d_ich.data.table import read_cases
 from quartet.apps.sam_med3d_ich.data.volume import Volume, read_volume, write_nifti
@@ -168,7 +169,7 @@ def test_frames_are_read_as_the_files_of_a_series(name: str, tmp_path: Path) -> 
     expected = [[-0.75, 0, 0, 3], [0, -0.5, 0, 5], [0, 0, STEP, 7], [0, 0, 0, 1]]  # rows are 0.5 mm apart
     np.testing.assert_allclose(volume.affine, expected, atol=1e-6)
     same(volume, read(series(tmp_path / "series")))
-    assert volume.remarks == ()
+    assert (volume.remarks, volume.resampled) == ((), ())
 
 
 def test_a_packed_series_is_read_as_another(tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ def test_what_is_not_ct_or_not_in_hu_is_said(tmp_path: Path) -> None:
         del data.RescaleSlope, data.RescaleIntercept
         data.save_as(path)
     volume = read(tmp_path / "raw")
-    assert volume.remarks == ("no RescaleSlope and RescaleIntercept in 6 of 6 slices: raw values",)
+    assert volume.remarks == ("no RescaleSlope, RescaleIntercept in 6 of 6 slices",)
     assert volume.array.min() > 0
 
 
@@ -265,6 +266,11 @@ def test_remarks_are_in_log_table_and_what_is_printed(tmp_path: Path, capsys: py
     prepared(tmp_path / "in", tmp_path / "out")
     assert (tmp_path / "out/remarks.csv").read_text(encoding="utf-8") == 'case,remark\np1,"Modality is MR, not CT"\n'
     assert "1 case with remarks: " in capsys.readouterr().out
+    volume = read_volume(tmp_path / "out/images/p1.nii.gz")  # what is trained on still says so
+    assert volume.remarks == ("Modality is MR, not CT",)
+    metadata = CaseMetadata.from_dict(case_metadata(volume, np.zeros(volume.array.shape, np.uint8)).to_dict())
+    assert not_hu(metadata, (40.0, 80.0)) == ["Modality is MR, not CT"]
+    assert not_hu(metadata, None) == []
     series(tmp_path / "fine/p1")
     prepared(tmp_path / "fine", tmp_path / "out2")
     assert not (tmp_path / "out2/remarks.csv").exists()

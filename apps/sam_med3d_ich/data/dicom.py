@@ -73,7 +73,7 @@ def read_series(series: Series, *, even_out: bool = False) -> Volume:
         even_out: Make even slices of unevenly spaced ones, by linear interpolation, instead of refusing them.
 
     Returns:
-        The volume; its remarks say why its values may not be HU, and that slices were evened out.
+        The volume, with why its values may not be HU, and that slices were evened out.
 
     Raises:
         UserError: A file is damaged or lacks its place in the patient, or the slices do not form one stack.
@@ -85,7 +85,7 @@ def read_series(series: Series, *, even_out: bool = False) -> Volume:
     if values.min() == values.max() or not np.isfinite(values).all():
         raise UserError(f"{series.folder}: all voxels are equal, or some are not finite; no image in this series")
     affine = checked_affine(series.folder, _LPS_TO_RAS @ stack.affine)
-    return Volume(values, affine, remarks=(*_remarks(stack.slices), *stack.remarks))
+    return Volume(values, affine, remarks=_remarks(stack.slices), resampled=stack.resampled)
 
 
 # ----------------------------------------------------------------------------------------------------------- headers
@@ -148,7 +148,7 @@ def _remarks(slices: Sequence[Slice]) -> tuple[str, ...]:
         found.append(f"Modality is {', '.join(modalities) or 'not given'}, not CT")
     untold = sum(one.rescale is None for one in slices)
     if untold:
-        found.append(f"no RescaleSlope and RescaleIntercept in {untold} of {counted(len(slices), 'slice')}: raw values")
+        found.append(f"no RescaleSlope, RescaleIntercept in {untold} of {counted(len(slices), 'slice')}")
     units = sorted({one.unit for one in slices} - {"", "HU"})
     if units:
         found.append(f"RescaleType is {', '.join(units)}, not HU")

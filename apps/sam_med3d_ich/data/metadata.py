@@ -30,6 +30,7 @@ class CaseMetadata:
         histogram: Voxels in each bin of `HU_EDGES`; values beyond count in the outermost bins.
         lesion_histogram: The same for voxels inside the mask.
         lesions_ml: Volume of each connected component (26 neighbours) of the mask in mL, largest first.
+        remarks: What the volume's source says against its values being HU.
     """
 
     shape: tuple[int, int, int]
@@ -38,6 +39,7 @@ class CaseMetadata:
     histogram: tuple[int, ...]
     lesion_histogram: tuple[int, ...]
     lesions_ml: tuple[float, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def volume_ml(self) -> float:
@@ -76,6 +78,7 @@ def case_metadata(volume: Volume, mask: NDArray[np.uint8]) -> CaseMetadata:
         histogram=_histogram(volume.array),
         lesion_histogram=_histogram(volume.array[mask > 0]),
         lesions_ml=tuple(sizes.tolist()),
+        remarks=volume.remarks,
     )
 
 
@@ -90,12 +93,12 @@ def not_hu(metadata: CaseMetadata, window: tuple[float, float] | None) -> list[s
     """Why the values of a case may be no Hounsfield units.
 
     Args:
-        metadata: Of the case; without a mask, only its lowest value counts.
+        metadata: Of the case; without a mask, what its source says and its lowest value count.
         window: Level and width in HU through which the values are seen; None: any unit will do.
     """
     if window is None:
         return []
-    remarks = []
+    remarks = [*metadata.remarks]
     if metadata.hu_range[0] > _AIR:
         remarks.append(f"its lowest value is {metadata.hu_range[0]:g}, air is -1000 HU")
     marked = np.array(metadata.lesion_histogram)

@@ -67,13 +67,13 @@ class Stack:
         affine: float64 [4, 4], index of column, row and (even) slice to LPS mm.
         places: float64 [Z], where in the stack of `slices` each slice of the volume lies, from 0; whole numbers where
             the slices are even.
-        remarks: That slices were uneven.
+        resampled: That slices were uneven, where they were.
     """
 
     slices: tuple[Slice, ...]
     affine: NDArray[np.float64]
     places: NDArray[np.float64]
-    remarks: tuple[str, ...] = ()
+    resampled: tuple[str, ...] = ()
 
 
 def numbers(where: object, attribute: str, values: object, *, count: int) -> NDArray[np.float64]:
@@ -122,8 +122,8 @@ def stacked(slices: Sequence[Slice], *, series: str, even_out: bool = False) -> 
     if count == len(order):
         return Stack(tuple(order), affine, indices)
     steps = np.diff(heights)
-    remark = f"slices {steps.min():.3g} to {steps.max():.3g} mm apart were resampled to {count} even ones"
-    return Stack(tuple(order), affine, np.interp(np.linspace(0, 1, count), share, indices), remarks=(remark,))
+    done = f"slices {steps.min():.3g} to {steps.max():.3g} mm apart were resampled to {count} even ones"
+    return Stack(tuple(order), affine, np.interp(np.linspace(0, 1, count), share, indices), resampled=(done,))
 
 
 def _check_distances(order: Sequence[Slice], heights: NDArray[np.float64], *, series: str, even_out: bool) -> None:

@@ -1,5 +1,6 @@
 """Tilted grids to grids at right angles, for programs that know no others."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ def straightened(volume: Volume) -> Volume:
     """A tilted volume on its straight grid, by linear interpolation; beyond it is its lowest value."""
     grid = straight_grid(volume.geometry)
     array = _sampled(volume.array, volume.affine, grid, order=1, outside=float(volume.array.min()))
-    return Volume(array, grid.affine, remarks=(*volume.remarks, "a tilted grid was resampled to right angles"))
+    done = (*volume.resampled, "a tilted grid was resampled to right angles")
+    return replace(volume, array=array, affine=grid.affine, resampled=done)
 
 
 def straightened_mask(mask: NDArray[np.uint8], affine: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -68,6 +68,7 @@ __all__ = [
 MASK_SUFFIXES = (".nii", ".nii.gz")
 SUFFIXES = (*MASK_SUFFIXES, ".npy", ".npz", ".pkl")
 AFFINE_TOLERANCE_MM = 1e-3
+_NOT_HU = "not HU? "  # how a description begins that `write_nifti` made of remarks
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +78,14 @@ class Volume:
     Attributes:
         array: float32 [X, Y, Z] in the file's axis order, HU for CT (the file's slope and intercept are applied).
         affine: float64 [4, 4], voxel index to RAS+ mm.
-        remarks: What whoever uses it should know of its source: why values may not be HU, what was resampled.
+        remarks: What its source says against its values being HU, such as "Modality is MR, not CT".
+        resampled: What was done to the source's grid; empty where nothing was.
     """
 
     array: NDArray[np.float32]
     affine: NDArray[np.float64]
     remarks: tuple[str, ...] = ()
+    resampled: tuple[str, ...] = ()
 
     @cached_property
     def spacing(self) -> Spacing:
@@ -123,8 +126,8 @@ def read_volume(path: Path, *, array_spacing: Spacing | None = None, reference: 
             geometry; the message begins with the path.
     """
     if _volume_suffix(path) in MASK_SUFFIXES:
-        array, affine = _read_nifti(path)
-        return Volume(_checked_image(path, array), affine)
+        array, affine, remarks = _read_nifti(path)
+        return Volume(_checked_image(path, array), affine, remarks=remarks)
     content = load_arrays(path)
     raw, (known_spacing, known_affine) = the_array(path, content), stored_geometry(path, content)
     array = _checked_image(path, as_float(path, raw))
@@ -238,13 +241,15 @@ def fits(geometry: Geometry, like: Geometry) -> bool:
     return True
 
 
-def write_nifti(path: Path, array: NDArray[Any], *, like_affine: NDArray[np.float64]) -> None:
+def write_nifti(
+    path: Path, array: NDArray[Any], *, like_affine: NDArray[np.float64], remarks: Sequence[str] = ()
+) -> None:
     """Write `array` [X, Y, Z] as `.nii` or, by the name, `.nii.gz`; the file appears complete or not at all.
 
     Booleans and uint8 are stored as uint8, int16 as it is, everything else as float32. The same input gives the same
     bytes. A tilted grid is kept exactly in the sform. The qform cannot hold it and has the grid at right angles next to
     it: same voxels, same volume, same centre. ITK (SimpleITK, 3D Slicer, ITK-SNAP), which reads right angles only,
-    takes that one.
+    takes that one. The remarks of a volume go into the description of the header, as far as its 79 characters reach.
 
     Raises:
         UserError: The name ends otherwise, or the file cannot be written.
@@ -258,6 +263,8 @@ def write_nifti(path: Path, array: NDArray[Any], *, like_affine: NDArray[np.floa
     image.set_qform(_without_shear(like_affine, array.shape), code=1)  # sets the header's voxel sizes, too
     image.set_sform(like_affine, code=1)
     image.header.set_xyzt_units("mm")
+    if remarks:
+        image.header["descrip"] = (_NOT_HU + "; ".join(remarks)).encode("ascii", "replace")[:79]
     content = image.to_bytes()
     with atomic_write(path) as file:
         if file_suffix(path) == ".nii":
@@ -303,7 +310,8 @@ def _open_nifti(path: Path) -> Any:
     return image
 
 
-def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64], tuple[str, ...]]:
+    """Voxels, affine and remarks."""
     image = _open_nifti(path)
     shape = three_axes(path, image.shape)
     affine = checked_affine(path, image.affine)
@@ -312,7 +320,9 @@ def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
             array = np.asarray(image.dataobj, dtype=np.float32)
     except Exception as error:  # noqa: BLE001 - truncated and corrupt streams fail in many ways
         raise UserError(f"{path}: damaged or incomplete NIfTI file ({reason(error)})") from None
-    return array.reshape(shape, order="F" if array.flags.f_contiguous else "C"), affine
+    described = bytes(image.header["descrip"].item()).decode("ascii", "replace") if "descrip" in image.header else ""
+    remarks = tuple(described.removeprefix(_NOT_HU).split("; ")) if described.startswith(_NOT_HU) else ()
+    return array.reshape(shape, order="F" if array.flags.f_contiguous else "C"), affine, remarks
 
 
 def _read_fitting(path: Path, like: Volume) -> NDArray[np.float32]:
