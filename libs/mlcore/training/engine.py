@@ -334,7 +334,9 @@ class Engine:
         """
         names = self._names()
         if not take_over_moments(self.optimizer, state["optimizer"], names=names, saved_names=state.get("names")):
-            _log.warning("the optimiser's moments begin anew: the checkpoint's are of another kind of optimiser")
+            _log.warning(
+                "the optimiser's moments begin anew: the checkpoint has none of this kind, or not whose they are"
+            )
         # Those of the last window, until the next one begins: an evaluation may come first, and tell them.
         rates = [float(group["lr"]) for group in state["optimizer"]["param_groups"]]
         if len(rates) == self._lr_now.shape[1]:

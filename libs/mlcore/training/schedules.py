@@ -169,6 +169,10 @@ class Plateau:
         self._watch.step(metric)
         return self.scale
 
+    def forget(self) -> None:
+        """Let the next metric be the best so far; the scale stays."""
+        self._watch.best, self._watch.num_bad_epochs = self._watch.mode_worse, 0
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: scale, and of which metric the best value and the bad evaluations in a row are."""
         watched = {"metric": self.metric, "mode": self._watch.mode}

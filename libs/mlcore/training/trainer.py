@@ -393,3 +393,5 @@ class Trainer:
     def forget_best(self) -> None:
         """Let the next evaluation be the best so far; for a run that from now on is judged in another way."""
         self.progress.best, self.progress.best_step, self.progress.stale = None, -1, 0
+        if self.plateau is not None:
+            self.plateau.forget()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mlcore.base.console import Pace
 from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
+from mlcore.cli.main import run_app
 from mlcore.cli.parse import parse
 from mlcore.config.difference import changes, matters, plain_values
 from mlcore.config.dump import to_values
@@ -276,12 +277,12 @@ class Pair(nn.Module):
         return self.second(self.first(x).tanh())  # type: ignore[no-any-return]
 
 
-def engine_of(name: Any = "adamw", *, weight_decay: float = 0.0, **options: Any) -> Engine:
+def engine_of(name: Any = "adamw", *, weight_decay: float = 0.0, momentum: float = 0.9, **options: Any) -> Engine:
     torch.manual_seed(0)
     model = Pair()
     groups = parameter_groups(model, lr=0.1, weight_decay=weight_decay)
     rates = np.full((99, len(groups)), 0.1)
-    return Engine(model, build_optimizer(groups, name=name), learning_rates=rates, **options)
+    return Engine(model, build_optimizer(groups, name=name, momentum=momentum), learning_rates=rates, **options)
 
 
 def train(engine: Engine, steps: int = 3) -> Engine:
@@ -374,6 +375,24 @@ def test_rates_that_a_plateau_lowered_are_those_of_another_schedule_again() -> N
     assert trainer.engine.learning_rates() == pytest.approx([0.1])
 
 
+def test_a_plateau_forgets_what_was_measured_in_another_way_but_not_the_rate() -> None:
+    config = config_of(PLATEAU)
+    state = begun(config)
+    state["plateau"] |= {"scale": 0.25, "best": -1.0, "bad": 7}
+    trainer = trainer_of(config)
+    trainer.load_state_dict(state, source="x")
+    trainer.forget_best()
+    assert trainer.plateau is not None
+    assert trainer.plateau.state_dict() == {**state["plateau"], "best": float("inf"), "bad": 0}
+
+
+def test_momentum_that_there_was_not_begins_with_zeros() -> None:
+    old, new = engine_of("sgd", momentum=0.0), engine_of("sgd")
+    new.load_state_dict(copy.deepcopy(train(old).state_dict()))
+    assert all(not buffer.any() for buffer in moments(new, "momentum_buffer").values())
+    train(new)
+
+
 # --------------------------------------------------------------------------------------------------------- whole runs
 
 Call = Callable[..., int]
@@ -412,14 +431,19 @@ def log(tmp_path: Path) -> str:
 
 
 def test_what_is_refused_is_refused_before_anything_is_built_or_written(
-    call: Call, stopped: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call,
+    stopped: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     kept = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     monkeypatch.setattr("tests.mlcore.run.toy.build", lambda *_: pytest.fail("built"))
     with pytest.raises(UserError, match=r"run\.seed 0 -> 3.*old one again, or start a new run.*--output_dir"):
         call("--seed", "3")
-    with pytest.raises(UserError, match=r"line\.slope 2\.0 -> 3\.0"):
-        call("line.slope=3")
+    with pytest.raises(SystemExit, match="2"):
+        run_app(app := toy_app(tmp_path), lambda asked: run(app, asked), argv=["--output_dir", "run", "line.slope=3"])
+    assert "line.slope 2.0 -> 3.0" in capsys.readouterr().err
     live = ("run.lock", "train.log")
     assert {path: path.read_bytes() for path in kept if path.name not in live} == {
         path: data for path, data in kept.items() if path.name not in live
