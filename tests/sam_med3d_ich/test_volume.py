@@ -429,3 +429,15 @@ def test_headers_are_refused_in_the_words_of_the_reader(tmp_path: Path) -> None:
 def test_headers_know_nothing_of_values(tmp_path: Path) -> None:
     write_nifti(tmp_path / "a.nii.gz", np.full(SHAPE, np.nan, np.float32), like_affine=AFFINE)
     assert check_header(tmp_path / "a.nii.gz") is not None
+
+
+def test_a_volume_that_inflates_is_refused_by_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "zeros.nii.gz"
+    header = bytearray(nibabel.Nifti1Image(np.zeros((4, 4, 4), "f4"), np.eye(4)).header.binaryblock)
+    struct.pack_into("<8h", header, 40, 3, 1500, 1500, 800, 1, 1, 1, 1)
+    path.write_bytes(gzip.compress(bytes(header) + bytes(4096)))
+    with pytest.raises(UserError, match=r"zeros\.nii\.gz: refused, because .* MiB on disk claim to be 6\.71 GiB"):
+        read_volume(path)
+    np.savez_compressed(tmp_path / "zeros.npz", array=np.zeros((410, 410, 410), "f4"))
+    with pytest.raises(UserError, match=r"zeros\.npz: refused"):
+        read_volume(tmp_path / "zeros.npz", array_spacing=(1.0, 1.0, 1.0))

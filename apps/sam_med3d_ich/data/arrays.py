@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
 from mlcore.base.safe_pickle import load_pickle
+from mlcore.data.packed import check_arrays
 from quartet.apps.sam_med3d_ich.data.geometry import (
     Spacing,
     affine_spacing,
@@ -43,10 +44,15 @@ def load_arrays(path: Path, *, header_only: bool = False) -> Any:
             if header_only and stream.read(6) == np.lib.format.MAGIC_PREFIX:
                 return np.lib.format.open_memmap(path, mode="r")
             stream.seek(0)
+            if stream.read(2) == b"PK":
+                check_arrays(path)
+            stream.seek(0)
             content = np.load(stream, allow_pickle=False)
             if not isinstance(content, np.lib.npyio.NpzFile):
                 return content
             return {name: None if header_only and name not in _GEOMETRY else content[name] for name in content.files}
+    except UserError:
+        raise
     except Exception as error:  # noqa: BLE001 - garbage makes the reader fail in any way it likes
         if "allow_pickle" in str(error) or "Python objects" in str(error):
             raise UserError(

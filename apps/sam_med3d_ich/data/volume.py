@@ -15,6 +15,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from mlcore.base.budget import check_unpacked
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write
 from quartet.apps.sam_med3d_ich.data.arrays import (
@@ -68,6 +69,7 @@ __all__ = [
 MASK_SUFFIXES = (".nii", ".nii.gz")
 SUFFIXES = (*MASK_SUFFIXES, ".npy", ".npz", ".pkl")
 AFFINE_TOLERANCE_MM = 1e-3
+_LARGEST = 2 * 2**30  # bytes as float32, 512 x 512 x 2048 voxels; an empty mask of any size is small on disk
 _NOT_HU = "not HU? "  # how a description begins that `write_nifti` made of remarks
 
 
@@ -307,6 +309,7 @@ def _open_nifti(path: Path) -> Any:
         raise UserError(f"{path}: damaged or not a NIfTI file ({reason(error)})") from None
     if kind not in "biuf":
         raise UserError(f"{path}: voxels of type {image.header.get_data_dtype()}; expected one number a voxel")
+    check_unpacked(path, unpacked=math.prod(image.shape) * 4, stored=path.stat().st_size, always=_LARGEST)
     return image
 
 

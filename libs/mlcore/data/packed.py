@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from mlcore.base.budget import check_unpacked
 from mlcore.base.errors import UserError
 
-__all__ = ["TarFiles", "read_arrays"]
+__all__ = ["TarFiles", "check_arrays", "read_arrays"]
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _MOST_FILES = 10_000_000
@@ -24,31 +25,42 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of a `.npz` file, numbers and fixed-width strings only.
 
     Raises:
+        UserError: See `check_arrays`.
+    """
+    check_arrays(path)
+    with _plain_errors(path), np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def check_arrays(path: Path) -> None:
+    """Look through the headers of a `.npz` file before its content is unpacked.
+
+    Raises:
         UserError: It cannot be read, is damaged or encrypted, holds Python objects or something else than arrays, or
             unpacks to far more than it takes on disk.
     """
-    try:
+    with _plain_errors(path):
         with path.open("rb") as file:
             if file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
                 raise UserError(f"{path}: holds one array; expected a .npz file of named ones")
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             check_unpacked(path, unpacked=sum(member.file_size for member in members), stored=path.stat().st_size)
-            return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in members}
+            for member in members:
+                with archive.open(member) as content:
+                    _check_header(content, member.file_size)
+
+
+@contextmanager
+def _plain_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # noqa: BLE001 - garbage makes zipfile and numpy fail in any way they like
         raise UserError(f"{path}: damaged or not an .npz file of plain arrays ({error})") from None
-
-
-def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
-    with archive.open(member) as file:
-        _check_header(file, member.file_size)
-    with archive.open(member) as file:
-        array: NDArray[Any] = npy.read_array(file, allow_pickle=False)
-        return array
 
 
 def _check_header(file: IO[bytes], size: int) -> None:
