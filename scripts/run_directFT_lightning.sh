@@ -18,8 +18,8 @@ for experiment in directFT_lightning_base directFT_lightning_1_allLayers_mean; d
   echo "== $experiment"
   code=0
   "$python" apps/multimodal_ads/train.py "+experiment=$experiment" "$@" || code=$?
-  if ((code == 75)); then
-    echo "$experiment was interrupted and saved; the same command continues it" >&2
+  if ((code == 75 || code == 76)); then
+    echo "$experiment was stopped (by a signal or --max_hours) and saved; the same command continues it" >&2
     exit "$code"
   elif ((code != 0)); then
     echo "error: $experiment failed with exit code $code; nothing was trained after it" >&2

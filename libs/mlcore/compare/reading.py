@@ -103,7 +103,9 @@ def _read_run(folder: Path) -> Run:
         status = "running" if is_locked(folder) else "killed"
         trouble = "still running" if status == "running" else "killed: nobody works on it; its command continues it"
     if not trouble and not (folder / "summary.json").exists():
-        trouble = "no summary.json (a search for a learning rate leaves none)"
+        trouble = {"time is up": "its time was up; the same command continues it"}.get(
+            status, "no summary.json (a search for a learning rate leaves none)"
+        )
     if trouble:
         return Run(folder=folder, status=status, trouble=trouble, settings=settings)
     try:

@@ -116,6 +116,7 @@ def test_runs_that_are_not_done_are_listed_with_the_reason(sweep: Path) -> None:
     make_run(sweep / "failed", val={"auroc": 0.99}, status="failed")
     make_run(sweep / "interrupted", status="interrupted")
     make_run(sweep / "killed", status="running")
+    make_run(sweep / "limit", status="time is up")
     make_run(sweep / "no_summary")
     make_run(sweep / "torn", val={"auroc": 0.9})
     (sweep / "torn/summary.json").write_text('{"status": "fin')
@@ -133,13 +134,15 @@ def test_runs_that_are_not_done_are_listed_with_the_reason(sweep: Path) -> None:
         "garbage": "broken",
         "interrupted": "interrupted",
         "killed": "killed",
+        "limit": "time is up",
         "lost": "missing",
         "no_summary": "finished",
         "odd": "broken",
         "torn": "broken",
     }
     text = write_comparison(comparison, sweep)
-    assert "Not in the comparison: 8" in text
+    assert "Not in the comparison: 9" in text
+    assert told["limit"][1] == "its time was up; the same command continues it"
     for name, (status, trouble) in told.items():
         assert any(name in line and status in line for line in text.splitlines())
         assert trouble
