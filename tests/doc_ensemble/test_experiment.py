@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from mlcore.training.checkpoint import load_checkpoint, save_checkpoint
 from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset
 from quartet.apps.doc_ensemble.data.folders import read_folders
 from quartet.apps.doc_ensemble.data.pages import Page
+from quartet.apps.doc_ensemble.ensemble import experiment
 from quartet.apps.doc_ensemble.restore import restore
 from tests.doc_ensemble.conftest import Run
 from tests.doc_ensemble.tiny_runs import write_checkpoint, write_job
@@ -248,6 +251,22 @@ def test_an_experiment_that_fails_says_why_in_its_log_and_record(tmp_path: Path,
     assert "'efficientnet' are not finite" in record["reason"]
     assert said.count(record["reason"]) == 1
     assert record["reason"] in (tmp_path / "out" / "train.log").read_text("utf-8")
+
+
+def test_an_experiment_that_a_signal_ends_is_interrupted(
+    tmp_path: Path, members: list[Path], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hit(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(experiment, "record_experiment", hit)
+    monkeypatch.setattr(experiment, "reason_of", hit)  # nothing has failed
+    code, said = run(
+        "run_ensemble_experiment", "--config", file_of(tmp_path, WEIGHTED), "--output_dir", tmp_path / "out"
+    )
+    assert code == 75, said
+    assert "Traceback" not in said
+    assert json.loads((tmp_path / "out" / "run.json").read_text("utf-8"))["status"] == "interrupted"
 
 
 def test_members_alone_and_a_dry_run(tmp_path: Path, members: list[Path], run: Run) -> None:
