@@ -67,9 +67,12 @@ import os, sys, time
 from pathlib import Path
 from mlcore.base.locks import hold
 lock = hold(Path(sys.argv[1]))
+here, there = os.pipe()
 child = os.fork()
 if child == 0:
+    os.write(there, b".")  # what a fork lets go of, it has let go of now
     time.sleep(600)
+os.read(here, 1)
 print(child, flush=True)
 time.sleep(600)
 """
