@@ -19,6 +19,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["S3_BUCKET_NAME"] = ""  # nor does a .env file bring one: no test copies its runs anywhere unasked
 
+_HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
 
@@ -114,12 +116,15 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def _signals_as_they_were() -> Iterator[None]:
-    """Scripts run inside the test process listen to signals, and ignore them at their end."""
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
+    """Scripts run inside the test process, in fixtures of modules too, ignore signals at their end."""
+    _restore_signals()
     yield
+    _restore_signals()
+
+
+def _restore_signals() -> None:
     signals._state = signals._State()
-    for number, handler in zip(numbers, before, strict=True):
+    for number, handler in _HANDLERS.items():
         signal.signal(number, handler)
 
 

@@ -169,7 +169,8 @@ def test_data_that_is_not_there(arguments: list[str], message: str, train: Any) 
 
 def test_pickled_objects_in_a_data_file_are_not_loaded(train: Any) -> None:
     np.savez("evil.npz", inputs=np.array([Evil("touch owned")], dtype=object), labels=np.array([0]))
-    refused(train("--dataset", "custom", "--train_path", "evil.npz"), "evil.npz: not an .npz file of plain arrays")
+    ended = train("--dataset", "custom", "--train_path", "evil.npz")
+    refused(ended, "evil.npz: damaged or not an .npz file of plain arrays")
     assert not Path("owned").exists()
 
 
