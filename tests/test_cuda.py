@@ -65,6 +65,7 @@ def window(samples: int, cuts: int = 1) -> list[MicroBatch]:
 def test_a_step_never_waits_for_the_device(precision: Precision, recompute: bool) -> None:
     model = network(recompute=recompute).train()
     engine = engine_of(model, precision=precision, ema_decay=0.999, max_grad_norm=1.0, nominal_count=32)
+    engine.recomputes = recompute
     batches = window(32, cuts=2)
     for _ in range(4):  # what is made at the first steps may wait
         engine.run_window(step, batches)

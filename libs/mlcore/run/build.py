@@ -275,6 +275,7 @@ def _engine(
         ema_decay=settings.ema_decay,
         world=world,
     )
+    engine.recomputes = settings.gradient_checkpointing
     if settings.ema_decay is not None and batch_norms(setup.task.model):
         engine.settle = partial(
             estimate_statistics,

@@ -84,6 +84,8 @@ class Engine:
         world: Ranks and device.
 
     Attributes:
+        recomputes: Whether backward computes activations once more (gradient checkpointing); buffers, which that moves
+            again, are then put back.
         settle: Called with the averaged weights in place, before they are used (`batch_norm.estimate_statistics`).
     """
 
@@ -112,6 +114,7 @@ class Engine:
         self._can_cancel = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._ema = [p.detach().clone() for p in self._parameters] if ema_decay is not None else []
+        self.recomputes = False
         self.settle: Callable[[], None] | None = None
         self._buffers = Buffers(getattr(model, "module", model))
         self._counts = Buffers(getattr(model, "module", model), counts=True)
@@ -157,7 +160,7 @@ class Engine:
                 loss = output.loss_sum if batch.real else output.loss_sum * 0.0
                 if self._nominal_count != 1.0:
                     loss = loss / self._nominal_count
-                with self._one_forward_pass():
+                with self._one_forward_pass() if self.recomputes else _NOTHING:
                     self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             row = self._statistics.row(output.loss_sum, output.count, output.logs)
             if not batch.real:

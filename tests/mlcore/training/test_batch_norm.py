@@ -262,6 +262,7 @@ def test_recomputed_passes_are_not_counted_again() -> None:
             block.recompute = recompute
         groups = parameter_groups(task.model, lr=0.01)
         engine = Engine(task.model, build_optimizer(groups), learning_rates=np.full((2, 1), 0.01))
+        engine.recomputes = recompute
         data = Blobs(32, seed=1)
         halves = [
             MicroBatch({"x": torch.tensor(data.x[half]), "label": torch.tensor(data.label[half])})
