@@ -109,17 +109,27 @@ def interrupted_by(error: BaseException) -> bool:
 
 
 class _Block:
-    """Says for a block what a signal does; without `listen`, handlers are there for the outermost block only."""
+    """Says for a block what a signal does; without `listen`, handlers are there for the outermost block only.
+
+    Python handles signals in the main thread, so a block in another one says nothing.
+    """
 
     _phase: _Phase
 
     def __enter__(self) -> Self:
+        self._counts = threading.current_thread() is threading.main_thread()
+        if self._counts:
+            self._begin()
+        return self
+
+    def _begin(self) -> None:
         self._installed = _state.phase == "off" and _install()
         self._before: _Phase = "deferred" if _state.phase == "starting" else _state.phase
         _state.phase = self._phase
-        return self
 
     def __exit__(self, *exc: object) -> None:
+        if not self._counts:
+            return
         _state.phase = self._before
         if self._installed:
             _set(_state.before)
@@ -136,12 +146,11 @@ class interruptible(_Block):  # noqa: N801
 
     _phase: _Phase = "interruptible"
 
-    def __enter__(self) -> Self:
-        super().__enter__()
+    def _begin(self) -> None:
+        super()._begin()
         if _state.received:
             _state.phase = self._before
             raise Interrupted
-        return self
 
 
 def _install() -> bool:

@@ -102,12 +102,19 @@ def build_optimizer(
     if name != "sgd":
         raise UserError(f"unknown optimizer '{name}'; choose one of adam, adamw, sgd")
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
-    if momentum:
-        # A skipped first step would leave torch's lazily made buffer uninitialised; zeros give the same first update.
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    _begin_momentum(optimizer)
     return optimizer
+
+
+def _begin_momentum(optimizer: torch.optim.SGD) -> None:
+    """Momentum of zeros where there is none.
+
+    A skipped first step would leave torch's lazily made buffer uninitialised; zeros give the same first update.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            if optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def take_over_moments(
@@ -115,10 +122,11 @@ def take_over_moments(
 ) -> bool:
     """Give each parameter the moments that a saved state has under its name; all settings stay the optimiser's own.
 
-    Adam and AdamW keep the same moments. A parameter that the saved state does not know begins without.
+    Adam and AdamW keep the same moments. A parameter of which the saved state knows none, such as one that had no
+    update yet, begins without.
 
     Args:
-        optimizer: A fresh one.
+        optimizer: Its own moments are given up.
         saved: The `state_dict` of one.
         names: Names of the optimiser's parameters, in its order.
         saved_names: Those of the saved state; None where it has none: they are `names` where the groups are alike.
@@ -133,8 +141,10 @@ def take_over_moments(
     if _kind(saved) != _kind(fresh) or not saved_names:
         return False
     known = {name: saved["state"].get(place, {}) for place, name in enumerate(saved_names)}
-    state = {k: {**fresh["state"].get(k, {}), **known.get(name, {})} for k, name in enumerate(names)}
-    optimizer.load_state_dict({"state": {k: v for k, v in state.items() if v}, "param_groups": fresh["param_groups"]})
+    state = {k: known[name] for k, name in enumerate(names) if known.get(name)}
+    optimizer.load_state_dict({"state": state, "param_groups": fresh["param_groups"]})
+    if isinstance(optimizer, torch.optim.SGD):
+        _begin_momentum(optimizer)
     _adopt_layouts(optimizer)
     return True
 

@@ -338,6 +338,7 @@ class Trainer:
         if self.engine.world.is_main:
             best = self.progress.best_step == self.progress.step
             self.store.save(state, step=self.progress.step, best=best, milestone=milestone)
+        barrier()  # the main rank may have waited for the disk, which what waits on the device would take for a fault
 
     def _milestone(self) -> str | None:
         every = self.cadence.milestone_every_epochs

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 
@@ -119,3 +120,34 @@ def test_a_long_loop_looks_for_a_signal_that_python_dropped() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Interrupted):
             check()
+
+
+def test_a_block_in_another_thread_does_not_keep_the_main_one_from_listening() -> None:
+    inside, over, raised = threading.Event(), threading.Event(), list[str]()
+
+    def work() -> None:
+        with deferred():
+            inside.set()
+            over.wait(30)
+            try:
+                with interruptible():
+                    pass
+            except Interrupted:
+                raised.append("the work of the main thread is what a signal ends")
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert inside.wait(30)
+    try:
+        with deferred():
+            assert signal.getsignal(signal.SIGTERM) != before
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert received()
+            over.set()
+            thread.join()
+    finally:
+        over.set()
+        thread.join()
+    assert not raised
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -2,9 +2,10 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -59,3 +60,22 @@ def test_suggestion_lies_between_no_progress_and_divergence() -> None:
     assert engine.read_totals().updates == 0
     engine.run_window(task.training_step, next(iter(trainer.windows_over_epochs(1))))
     assert engine.learning_rates() == [np.float32(0.1).item()], "the schedule is back"
+
+
+@pytest.mark.parametrize(("name", "momentum"), [("adamw", 0.0), ("adam", 0.0), ("sgd", 0.9)])
+def test_training_after_it_is_training_without_it(name: Literal["adamw", "adam", "sgd"], momentum: float) -> None:
+    trained = []
+    for test_before in (False, True):
+        torch.manual_seed(0)
+        task = Fit()
+        optimizer = build_optimizer(parameter_groups(task.model, lr=0.1), name=name, momentum=momentum)
+        engine = Engine(task.model, optimizer, learning_rates=np.full((100, 1), 0.1))
+        loader = BatchLoader(Line(), EpochOrder(64, 8))
+        trainer = Trainer(task=task, engine=engine, loader=loader, evaluator=None, limits=Limits(epochs=1))
+        begun = copy.deepcopy(optimizer.state_dict()["state"])
+        if test_before:
+            find_learning_rate(trainer, steps=10, lowest=1e-5, highest=0.1)
+        assert str(optimizer.state_dict()["state"]) == str(begun), "its moments are those that it had"
+        trainer.fit()
+        trained.append(task.model.state_dict())
+    assert all(torch.equal(value, trained[1][key]) for key, value in trained[0].items())

@@ -1,5 +1,6 @@
 """The loop: what it resumes, when it stops, what it refuses."""
 
+import itertools
 import json
 import logging
 import os
@@ -451,6 +452,23 @@ def test_one_checkpoint_is_written_for_an_evaluation_and_one_for_the_end(tmp_pat
     trainer.store.save = lambda state, *, step, **more: (saved.append(step), save(state, step=step, **more))[1]  # type: ignore[method-assign]
     trainer.fit()
     assert saved == [5, 10, 15, 20, 20]
+
+
+def test_no_rank_waits_on_its_device_while_the_main_one_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(tmp_path, epochs=1, save_every=1)
+    assert trainer.store is not None
+    done, engine = list[str](), trainer.engine
+
+    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **more: (done.append(name), call(*args, **more))[1]
+
+    trainer.store.save = noted("save", trainer.store.save)  # type: ignore[method-assign]
+    engine.run_window = noted("device", engine.run_window)  # type: ignore[method-assign]
+    engine.averaged_weights = noted("device", engine.averaged_weights)  # type: ignore[method-assign]
+    monkeypatch.setattr("mlcore.training.trainer.barrier", lambda: done.append("barrier"))
+    trainer.fit()
+    after = [later for earlier, later in itertools.pairwise(done) if earlier == "save"]
+    assert after == ["barrier"] * 6, "five steps, the last of them with an evaluation, and the end"
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
