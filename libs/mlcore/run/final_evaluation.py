@@ -169,7 +169,7 @@ def pages_of_run(
         "skipped_steps": outcome.skipped,
         "demo": demo,
     }
-    is_best = now.best_step >= 0 and not evaluation.complaint
+    is_best = now.best_step >= 0 and evaluation.step in (None, now.best_step) and not evaluation.complaint
     which, at = (
         ("best", now.best_step) if is_best else ("last", now.step if evaluation.step is None else evaluation.step)
     )
@@ -180,7 +180,7 @@ def pages_of_run(
         warnings=[*([evaluation.complaint] if evaluation.complaint else []), *_warnings(setup, outcome, demo=demo)],
         sections=[
             *_curves(folder, monitor.metric),
-            _result_table(results, which="best" if "val" in results and not evaluation.complaint else "last"),
+            _result_table(results, which=which),
             *evaluation.sections,
             *(() if setup.overview is None else setup.overview(folder)),
         ],

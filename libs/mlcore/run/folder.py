@@ -66,14 +66,14 @@ def choose_run_folder(
         output_dir: Exactly this folder instead of one below `root`.
         resume: "auto" continues the newest unfinished run of the same configuration (or whatever is in `output_dir`);
             "never" starts anew; the path of a run folder (or of its latest checkpoint) continues there; the path of
-            any other checkpoint starts a new run from it.
-        start: A checkpoint from which a new run starts, whatever `resume` is and wherever it lies.
+            any other checkpoint starts a new run from it, unless there is one in `output_dir`, which is continued.
+        start: A checkpoint from which a new run starts likewise, whatever `resume` is and wherever it lies.
 
     Raises:
         UserError: `resume` names nothing, or "never" would overwrite a run.
     """
     if start is not None:
-        return RunFolder(output_dir or _fresh(root), checkpoint=start, resume=True)
+        return _branch(start, root, output_dir)
     if resume not in ("auto", "never"):
         return _named(Path(resume), root, output_dir)
     if output_dir is not None:
@@ -102,7 +102,15 @@ def _named(target: Path, root: Path, output_dir: Path | None) -> RunFolder:
     if output_dir is None and target.parent.name == "checkpoints" and latest.exists() and target.samefile(latest):
         return RunFolder(target.parent.parent, resume=True)
     # Anything but the newest state of a run starts a branch of its own, so that what came after it is not lost.
-    return RunFolder(output_dir or _fresh(root), checkpoint=target, resume=True)
+    return _branch(target, root, output_dir)
+
+
+def _branch(checkpoint: Path, root: Path, output_dir: Path | None) -> RunFolder:
+    """A new run that starts from `checkpoint`, or the one in `output_dir`: the same command goes on with it."""
+    if output_dir is not None and any((output_dir / "checkpoints").glob("*.pth")):
+        _log.info("%s holds a run, which goes on from its own newest checkpoint, not from %s", output_dir, checkpoint)
+        return RunFolder(output_dir, resume=True)
+    return RunFolder(output_dir or _fresh(root), checkpoint=checkpoint, resume=True)
 
 
 def _fresh(root: Path) -> Path:
@@ -119,11 +127,22 @@ def _holds_checkpoints(folder: Path) -> bool:
 
 def finished_run(folder: Path, config: Section) -> bool:
     """Whether `folder` holds a run of the resolved `config` that has ended by itself."""
-    try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+    record = _record(folder)
     return record.get("status") in ENDED and not _differing(record, config)
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether `folder` holds a run that has ended by itself, with whatever configuration."""
+    return _record(folder).get("status") in ENDED
+
+
+def _record(folder: Path) -> Mapping[str, Any]:
+    """What `run.json` says; nothing where there is none or it cannot be read."""
+    try:
+        record: Mapping[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record
 
 
 def _differing(record: Mapping[str, Any], config: Section) -> list[str]:
@@ -133,12 +152,9 @@ def _differing(record: Mapping[str, Any], config: Section) -> list[str]:
 
 def _newest_unfinished(root: Path, config: Section) -> Path | None:
     for path in sorted(root.glob("*/run.json"), reverse=True):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
         folder = path.parent
-        if record.get("status") in ENDED or not _holds_checkpoints(folder):
+        record = _record(folder)
+        if not record or record.get("status") in ENDED or not _holds_checkpoints(folder):
             continue
         if is_locked(folder):
             _log.info("%s is being trained by another process; starting anew", folder)

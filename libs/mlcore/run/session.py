@@ -29,7 +29,7 @@ from mlcore.run.copy import copy_of
 from mlcore.run.doctor import check_system, exit_code, format_checks
 from mlcore.run.dry_run import dry_run
 from mlcore.run.final_evaluation import Results, evaluate_best, pages_of_run, read_results
-from mlcore.run.folder import ENDED, RunFolder, RunRecord, choose_run_folder, finished_run, reason_of
+from mlcore.run.folder import ENDED, RunFolder, RunRecord, choose_run_folder, finished_run, has_ended, reason_of
 from mlcore.run.group import ITSELF, RunGroup
 from mlcore.run.opened import OpenRun
 from mlcore.trackers.base import Tracker, Trackers
@@ -318,14 +318,18 @@ def _take_over(run: OpenRun, trainer: Trainer, setup: TrainingSetup, resumed: Re
     check_metadata(setup.task, state, source=path)
     trainer.load_state_dict(state, source=path)
     run.note = adopt_changes(resumed, trainer)
-    if changed and trainer.complete() and path.parent == run.place.checkpoints:
+    own = path.parent == run.place.checkpoints
+    if changed and trainer.complete() and own and has_ended(run.folder):
         raise UserError(
             f"{run.folder} holds a run that is finished ({'; '.join(map(str, changed))}), and these settings leave "
             "nothing to train; give --output_dir another folder for a new run, or raise --epochs"
         )
     barrier()
     now = trainer.progress
-    if run.world.is_main and trainer.store is not None and path.parent == trainer.store.folder:
+    if not own and now.best_step not in (-1, now.step):
+        _log.info("the best weights, of step %d, are not in %s: the next evaluation is its best", now.best_step, path)
+        trainer.forget_best(alike=True)
+    if run.world.is_main and trainer.store is not None and own:
         trainer.store.take_over(path, step=now.step, is_best=now.best_step == now.step)
     barrier()
     _log.info("resuming %s at step %d (epoch %d, sample %d)", path, now.step, now.epoch, now.position)

@@ -311,7 +311,8 @@ class CheckpointStore:
         for name in names:
             _link(path, self.folder / name)
         for old in self.step_files()[self._keep_last :]:
-            old.unlink(missing_ok=True)
+            if old != path:  # as where others have higher numbers
+                old.unlink(missing_ok=True)
         if self._on_saved is not None:
             for name in names:
                 self._on_saved(self.folder / name)

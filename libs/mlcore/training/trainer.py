@@ -171,6 +171,8 @@ class Trainer:
         """Evaluate what the process before this one was about to; returns why there is nothing left to do, or None."""
         if self.evaluator is None:
             return self.complete()
+        if self.progress.best_step == self.progress.step and self._saved[0] != self.progress.step:
+            self._save()  # another run's best weights are the best of a run that starts from them
         if self._due is not None or (self.complete() is not None and self._evaluated_at != self.progress.step):
             self._evaluate()
             return self._over()
@@ -322,9 +324,8 @@ class Trainer:
             return True
         if every.save_every_steps is not None and now.step % every.save_every_steps == 0:
             return True
-        if every.save_every_seconds is None:
-            return False
-        return any_rank(time.monotonic() - self._last_save >= every.save_every_seconds)
+        seconds = every.save_every_seconds
+        return seconds is not None and any_rank(time.monotonic() - self._last_save >= seconds)
 
     @untouched_generators()
     def _save(self) -> None:
@@ -391,8 +392,9 @@ class Trainer:
         rank = self.engine.world.rank
         self._rng = state["rng"][rank] if rank < len(state["rng"]) else None
 
-    def forget_best(self) -> None:
-        """Let the next evaluation be the best so far; for a run that from now on is judged in another way."""
+    def forget_best(self, *, alike: bool = False) -> None:
+        """Let the next evaluation be the best so far; a plateau schedule goes on where judging stays `alike`."""
         self.progress.best, self.progress.best_step, self.progress.stale = None, -1, 0
-        if self.plateau is not None:
+        self._evaluated_at = -1  # where nothing is left to train, the next one is made of this step
+        if self.plateau is not None and not alike:
             self.plateau.forget()

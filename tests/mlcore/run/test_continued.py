@@ -1,6 +1,7 @@
 """What a run that goes on does with other settings: as each declares, applied, reset and said, or refused."""
 
 import copy
+import json
 import logging
 import os
 import signal
@@ -502,3 +503,110 @@ def test_continued_older_runs_were_split_by_the_trainings_seed(seed: int, split_
     old = to_values(now)
     del old["data"]["split_seed"]
     assert [str(change) for change in changes(old, now)] == expected
+
+
+# ------------------------------------------------------------------------------------------------- ends and branches
+
+
+def summary(tmp_path: Path, folder: str = "run") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((tmp_path / folder / "summary.json").read_text("utf-8"))
+    return found
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--epochs", "1"), ("--max_steps", "5"), ("--max_steps", "3")])
+def test_an_unfinished_run_can_be_ended_where_it_is(
+    flag: str, value: str, call: Call, stopped: None, tmp_path: Path
+) -> None:
+    assert call(flag, value) == 0
+    assert summary(tmp_path)["status"] == "finished"
+    assert summary(tmp_path)["progress"]["step"] == 5
+    assert summary(tmp_path)["results_of_best_checkpoint"]["test"]["n"] == 6
+    with pytest.raises(UserError, match="holds a run that is finished"):
+        call(flag, value, "--lr", "0.2")
+
+
+def test_patience_ends_an_unfinished_run(call: Call, stopped: None, tmp_path: Path) -> None:
+    path = tmp_path / "run/checkpoints/latest_model.pth"
+    state = load_checkpoint(path)
+    state["progress"] |= {"best": -1.0, "stale": 3}  # nor does the evaluation of the last weights improve on it
+    rewrite(path, state)
+    assert call("--patience", "2") == 0
+    assert summary(tmp_path)["status"] == "stopped early"
+    assert summary(tmp_path)["progress"]["step"] == 5
+
+
+def branch(tmp_path: Path, state: Mapping[str, Any], *arguments: str) -> int:
+    """Start a run in the folder `branch` from `state`."""
+    save_checkpoint(tmp_path / "elsewhere.pth", state)
+    app = toy_app(tmp_path)
+    return run(app, parse(app, ["--resume", "elsewhere.pth", "--output_dir", "branch", *arguments]))
+
+
+def test_a_branch_has_a_best_of_its_own_where_that_of_the_other_run_is_not_at_hand(
+    call: Call, stopped: None, tmp_path: Path
+) -> None:
+    state = load_checkpoint(tmp_path / "run/checkpoints/latest_model.pth")
+    assert state["progress"]["best_step"] == 4
+    state["progress"]["best"] = -1.0  # no later evaluation is as good
+    assert branch(tmp_path, state) == 0
+    assert summary(tmp_path, "branch")["best_step"] == 8
+    best = load_checkpoint(tmp_path / "branch/checkpoints/best_model.pth")["progress"]
+    assert best["step"] == 8
+    told = (tmp_path / "branch/summary.md").read_text("utf-8")
+    assert "best weights at step 8 of 8" in told
+    assert "the best weights, of step 4, are not in elsewhere.pth" in (tmp_path / "branch/train.log").read_text("utf-8")
+
+
+@pytest.mark.parametrize("more", [("--max_steps", "5"), ()])
+def test_a_branch_from_the_best_weights_keeps_them(
+    more: tuple[str, ...], call: Call, stopped: None, tmp_path: Path
+) -> None:
+    state = load_checkpoint(tmp_path / "run/checkpoints/latest_model.pth")
+    state["progress"] |= {"best": -1.0, "best_step": 5}
+    state["evaluated_at"] = 5
+    assert branch(tmp_path, state, *more) == 0
+    assert summary(tmp_path, "branch")["best_step"] == 5
+    best = load_checkpoint(tmp_path / "branch/checkpoints/best_model.pth")
+    assert best["progress"]["step"] == 5
+    assert torch.equal(best["model"]["weight"], state["model"]["weight"])
+
+
+def test_a_branch_with_nothing_left_to_train_is_evaluated(call: Call, stopped: None, tmp_path: Path) -> None:
+    assert call() == 0
+    state = load_checkpoint(tmp_path / "run/checkpoints/latest_model.pth")
+    state["progress"]["best_step"] = 4
+    assert branch(tmp_path, state) == 0
+    assert summary(tmp_path, "branch")["best_step"] == 8
+    assert (tmp_path / "branch/checkpoints/best_model.pth").is_file()
+
+
+def test_what_a_plateau_has_seen_goes_with_a_branch() -> None:
+    state = begun(config_of(PLATEAU))
+    trainer = trainer_of(config_of(PLATEAU))
+    trainer.load_state_dict(state, source="x")
+    trainer.forget_best(alike=True)
+    assert trainer.plateau is not None
+    assert trainer.plateau.state_dict() == state["plateau"]
+    assert (trainer.progress.best, trainer.progress.best_step) == (None, -1)
+
+
+def test_the_same_command_goes_on_with_an_interrupted_branch(
+    call: Call, stopped: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = load_checkpoint(tmp_path / "run/checkpoints/latest_model.pth")
+    advance = Trainer._advance
+
+    def advancing(self: Trainer, window: Any) -> bool:
+        if self.progress.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return advance(self, window)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_advance", advancing)
+        assert branch(tmp_path, state) == EXIT_INTERRUPTED
+    assert branch(tmp_path, state) == 0
+    told = (tmp_path / "branch/train.log").read_text("utf-8")
+    assert "resuming branch/checkpoints/step_00000007.pth at step 7" in told
+    assert call() == 0
+    weight = [load_checkpoint(tmp_path / f"{name}/checkpoints/latest_model.pth")["model"] for name in ("run", "branch")]
+    assert torch.equal(weight[0]["weight"], weight[1]["weight"])

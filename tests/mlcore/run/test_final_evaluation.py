@@ -120,3 +120,22 @@ def test_a_folder_without_a_summary_has_no_results(tmp_path: Path) -> None:
         copied=None,
     )
     assert read_results(tmp_path) == {"val": {"loss": 1.0}}
+
+
+def test_weights_of_another_step_than_the_best_are_not_called_the_best(tmp_path: Path) -> None:
+    outcome = Outcome("finished", Progress(epoch=2, step=8, best=0.5, best_step=4), {"loss": 0.6}, 0)
+    said = pages_of_run(
+        outcome,
+        Evaluation({"val": {"loss": 0.6, "n": 8.0}}, [], step=8),
+        build(CONFIG, World()),
+        title="Toy",
+        monitor=Monitor(),
+        config={},
+        demo=False,
+        folder=tmp_path,
+        device=torch.device("cpu"),
+    )
+    assert said.report.subtitle.endswith("last weights at step 8 of 8")
+    assert [section.title for section in said.report.sections if "Results" in section.title] == [
+        "Results of the last checkpoint"
+    ]

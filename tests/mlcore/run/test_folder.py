@@ -184,3 +184,17 @@ def test_the_end_is_noted_once_while_the_folder_is_still_held(tmp_path: Path) ->
     record.close(status="failed")
     assert (record.folder / "run.json").read_bytes() == noted
     assert not is_locked(record.folder)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_branch_in_a_folder_of_its_own_goes_on_there(stored: bool, tmp_path: Path) -> None:
+    """Begun again from the checkpoint that the command names, it would lose what it has done since."""
+    begun = run(tmp_path / "mine", status="interrupted") / "checkpoints" / "best_model.pth"
+    begun.write_bytes(b"older")
+    own = tmp_path / "branch"
+    source: dict[str, Any] = {"resume": str(begun), "start": begun if stored else None}
+    first = choose_run_folder(tmp_path, config=settings(), output_dir=own, **source)
+    assert (first.path, first.checkpoint, first.resume) == (own, begun, True)
+    run(own, status="interrupted")
+    again = choose_run_folder(tmp_path, config=settings(), output_dir=own, **source)
+    assert (again.path, again.checkpoint, again.resume) == (own, None, True)

@@ -304,3 +304,10 @@ def test_the_format_before_1_6_is_read_and_looked_through(tmp_path: Path) -> Non
     torch.save({"model": deep}, tmp_path / "model.pth", _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match="nested deeper than 200 levels"):
         load_checkpoint(tmp_path / "model.pth")
+
+
+def test_what_has_just_been_saved_is_not_removed_for_files_of_higher_steps(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep_last=1, asynchronous=False)
+    for step in (9, 8, 3):
+        store.save({"step": step}, step=step)
+        assert tmp_path / f"step_{step:08d}.pth" in store.step_files()
