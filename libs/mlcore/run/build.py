@@ -40,6 +40,7 @@ VALIDATION = "validation_samples"
 """Key of a checkpoint."""
 _PLATEAU = ("plateau", "reduce_on_plateau")
 _STATISTICS_BATCHES = 32  # about a thousand samples are enough (Wu & Johnson 2021, arXiv 2105.07576)
+_STATISTICS_WORKERS = 2
 
 
 class CoreConfig(Protocol):
@@ -195,7 +196,10 @@ def train_loader(config: CoreConfig, setup: TrainingSetup, *, world: World) -> B
 
 
 def statistics_loader(config: CoreConfig, setup: TrainingSetup, *, world: World) -> BatchLoader:
-    """Up to 32 full micro-batches of training samples, always the same, for the statistics of averaged weights."""
+    """Up to 32 full micro-batches of training samples, always the same, for the statistics of averaged weights.
+
+    Its workers stay beside those of training for the whole run, for so few batches: there are two at most.
+    """
     batch, size = config.train.batch_size, len(setup.train.dataset)
     chosen = min(_STATISTICS_BATCHES, size // (batch * world.size)) * batch * world.size or size
     shuffled = EpochOrder(size=size, batch_size=batch, seed=config.run.seed).permutation(0)
@@ -208,7 +212,8 @@ def statistics_loader(config: CoreConfig, setup: TrainingSetup, *, world: World)
         rank=world.rank,
         world_size=world.size,
     )
-    return _loader(config, replace(setup.train, dataset=subset), order, world=world, transform=setup.transform)
+    data = replace(setup.train, dataset=subset)
+    return _loader(config, data, order, world=world, transform=setup.transform, most_workers=_STATISTICS_WORKERS)
 
 
 def evaluation_loader(config: CoreConfig, data: Data, *, world: World) -> BatchLoader:
@@ -226,7 +231,13 @@ def evaluation_loader(config: CoreConfig, data: Data, *, world: World) -> BatchL
 
 
 def _loader(
-    config: CoreConfig, data: Data, order: EpochOrder, *, world: World, transform: Transform | None = None
+    config: CoreConfig,
+    data: Data,
+    order: EpochOrder,
+    *,
+    world: World,
+    transform: Transform | None = None,
+    most_workers: int | None = None,
 ) -> BatchLoader:
     workers = worker_count(
         config.run.num_workers, samples=order.size, batch_size=order.batch_size, processes=world.size
@@ -237,7 +248,7 @@ def _loader(
         transform=transform,
         prepare=data.prepare,
         collate=data.collate,
-        num_workers=workers,
+        num_workers=workers if most_workers is None else min(workers, most_workers),
         pin_memory=world.device.type == "cuda",
     )
 

@@ -252,6 +252,7 @@ def _train(run: OpenRun) -> str:
     trainer.limits = run.remaining(trainer.limits)
     _take_over(run, trainer, setup, resumed)  # what does not fit is refused before any file of the run is touched
     tracker = trainer.tracker = _tracker(run, None if resumed is None else resumed.state)
+    del resumed  # taken over; a checkpoint may be of several GB
     trainer.on_evaluation = _picture_logger(run, trainer, setup, tracker)
     store, status = trainer.store, "failed"
     try:

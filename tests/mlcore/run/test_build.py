@@ -161,6 +161,16 @@ def test_averaged_weights_get_statistics_of_the_same_full_batches_of_all_classes
     assert few == [32]
 
 
+def test_few_workers_read_what_the_statistics_of_averaged_weights_are_of() -> None:
+    loaders = []
+    for workers in (0, 1, 7):
+        config = config_of(train={"ema_decay": 0.9, "batch_size": 5}, run={"num_workers": workers})
+        loaders.append(statistics_loader(config, build(config, World()), world=World()))
+    assert [loader.num_workers for loader in loaders] == [0, 1, 2]
+    alone, _, shared = ([batch.data["x"] for batch in loader.epoch(0)] for loader in loaders)
+    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+
+
 def test_synchronised_batch_norms_need_cuda_where_there_are_ranks() -> None:
     config = config_of(train={"sync_batch_norm": True})
     setup = replace(build(config, World()), task=Normed(config.line))

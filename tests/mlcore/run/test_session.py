@@ -1,8 +1,10 @@
 """One call of a training script, with a whole small app: folders, resuming, groups of runs, and what they leave."""
 
+import gc
 import json
 import os
 import signal
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,29 @@ def test_an_interrupted_run_goes_on_and_ends_as_one_that_was_not(
     assert [path.name for path in (tmp_path / "runs/line").iterdir()] == [folder.name]
     assert call("--output_dir", tmp_path / "whole") == 0
     assert torch.equal(weights(folder), weights(tmp_path / "whole"))
+
+
+def test_the_checkpoint_that_a_run_goes_on_from_does_not_stay_in_memory(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted_after(3, monkeypatch)
+    assert call("--output_dir", tmp_path / "run") == EXIT_INTERRUPTED
+    read_from, alive = list[weakref.ref[torch.Tensor]](), list[bool]()
+    take_over, fit = Trainer.load_state_dict, Trainer.fit
+
+    def taking_over(self: Trainer, state: Any, *, source: Path | str) -> None:
+        read_from.append(weakref.ref(state["model"]["weight"]))
+        take_over(self, state, source=source)
+
+    def fitting(self: Trainer) -> Any:
+        gc.collect()
+        alive.extend(tensor() is not None for tensor in read_from)
+        return fit(self)
+
+    monkeypatch.setattr(Trainer, "load_state_dict", taking_over)
+    monkeypatch.setattr(Trainer, "fit", fitting)
+    assert call("--output_dir", tmp_path / "run") == 0
+    assert alive == [False]
 
 
 def test_what_does_not_fit_is_refused_before_a_file_of_the_run_is_touched(call: Call, tmp_path: Path) -> None:
