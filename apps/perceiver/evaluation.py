@@ -148,7 +148,7 @@ def changed(config: PerceiverConfig, settings: Sequence[str]) -> PerceiverConfig
 
 
 def _checked(config: PerceiverConfig, values: Mapping[str, Any]) -> PerceiverConfig:
-    table, plain = NameTable(PerceiverConfig), to_values(config)
+    table, plain = NameTable(PerceiverConfig), config.model_dump(mode="json")
     given: dict[str, Value] = {}
     for path in table.leaves:
         value: Any = plain

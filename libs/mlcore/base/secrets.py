@@ -8,7 +8,7 @@ carries it: as it is, escaped for addresses, JSON or Python, line by line, or wi
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from urllib.parse import quote, quote_plus
 
@@ -26,12 +26,15 @@ _CONFIG = (
 )
 _CONFIG_WORDS = re.compile(rf"(^|[_.-])({_CONFIG})([_.-]|$)|^token$", re.IGNORECASE)
 _QUERY_WORDS = rf"[\w.-]*(?:{_CONFIG}|token|signature|credential)|sig|auth|key"
-_TEXT_PATTERNS = (
-    re.compile(r"(?P<keep>:/{1,2})[^/\s@'\"]+(?=@)"),  # user:password or a token in an address; a Path drops a slash
+_IN_ADDRESSES = (
+    # user:password or a token before the host; a Path drops one slash
+    re.compile(r"(?P<keep>://|\b(?:s3|gs|https?|ftps?):/)[^/\s@'\"]+(?=@)"),
     re.compile(rf"(?<=[?&])(?P<keep>(?:{_QUERY_WORDS})=)[^&\s#'\"]+", re.IGNORECASE),  # ?token=...
-    re.compile(rf"(?P<keep>(?<!\w)(?:(?:[\w.-]*[_.-])?(?:{_CONFIG})|(?:--)?token)=)[^\s&'\"]+", re.IGNORECASE),
-    re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),  # AWS
-    re.compile(r"\b(?:hf_|gh[pousr]_|wandb_v1_)[0-9A-Za-z_-]{20,}"),
+)
+_IN_TEXT = (
+    re.compile(rf"(?P<keep>(?:(?<![^\W_])(?:{_CONFIG})|(?<!\w)token)=)[^\s&'\"]+", re.IGNORECASE),  # --hub_token=...
+    re.compile(r"(?P<keep>)\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),  # AWS
+    re.compile(r"(?P<keep>)\b(?:hf_|gh[pousr]_|wandb_v1_)[0-9A-Za-z_-]{20,}"),
 )
 _SHORTEST = 8  # masking shorter values would blot out ordinary words
 
@@ -48,13 +51,17 @@ def is_secret(name: str) -> bool:
     return bool((_VARIABLE_WORDS if _VARIABLE.match(name) else _CONFIG_WORDS).search(name))
 
 
-def mask_secrets(values: Mapping[str, object]) -> dict[str, object]:
+def mask_secrets(values: Mapping[str, object], *, reload: bool = False) -> dict[str, object]:
     """A copy of `values` that may be written to a file, a log or a report.
 
     Strings whose key names a secret (`api_key`, `password`, `HF_TOKEN`, ...) become `***`, at any depth; secrets
     inside other strings are treated as in `mask_text`. Numbers, booleans and None stay.
+
+    Args:
+        values: The values.
+        reload: Whether they will be read again: then what only looks like a secret (`/data/token=bert`) stays.
     """
-    return {key: _mask(key, value) for key, value in values.items()}
+    return {key: _mask(key, value, _mask_known if reload else mask_text) for key, value in values.items()}
 
 
 def mask_arguments(arguments: Sequence[str]) -> list[str]:
@@ -68,13 +75,22 @@ def mask_arguments(arguments: Sequence[str]) -> list[str]:
 
 def mask_text(text: str) -> str:
     """`text` without secrets, in any of the forms above."""
+    return _replace(_mask_known(text), _IN_TEXT)
+
+
+def _mask_known(text: str) -> str:
+    """`text` without values that are known to be secret, and without what an address carries for its host alone."""
     secrets = _registered.union(value for name, value in os.environ.items() if is_secret(name))
     forms = {form for value in secrets if len(value) >= _SHORTEST for form in _forms(value)}
     for form in sorted(forms, key=len, reverse=True):  # the longest first: one may be a part of another
         if form in text:
             text = text.replace(form, MASK)
-    for pattern in _TEXT_PATTERNS:
-        text = pattern.sub(rf"\g<keep>{MASK}" if "keep" in pattern.groupindex else MASK, text)
+    return _replace(text, _IN_ADDRESSES)
+
+
+def _replace(text: str, patterns: Iterable[re.Pattern[str]]) -> str:
+    for pattern in patterns:
+        text = pattern.sub(rf"\g<keep>{MASK}", text)
     return text
 
 
@@ -100,11 +116,11 @@ def _forms(value: str) -> frozenset[str]:
     return frozenset(form for form in escaped if len(form) >= _SHORTEST)
 
 
-def _mask(key: str, value: object) -> object:
+def _mask(key: str, value: object, text: Callable[[str], str]) -> object:
     if isinstance(value, Mapping):
-        return {str(inner): _mask(str(inner), item) for inner, item in value.items()}
+        return {str(inner): _mask(str(inner), item, text) for inner, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_mask(key, item) for item in value]
+        return [_mask(key, item, text) for item in value]
     if isinstance(value, str):
-        return MASK if value and is_secret(key) else mask_text(value)
+        return MASK if value and is_secret(key) else text(value)
     return value

@@ -1,10 +1,12 @@
 """Comparing resolved configurations: which settings differ, and what that means to a run that goes on."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mlcore.base.secrets import MASK
 from mlcore.config.dump import to_values
 from mlcore.config.names import NameTable, flatten
 from mlcore.config.section import Meta, Section
@@ -22,7 +24,7 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[s
     return [
         f"{key} {flat_old.get(key)} -> {flat_new.get(key)}"
         for key in sorted(flat_old.keys() | flat_new.keys())
-        if flat_old.get(key) != flat_new.get(key) and matters(key)
+        if not _same(flat_old.get(key), flat_new.get(key)) and matters(key)
     ]
 
 
@@ -64,7 +66,17 @@ def changes(old: Mapping[str, Any], config: Section) -> list[Change]:
     was = {**plain_values(defaults), **flatten(plain_values(of_today(old, type(config))), table.leaves)}
     now = flatten(plain_values(to_values(config)), table.leaves)
     leaves = table.leaves.items()
-    return [Change(path, was[path], now[path], leaf.meta) for path, leaf in leaves if was[path] != now[path]]
+    return [Change(path, was[path], now[path], leaf.meta) for path, leaf in leaves if not _same(was[path], now[path])]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether values are equal; what is masked in one of them may be anything in the other."""
+    if isinstance(one, str) and isinstance(other, str) and MASK in one + other:
+        return any(
+            re.fullmatch(".+".join(map(re.escape, masked.split(MASK))), whole, re.DOTALL)
+            for masked, whole in ((one, other), (other, one))
+        )
+    return bool(one == other)
 
 
 def of_today(old: Mapping[str, Any], config_cls: type[Section]) -> Mapping[str, Any]:

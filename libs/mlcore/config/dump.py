@@ -15,7 +15,7 @@ __all__ = ["to_schema", "to_values", "to_yaml"]
 
 def to_values(config: Section) -> dict[str, Any]:
     """The configuration as nested plain values in order of declaration, for whatever is written: secrets are masked."""
-    return mask_secrets(config.model_dump(mode="json"))
+    return mask_secrets(config.model_dump(mode="json"), reload=True)
 
 
 def to_yaml(config: Section, sources: Mapping[str, Source] | None = None, *, explain: bool = False) -> str:

@@ -114,7 +114,7 @@ def test_a_command_line_hides_what_follows_the_flag_of_a_secret() -> None:
     "text",
     ["the password is wrong, the token too", "pad_token=0 max_tokens=5", "see https://host/a@2x.png",
      "key=3 --image_key=x",
-     "me@host.example: 3 samples", "2 of 3 secrets", "s3://bucket/a@b/c"],
+     "me@host.example: 3 samples", "2 of 3 secrets", "s3://bucket/a@b/c", "C:/data@x/y"],
 )  # fmt: skip
 def test_ordinary_text_stays(text: str) -> None:
     assert mask_text(text) == text
@@ -123,3 +123,21 @@ def test_ordinary_text_stays(text: str) -> None:
 def test_a_registered_value_is_a_secret() -> None:
     register("registered-value-1")
     assert mask_text("a registered-value-1 b") == "a *** b"
+
+
+def test_values_that_are_read_again_keep_what_only_looks_like_a_secret() -> None:
+    os.environ["MLC_ACCESS_TOKEN"] = "abcdefgh-12345678"  # noqa: S105 (not a real one)
+    values = {
+        "path": "/data/token=bert/x.csv",
+        "url": "https://me:pass@host/x?token=a",
+        "password": "x",
+        "a": "abcdefgh-12345678",
+    }
+    kept = {"path": "/data/token=bert/x.csv", "url": "https://***@host/x?token=***", "password": "***", "a": "***"}
+    assert mask_secrets(values, reload=True) == kept
+
+
+def test_long_lines_are_masked_in_no_time() -> None:
+    # Quadratic patterns take minutes for these; pytest's own limit is the judge.
+    for piece in ("-", ".", "a-", "a.", "?", "://", "token", "=", "?a-"):
+        mask_text(piece * 200_000)

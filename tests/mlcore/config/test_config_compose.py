@@ -8,6 +8,7 @@ import pytest
 from pydantic import Field, SecretStr
 
 from mlcore.config.compose import Composed, Request, compose, group_choices
+from mlcore.config.difference import config_differences
 from mlcore.config.layers import Rank
 from mlcore.config.names import NameTable
 from mlcore.config.section import Section, field
@@ -551,3 +552,13 @@ def test_a_long_value_is_shown_in_part(folder: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         compose(ToyConfig, folder, Request(overrides=[("train.lr", "x" * 5000)]), environ={})
     assert len(str(caught.value)) < 400
+
+
+def test_what_is_masked_in_a_record_is_no_difference() -> None:
+    old = {"data": {"root": "https://***@host/x", "label": "a***c"}, "train": {"lr": 0.1}}
+    new = {"data": {"root": "https://me:pass@host/x", "label": "abbc"}, "train": {"lr": 0.1}}
+    assert config_differences(old, new) == config_differences(new, old) == []
+    assert config_differences(old, {**new, "data": {"root": "https://me@host/y", "label": "abb"}}) == [
+        "data.label a***c -> abb",
+        "data.root https://***@host/x -> https://me@host/y",
+    ]
