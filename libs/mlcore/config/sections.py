@@ -90,6 +90,11 @@ class EarlyStoppingConfig(Section):
     min_delta: float = field(0.0, "Smallest change of the metric that counts as improvement", ge=0, continued="applied")
 
     @property
+    def monitored(self) -> str:
+        """`metric` as evaluations name it, without "val"."""
+        return self.metric.removeprefix("val_").removeprefix("val/")
+
+    @property
     def resolved_mode(self) -> Literal["min", "max"]:
         """`mode`, or what the metric's name suggests."""
         smaller = ("loss", "error", "ece", "brier", "hd95", "nll", "mse", "mae", "rmse")

@@ -158,7 +158,7 @@ def build_trainer(
     total_steps = min(settings.epochs * cut.steps_per_epoch, settings.max_steps or 2**62)
     table = rates(total_steps=total_steps, steps_per_epoch=cut.steps_per_epoch)
     monitor = Monitor(
-        metric=settings.early_stopping.metric.removeprefix("val_").removeprefix("val/"),
+        metric=settings.early_stopping.monitored,
         mode=settings.early_stopping.resolved_mode,
         patience=settings.early_stopping.patience,
         min_delta=settings.early_stopping.min_delta,

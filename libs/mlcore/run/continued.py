@@ -9,11 +9,14 @@ from typing import Any
 from mlcore.base.errors import UserError
 from mlcore.config.difference import Change, changes, matters
 from mlcore.config.section import BEST
+from mlcore.config.sections import EarlyStoppingConfig
 from mlcore.run.build import VALIDATION
 from mlcore.training.checkpoint import State
 from mlcore.training.trainer import Trainer
 
 _log = logging.getLogger(__name__)
+
+_JUDGEMENT = {f"train.early_stopping.{name}": name for name in ("metric", "mode")}
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ def accepted_changes(config: Any, state: Mapping[str, Any], *, source: Path) -> 
         UserError: One of them is of those with whose values a run stands or falls.
     """
     changed = [change for change in changes(state["config"], config) if matters(change.path)]
+    if _judged_alike(changed, config.train.early_stopping):
+        changed = [change for change in changed if change.path not in _JUDGEMENT]
     refused = [str(change) for change in changed if change.meta.continued == "refused"]
     if refused:
         raise UserError(
@@ -50,6 +55,13 @@ def accepted_changes(config: Any, state: Mapping[str, Any], *, source: Path) -> 
             "start a new run: without --resume, in another folder (--output_dir)"
         )
     return changed
+
+
+def _judged_alike(changed: Sequence[Change], now: EarlyStoppingConfig) -> bool:
+    """Whether `now` is another way to write the metric and the mode of before, such as "val_loss" for "loss"."""
+    old = {_JUDGEMENT[change.path]: change.old for change in changed if change.path in _JUDGEMENT}
+    was = now.model_copy(update=old)
+    return (was.monitored, was.resolved_mode) == (now.monitored, now.resolved_mode)
 
 
 def adopt_changes(resumed: Resumed, trainer: Trainer) -> str:

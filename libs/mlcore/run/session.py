@@ -331,6 +331,8 @@ def _take_over(run: OpenRun, trainer: Trainer, setup: TrainingSetup, resumed: Re
         _log.info("the best weights, of step %d, are not in %s: the next evaluation is its best", now.best_step, path)
         trainer.forget_best(alike=True)
     if run.world.is_main and trainer.store is not None and own:
+        if now.best_step != state["progress"]["best_step"]:
+            trainer.store.keep_best(step=now.step)
         trainer.store.take_over(path, step=now.step, is_best=now.best_step == now.step)
     barrier()
     _log.info("resuming %s at step %d (epoch %d, sample %d)", path, now.step, now.epoch, now.position)

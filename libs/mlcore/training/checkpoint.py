@@ -349,6 +349,11 @@ class CheckpointStore:
             raise CheckpointError(f"{self.folder}: none of the {len(found)} checkpoint files can be read")
         return None
 
+    def keep_best(self, *, step: int) -> None:
+        """Let the best of before `step`, from which on it is judged in another way, have a name that stays, too."""
+        if (best := self.folder / self.BEST).is_file():
+            _link(best, self.folder / f"best_before_step_{step}.pth")
+
     def take_over(self, path: Path, *, step: int, is_best: bool) -> None:
         """Make `path`, saved at `step`, the newest state: names moved, later (damaged) and half-written files gone."""
         remove_leftovers(self.folder)

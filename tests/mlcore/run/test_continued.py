@@ -458,6 +458,29 @@ def test_another_metric_is_not_compared_with_the_old_ones_best(call: Call, stopp
     assert "reset: the best value and the patience (train.early_stopping.metric loss -> n)" in log(tmp_path)
 
 
+def test_the_best_that_another_metric_chose_is_kept(call: Call, stopped: None, tmp_path: Path) -> None:
+    folder = tmp_path / "run/checkpoints"
+    before = (folder / "best_model.pth").read_bytes()
+    assert call("train.early_stopping.metric=n", "--epochs", "4", "checkpoint.keep_last=1") == 0
+    assert (folder / "best_before_step_5.pth").read_bytes() == before
+    assert (folder / "best_model.pth").read_bytes() != before
+
+
+@pytest.mark.parametrize("written", ["metric=val_loss", "metric=val/loss", "mode=min"])
+def test_the_same_judgement_written_in_another_way_resets_nothing(
+    written: str, call: Call, stopped: None, tmp_path: Path
+) -> None:
+    path = tmp_path / "run/checkpoints/latest_model.pth"
+    state = load_checkpoint(path)
+    state["progress"]["best"] = -1.0  # no later evaluation is as good
+    rewrite(path, state)
+    assert call(f"train.early_stopping.{written}") == 0
+    assert load_checkpoint(path)["progress"]["best_step"] == 4
+    assert load_checkpoint(path.with_name("best_model.pth"))["progress"]["step"] == 4
+    assert "reset: " not in log(tmp_path)
+    assert not list(path.parent.glob("best_before_*"))
+
+
 def test_another_validation_set_is_not_compared_with_the_old_ones_best(
     call: Call, stopped: None, tmp_path: Path
 ) -> None:
