@@ -64,6 +64,14 @@ class Cut:
         within = np.where(into <= last, into / self.window, np.minimum(short, whole))
         return np.asarray(epochs, dtype=np.float64) * whole + within
 
+    def steps_at(self, epoch: int, samples: int) -> float:
+        """The same figure as `steps` at one place, bit by bit, and quickly: it is asked for several times a step."""
+        whole, window = self.steps_per_epoch, self.window
+        last = (whole - 1) * window
+        if samples <= last:
+            return epoch * whole + samples / window
+        return epoch * whole + min(whole - 1 + (samples - last) / (self.used - last), float(whole))
+
     def starts(self, position: int = 0) -> NDArray[np.int64]:
         """Samples of an epoch that are consumed before each of its steps, from `position` on, int64 [steps]."""
         return np.arange(position, self.samples - (self.batch if self.drop_last else 1) + 1, self.window)
@@ -129,7 +137,7 @@ class Course:
 
     def steps(self, progress: Progress) -> float:
         """Steps of the first cut that the consumed samples make."""
-        return float(self.first.steps(progress.epoch, progress.position))
+        return self.first.steps_at(progress.epoch, progress.position)
 
     def places(self, total_steps: int) -> FloatArray:
         """Where each update of the run stands on its schedule, in steps of the first cut.

@@ -82,7 +82,8 @@ class Trainer:
         self._skipped = 0
         self._window: list[MicroBatch] = []
         self._rng: RngState | None = None
-        self._course: Course | None = None
+        # The way of the run through its samples; its first cut is the unit of all that counts steps, but `step`.
+        self.course = Course(first=self.cut, now=self.cut)
 
     # ---------------------------------------------------------------------------------------------------- the loop
 
@@ -123,11 +124,6 @@ class Trainer:
     def cut(self) -> Cut:
         """How samples become steps now."""
         return Cut.of(self.loader.order, self.accumulation)
-
-    @property
-    def course(self) -> Course:
-        """The way of the run through its samples; its first cut is the unit of all that counts steps, but `step`."""
-        return self._course or Course(first=self.cut, now=self.cut)
 
     @property
     def steps_done(self) -> float:
@@ -277,7 +273,7 @@ class Trainer:
             return True
         if self.cadence.evaluate_unit == "steps":
             every = self.cadence.evaluate_every
-            return self.steps_done // every > float(self.course.first.steps(*self._before)) // every
+            return self.steps_done // every > self.course.first.steps_at(*self._before) // every
         return epoch_ended and self.progress.epoch % self.cadence.evaluate_every == 0
 
     @untouched_generators()
@@ -374,10 +370,10 @@ class Trainer:
         load_model_weights(unwrap(self.engine.model), state["model"], source=source)
         self.engine.load_state_dict(state["engine"])
         self.progress = Progress(**state["progress"])
-        self._course = course.go_on(self.cut, progress=self.progress, updates=int(state["engine"]["updates"]))
+        self.course = course.go_on(self.cut, progress=self.progress, updates=int(state["engine"]["updates"]))
         self.loader.group_by(course.first.batch)
-        if self._course != Course(first=self.cut, now=self.cut):
-            rates = self._course.rates(self.schedule, table=self.engine.table, total_steps=self.total_steps)
+        if self.course != Course(first=self.cut, now=self.cut):
+            rates = self.course.rates(self.schedule, table=self.engine.table, total_steps=self.total_steps)
             self.engine.replace_learning_rates(rates)
         if self.loader.order.is_over(self.progress.position):  # a larger batch with drop_last
             self.progress.epoch, self.progress.position = self.progress.epoch + 1, 0

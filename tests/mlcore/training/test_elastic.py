@@ -315,6 +315,18 @@ def test_a_trainer_without_a_schedule_holds_each_rate_of_its_table(tmp_path: Pat
     assert [rate for *_, rate in part.seen] == pytest.approx(expected, rel=1e-6)
 
 
+def test_one_place_on_a_cut_is_what_many_at_once_are() -> None:
+    for cut in (
+        Cut(samples=50, batch=4, accumulation=3),
+        Cut(samples=50, batch=4, accumulation=3, drop_last=True),
+        Cut(samples=48, batch=16),
+        Cut(samples=7, batch=8, accumulation=2),
+    ):
+        places = np.arange(cut.samples + cut.window)  # the last batch may be filled up with samples that there are not
+        for epoch in (0, 3):
+            assert [cut.steps_at(epoch, place) for place in places.tolist()] == cut.steps(epoch, places).tolist()
+
+
 def test_the_course_of_an_unchanged_run_is_its_table() -> None:
     for size, batch, accumulation, drop_last in ((100, 16, 1, False), (100, 7, 3, True), (5, 16, 1, False)):
         cut = Cut(samples=size, batch=batch, accumulation=accumulation, drop_last=drop_last)
