@@ -40,6 +40,12 @@ class Cadence:
     save_every_seconds: float | None = None
     milestone_every_epochs: int | None = None
 
+    def milestone(self, progress: "Progress") -> str | None:
+        """Name under which the checkpoint of `progress` is kept for good, or None."""
+        every = self.milestone_every_epochs
+        is_one = progress.position == 0 and every is not None and progress.epoch % every == 0
+        return f"epoch_{progress.epoch:04d}" if is_one else None
+
 
 @dataclass(frozen=True)
 class Monitor:

@@ -154,27 +154,35 @@ class Trainer:
 
     def _advance(self, window: list[MicroBatch]) -> bool:
         """Count `window` as done; returns whether the epoch ended with it."""
-        now, order = self.progress, self.loader.order
+        now = self.progress
         self._window, self._before = window, (now.epoch, now.position)
         now.step += 1
-        now.position += len(window) * order.global_batch
-        if not order.is_over(now.position):
-            return False
-        now.epoch, now.position = now.epoch + 1, 0
-        return True
+        now.position += len(window) * self.loader.order.global_batch
+        return self._end_epoch()
+
+    def _end_epoch(self) -> bool:
+        """Go on to the next epoch where nothing of this one is left; returns whether that is so."""
+        now = self.progress
+        if ended := self.loader.order.is_over(now.position):
+            now.epoch, now.position = now.epoch + 1, 0
+        return ended
 
     def _begin(self) -> Status | None:
-        """Evaluate what the process before this one was about to; returns why there is nothing left to do, or None."""
-        if self.evaluator is None:
-            return self.complete()
-        if self.progress.best_step == self.progress.step and self._saved[0] != self.progress.step:
-            self._save()  # another run's best weights are the best of a run that starts from them
-        if self._due is not None or (self.complete() is not None and self._evaluated_at != self.progress.step):
+        """Evaluate and save what is due of before; returns why there is nothing left to do, or None."""
+        now = self.progress
+        self._before = (now.epoch, now.position)
+        if ended := self._end_epoch():  # a larger batch with drop_last may find nothing left of it
+            self._saved = (-1, -1)
+        if self._due is not None or (self._evaluated_at != now.step and self._evaluation_is_due(ended)):
             self._evaluate()
             return self._over()
-        with untouched_generators():
-            known = self.metrics or self.evaluator.metric_names(self.task.model, engine=self.engine)
-        check_metrics(known, monitor=self.monitor, plateau=self.plateau)
+        is_best = now.best_step == now.step and self._saved[0] != now.step  # another run's, from which this one starts
+        if self.complete() is None and (is_best or (ended and self._save_is_due(ended))):
+            self._save()
+        if self.evaluator is not None:
+            with untouched_generators():
+                known = self.metrics or self.evaluator.metric_names(self.task.model, engine=self.engine)
+            check_metrics(known, monitor=self.monitor, plateau=self.plateau)
         return self.complete()
 
     def complete(self) -> Status | None:
@@ -316,7 +324,7 @@ class Trainer:
         now, every = self.progress, self.cadence
         if self._saved[0] == now.step:
             return False
-        if (epoch_ended and self.evaluator is None) or self._milestone() is not None:
+        if (epoch_ended and self.evaluator is None) or every.milestone(now) is not None:
             return True
         if every.save_every_steps is not None and now.step % every.save_every_steps == 0:
             return True
@@ -327,7 +335,7 @@ class Trainer:
     def _save(self) -> None:
         if self.store is None:
             return
-        milestone = self._milestone()
+        milestone = self.cadence.milestone(self.progress)
         if milestone is not None and self._due is None and self._evaluated_at != self.progress.step:
             self.engine.settle_averages()  # a milestone is used like the best checkpoint
         state = self.state_dict()
@@ -336,11 +344,6 @@ class Trainer:
             best = self.progress.best_step == self.progress.step
             self.store.save(state, step=self.progress.step, best=best, milestone=milestone)
         barrier()  # the main rank may have waited for the disk, which what waits on the device would take for a fault
-
-    def _milestone(self) -> str | None:
-        every = self.cadence.milestone_every_epochs
-        is_one = self.progress.position == 0 and every is not None and self.progress.epoch % every == 0
-        return f"epoch_{self.progress.epoch:04d}" if is_one else None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, as tensors and plain values; every rank must call it."""
@@ -375,8 +378,6 @@ class Trainer:
         if self.course != Course(first=self.cut, now=self.cut):
             rates = self.course.rates(self.schedule, table=self.engine.table, total_steps=self.total_steps)
             self.engine.replace_learning_rates(rates)
-        if self.loader.order.is_over(self.progress.position):  # a larger batch with drop_last
-            self.progress.epoch, self.progress.position = self.progress.epoch + 1, 0
         self.metrics, self._evaluated_at = dict(state["metrics"]), state["evaluated_at"]
         self._due = state.get("due")
         if self.store is not None and Path(source).parent == self.store.folder:
@@ -385,8 +386,7 @@ class Trainer:
             watched = {"metric": self.monitor.metric, "mode": self.monitor.mode}  # by those that do not say what
             self.plateau.load_state_dict({**watched, **state["plateau"]})
         self.engine.scale_learning_rates(1.0 if self.plateau is None else self.plateau.scale)
-        rank = self.engine.world.rank
-        self._rng = state["rng"][rank] if rank < len(state["rng"]) else None
+        self._rng = dict(enumerate(state["rng"])).get(self.engine.world.rank)
 
     def forget_best(self, *, alike: bool = False) -> None:
         """Let the next evaluation be the best so far; a plateau schedule goes on where judging stays `alike`."""

@@ -28,6 +28,7 @@ from mlcore.data.batch import MicroBatch
 from mlcore.run.build import build_trainer
 from mlcore.run.continued import Resumed, accepted_changes, adopt_changes
 from mlcore.run.session import EXIT_INTERRUPTED, run
+from mlcore.trackers.table import read_history
 from mlcore.training.checkpoint import load_checkpoint, save_checkpoint
 from mlcore.training.engine import Engine, StepOutput
 from mlcore.training.optim import build_optimizer, parameter_groups
@@ -411,19 +412,23 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     return call
 
 
-@pytest.fixture
-def stopped(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run in the folder `run` that was interrupted in its second epoch, after 5 of 8 steps."""
-    advance, done = Trainer._advance, [0]
+def interrupted_at(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Send SIGTERM to this process in the training step of this number."""
+    advance = Trainer._advance
 
     def advancing(self: Trainer, window: Any) -> bool:
-        done[0] += 1
-        if done[0] == 5:
+        if self.progress.step == step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return advance(self, window)
 
+    patch.setattr(Trainer, "_advance", advancing)
+
+
+@pytest.fixture
+def stopped(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in the folder `run` that was interrupted in its second epoch, after 5 of 8 steps."""
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_advance", advancing)
+        interrupted_at(5, patch)
         assert call() == EXIT_INTERRUPTED
 
 
@@ -617,15 +622,8 @@ def test_the_same_command_goes_on_with_an_interrupted_branch(
     call: Call, stopped: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = load_checkpoint(tmp_path / "run/checkpoints/latest_model.pth")
-    advance = Trainer._advance
-
-    def advancing(self: Trainer, window: Any) -> bool:
-        if self.progress.step == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return advance(self, window)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_advance", advancing)
+        interrupted_at(7, patch)
         assert branch(tmp_path, state) == EXIT_INTERRUPTED
     assert branch(tmp_path, state) == 0
     told = (tmp_path / "branch/train.log").read_text("utf-8")
@@ -633,3 +631,17 @@ def test_the_same_command_goes_on_with_an_interrupted_branch(
     assert call() == 0
     weight = [load_checkpoint(tmp_path / f"{name}/checkpoints/latest_model.pth")["model"] for name in ("run", "branch")]
     assert torch.equal(weight[0]["weight"], weight[1]["weight"])
+
+
+@pytest.mark.parametrize(("every", "evaluated"), [(1, {4, 5, 6}), (2, {5, 6}), (3, {6})])
+def test_an_epoch_of_which_a_larger_batch_leaves_nothing_ends_like_any_other(
+    every: int, evaluated: set[int], call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = (f"--eval_every={every}", "checkpoint.keep_every_epochs=2", "--epochs=3")
+    with monkeypatch.context() as patch:
+        interrupted_at(5, patch)
+        assert call(*settings) == EXIT_INTERRUPTED
+    assert call(*settings, "--batch_size", "32", "--drop_last", "true") == 0  # 24 of 32 samples were left
+    assert {step for step, row in read_history(tmp_path / "run") if "val/loss" in row} == evaluated
+    kept = load_checkpoint(tmp_path / "run/checkpoints/epoch_0002.pth")["progress"]
+    assert (kept["epoch"], kept["position"], kept["step"]) == (2, 0, 5)
