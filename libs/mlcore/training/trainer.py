@@ -379,7 +379,7 @@ class Trainer:
             rates = self.course.rates(self.schedule, table=self.engine.table, total_steps=self.total_steps)
             self.engine.replace_learning_rates(rates)
         self.metrics, self._evaluated_at = dict(state["metrics"]), state["evaluated_at"]
-        self._due = state.get("due")
+        self._due = None if self.evaluator is None else state.get("due")  # without validation data none is made
         if self.store is not None and Path(source).parent == self.store.folder:
             self._saved = (self.progress.step, self._evaluated_at)
         if self.plateau is not None and state["plateau"] is not None:

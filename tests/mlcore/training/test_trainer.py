@@ -522,3 +522,18 @@ def test_a_checkpoint_of_the_first_release_goes_on(tmp_path: Path) -> None:
     going_on.load_state_dict(state, source="old")
     going_on.fit()
     assert going_on.progress.step == whole.progress.step
+
+
+def test_a_run_that_goes_on_without_the_data_of_a_due_evaluation_ends(tmp_path: Path) -> None:
+    part = make(tmp_path)
+    hit_in_evaluation(part, evaluation=4, batch=2, error=Killed)
+    with pytest.raises(Killed):
+        part.fit()
+    assert part.store is not None
+    part.store.close()
+    blind = make(tmp_path)
+    blind.evaluator = None
+    path, state = blind.store.newest_good()  # type: ignore[union-attr, misc]
+    assert state["due"] is not None
+    blind.load_state_dict(state, source=path)
+    assert blind.fit().status == "finished"
