@@ -11,6 +11,8 @@ import logging
 import netrc
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -140,6 +142,23 @@ def _note(text: str) -> None:
         _log.warning("%s", mask_text(text))
 
 
+@contextmanager
+def _dotenv_warnings_as_errors() -> Iterator[None]:
+    """The dotenv library passes over lines that it cannot read, and says so in its log without the file's name."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        raise ValueError(
+            record.getMessage().replace("python-dotenv could not parse statement starting at ", "cannot read ")
+        )
+
+    log = logging.getLogger("dotenv.main")
+    log.addFilter(refuse)
+    try:
+        yield
+    finally:
+        log.removeFilter(refuse)
+
+
 def _parse(path: Path) -> dict[str, str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -149,4 +168,8 @@ def _parse(path: Path) -> dict[str, str]:
         # A value in quotes may go over several lines, which dotenv handles; a bare word is the common mistake.
         if re.fullmatch(r"\s*[^#\s=]+\s*", line) and '"' not in text and "'" not in text:
             raise UserError(f"{path}, line {number}: expected NAME=value, found {mask_text(line.strip())[:20]!r}.")
-    return {name: value for name, value in dotenv.dotenv_values(path).items() if value is not None}
+    try:
+        with _dotenv_warnings_as_errors():
+            return {name: value for name, value in dotenv.dotenv_values(path).items() if value is not None}
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; expected NAME=value.") from None

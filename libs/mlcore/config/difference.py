@@ -14,7 +14,10 @@ from mlcore.config.section import Meta, Section
 __all__ = ["Change", "changes", "config_differences", "matters", "of_today", "plain_values"]
 
 # Settings that change how a run is carried out, not what it computes.
-_VOLATILE = ("run.output_dir", "run.resume", "run.num_workers", "run.num_threads", "run.device")
+_VOLATILE = (
+    *("run.output_dir", "run.resume", "run.num_workers", "run.num_threads", "run.device"),
+    "train.max_hours",  # how long this process works, not where the run ends
+)
 _VOLATILE_SECTIONS = ("tracking", "checkpoint")
 
 

@@ -136,7 +136,7 @@ class TrainConfig(Section):
         "Optimisation algorithm",
         aliases=("optimizer_type",),
         continued="reset",
-        resets="the optimiser's moments, but for adam and adamw, which have the same",
+        resets="the optimiser's moments (adam and adamw keep theirs)",
     )
     lr: float = field(1e-4, "Peak learning rate", aliases=("learning_rate",), gt=0, continued="applied")
     weight_decay: float = field(

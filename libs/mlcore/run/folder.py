@@ -162,7 +162,9 @@ def _newest_unfinished(root: Path, config: Section) -> Path | None:
         differing = _differing(record, config)
         if not differing:
             return folder
-        _log.info("%s is unfinished but was made with other settings (%s); starting anew", folder, "; ".join(differing))
+        told = "; ".join(differing)
+        _log.info("%s is unfinished but was made with other settings (%s); starting anew", folder, told)
+        _log.info("to go on with that one: --resume %s", folder)
     return None
 
 

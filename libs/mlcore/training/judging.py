@@ -27,7 +27,7 @@ def check_metrics(known: Collection[str], *, monitor: Monitor, plateau: Plateau 
     for metric in (monitor.metric, *(() if plateau is None else (plateau.metric,))):
         if metric not in known:
             raise UserError(
-                f"the monitored metric '{metric}' is not among the evaluation's: {', '.join(sorted(known))}"
+                f"--metric: the monitored metric '{metric}' is not among the evaluation's: {', '.join(sorted(known))}"
             )
 
 

@@ -562,3 +562,7 @@ def test_what_is_masked_in_a_record_is_no_difference() -> None:
         "data.label a***c -> abb",
         "data.root https://***@host/x -> https://me@host/y",
     ]
+
+
+def test_how_long_a_process_works_is_no_other_run() -> None:
+    assert config_differences({"train": {"max_hours": 1.0}}, {"train": {"max_hours": None}}) == []
