@@ -77,6 +77,14 @@ def listen() -> None:
     """Understand signals from now on; the first line of a script, before anything that takes long is imported."""
     if _install():
         _state.scripted, _state.phase = True, "starting"
+        _silence_what_is_dropped()
+
+
+def _silence_what_is_dropped() -> None:
+    """Python drops what is raised in a weak reference's callback and prints it: `check` raises it again, unprinted."""
+    tell = sys.unraisablehook
+    if getattr(tell, "__module__", None) != __name__:
+        sys.unraisablehook = lambda dropped: None if isinstance(dropped.exc_value, Interrupted) else tell(dropped)
 
 
 def conclude() -> None:

@@ -151,3 +151,25 @@ def test_a_block_in_another_thread_does_not_keep_the_main_one_from_listening() -
         thread.join()
     assert not raised
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_what_python_drops_is_not_printed_and_raised_again(number: signal.Signals) -> None:
+    code = """
+        import weakref
+
+        class Thing:
+            pass
+
+        def main():
+            with deferred(), interruptible():
+                thing = Thing()
+                kept = weakref.ref(thing, lambda _: hit())
+                del thing
+                print("dropped")
+                check()
+                print("went on")
+
+        guarded(main)
+    """
+    assert script(code, number) == (75, "dropped\n", "")
