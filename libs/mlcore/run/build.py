@@ -16,7 +16,14 @@ from torch.utils.data import Subset
 from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
 from mlcore.config.dump import to_values
-from mlcore.config.sections import CheckpointConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
+from mlcore.config.sections import (
+    CheckpointConfig,
+    EarlyStoppingConfig,
+    RunConfig,
+    SchedulerConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 from mlcore.data.loader import BatchLoader, Collate, Prepare, SizedDataset, Transform, worker_count
 from mlcore.data.order import EpochOrder
 from mlcore.report.page import Section
@@ -141,11 +148,6 @@ def build_trainer(
         evaluator = Evaluator(setup.task, evaluation_loader(config, setup.validation, world=world), world=world)
     elif settings.early_stopping.patience is not None or config.scheduler.name in _PLATEAU:
         raise UserError("no validation data: --patience and the plateau schedule have nothing to watch; leave them out")
-    limits = Limits(
-        epochs=settings.epochs,
-        max_steps=settings.max_steps,
-        max_seconds=None if settings.max_hours is None else settings.max_hours * 3600.0,
-    )
     groups = _groups(config, setup, world=world)
     rates = partial(
         lr_table,
@@ -157,18 +159,13 @@ def build_trainer(
     cut = Cut.of(loader.order, settings.gradient_accumulation_steps)
     total_steps = min(settings.epochs * cut.steps_per_epoch, settings.max_steps or 2**62)
     table = rates(total_steps=total_steps, steps_per_epoch=cut.steps_per_epoch)
-    monitor = Monitor(
-        metric=settings.early_stopping.monitored,
-        mode=settings.early_stopping.resolved_mode,
-        patience=settings.early_stopping.patience,
-        min_delta=settings.early_stopping.min_delta,
-    )
+    monitor = _monitor(settings.early_stopping)
     return Trainer(
         task=setup.task,
         engine=_engine(config, setup, groups=groups, world=world, learning_rates=table),
         loader=loader,
         evaluator=evaluator,
-        limits=limits,
+        limits=_limits(settings),
         cadence=_cadence(config),
         monitor=monitor,
         accumulation=settings.gradient_accumulation_steps,
@@ -178,6 +175,21 @@ def build_trainer(
         schedule=rates,
         max_bad_steps=settings.max_bad_steps,
         extra={**(extra or {}), VALIDATION: 0 if evaluator is None else len(evaluator)},
+    )
+
+
+def _limits(settings: TrainConfig) -> Limits:
+    hours = settings.max_hours
+    seconds = None if hours is None else hours * 3600.0
+    return Limits(epochs=settings.epochs, max_steps=settings.max_steps, max_seconds=seconds)
+
+
+def _monitor(settings: EarlyStoppingConfig) -> Monitor:
+    return Monitor(
+        metric=settings.monitored,
+        mode=settings.resolved_mode,
+        patience=settings.patience,
+        min_delta=settings.min_delta,
     )
 
 

@@ -159,16 +159,6 @@ def pages_of_run(
         device: What was trained on.
     """
     now, results = outcome.progress, evaluation.results
-    summary = {
-        "status": outcome.status,
-        "best_step": now.best_step,
-        "monitor": {"metric": monitor.metric, "mode": monitor.mode, "best": now.best},
-        "results_of_best_checkpoint": results,
-        "variants": {},
-        "progress": asdict(now),
-        "skipped_steps": outcome.skipped,
-        "demo": demo,
-    }
     is_best = now.best_step >= 0 and evaluation.step in (None, now.best_step) and not evaluation.complaint
     which, at = (
         ("best", now.best_step) if is_best else ("last", now.step if evaluation.step is None else evaluation.step)
@@ -194,7 +184,21 @@ def pages_of_run(
     for name, values in results.items():
         figures = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
         _log.info("%s checkpoint  %s  %s", which, name, figures)
-    return Pages(summary=summary, report=report)
+    return Pages(summary=_summary(outcome, results, monitor=monitor, demo=demo), report=report)
+
+
+def _summary(outcome: Outcome, results: Results, *, monitor: Monitor, demo: bool) -> dict[str, Any]:
+    now = outcome.progress
+    return {
+        "status": outcome.status,
+        "best_step": now.best_step,
+        "monitor": {"metric": monitor.metric, "mode": monitor.mode, "best": now.best},
+        "results_of_best_checkpoint": results,
+        "variants": {},
+        "progress": asdict(now),
+        "skipped_steps": outcome.skipped,
+        "demo": demo,
+    }
 
 
 def write_pages(pages: Pages, *, folder: Path, copied: Copied | None) -> Path:

@@ -151,7 +151,7 @@ def take_over_moments(
 
 def _kind(state: Mapping[str, Any]) -> tuple[str, ...]:
     """What an optimiser with this state dict keeps moments for."""
-    return tuple(key for key in ("alpha", "betas", "momentum", "rho") if key in state["param_groups"][0])
+    return tuple(key for key in ("betas", "momentum") if key in state["param_groups"][0])
 
 
 @torch.no_grad()
