@@ -15,9 +15,9 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from mlcore.base.budget import check_unpacked
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write
+from mlcore.base.reading import check_unpacked
 from quartet.apps.sam_med3d_ich.data.arrays import (
     array_shape,
     as_float,

@@ -4,7 +4,6 @@ import math
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,13 +11,14 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from mlcore.base.budget import check_unpacked
 from mlcore.base.errors import UserError
+from mlcore.base.reading import check_unpacked, reading
 
 __all__ = ["TarFiles", "check_arrays", "read_arrays"]
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _MOST_FILES = 10_000_000
+_NPZ, _TAR = "an .npz file of plain arrays", "a folder or a tar archive"
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -28,7 +28,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         UserError: See `check_arrays`.
     """
     check_arrays(path)
-    with _plain_errors(path), np.load(path, allow_pickle=False) as file:
+    with reading(path, _NPZ), np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 
@@ -39,7 +39,7 @@ def check_arrays(path: Path) -> None:
         UserError: It cannot be read, is damaged or encrypted, holds Python objects or something else than arrays, or
             unpacks to far more than it takes on disk.
     """
-    with _plain_errors(path):
+    with reading(path, _NPZ):
         with path.open("rb") as file:
             if file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
                 raise UserError(f"{path}: holds one array; expected a .npz file of named ones")
@@ -49,18 +49,6 @@ def check_arrays(path: Path) -> None:
             for member in members:
                 with archive.open(member) as content:
                     _check_header(content, member.file_size)
-
-
-@contextmanager
-def _plain_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except Exception as error:  # noqa: BLE001 - garbage makes zipfile and numpy fail in any way they like
-        raise UserError(f"{path}: damaged or not an .npz file of plain arrays ({error})") from None
 
 
 def _check_header(file: IO[bytes], size: int) -> None:
@@ -88,10 +76,10 @@ class TarFiles:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with self._plain_errors():
+        with reading(self.path, _TAR):
             self._archive = tarfile.open(path)  # noqa: SIM115 - closed by __exit__
         try:
-            with self._plain_errors():
+            with reading(self.path, _TAR):
                 self.members = list(self._checked())
         except UserError:
             self._archive.close()
@@ -105,7 +93,7 @@ class TarFiles:
 
     def read(self, member: tarfile.TarInfo) -> bytes:
         """The content of one of `members`."""
-        with self._plain_errors():
+        with reading(self.path, _TAR):
             file = self._archive.extractfile(member)
             return b"" if file is None else file.read()
 
@@ -120,13 +108,3 @@ class TarFiles:
             check_unpacked(self.path, unpacked=unpacked, stored=stored)
             if member.isfile():
                 yield member
-
-    @contextmanager
-    def _plain_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:  # noqa: BLE001 - headers and packed streams fail in any way they like
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise UserError(f"{self.path}: damaged, or neither a folder nor a tar archive ({reason})") from None

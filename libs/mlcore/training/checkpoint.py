@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mlcore.base.budget import check_unpacked
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, ensure_folder, remove_leftovers
 from mlcore.base.pickle_scan import ScanError, scan_pickle
+from mlcore.base.reading import check_unpacked
 from mlcore.base.safe_pickle import numpy_numbers
 
 _log = logging.getLogger(__name__)
