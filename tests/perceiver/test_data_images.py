@@ -88,9 +88,9 @@ def test_nothing_usable(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no images found"):
         ImageSource(tmp_path / "empty")
     (tmp_path / "no.tar").write_bytes(b"no archive")
-    with pytest.raises(UserError, match=r"no\.tar: damaged, or neither a folder nor a tar"):
+    with pytest.raises(UserError, match=r"no\.tar: damaged or not a folder or a tar archive"):
         ImageSource(tmp_path / "no.tar")
-    with pytest.raises(UserError, match="neither a folder"):
+    with pytest.raises(UserError, match="absent: cannot be read .No such file or directory.$"):
         ImageSource(tmp_path / "absent")
 
 
