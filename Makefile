@@ -1,7 +1,8 @@
 # Quartet. `make` alone lists what there is.
 #
 # The first call on a machine with Python 3.11+ and make builds .venv and installs what its target needs, once per
-# requirements file: .venv/stamps/<name> says that requirements/<name>.txt is installed as it stands.
+# requirements file: .venv/stamps/<name> says that requirements/<name>.txt is installed as it stands. Those files are
+# written by `make lock`; pip takes nothing but wheels whose hashes they have.
 # A script's own exit code is in make's last line ("Error 75"); make itself exits with 2.
 
 SHELL := /bin/bash
@@ -17,6 +18,8 @@ APP_STAMPS := $(addprefix $(STAMPS)/,$(APPS))
 SCRIPT := train.py
 # Tests and benchmarks must not depend on how many cores there are; training decides for itself.
 THREADS = OMP_NUM_THREADS=$(1) MKL_NUM_THREADS=$(1) TOKENIZERS_PARALLELISM=false
+# ruff's S rules are bandit's; these it lacks: unsafe torch.load, downloads from a hub without a revision.
+BANDIT := B614,B615
 PYTEST := $(call THREADS,1) $(VENV_PYTHON) -m pytest --numprocesses 2 --dist loadfile
 
 ##@ Training
@@ -28,17 +31,22 @@ doctor: $(APP_STAMPS) ## Check this machine: Python, torch, devices, memory, dis
 	@$(VENV_PYTHON) -m quartet doctor
 
 ##@ Checking
-.PHONY: test test-all lint format bench
+.PHONY: test test-all lint audit format bench
 test: $(APP_STAMPS) $(STAMPS)/dev ## Run the tests (under ten minutes): [ARGS="-k name"]
 	@$(PYTEST) $(ARGS)
 
 test-all: $(APP_STAMPS) $(STAMPS)/dev ## Run all tests, the slow ones too: [ARGS="-k name"]
 	@$(PYTEST) -m "" $(ARGS)
 
-lint: $(APP_STAMPS) $(STAMPS)/dev ## Check style (ruff) and types (mypy)
+lint: $(APP_STAMPS) $(STAMPS)/dev ## Check style (ruff), types (mypy), unsafe loading (bandit), known vulnerabilities (daily)
 	@$(VENV_PYTHON) -m ruff check .
 	@$(VENV_PYTHON) -m ruff format --check .
 	@$(VENV_PYTHON) -m mypy
+	@$(VENV_PYTHON) -m bandit --quiet --recursive --tests $(BANDIT) libs apps scripts
+	@$(VENV_PYTHON) scripts/audit.py --daily
+
+audit: $(STAMPS)/dev ## Ask now about known vulnerabilities of all pinned packages (pip-audit)
+	@$(VENV_PYTHON) scripts/audit.py
 
 format: $(STAMPS)/dev ## Rewrite the code in the project's style
 	@$(VENV_PYTHON) -m ruff check --fix-only --quiet .
@@ -48,19 +56,22 @@ bench: $(APP_STAMPS) $(STAMPS)/benchmarks ## Measure against the peers, side by 
 	@$(call THREADS,2) $(VENV_PYTHON) benchmarks/run.py $(ARGS)
 
 ##@ Shipping and upkeep
-.PHONY: new-app wheel docker lock clean help
+.PHONY: new-app wheel docker lock sbom clean help
 new-app: $(STAMPS)/base ## Write a small, complete app, ready to be changed: NAME=toy
 	@$(VENV_PYTHON) -m quartet new-app $(NAME)
 
 wheel: $(STAMPS)/project ## Build dist/quartet_train-*.whl: pip install "<it>[perceiver]" brings the command quartet
-	@rm -rf build dist && $(VENV_PYTHON) -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist .
+	@rm -rf build dist/*.whl && $(VENV_PYTHON) -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist .
 	@rm -rf build libs/*.egg-info && ls dist/*.whl
 
 docker: check-app ## Build the image of APP with docker, podman or buildah, whichever is there
 	@exec docker/build.sh $(APP) $(ARGS)
 
-lock: $(STAMPS)/project ## Pin again what the requirements files pull in (requirements/constraints.txt)
-	@$(VENV_PYTHON) scripts/lock.py
+lock: $(STAMPS)/dev ## Write requirements/*.txt (all pins, with hashes) from the .in files: [ARGS="--upgrade-package X"]
+	@$(VENV_PYTHON) scripts/lock.py $(ARGS)
+
+sbom: check-app $(STAMPS)/$(APP) $(STAMPS)/dev ## Write dist/quartet-APP.cdx.json: the packages of APP, licences, hashes (CycloneDX)
+	@$(VENV_PYTHON) scripts/sbom.py $(APP)
 
 clean: ## Remove caches and build leftovers; outputs/ and .venv stay
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache build dist
@@ -118,10 +129,10 @@ $(STAMPS)/project: $(if $(realpath $(VENV_PYTHON)),,FORCE)
 	@mkdir -p $(STAMPS) && touch $@
 
 # What pip says is cut down to the downloads that take long; errors come through whole. The stamp is the last step.
-$(STAMPS)/%: requirements/%.txt requirements/constraints.txt $(STAMPS)/project
+$(STAMPS)/%: requirements/%.txt $(STAMPS)/project
 	@echo 'Installing $<$(if $(filter $(APP_STAMPS),$@), (up to 3 GB to download the first time))'
 	@set -o pipefail; $(VENV_PYTHON) -m pip install --disable-pip-version-check --no-input --progress-bar off \
-	  --constraint requirements/constraints.txt --requirement $< \
+	  --require-hashes --requirement $< \
 	  | awk '/^ *Downloading .* [MG]B\)/ { sub(/[^ ]*\//, ""); print; fflush() } /^Installing/ { print "  Installing " NF - 3 " packages"; fflush() }'
 	@touch $@
 $(APP_STAMPS) $(STAMPS)/benchmarks: requirements/base.txt

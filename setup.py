@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: packages that lie in apps/ and configs/, extras that requirements/ has already."""
+"""What pyproject.toml cannot say: packages that lie in apps/ and configs/, extras from requirements/*.in."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def pins(path: Path) -> list[str]:
 
 
 apps = find_packages("apps")
-extras = {name: pins(REQUIREMENTS / f"{name}.txt") for name in apps if "." not in name}
+extras = {name: pins(REQUIREMENTS / f"{name}.in") for name in apps if "." not in name}
 
 setup(
     packages=[

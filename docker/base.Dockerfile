@@ -8,11 +8,11 @@ ARG PYTHON_IMAGE=docker.io/library/python:3.12.12-slim-bookworm
 FROM ${PYTHON_IMAGE} AS build
 RUN python3 -m venv /opt/venv
 WORKDIR /build
-COPY requirements/base.txt requirements/constraints.txt requirements/
-# A private package index is given as a build secret (pip.conf), which is in no layer.
+COPY requirements/base.txt requirements/
+# Wheels with known hashes alone, so that nothing runs while it is installed. A private package index is given as a build secret (pip.conf), which is in no layer.
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     /opt/venv/bin/python -m pip install --disable-pip-version-check --no-cache-dir --no-input --progress-bar off \
-      --constraint requirements/constraints.txt --requirement requirements/base.txt
+      --require-hashes --requirement requirements/base.txt
 
 FROM ${PYTHON_IMAGE} AS runtime
 RUN useradd --uid 1000 --user-group --create-home quartet \

@@ -9,11 +9,11 @@ FROM ${BASE_IMAGE} AS build
 # hadolint ignore=DL3002
 USER 0
 WORKDIR /build
-COPY requirements/base.txt requirements/perceiver.txt requirements/constraints.txt requirements/
+COPY requirements/base.txt requirements/perceiver.txt requirements/
 # Only what the base lacks lands in /opt/app; the runtime stage lays it over /opt/venv without copying the rest again.
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     python -m pip install --disable-pip-version-check --no-cache-dir --no-input --progress-bar off \
-      --prefix /opt/app --constraint requirements/constraints.txt --requirement requirements/perceiver.txt \
+      --prefix /opt/app --require-hashes --requirement requirements/perceiver.txt \
  && mkdir -p /opt/app
 
 FROM ${BASE_IMAGE} AS runtime

@@ -1,13 +1,16 @@
-"""Write requirements/constraints.txt: a pin for every package that our requirements pull in by themselves.
+"""Write requirements/<name>.txt from requirements/<name>.in: all that pip installs, pinned, with hashes.
 
-Run it after editing a requirements file, with the oldest supported Python (its versions install on newer ones too)::
+Run it after editing an .in file, on any machine (20 seconds, most of them to read the index)::
 
     make lock
+    make lock ARGS="--upgrade-package X"   # X may move, and what only it needs; `uv pip compile -h` has more
 
-Nothing is installed: pip's resolver is asked what it would install. Takes one to two minutes.
+uv resolves once, for Python 3.11 and newer on every platform (markers say where a line counts), and takes the hashes of
+all files that the index lists, not only of this machine's. Pins stay as they are unless an .in file or a flag says
+otherwise. Only wheels count, so that nothing of a package runs while it is installed. What base.txt has is not repeated
+in the files that take it in with `-r`.
 """
 
-import json
 import re
 import subprocess
 import sys
@@ -15,55 +18,49 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[1] / "requirements"
-OUTPUT = FOLDER / "constraints.txt"
-OLDEST = (3, 11)
+OLDEST = "3.11"
 HEADER = """\
-# What the requirements files pull in by themselves, pinned; `make lock` writes this file.
-# Every install is given it with `-c`; a line installs nothing by itself. Resolved on 3.11, installable up to 3.13.
+# Written by `make lock` from {name}.in: every package with the hashes of its files, against which pip checks downloads.
+--only-binary :all:
 """
 
 
-def canonical(name: str) -> str:
-    """The spelling under which package names compare equal (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+def compiled(names: list[str], *options: str) -> str:
+    """What uv makes of these .in files together: pins with markers and hashes."""
+    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--python-version", OLDEST]
+    command += ["--generate-hashes", "--no-header", "--no-annotate", "--no-build", *options]
+    command += [f"{name}.in" for name in names]
+    return subprocess.run(command, cwd=FOLDER, check=True, stdout=subprocess.PIPE, text=True).stdout  # noqa: S603
 
 
-def requirement_files() -> list[Path]:
-    """Every requirements file but the one written here, sorted."""
-    return sorted(path for path in FOLDER.glob("*.txt") if path != OUTPUT)
+def blocks(text: str) -> dict[str, str]:
+    """The text of a requirements file by package: the lines of all its versions, with hashes and comments."""
+    found: dict[str, str] = {}
+    for block in re.findall(r"^[^\s#-].*\n(?:[ \t]+.*\n)*", text, re.MULTILINE):
+        name = re.split(r"[\[=<>~! ;]", block, maxsplit=1)[0]
+        found[name] = found.get(name, "") + block
+    return found
 
 
-def direct_names(files: list[Path]) -> set[str]:
-    """The packages that the files name themselves: they carry their own pins."""
-    lines = [line.strip() for path in files for line in path.read_text(encoding="utf-8").splitlines()]
-    return {canonical(re.split(r"[\[=<>~! ;]", line, maxsplit=1)[0]) for line in lines if line and line[0] not in "#-"}
-
-
-def resolve(files: list[Path]) -> dict[str, str]:
-    """Ask pip which versions it would install for all files together: ``{canonical name: version}``."""
+def main(options: list[str]) -> int:
+    """Resolve everything together, then write each file with what base.txt does not have already."""
+    pinned = blocks("".join(path.read_text(encoding="utf-8") for path in FOLDER.glob("*.txt")))
+    names = sorted(path.stem for path in FOLDER.glob("*.in"))
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder, "report.json")
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
-        command += ["--report", str(report)]
-        for path in files:
-            command += ["-r", str(path)]
-        subprocess.run(command, check=True)  # noqa: S603  # our own interpreter and files
-        entries = json.loads(report.read_text(encoding="utf-8"))["install"]
-    return {canonical(entry["metadata"]["name"]): entry["metadata"]["version"] for entry in entries}
-
-
-def main() -> int:
-    """Resolve and write the file; refuse on a Python newer than the oldest one supported."""
-    if sys.version_info[:2] != OLDEST:
-        print(f"lock: run this with Python {OLDEST[0]}.{OLDEST[1]}, the oldest one supported", file=sys.stderr)
-        return 2
-    files = requirement_files()
-    direct = direct_names(files)
-    pins = [f"{name}=={version}\n" for name, version in sorted(resolve(files).items()) if name not in direct]
-    OUTPUT.write_text(HEADER + "".join(pins), encoding="utf-8")
-    print(f"{len(pins)} pins written to {OUTPUT.name}")
+        pins = Path(folder, "pins.txt")
+        pins.write_text("".join(pinned.values()), encoding="utf-8")
+        compiled(names, *options, "--output-file", str(pins))  # the pins so far are preferred
+        base: dict[str, str] = {}
+        for name in ["base", *(name for name in names if name != "base")]:
+            own = blocks(compiled([name], "--constraint", str(pins)))
+            on_base = "-r base.in" in (FOLDER / f"{name}.in").read_text(encoding="utf-8").splitlines()
+            text = HEADER.format(name=name) + ("-r base.txt\n" if on_base else "")
+            text += "".join(block for package, block in own.items() if not (on_base and package in base))
+            (FOLDER / f"{name}.txt").write_text(text, encoding="utf-8")
+            base = base or own
+            print(f"{name}.txt: {len(own)} packages")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -22,7 +22,7 @@ _LONGEST = 24  # so that no line of the template outgrows the style's 120 charac
 _SECTIONS = ("checkpoint", "data", "model", "run", "scheduler", "tracking", "train")
 # Folders of the repository and of runs, the extra with all apps, pages of docs/, and what Windows keeps for devices.
 _TAKEN = {
-    *("all", "app", "apps", "base", "configs", "constraints", "dev", "docs", "lr_find", "multirun", "s3", "scripts"),
+    *("all", "app", "apps", "base", "configs", "dev", "docs", "lr_find", "multirun", "s3", "scripts"),
     *("shared", "test", "tests", "aux", "con", "nul", "prn"),
 }
 

@@ -11,6 +11,7 @@ import pytest
 
 from mlcore.base.errors import UserError
 from quartet.new_app import write_app
+from scripts.lock import HEADER
 
 NAME = "leaf_disease"
 TRAIN = f"apps/{NAME}/train.py"
@@ -46,6 +47,7 @@ def test_an_app_has_all_that_the_repository_asks_of_one(checkout: Path) -> None:
         f"configs/{NAME}/demo.yaml",
         f"docker/{NAME}.Dockerfile",
         f"docs/{NAME}.md",
+        f"requirements/{NAME}.in",
         f"requirements/{NAME}.txt",
         f"tests/{NAME}/test_{NAME}.py",
     }
@@ -57,6 +59,7 @@ def test_the_name_is_everywhere_and_no_placeholder_is_left(checkout: Path) -> No
     assert "class LeafDiseaseConfig(Section)" in texts["config.py"]
     assert 'title="Leaf disease"' in texts["app.py"]
     assert f"COPY apps/{NAME} apps/{NAME}" in texts[f"{NAME}.Dockerfile"]
+    assert texts[f"{NAME}.txt"] == HEADER.format(name=NAME) + "-r base.txt\n"
     assert "FROM ${BASE_IMAGE} AS build" in texts[f"{NAME}.Dockerfile"]
     for name, text in texts.items():
         assert not any(mark in text for mark in ("$name", "${name}", "$title", "Class}", "NAME/", "perceiver")), name
