@@ -31,12 +31,16 @@ doctor: $(APP_STAMPS) ## Check this machine: Python, torch, devices, memory, dis
 	@$(VENV_PYTHON) -m quartet doctor
 
 ##@ Checking
-.PHONY: test test-all lint audit format bench
+.PHONY: test test-all fuzz lint audit format bench
 test: $(APP_STAMPS) $(STAMPS)/dev ## Run the tests (under ten minutes): [ARGS="-k name"]
 	@$(PYTEST) $(ARGS)
 
 test-all: $(APP_STAMPS) $(STAMPS)/dev ## Run all tests, the slow ones too: [ARGS="-k name"]
 	@$(PYTEST) -m "" $(ARGS)
+
+fuzz: $(APP_STAMPS) $(STAMPS)/dev ## Feed every parser FUZZ_CASES=20000 damaged files: [ARGS="-k tiff"] [SEED=n]
+	@export FUZZ_CASES=$${FUZZ_CASES:-20000}; seed=$(or $(SEED),$$RANDOM); echo "The same cases again: SEED=$$seed"; \
+	  $(PYTEST) --dist load --timeout 0 --hypothesis-seed $$seed tests/fuzz $(ARGS)
 
 lint: $(APP_STAMPS) $(STAMPS)/dev ## Check style (ruff), types (mypy), unsafe loading (bandit), known vulnerabilities (daily)
 	@$(VENV_PYTHON) -m ruff check .

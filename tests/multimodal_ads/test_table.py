@@ -180,7 +180,7 @@ def test_rows_that_cannot_be_scored_keep_their_place_and_say_why(folder: Path) -
         (HEADER.encode(), "no rows below the header"),
         (HEADER.encode() + b"a.jpg,1,x,y\n", "line 2: 4 values, but the header names 3"),
         (HEADER.encode() + b'a.jpg,1,"never closed\n', "line 2: not a CSV table"),
-        (HEADER.encode() + "a.jpg,1,할인\n".encode("cp949"), "not UTF-8"),
+        (HEADER.encode() + "a.jpg,1,할인\n".encode("cp949"), "not a CSV table in UTF-8"),
         (b"label,label,local_image_path,text_info\n", "the column label is there twice"),
     ],
 )
@@ -191,5 +191,5 @@ def test_files_that_are_no_table(folder: Path, content: bytes, message: str) -> 
 
 
 def test_missing_table(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.csv: cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"none\.csv: cannot be read \(No such file"):
         read_table(folder / "none.csv", base_dir=None)

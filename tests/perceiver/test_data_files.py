@@ -113,7 +113,7 @@ def test_ts_missing_values_at_the_end_are_length(tmp_path: Path) -> None:
 def test_ts_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "a.ts"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"a\.ts: cannot be read as text"):
+    with pytest.raises(UserError, match=r"a\.ts: damaged or not text in UTF-8"):
         read_ts(path)
     with pytest.raises(UserError, match="no such file"):
         read_ts(tmp_path / "b.ts")

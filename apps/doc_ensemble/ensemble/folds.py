@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, csv_text, write_text
+from mlcore.base.reading import reading
 from mlcore.config.text import read_document
 from mlcore.report.page import Headline, RunReport, Table
 from mlcore.run.final_evaluation import Pages, Results
@@ -140,8 +141,12 @@ def _aggregate(
 
 def _progress(folders: Sequence[Path]) -> dict[str, float]:
     """Of all folds together."""
-    each = [read_document(folder / "summary.json").values["progress"] for folder in folders]
-    return {key: sum(progress[key] for progress in each) for key in ("seconds", "step")}
+    totals = {"seconds": 0.0, "step": 0.0}
+    for path in (folder / "summary.json" for folder in folders):
+        with reading(path, "the summary of a run"):
+            progress = read_document(path).values["progress"]
+            totals = {key: total + float(progress[key]) for key, total in totals.items()}
+    return totals
 
 
 def _read_fold(path: Path) -> tuple[FoldPredictions, tuple[str, ...]]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import write_json
+from mlcore.base.reading import reading
 from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_floats, as_labels
 from quartet.apps.doc_ensemble.ensemble.combine import log_probabilities
 from quartet.apps.doc_ensemble.ensemble.out_of_fold import OutOfFold, without_predictions
@@ -139,7 +140,9 @@ def read_stacker(path: Path) -> Stacker:
     Raises:
         UserError: It is missing or damaged, or an earlier version wrote it.
     """
-    try:
+    if not path.exists():
+        raise UserError(f"{path}: no such file; method stacking writes it when it is fitted")
+    with reading(path, "a stacking model"):
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] != _FORMAT:
             raise UserError(
@@ -154,10 +157,6 @@ def read_stacker(path: Path) -> Stacker:
             member_names=tuple(map(str, values["member_names"])),
             strength=math.inf if values["strength"] is None else float(values["strength"]),
         )
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; method stacking writes it when it is fitted") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a stacking model, or damaged ({error!r})") from None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A header of ``@key value`` lines, then after ``@data`` one series a line: channe
 comments.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
+from mlcore.base.reading import reading
 from quartet.apps.perceiver.data.gaps import OnMissing, settle
 from quartet.apps.perceiver.data.samples import Array, SequenceDataset
 
@@ -52,10 +54,8 @@ def read_ts(
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; a .ts file of the UEA/UCR archive is expected")
-    try:
+    with reading(path, "text in UTF-8"):
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text: {error}") from error
     numbered = _content(lines)
     header = _read_header(path, numbered)
     if header.classes is None and labelled:
@@ -142,7 +142,7 @@ def _is_true(where: str, key: str, values: list[str]) -> bool:
 
 
 def _number(where: str, key: str, values: list[str]) -> int:
-    if len(values) != 1 or not values[0].isdigit() or int(values[0]) < 1:
+    if len(values) != 1 or not re.fullmatch(r"0*[1-9][0-9]{0,8}", values[0]):
         raise UserError(f"{where}: {key} must be followed by a number of at least 1")
     return int(values[0])
 

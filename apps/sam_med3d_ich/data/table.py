@@ -10,6 +10,7 @@ The mask of `scans/12.pkl` is `12.nii` or `12.nii.gz` in the mask folder.
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mlcore.base.errors import UserError
@@ -135,15 +136,17 @@ def _image(text: str, problems: list[str], *, folder: Path) -> Path | None:
     if not text:
         problems.append("path is empty")
         return None
-    path = as_stored(folder / text)
-    if not path.name.lower().endswith(SUFFIXES):
+    if not text.lower().endswith(SUFFIXES):
         problems.append(f"{text} is no volume; expected {', '.join(SUFFIXES)}")
         return None
-    if not path.is_file():
+    found = None
+    with suppress(OSError, ValueError):  # too long, a NUL in it: no file in any case
+        path = as_stored(folder / text)
+        found = path if path.is_file() else None
+    if found is None:
         where = "" if Path(text).is_absolute() else f" (relative paths start at {folder.absolute()})"
         problems.append(f"no such file: {text}{where}")
-        return None
-    return path
+    return found
 
 
 def _masks_by_key(mask_dir: Path) -> dict[str, list[Path]]:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import dotenv
 
 from mlcore.base.errors import UserError
+from mlcore.base.reading import reading
 from mlcore.base.secrets import is_secret, mask_text, register
 
 __all__ = ["NAMED", "child_environment", "env_notes", "environment", "load_env", "project_root", "wandb_key_source"]
@@ -160,16 +161,11 @@ def _dotenv_warnings_as_errors() -> Iterator[None]:
 
 
 def _parse(path: Path) -> dict[str, str]:
-    try:
+    with reading(path, "UTF-8 text with lines NAME=value"):
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected UTF-8 text with lines NAME=value.") from error
     for number, line in enumerate(text.splitlines(), start=1):
         # A value in quotes may go over several lines, which dotenv handles; a bare word is the common mistake.
         if re.fullmatch(r"\s*[^#\s=]+\s*", line) and '"' not in text and "'" not in text:
             raise UserError(f"{path}, line {number}: expected NAME=value, found {mask_text(line.strip())[:20]!r}.")
-    try:
-        with _dotenv_warnings_as_errors():
-            return {name: value for name, value in dotenv.dotenv_values(path).items() if value is not None}
-    except ValueError as error:
-        raise UserError(f"{path}: {error}; expected NAME=value.") from None
+    with reading(path, "lines NAME=value"), _dotenv_warnings_as_errors():
+        return {name: value for name, value in dotenv.dotenv_values(path).items() if value is not None}

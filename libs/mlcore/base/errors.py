@@ -3,13 +3,22 @@
 from collections.abc import Sequence
 
 _SHOWN = 10
+_LONGEST = 1000  # characters of a line
 
 
 class UserError(Exception):
     """A mistake in a file, a key or an argument.
 
-    The message names the file, key or row, says what was expected, and what to do.
+    The message names the file, key or row, says what was expected, and what to do. Since it may repeat what
+    somebody else wrote, the middle of very long lines is left out.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__("\n".join(map(_shortened, str(message).split("\n"))))
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 3 :]}"
 
 
 def listed(title: str, lines: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import BinaryIO
 
 from mlcore.base.errors import UserError
@@ -98,17 +99,21 @@ def atomic_write(path: Path, *, size: int | None = None) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, all or nothing; errors as in `atomic_write`."""
-    data = text.encode("utf-8")
+    """Write `text` as UTF-8 to `path`, all or nothing; errors as in `atomic_write`.
+
+    Names of files need not be UTF-8: their bytes that are not are written as escapes, as JSON would.
+    """
+    data = text.encode("utf-8", errors="backslashreplace")
     with atomic_write(path, size=len(data)) as file:
         file.write(data)
 
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
     """Rows, the header among them, as CSV (RFC 4180 with ends of lines of one character); floats keep every digit."""
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()
+    lines: list[str] = []
+    file = SimpleNamespace(write=lambda line: lines.append(line.removesuffix("\r\n")))
+    csv.writer(file, lineterminator="\r\n").writerows(rows)  # which quotes cells with either character
+    return "".join(f"{line}\n" for line in lines)
 
 
 def write_json(path: Path, values: object) -> None:

@@ -22,7 +22,7 @@ _LONGEST = 200  # characters of a reader's own words
 
 @contextmanager
 def reading(name: Path | str, expected: str, *, error: type[UserError] = UserError) -> Iterator[None]:
-    """Turn whatever the block raises into one error that names the file; a `UserError` of its own passes.
+    """Turn whatever the block raises into one error that names the file, which its own `UserError` may lack.
 
     Nothing belongs into the block but calls of readers: what else fails there is told as the file's fault, too.
 
@@ -36,8 +36,10 @@ def reading(name: Path | str, expected: str, *, error: type[UserError] = UserErr
     """
     try:
         yield
-    except UserError:
-        raise
+    except UserError as told:
+        if str(name) in str(told):
+            raise
+        raise error(f"{name}: {told}") from told
     except MemoryError as cause:
         raise error(f"{name}: there is not enough memory to read it") from cause
     except Exception as cause:
@@ -47,7 +49,8 @@ def reading(name: Path | str, expected: str, *, error: type[UserError] = UserErr
 
 
 def _in_a_line(cause: Exception) -> str:
-    text = " ".join(str(cause).split()) or type(cause).__name__
+    text = "nested too deeply" if isinstance(cause, RecursionError) else " ".join(str(cause).split())
+    text = text or type(cause).__name__
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 

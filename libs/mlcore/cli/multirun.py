@@ -22,9 +22,11 @@ from types import FrameType
 from typing import Any, Literal, Self
 
 import psutil
+from pydantic import TypeAdapter
 
 from mlcore.base.files import ensure_folder, write_text
 from mlcore.base.locks import hold
+from mlcore.base.reading import reading
 from mlcore.base.signals import EXIT_INTERRUPTED, EXIT_TIME_IS_UP, deferred, received
 from mlcore.cli.invocation import Invocation, Override, varied
 from mlcore.config.text import ConfigError, read_document
@@ -190,12 +192,14 @@ def _slug(overrides: Sequence[Override]) -> str:
 
 
 def _load(folder: Path, digest: str) -> list[Job]:
-    if not (folder / "sweep.json").exists():
+    path = folder / "sweep.json"
+    if not path.exists():
         return []
-    state = read_document(folder / "sweep.json").values
-    if state["digest"] != digest:
-        raise ConfigError(f"{folder}/sweep.json belongs to another sweep; choose another output_dir")
-    return [Job(**job) for job in state["jobs"]]
+    with reading(path, "the record of a sweep", error=ConfigError):
+        state = read_document(path).values
+        if state["digest"] != digest:
+            raise ConfigError(f"{path} belongs to another sweep; choose another output_dir")
+        return TypeAdapter(list[Job]).validate_python(state["jobs"])
 
 
 def _save(folder: Path, digest: str, jobs: Sequence[Job]) -> None:

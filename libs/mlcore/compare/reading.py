@@ -10,11 +10,13 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from mlcore.base.errors import UserError
+from mlcore.base.reading import reading
 from mlcore.base.secrets import mask_secrets
 from mlcore.config.names import flatten
 from mlcore.config.text import dump_value, read_document
@@ -85,20 +87,15 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
 
 def _read_run(folder: Path) -> Run:
     try:
-        record = read_document(folder / "run.json").values
-        status, config = record["status"], record["config"]
-        settings = {name: dump_value(value) for name, value in flatten(mask_secrets(config)).items() if _matters(name)}
-    except (UserError, KeyError, AttributeError, TypeError) as error:
+        with reading("run.json", "the record of a run"):
+            status, settings, trouble = _read_record(folder)
+    except UserError as error:
         missing = not (folder / "run.json").exists()
         return Run(
             folder=folder,
             status="missing" if missing else "broken",
-            trouble="there is a summary.json, but no run.json" if missing else f"run.json: {_reason(error)}",
+            trouble="there is a summary.json, but no run.json" if missing else str(error),
         )
-    trouble = {
-        "interrupted": "interrupted; the same command continues it",
-        "failed": str(record["reason"]).partition("\n")[0] if "reason" in record else "failed",
-    }.get(status, "")
     if status == "running":
         status = "running" if is_locked(folder) else "killed"
         trouble = "still running" if status == "running" else "killed: nobody works on it; its command continues it"
@@ -109,9 +106,22 @@ def _read_run(folder: Path) -> Run:
     if trouble:
         return Run(folder=folder, status=status, trouble=trouble, settings=settings)
     try:
-        return _with_results(folder, status, settings)
-    except (UserError, KeyError, AttributeError, TypeError, ValueError) as error:
-        return Run(folder=folder, status="broken", trouble=f"summary.json: {_reason(error)}", settings=settings)
+        with reading("summary.json", "the summary of a run"):
+            return _with_results(folder, status, settings)
+    except UserError as error:
+        return Run(folder=folder, status="broken", trouble=str(error), settings=settings)
+
+
+def _read_record(folder: Path) -> tuple[str, dict[str, str], str]:
+    """Status, settings, and what else is told of a run that did not come to its end."""
+    record = read_document(folder / "run.json").values
+    status, config = str(record["status"]), record["config"]
+    settings = {name: dump_value(value) for name, value in flatten(mask_secrets(config)).items() if _matters(name)}
+    trouble = {
+        "interrupted": "interrupted; the same command continues it",
+        "failed": str(record["reason"]).partition("\n")[0] if "reason" in record else "failed",
+    }
+    return status, settings, trouble.get(status, "")
 
 
 def _with_results(folder: Path, status: str, settings: Mapping[str, str]) -> Run:
@@ -123,6 +133,8 @@ def _with_results(folder: Path, status: str, settings: Mapping[str, str]) -> Run
         for name, value in values.items()
     }
     cost = {"seconds": float(progress["seconds"]), "steps": float(progress["step"])}
+    if not all(map(math.isfinite, cost.values())):
+        raise ValueError(f"progress {progress}")
     return Run(
         folder=folder,
         status=status,
@@ -137,7 +149,7 @@ def _with_results(folder: Path, status: str, settings: Mapping[str, str]) -> Run
 
 def _intervals(path: Path) -> dict[str, Interval]:
     """From `"test": {"auroc_interval": {"low": 0.9, "high": 0.95}}`; none where the file is missing or another one."""
-    try:
+    with suppress(UserError), reading(path, "results"):
         splits = json.loads(path.read_text(encoding="utf-8"))
         return {
             f"{split}/{name.removesuffix('_interval')}": Interval(float(value["low"]), float(value["high"]))
@@ -146,29 +158,28 @@ def _intervals(path: Path) -> dict[str, Interval]:
             for name, value in splits[split].items()
             if name.endswith("_interval") and value is not None
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+    return {}
 
 
 def _memory(folder: Path) -> dict[str, float]:
-    try:
+    with suppress(UserError):  # the record of the steps may be damaged; the results are not
         peaks = [row["perf/memory_gib"] for _, row in read_history(folder) if "perf/memory_gib" in row]
-    except (UserError, OSError):  # the record of the steps is damaged; the results are not
-        return {}
-    return {"peak_memory_gib": max(peaks)} if peaks else {}
+        return {"peak_memory_gib": max(peaks)} if peaks else {}
+    return {}
 
 
 def _unstarted(sweep: Path) -> list[Run]:
     """Jobs of a sweep that have no run: they failed before it began, or their turn has not come."""
     try:
-        jobs = [_job(sweep, job) for job in read_document(sweep / "sweep.json").values["jobs"]]
-    except (UserError, KeyError, TypeError, ValueError) as error:
-        return [Run(folder=sweep, status="broken", trouble=f"sweep.json: {_reason(error)}")]
-    return [job for job in jobs if not any((job.folder / name).exists() for name in _RUN_FILES)]
+        with reading("sweep.json", "the record of a sweep"):
+            jobs = [_job(sweep, job) for job in read_document(sweep / "sweep.json").values["jobs"]]
+            return [job for job in jobs if not any((job.folder / name).exists() for name in _RUN_FILES)]
+    except UserError as error:
+        return [Run(folder=sweep, status="broken", trouble=str(error))]
 
 
 def _job(sweep: Path, job: Mapping[str, Any]) -> Run:
-    status, code = job["status"], job["exit_code"]
+    status, code = str(job["status"]), job["exit_code"]
     trouble = f"failed before the run began, exit code {code}" if status == "failed" else "not started yet"
     overrides = dict(pair.split("=", 1) for pair in job["overrides"])
     return Run(folder=sweep / job["folder"], status=status, trouble=trouble, settings=overrides)
@@ -176,7 +187,3 @@ def _job(sweep: Path, job: Mapping[str, Any]) -> Run:
 
 def _matters(setting: str) -> bool:
     return setting not in _LEFT_OUT and setting.split(".")[0] not in _SECTIONS_LEFT_OUT
-
-
-def _reason(error: Exception) -> str:
-    return f"no entry {error}" if isinstance(error, KeyError) else str(error)

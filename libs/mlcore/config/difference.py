@@ -91,8 +91,9 @@ def of_today(old: Mapping[str, Any], config_cls: type[Section]) -> Mapping[str, 
     """
     section = config_cls.model_fields.get("data")
     known = getattr(section and section.annotation, "model_fields", {})
-    data, seed = old.get("data", {}), old.get("run", {}).get("seed")
-    if "split_seed" not in known or "split_seed" in data or seed is None:
+    data, run = old.get("data", {}), old.get("run", {})
+    seed = run.get("seed") if isinstance(run, Mapping) else None
+    if "split_seed" not in known or not isinstance(data, Mapping) or "split_seed" in data or seed is None:
         return old
     return {**old, "data": {**data, "split_seed": seed}}
 

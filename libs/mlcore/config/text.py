@@ -10,12 +10,14 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
 from mlcore.base.errors import UserError
+from mlcore.base.reading import reading
 
 __all__ = ["ConfigError", "Document", "Text", "dump_value", "interpolate", "nearest", "parse_scalar", "read_document"]
 
@@ -31,9 +33,12 @@ _CORE_SCHEMA = (
     ("tag:yaml.org,2002:int", _INT, list("-+0123456789")),
     ("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789.")),
 )
-_LARGEST_FILE = 4 * 2**20  # bytes
-_MOST_VALUES = 100_000  # of a file once its anchors are written out
+_LARGEST_FILE = 4 * 2**20  # characters
+_MOST_VALUES = 20_000  # of a YAML file once its anchors are written out; 2 s
+_DEEPEST = 100  # levels
 _LONGEST_NUMBER = 100  # characters
+_BREAKS = re.compile("[\x85\u2028\u2029]")
+_JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?')
 _PLACEHOLDER = re.compile(r"\$\{(?:\s*(?:oc\.)?env\s*:([^{},]+)(,[^{}]*)?|[^{}]*)\}")
 
 
@@ -71,6 +76,17 @@ class _Loader(yaml.SafeLoader):
         tag: yaml.SafeLoader.yaml_constructors[tag] for tag in (f"tag:yaml.org,2002:{k}" for k in ("map", "seq", "str"))
     }
 
+    _depth = _count = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._depth, self._count = self._depth + 1, self._count + 1
+        if self._depth > _DEEPEST or self._count > _MOST_VALUES:
+            what = "nested too deeply" if self._depth > _DEEPEST else f"more than {_MOST_VALUES:,} values"
+            raise ConfigError(f"{self.name}: {what}")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
@@ -101,10 +117,15 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True
 
+    def represent_text(self, data: str) -> yaml.ScalarNode:
+        """Text; with ends of lines that readers of YAML take for others in double quotes, which escape them."""
+        style = '"' if _BREAKS.search(data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
 
 def _int(text: str) -> int:
     if len(text) > _LONGEST_NUMBER:
-        raise ConfigError(f"a number of {len(text)} digits; at most {_LONGEST_NUMBER} are read")
+        raise ValueError(f"a number of {len(text)} digits; at most {_LONGEST_NUMBER} are read")
     return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
 
 
@@ -115,9 +136,9 @@ def _scalar(pattern: re.Pattern[str], build: Callable[[str], Any]) -> Callable[[
         text = str(loader.construct_scalar(node))
         try:
             if not pattern.match(text):
-                raise ConfigError(f"{text[:40]!r} is no {node.tag.rpartition(':')[2]}")
+                raise ValueError(f"{text[:40]!r} is no {node.tag.rpartition(':')[2]}")
             return build(text)
-        except ConfigError as error:
+        except ValueError as error:
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
 
     return construct
@@ -140,7 +161,8 @@ for _tag, _pattern, _first in _CORE_SCHEMA:
     if (_kind := _tag.rpartition(":")[2]) in _BUILD:
         _Loader.add_constructor(_tag, _scalar(_pattern, _BUILD[_kind]))
 _Loader.add_constructor(None, _refuse_tag)  # any other tag
-_Dumper.add_multi_representer(str, yaml.SafeDumper.represent_str)  # keys and texts of ours are text
+for _add in (_Dumper.add_representer, _Dumper.add_multi_representer):
+    _add(str, _Dumper.represent_text)  # keys and texts of ours are text, too
 
 
 @dataclass(frozen=True)
@@ -179,16 +201,15 @@ def read_document(path: Path) -> Document:
         ConfigError: The file is missing, not text, not well-formed (the line is given), no mapping at the top, or has a
             key twice.
     """
-    name = shown(path)
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
+    name, is_json = shown(path), path.suffix.lower() == ".json"
+    if not path.exists():
+        raise ConfigError(f"{name}: no such configuration file")
+    with reading(name, f"valid {'JSON' if is_json else 'YAML'} in UTF-8", error=ConfigError):
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(_LARGEST_FILE + 1)  # also of what has no size, such as pipes and devices
+        if len(text) > _LARGEST_FILE:
             raise ConfigError(f"{name}: larger than {_LARGEST_FILE // 2**20} MiB; expected a file of settings")
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"{name}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: not readable as UTF-8 text ({error})") from None
-    values = _read_json(name, text) if path.suffix.lower() == ".json" else _read_yaml(name, text)
+        values = _read_json(name, text if text.strip() else "null") if is_json else _read_yaml(name, text)
     if not isinstance(values, dict | None):
         raise ConfigError(f"{name}: expected `key: value` pairs at the top, found a {type(values).__name__}")
     return Document(name, values or {})
@@ -199,8 +220,8 @@ def parse_scalar(text: str) -> Any:
     if text.lstrip().startswith("#") or " #" in text:
         return text  # a comment in a file, but a value here
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (_Loader is a SafeLoader)
-    except (yaml.YAMLError, ValueError, ConfigError, RecursionError):
+        return _load_yaml("", text)
+    except Exception:  # noqa: BLE001 - what is no YAML is text
         return text
 
 
@@ -278,25 +299,35 @@ def _read_yaml(name: str, text: str) -> Any:
         problem = str(error.problem or error.context)
         problem = problem.replace("found unconstructable recursive node", "an anchor of this file contains itself")
         raise ConfigError(f"{name}{line}: not valid YAML: {problem}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{name}: not valid YAML: {str(error).partition(chr(10))[0]}") from None
-    except RecursionError:
-        raise ConfigError(f"{name}: an anchor of this file contains itself, or it is nested too deeply") from None
 
 
 def _read_json(name: str, text: str) -> Any:
     try:
-        values = json.loads(text, parse_int=_int) if text.strip() else None
+        json.loads(text, parse_int=_int)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{name}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})") from None
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{name}: nested too deeply") from None
-    try:
-        # JSON is YAML but for tabs, which occur between tokens only, and for some of its escapes; where the two differ,
-        # messages name the file alone.
-        placed = _load_yaml(name, text.replace("\t", " "))
-        return placed if placed == values else values
-    except (yaml.YAMLError, ValueError):
-        return values
+    return json.loads(_numbered(text), parse_int=_int, object_pairs_hook=partial(_placed, name))
+
+
+def _numbered(text: str) -> str:
+    """JSON whose keys begin with the number of their line, which the reader of JSON does not tell."""
+    parts, start, line = [], 0, 1
+    for string in _JSON_STRING.finditer(text):
+        if string[1] is not None:
+            line += text.count("\n", start, string.start())
+            parts += [text[start : string.start()], f'"{line}:']
+            start = string.start() + 1
+    return "".join([*parts, text[start:]])
+
+
+def _placed(name: str, pairs: list[tuple[str, Any]]) -> dict[Key, Any]:
+    values: dict[Key, Any] = {}
+    for numbered, value in pairs:
+        line, _, text = numbered.partition(":")
+        key = Key(text)
+        key.where = f"{name}:{line}"
+        if key in values:
+            first = next(known for known in values if known == key).where.rpartition(":")[2]
+            raise ConfigError(f"{key.where}: key '{key}' appears twice (first in line {first})")
+        values[key] = value
+    return values

@@ -4,12 +4,15 @@ import csv
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 from mlcore.base.errors import UserError, listed
+from mlcore.base.reading import reading
 
 __all__ = ["as_stored", "failed", "read_records"]
 
+_MOST_BROKEN = 100  # records without an end, for which the whole rest of the file is looked through
 _LONGEST_FIELD = 2**31 - 1  # the csv module's own limit is 128 KiB, less than the text of a long page
 
 
@@ -35,31 +38,28 @@ def read_records(
         The line a record starts in, and its stripped values by column; "" for values that are missing at the end.
 
     Raises:
-        UserError: It cannot be read, is no CSV table, or lacks a column or has it twice.
+        UserError: It cannot be read, is no CSV table, lacks a column or has it twice, or has more than 100 records
+            that are not even a row of another table.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file, _long_fields():
-            lines = file.readlines()
-            _check_separator(path, lines[0] if lines else "", wanted)
-            reader = csv.reader(lines, strict=True)
+    expected = "a CSV table in UTF-8; in Excel: Save As, 'CSV UTF-8 (Comma delimited)'"
+    with reading(path, expected), path.open(encoding="utf-8-sig", newline="") as file:
+        lines = file.readlines()
+    _check_separator(path, lines[0] if lines else "", wanted)
+    with _long_fields():
+        reader = csv.reader(lines, strict=True)
+        with reading(f"{path}, line 1", "the header of a CSV table"):
             header = [name.strip() for name in next(reader, [])]
-            _check_header(path, header, wanted, optional, hints or {})
-            for line, values, problem in _rows(lines, start=reader.line_num, columns=len(header)):
-                if problem and broken is None:
-                    raise UserError(f"{path}, line {line}: {problem}")
-                if problem and broken is not None:
-                    broken[line] = problem
-                if problem or any(value.strip() for value in values):
-                    padded = [*values, *[""] * (len(header) - len(values))]
-                    yield line, {key: value.strip() for key, value in zip(header, padded, strict=False)}
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise UserError(
-            f"{path}: not UTF-8 text; save it as CSV in UTF-8 (in Excel: Save As, 'CSV UTF-8 (Comma delimited)')"
-        ) from None
-    except csv.Error as error:  # of the header
-        raise UserError(f"{path}, line 1: not a CSV table ({error})") from None
+        _check_header(path, header, wanted, optional, hints or {})
+        count = 0
+        for line, values, problem in _rows(lines, start=reader.line_num, columns=len(header)):
+            count += bool(problem) and not values
+            if problem and (broken is None or count > _MOST_BROKEN):
+                raise UserError(f"{path}, line {line}: {problem}")
+            if problem and broken is not None:
+                broken[line] = problem
+            if problem or any(value.strip() for value in values):
+                padded = [*values, *[""] * (len(header) - len(values))]
+                yield line, {key: value.strip() for key, value in zip(header, padded, strict=False)}
 
 
 def _rows(lines: Sequence[str], *, start: int, columns: int) -> Iterator[tuple[int, list[str], str]]:
@@ -68,7 +68,7 @@ def _rows(lines: Sequence[str], *, start: int, columns: int) -> Iterator[tuple[i
     A record that is none costs its first line only: a quote too many would take all rows up to the next one with it.
     """
     while start < len(lines):
-        reader = csv.reader((lines[place] for place in range(start, len(lines))), strict=True)
+        reader = csv.reader(islice(lines, start, None), strict=True)
         begun = start
         try:
             for values in reader:

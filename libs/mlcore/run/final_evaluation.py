@@ -12,6 +12,7 @@ import torch
 from mlcore.base.console import format_duration
 from mlcore.base.distributed import barrier, broadcast_object
 from mlcore.base.files import write_json
+from mlcore.base.reading import reading
 from mlcore.report.page import Headline, Picture, RunReport, Section, Table, describe_environment, write_report
 from mlcore.report.plots.curves import plot_panels
 from mlcore.run.build import CoreConfig, TrainingSetup, evaluation_loader
@@ -233,8 +234,9 @@ def read_results(folder: Path) -> Results:
     path = folder / _SUMMARY
     if not path.is_file():
         return {}
-    results: Results = json.loads(path.read_text(encoding="utf-8"))["results_of_best_checkpoint"]
-    return results
+    with reading(path, "the summary of a run"):
+        results: Results = json.loads(path.read_text(encoding="utf-8"))["results_of_best_checkpoint"]
+        return {split: dict(figures) for split, figures in results.items()}
 
 
 def _curves(folder: Path, metric: str) -> list[Section]:

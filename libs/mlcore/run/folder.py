@@ -20,6 +20,7 @@ from typing import Any
 from mlcore.base.errors import UserError
 from mlcore.base.files import ensure_folder, remove_leftovers, write_json
 from mlcore.base.locks import hold, is_held
+from mlcore.base.reading import reading
 from mlcore.base.secrets import mask_arguments, mask_text
 from mlcore.config.difference import changes, matters, plain_values
 from mlcore.config.section import Section
@@ -138,16 +139,15 @@ def has_ended(folder: Path) -> bool:
 
 def _record(folder: Path) -> Mapping[str, Any]:
     """What `run.json` says; nothing where there is none or it cannot be read."""
-    try:
-        record: Mapping[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record
+    with contextlib.suppress(UserError), reading(folder / "run.json", "the record of a run"):
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return {**record, "config": dict(record["config"])}
+    return {}
 
 
 def _differing(record: Mapping[str, Any], config: Section) -> list[str]:
     """Settings that matter to the result and are not those of a run's record."""
-    return [str(change) for change in changes(record.get("config", {}), config) if matters(change.path)]
+    return [str(change) for change in changes(record["config"], config) if matters(change.path)]
 
 
 def _newest_unfinished(root: Path, config: Section) -> Path | None:

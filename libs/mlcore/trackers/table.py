@@ -15,6 +15,7 @@ from typing import TextIO
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import ensure_folder, write_text
+from mlcore.base.reading import reading
 
 __all__ = ["CSV_NAME", "JSONL_NAME", "Row", "TableTracker", "read_history"]
 
@@ -23,6 +24,7 @@ Row = tuple[int, dict[str, float]]
 
 JSONL_NAME = "metrics.jsonl"
 CSV_NAME = "metrics.csv"
+_EXPECTED = "a row of figures; restore the file, or delete it to resume without the record of the earlier steps"
 
 
 class TableTracker:
@@ -121,20 +123,22 @@ def _lines(path: Path) -> list[tuple[int, dict[str, float], str]]:
     """Step, values and text of each whole line of a metrics.jsonl."""
     if not path.exists():
         return []
-    # A file cut in the middle of a character must not hide the good lines before it.
-    raw = path.read_bytes().decode("utf-8", errors="replace").splitlines(keepends=True)
+    with reading(path, "the record of a run's steps"):
+        # A file cut in the middle of a character must not hide the good lines before it.
+        raw = path.read_bytes().decode("utf-8", errors="replace").splitlines(keepends=True)
     lines: list[tuple[int, dict[str, float], str]] = []
     for number, line in enumerate(raw, start=1):
         try:
-            row = json.loads(line)
-            if not line.endswith("\n") or not isinstance(row, dict) or not isinstance(row["step"], int):
-                raise ValueError("incomplete")
-        except (ValueError, KeyError) as error:
-            if number == len(raw):
-                break  # the process was killed while it wrote
-            raise UserError(
-                f"{path}, line {number}: damaged ({error}). Restore the file, or delete it to resume without the "
-                "record of the earlier steps."
-            ) from error
-        lines.append((row.pop("step"), row, line))
+            with reading(f"{path}, line {number}", _EXPECTED):
+                lines.append((*_row(line), line))
+        except UserError:
+            if number < len(raw):
+                raise  # otherwise the process was killed while it wrote
     return lines
+
+
+def _row(line: str) -> Row:
+    row = json.loads(line)
+    if not line.endswith("\n") or not isinstance(row["step"], int):
+        raise ValueError("incomplete")
+    return row.pop("step"), {name: float(value) for name, value in row.items()}

@@ -140,14 +140,14 @@ def test_a_line_without_a_value_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_line_that_cannot_be_read_is_named_with_its_file(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text('A="1"\ngarbage line "\n')
-    with pytest.raises(UserError, match=r"\.env: cannot read line 2; expected NAME=value"):
+    with pytest.raises(UserError, match=r"\.env: damaged or not lines NAME=value \(cannot read line 2\)"):
         load_env(root=tmp_path)
 
 
 def test_a_file_that_is_not_text_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_bytes(b"A=\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"\.env: cannot be read"):
+    with pytest.raises(UserError, match=r"\.env: damaged or not UTF-8 text with lines NAME=value"):
         load_env(root=tmp_path)
 
 

@@ -179,9 +179,9 @@ def test_missing_and_binary_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: no such configuration file"):
         read_document(tmp_path / "none.yaml")
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=r"b\.yaml: not readable"):
+    with pytest.raises(ConfigError, match=r"b\.yaml: damaged or not valid YAML in UTF-8"):
         read_document(tmp_path / "b.yaml")
-    with pytest.raises(ConfigError, match="not readable"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         read_document(tmp_path)
 
 
@@ -223,7 +223,7 @@ def test_anchors_cannot_blow_up_a_file(tmp_path: Path) -> None:
     letters = "abcdefghi"
     lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in itertools.pairwise(letters)]
-    with pytest.raises(ConfigError, match="more than 100,000 values once its anchors are written out"):
+    with pytest.raises(ConfigError, match="more than 20,000 values once its anchors are written out"):
         read_document(write(tmp_path, "file.yaml", "\n".join(lines)))
 
 

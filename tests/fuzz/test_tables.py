@@ -1,0 +1,127 @@
+"""CSV tables of every app, and the series of `.ts` files."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import strategies as st
+
+from mlcore.base.files import csv_text, write_text
+from mlcore.data.records import read_records
+from quartet.apps.doc_ensemble.data import table as doc_table
+from quartet.apps.multimodal_ads.data import table as ads_table
+from quartet.apps.multimodal_ads.preparation import Preparation, _table_rows
+from quartet.apps.perceiver.data.ts_files import read_ts
+from quartet.apps.sam_med3d_ich.data.table import read_cases
+from tests.fuzz.cases import Parser, Record, explore, found_inputs, fuzz, judge, refused
+
+CSV = (
+    b'"',
+    b'""',
+    b",",
+    b";",
+    b"\r\n",
+    b"\r",
+    b"True",
+    b"1.0",
+    b"a.png",
+    b"../a.png",
+    b"/",
+    b"#2",
+    b"/dev/stdin",
+    b"e\xcc\x81",
+)
+SERIES = """# a comment
+@problemName x
+@timestamps false
+@univariate false
+@dimensions 2
+@seriesLength 3
+@classLabel true up down
+@data
+1,2,3:4,5.5,-6:up
+1,?,3:4,5e-1,6:down
+"""
+QUOTES = b"".join(b'a",",%d\n' % number for number in range(30_000))
+
+
+def table(name: str, text: str, *files: str) -> Callable[[Path], object]:
+    """Writes a table and the files that it names, which are empty."""
+
+    def write(folder: Path) -> None:
+        (folder / name).write_text(text, encoding="utf-8")
+        for file in files:
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).touch()
+
+    return write
+
+
+ADS = table("t.csv", 'local_image_path,label,text_info\na.png,True,"one, two\nthree"\nb.png,0,\n', "a.png", "b.png")
+DOC = table("t.csv", 'image,label,group,note\na.png,letter,7,\n가.png,"x""y",7,z\n', "a.png", "가.png")
+SAM = table(
+    "t.csv", "path,ich,patient_id\n1.pkl,1,a\n2.nii.gz,0,b\n", "1.pkl", "2.nii.gz", "masks/001.nii", "masks/2.nii.gz"
+)
+LATER = Preparation(label_column="label", skip_unreadable=False)
+QUADRATIC = {"quotes that never end": b"local_image_path,label,text_info\n" + QUOTES}
+PARSERS = [
+    Parser(name="ads table", write=ADS, read=lambda folder: ads_table.read_table(folder / "t.csv", base_dir=folder)),
+    Parser(
+        name="ads predictions",
+        write=ADS,
+        read=lambda f: ads_table.read_rows(f / "t.csv", base_dir=None),
+        found=QUADRATIC,
+    ),
+    Parser(name="ads preparation", write=ADS, read=lambda folder: _table_rows(folder / "t.csv", LATER, [])),
+    Parser(name="doc table", write=DOC, read=lambda folder: doc_table.read_table(folder / "t.csv")),
+    Parser(name="doc predictions", write=DOC, read=lambda folder: doc_table.read_rows(folder / "t.csv")),
+    Parser(name="sam table", write=SAM, read=lambda folder: read_cases(folder / "t.csv", mask_dir=folder / "masks")),
+]
+for parser in PARSERS:
+    parser.__dict__.update(edited="t.csv", words=CSV, lines=12)
+PARSERS += [
+    Parser(
+        name=".ts",
+        write=table("x_TRAIN.ts", SERIES),
+        read=lambda folder: list(read_ts(folder / "x_TRAIN.ts", on_missing="interpolate")),
+        words=[
+            b"@data",
+            b"@classLabel",
+            b"@dimensions",
+            b"@timestamps true",
+            b"(0,1)",
+            b"?",
+            b":",
+            b"inf",
+            b"\xe2\x91\xa0",
+        ],
+        found={
+            "not a digit": b"@dimensions \xc2\xb2\n@data\n",
+            "many digits": b"@seriesLength " + b"9" * 5000 + b"\n@data\n",
+        },
+    )
+]
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=str)
+def test_a_damaged_file_is_a_value_or_one_error(parser: Parser, tmp_path: Path, record_property: Record) -> None:
+    fuzz(parser, tmp_path, record_property)
+
+
+@found_inputs(PARSERS)
+def test_inputs_that_went_wrong_once(parser: Parser, content: bytes, tmp_path: Path) -> None:
+    refused(parser, content, tmp_path)
+
+
+def test_what_is_written_as_csv_is_read_again(tmp_path: Path, record_property: Record) -> None:
+    path = tmp_path / "t.csv"
+
+    def check(rows: Sequence[Sequence[str]]) -> str:
+        write_text(path, csv_text([("a", "b"), *rows]))
+        found: list[list[str]] = []
+        outcome = judge(lambda: found.extend(list(row.values()) for _, row in read_records(path, ("a", "b"))), names=[])
+        assert found == [stripped for row in rows if any(stripped := [cell.strip() for cell in row])]
+        return outcome
+
+    cell = st.text(max_size=12) | st.sampled_from(["", " ", '"', "a,b", "a\nb", "\r", "'"])
+    explore(st.lists(st.tuples(cell, cell), max_size=5), check, record=record_property)
