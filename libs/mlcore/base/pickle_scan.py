@@ -1,7 +1,7 @@
-"""Looks through a pickle's opcodes before anything reads it: how deep it nests, and what memory it asks for.
+"""Looks through a pickle's opcodes before anything reads it: how deep it nests, what memory it asks for, what it calls.
 
 A reader that follows nesting by recursion in C ends the process (a dictionary's key of 300,000 nested tuples), and nine
-bytes can ask for a memo of gigabytes. The opcodes tell both without building a single object.
+bytes can ask for a memo of gigabytes. The opcodes tell all of it without building a single object.
 """
 
 import pickletools
@@ -10,27 +10,39 @@ from typing import BinaryIO
 __all__ = ["ScanError", "scan_pickle"]
 
 _DEEPEST = 200  # levels; checkpoints have about ten
-_LONGEST = 20_000_000  # opcodes
+_LONGEST = 5_000_000  # opcodes; about 50 for a tensor
 
 _Node = list["_Node"]  # what an object contains; None stands for what contains nothing
 _PUT = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 _GET = {"GET", "BINGET", "LONG_BINGET"}
 _CHANGE = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
+_CALL = {"REDUCE", "NEWOBJ", "NEWOBJ_EX"}
 
 
 class ScanError(ValueError):
     """A pickle is damaged, or asks for more than any that holds data."""
 
 
-def scan_pickle(program: bytes | BinaryIO) -> None:
+class _Name(_Node):
+    """What a pickle names, such as "collections OrderedDict"; it contains nothing."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+
+def scan_pickle(program: bytes | BinaryIO) -> set[str]:
     """Read the opcodes of one pickle; of a file from where it stands, up to the pickle's end.
 
+    Returns:
+        What it calls of the things that it names by GLOBAL, each as "module name".
+
     Raises:
-        ScanError: It is damaged, nests deeper than 200 levels, contains itself, has more than 20 million opcodes, or
+        ScanError: It is damaged, nests deeper than 200 levels, contains itself, has more than 5 million opcodes, or
             numbers its memo far beyond them.
     """
     try:
-        _Scan().run(program)
+        return _Scan().run(program)
     except (IndexError, KeyError, UnicodeDecodeError) as error:
         raise ScanError(f"not a complete pickle ({error})") from None
     except ValueError as error:
@@ -46,7 +58,9 @@ class _Scan:
         self._memo: dict[int, _Node | None] = {}
         self._containers: list[_Node] = []
 
-    def run(self, program: bytes | BinaryIO) -> None:
+        self._called: set[str] = set()
+
+    def run(self, program: bytes | BinaryIO) -> set[str]:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
             if count > _LONGEST:
                 raise ScanError(f"more than {_LONGEST:,} operations")
@@ -62,15 +76,20 @@ class _Scan:
                 self._stack.append(self._memo[int(str(argument))])
             elif name == "DUP":
                 self._stack.append(self._stack[-1])
+            elif name == "GLOBAL":
+                self._stack.append(_Name(str(argument)))
             elif name in ("POP", "POP_MARK"):
                 self._pop(opcode, of_mark=name == "POP_MARK" or self._marks[-1:] == [len(self._stack)])
             else:
                 self._build(opcode)
         self._check_depth()
+        return self._called
 
     def _build(self, opcode: pickletools.OpcodeInfo) -> None:
         """Anything that takes objects from the stack and puts one there."""
         content = self._pop(opcode, of_mark=pickletools.markobject in opcode.stack_before)
+        if opcode.name in _CALL and isinstance(content[0], _Name):
+            self._called.add(content[0].name)
         if opcode.name in _CHANGE:
             target = content.pop(0) if pickletools.markobject not in opcode.stack_before else self._stack.pop()
             if target is None:

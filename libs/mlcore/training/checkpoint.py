@@ -14,14 +14,13 @@ import os
 import pickle
 import re
 import shutil
-import tarfile
 import uuid
 import warnings
-import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +28,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, ensure_folder, remove_leftovers
-from mlcore.base.pickle_scan import ScanError, scan_pickle
-from mlcore.base.reading import check_unpacked
+from mlcore.base.reading import check_unpacked, reading
 from mlcore.base.safe_pickle import numpy_numbers
+from mlcore.training.records import check_records, more_than_data
 
 _log = logging.getLogger(__name__)
 
@@ -71,84 +70,37 @@ def load_checkpoint(path: Path, *, allow: Sequence[type] = ()) -> State:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
-    _check_records(path)
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([*allow, *numpy_numbers()]):
-            warnings.simplefilter("ignore")  # torch remarks on pickle protocols; what it cannot read, it refuses anyway
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "nsupported" not in str(error):
-            raise CheckpointError(f"{path}: damaged or not a torch checkpoint") from None
-        asked = re.search(r"GLOBAL (\S+)", str(error))  # torch's advice around the name is to trust the file
-        raise CheckpointError(
-            f"{path}: refused, because it holds more than tensors and plain values"
-            f"{f' (it asks for {asked[1]})' if asked else ''} and loading it could run code. Take the file from its "
-            "author again as a plain state dict."
-        ) from None
-    except Exception as error:  # noqa: BLE001 - garbage makes the reader fail in any way it likes
-        raise CheckpointError(f"{path}: damaged or not a torch checkpoint ({type(error).__name__}: {error})") from None
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: expected a dictionary, found {type(state).__name__}")
-    _check_sizes(state, path)
+        with reading(path, "a torch checkpoint"):
+            check_records(path, allow=allow)
+            state = _load(path, allow)
+        if not isinstance(state, dict):
+            raise UserError(f"{path}: expected a dictionary, found {type(state).__name__}")
+        # As strides of 0 make of a few stored numbers.
+        unpacked = sum(leaf.nbytes for leaf in tree_leaves(state, _without_attributes) if isinstance(leaf, Tensor))
+        check_unpacked(path, unpacked=unpacked, stored=path.stat().st_size)
+    except UserError as error:
+        raise CheckpointError(str(error)) from error.__cause__
     return state
 
 
-def _check_records(path: Path) -> None:
-    """Compare every record of a zip checkpoint with its CRC-32."""
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            if file.read(2) == b"PK":
-                raise CheckpointError(f"{path}: damaged, its end is missing (an interrupted copy?)")
-            file.seek(0)
-            _check_old_program(file, path)
-        return  # torch's older formats have no checksum; torch.load says whether they are whole
+def _load(path: Path, allow: Sequence[type]) -> Any:
     try:
-        with zipfile.ZipFile(path) as archive:
-            _check_program(archive, path)
-            broken = archive.testzip()
-    except CheckpointError:
-        raise
-    except Exception as error:  # noqa: BLE001 - zipfile has no end of ways to say that an archive is not one
-        raise CheckpointError(f"{path}: damaged ({error})") from None
-    if broken is not None:
-        raise CheckpointError(f"{path}: damaged, the checksum of record '{broken}' does not match")
+        with warnings.catch_warnings(), torch.serialization.safe_globals([*allow, *numpy_numbers()]):
+            warnings.simplefilter("ignore")  # torch remarks on pickle protocols; what it cannot read, it refuses anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's advice in it is to trust the file
+        if "nsupported" not in str(error):
+            raise UserError(f"{path}: damaged or not a torch checkpoint") from None
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        raise more_than_data(path, asked[1] if asked else None) from None
 
 
-def _check_program(archive: zipfile.ZipFile, path: Path) -> None:
-    """Refuse what torch does not write: packed records, which can be of any size, and programs that cannot be data."""
-    records = archive.infolist()
-    if any(record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1 for record in records):
-        raise CheckpointError(f"{path}: refused, because its records are compressed or encrypted; torch stores them")
-    if sum(record.file_size for record in records) > path.stat().st_size:
-        raise CheckpointError(f"{path}: damaged, its records are larger than the file")
-    for record in records:
-        if record.filename.endswith(".pkl"):
-            _scan(archive.read(record), path)
-
-
-def _check_old_program(file: BinaryIO, path: Path) -> None:
-    """The same for the format before 1.6: five pickles, the last of which names the storages that follow."""
-    if tarfile.is_tarfile(path):
-        raise CheckpointError(f"{path}: an archive of torch 0.1, which is not read; save it again with a newer torch")
-    size = path.stat().st_size
-    for _ in range(5):
-        if file.tell() < size:
-            _scan(file, path)
-
-
-def _scan(program: bytes | BinaryIO, path: Path) -> None:
-    try:
-        scan_pickle(program)
-    except ScanError as error:
-        raise CheckpointError(f"{path}: damaged or not a torch checkpoint ({error})") from None
-
-
-def _check_sizes(state: object, path: Path) -> None:
-    """Refuse tensors that are larger than what is stored of them, as views of a few numbers can be."""
-    tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
-    if any(tensor.layout is not torch.strided for tensor in tensors):
-        raise CheckpointError(f"{path}: refused, because it holds sparse tensors")
-    check_unpacked(path, unpacked=sum(tensor.nbytes for tensor in tensors), stored=path.stat().st_size)
+def _without_attributes(node: object) -> bool:
+    """Take the attributes from a dictionary, which could stand before its methods; of `tree_leaves`, no leaf."""
+    if isinstance(node, OrderedDict):
+        vars(node).clear()
+    return False
 
 
 def load_model_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: Path | str) -> None:

@@ -1,0 +1,94 @@
+"""Looks through the records of a checkpoint before torch reads it: whole, stored as they are, and a program of data."""
+
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from mlcore.base.errors import UserError
+from mlcore.base.pickle_scan import scan_pickle
+from mlcore.base.safe_pickle import numpy_numbers
+
+__all__ = ["check_records", "more_than_data"]
+
+_ZIP = b"PK\x03\x04"
+# Of what torch knows, these take no more memory than the file does; bytearray(8 << 30) would.
+_CALLED = {"collections OrderedDict", "collections Counter", "torch Size", "torch device", "_codecs encode"}
+_CALLED |= {f"{module} {name}" for module in ("builtins", "__builtin__") for name in ("set", "complex")}
+_CALLED |= {f"torch._utils _rebuild_{name}" for name in ("tensor", "tensor_v2", "tensor_v3", "parameter")}
+_CALLED |= {"torch._utils _rebuild_parameter_with_state"}
+
+
+def more_than_data(path: Path, asked: str | None) -> UserError:
+    """The refusal of a checkpoint that calls `asked`."""
+    return UserError(
+        f"{path}: refused, because it holds more than tensors and plain values"
+        f"{f' (it asks for {asked})' if asked else ''} and loading it could run code. Take the file from its "
+        "author again as a plain state dict."
+    )
+
+
+def check_records(path: Path, *, allow: Sequence[type] = ()) -> None:
+    """Compare every record of a zip checkpoint with its CRC-32, and look through its program.
+
+    Args:
+        path: The file; its older formats have no checksum, only a program.
+        allow: Further classes that the program may call.
+
+    Raises:
+        UserError: A record is damaged, packed or not where torch would look, the file is TorchScript, or its program
+            calls what makes no data.
+        Exception: It is no checkpoint; to be called inside `reading`.
+    """
+    with path.open("rb") as file:
+        start = file.read(4)
+        file.seek(0)
+        if start != _ZIP:  # then torch takes it for one of its older formats
+            _check_old_program(file, path, allow)
+            return
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: damaged, its end is missing (an interrupted copy?)")
+    with zipfile.ZipFile(path) as archive:
+        _check_program(archive, path, allow)
+        broken = archive.testzip()
+    if broken is not None:
+        raise UserError(f"{path}: damaged, the checksum of record '{broken}' does not match")
+
+
+def _check_program(archive: zipfile.ZipFile, path: Path, allow: Sequence[type]) -> None:
+    """Refuse what torch does not write: packed records, which can be of any size, and programs that cannot be data."""
+    records = archive.infolist()
+    if any(record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1 for record in records):
+        raise UserError(f"{path}: refused, because its records are compressed or encrypted; torch stores them")
+    if sum(record.file_size for record in records) > path.stat().st_size:
+        raise UserError(f"{path}: damaged, its records are larger than the file")
+    if min((record.header_offset for record in records), default=0) > 0:  # torch might read others than zipfile
+        raise UserError(f"{path}: damaged, its records do not begin where the file does")
+    if any(record.filename.endswith("/constants.pkl") for record in records):
+        raise UserError(
+            f"{path}: refused, because it is a TorchScript program, which loading would run; save its weights with "
+            "torch.save(module.state_dict(), FILE) where it comes from"
+        )
+    for record in records:
+        if record.filename.endswith(".pkl"):
+            _scan(archive.read(record), path, allow)
+
+
+def _check_old_program(file: BinaryIO, path: Path, allow: Sequence[type]) -> None:
+    """The same for the format before 1.6: five pickles, the last of which names the storages that follow."""
+    if tarfile.is_tarfile(path):
+        raise UserError(f"{path}: an archive of torch 0.1, which is not read; save it again with a newer torch")
+    size = path.stat().st_size
+    for _ in range(5):
+        if file.tell() < size:
+            _scan(file, path, allow)
+
+
+def _scan(program: bytes | BinaryIO, path: Path, allow: Sequence[type]) -> None:
+    """Nothing may be called but what makes tensors and plain values of what is stored."""
+    known = {f"{kind.__module__} {kind.__name__}" for kind in allow}
+    known |= {" ".join(name.rsplit(".", 1)) for _, name in numpy_numbers()}
+    asked = scan_pickle(program) - _CALLED - known
+    if asked:
+        raise more_than_data(path, min(asked).replace(" ", "."))
