@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import MAGIC_PREFIX, open_memmap
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
+from mlcore.base.reading import reading
 from mlcore.base.safe_pickle import load_pickle
 from mlcore.data.packed import check_arrays
 from quartet.apps.sam_med3d_ich.data.geometry import (
@@ -20,7 +22,7 @@ from quartet.apps.sam_med3d_ich.data.geometry import (
     three_axes,
 )
 
-__all__ = ["ARRAY_KEYS", "array_shape", "as_float", "load_arrays", "reason", "stored_geometry", "the_array"]
+__all__ = ["ARRAY_KEYS", "array_shape", "as_float", "load_arrays", "stored_geometry", "the_array"]
 
 ARRAY_KEYS = ("array", "image", "data", "volume")
 _GEOMETRY = ("spacing", "affine")
@@ -39,26 +41,17 @@ def load_arrays(path: Path, *, header_only: bool = False) -> Any:
     """
     if path.suffix.lower() == ".pkl":
         return load_pickle(path, encoding="latin1")
-    try:
-        with path.open("rb") as stream, np.errstate(all="ignore"):
-            if header_only and stream.read(6) == np.lib.format.MAGIC_PREFIX:
-                return np.lib.format.open_memmap(path, mode="r")
-            stream.seek(0)
-            if stream.read(2) == b"PK":
-                check_arrays(path)
-            stream.seek(0)
-            content = np.load(stream, allow_pickle=False)
-            if not isinstance(content, np.lib.npyio.NpzFile):
-                return content
+    with reading(path, "a numpy file of plain numbers"), np.errstate(all="ignore"):
+        with path.open("rb") as file:
+            start = file.read(len(MAGIC_PREFIX))
+        if not start.startswith((MAGIC_PREFIX, b"PK")):
+            raise ValueError("it begins like neither .npy nor .npz")
+        if start == MAGIC_PREFIX:
+            mapped = open_memmap(path, mode="r")  # which a header that claims more than there is does not pass
+            return mapped if header_only else np.array(mapped)
+        check_arrays(path)
+        with np.load(path, allow_pickle=False) as content:
             return {name: None if header_only and name not in _GEOMETRY else content[name] for name in content.files}
-    except UserError:
-        raise
-    except Exception as error:  # noqa: BLE001 - garbage makes the reader fail in any way it likes
-        if "allow_pickle" in str(error) or "Python objects" in str(error):
-            raise UserError(
-                f"{path}: refused and not run: it holds Python objects or is no numpy file; expected plain numbers"
-            ) from None
-        raise UserError(f"{path}: damaged or not a numpy file ({reason(error)})") from None
 
 
 def the_array(path: Path, content: object) -> object:
@@ -109,9 +102,3 @@ def array_shape(path: Path, raw: object) -> tuple[int, ...]:
     if raw.dtype.kind not in "biuf":
         raise UserError(f"{path}: an array of {raw.dtype}; expected numbers")
     return three_axes(path, raw.shape)
-
-
-def reason(error: Exception) -> str:
-    """What a library says went wrong, on one line of bearable length."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

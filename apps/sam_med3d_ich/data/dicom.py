@@ -15,9 +15,10 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
-from quartet.apps.sam_med3d_ich.data.frames import frame_values, read_frames
+from mlcore.base.reading import check_unpacked, reading
+from quartet.apps.sam_med3d_ich.data.frames import frame_values, read_header, read_slices
 from quartet.apps.sam_med3d_ich.data.geometry import checked_affine, three_axes
-from quartet.apps.sam_med3d_ich.data.slices import Slice, Stack, numbers, stacked
+from quartet.apps.sam_med3d_ich.data.slices import Slice, Stack, stacked
 from quartet.apps.sam_med3d_ich.data.volume import Volume
 from quartet.apps.sam_med3d_ich.data.words import counted
 
@@ -25,9 +26,6 @@ __all__ = ["Series", "find_series", "read_series", "series_in"]
 
 sitk: Any = SimpleITK  # half of it has no types
 
-_POSITION, _ORIENTATION, _SPACING = "0020|0032", "0020|0037", "0028|0030"
-_DESCRIPTION, _MODALITY = "0008|103e", "0008|0060"
-_SLOPE, _INTERCEPT, _UNIT = "0028|1053", "0028|1052", "0028|1054"
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -53,16 +51,16 @@ def find_series(folder: Path) -> list[Series]:
 
 def series_in(folder: Path) -> list[Series]:
     """Every DICOM series whose files are in `folder` itself."""
-    if not any(path.is_file() for path in folder.iterdir()):
-        return []
-    warn = False  # of every file that is not DICOM
-    sitk.ProcessObject.SetGlobalWarningDisplay(warn)
-    found = []
-    for uid in sorted(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))):
-        names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
-        files = tuple(sorted(Path(name) for name in names))
-        found.append(Series(folder, uid, _tag(_header(files[0]), _DESCRIPTION), files))
-    return found
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    found: dict[str, list[Path]] = {}
+    described: dict[str, str] = {}
+    for path in files:
+        header = read_header(path, tags=("SeriesInstanceUID", "SeriesDescription"))
+        if header is not None and header.get("SeriesInstanceUID"):
+            uid = str(header.SeriesInstanceUID)
+            found.setdefault(uid, []).append(path)
+            described.setdefault(uid, str(header.get("SeriesDescription") or "").strip())
+    return [Series(folder, uid, described[uid], tuple(found[uid])) for uid in sorted(found)]
 
 
 def read_series(series: Series, *, even_out: bool = False) -> Volume:
@@ -78,66 +76,17 @@ def read_series(series: Series, *, even_out: bool = False) -> Volume:
     Raises:
         UserError: A file is damaged or lacks its place in the patient, or the slices do not form one stack.
     """
-    slices = [one for path in series.files for one in _slices(path)]
+    slices = [one for path in series.files for one in read_slices(path)]
+    unpacked = sum(4 * one.size[0] * one.size[1] for one in slices)
+    check_unpacked(series.folder, unpacked=unpacked, stored=sum(path.stat().st_size for path in series.files))
     stack = stacked(slices, series=f"series {series.uid}", even_out=even_out)
     values = _evened(_values(series.folder, stack.slices), stack)
     three_axes(series.folder, values.shape)
     if values.min() == values.max() or not np.isfinite(values).all():
         raise UserError(f"{series.folder}: all voxels are equal, or some are not finite; no image in this series")
     affine = checked_affine(series.folder, _LPS_TO_RAS @ stack.affine)
-    return Volume(values, affine, remarks=_remarks(stack.slices), resampled=stack.resampled)
-
-
-# ----------------------------------------------------------------------------------------------------------- headers
-
-
-def _slices(path: Path) -> list[Slice]:
-    """The pictures of a file, in its order."""
-    header = _header(path)
-    if header.GetNumberOfComponents() != 1:
-        raise UserError(f"{path}: colour pictures; expected one number a voxel, as in CT")
-    columns, rows, *frames = header.GetSize()
-    if np.prod(frames) > 1 or not header.HasMetaDataKey(_POSITION):
-        return read_frames(path)
-    position, orientation, (along_y, along_x) = (
-        _numbers(path, header, key, count)
-        for key, count in ((_POSITION, 3), (_ORIENTATION, 6), (_SPACING, 2))  # DICOM gives the distance of rows first
-    )
-    told = header.HasMetaDataKey(_SLOPE) and header.HasMetaDataKey(_INTERCEPT)
-    slope, intercept = (_numbers(path, header, key, 1)[0] for key in (_SLOPE, _INTERCEPT)) if told else (1.0, 0.0)
-    return [
-        Slice(
-            path=path,
-            frame=None,
-            position=position,
-            row=orientation[:3],
-            column=orientation[3:],
-            spacing=(float(along_x), float(along_y)),
-            size=(int(columns), int(rows)),
-            rescale=(float(slope), float(intercept)) if told else None,
-            unit=_tag(header, _UNIT),
-            modality=_tag(header, _MODALITY),
-        )
-    ]
-
-
-def _header(path: Path) -> Any:
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise UserError(f"{path}: damaged or not a DICOM image ({_reason(error)})") from None
-    return reader
-
-
-def _tag(header: Any, key: str) -> str:
-    return str(header.GetMetaData(key)).strip() if header.HasMetaDataKey(key) else ""
-
-
-def _numbers(path: Path, header: Any, key: str, count: int) -> NDArray[np.float64]:
-    return numbers(path, key.replace("|", ","), _tag(header, key).split("\\"), count=count)
+    told = _remarks(stack.slices)
+    return Volume(values, affine, remarks=told, resampled=stack.resampled, source=str(series.folder))
 
 
 def _remarks(slices: Sequence[Slice]) -> tuple[str, ...]:
@@ -179,10 +128,12 @@ def _frames(path: Path, slices: Sequence[Slice]) -> NDArray[np.float32]:
 
 
 def _as_array(path: Path, read: Callable[[], Any]) -> NDArray[np.float32]:
-    try:
-        array = sitk.GetArrayFromImage(read())
-    except RuntimeError as error:
-        raise UserError(f"{path}: its pixels cannot be read ({_reason(error)})") from None
+    with reading(path, "a DICOM image that can be unpacked"):
+        sitk.ProcessObject.SetGlobalWarningDisplay(False)  # noqa: FBT003 - no keyword
+        try:
+            array = sitk.GetArrayFromImage(read())
+        except RuntimeError as error:
+            raise ValueError(str(error).strip().splitlines()[-1]) from None  # before it come places in C++
     return np.asarray(array, dtype=np.float32).reshape(-1, *array.shape[-2:])
 
 
@@ -194,8 +145,3 @@ def _evened(values: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
         share = (stack.places - below).astype(np.float32)[:, None, None]
         values = values[below] * (1 - share) + values[above] * share
     return np.ascontiguousarray(values.transpose(2, 1, 0))
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__

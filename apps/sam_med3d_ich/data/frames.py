@@ -1,35 +1,84 @@
-"""Multi-frame DICOM files: the place and the rescaling of every frame, which ITK does not tell."""
+"""Headers of DICOM files: where every picture lies and how it is scaled, before anything decodes its pixels.
+
+The headers are read by pydicom, which fails on crafted files but does not crash; GDCM, which knows the codecs, gets
+only what has passed here. What is packed as a whole (deflated) is not read: nothing says what it unpacks to.
+"""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom import uid
 
 from mlcore.base.errors import UserError
-from quartet.apps.sam_med3d_ich.data.arrays import reason
+from mlcore.base.reading import check_unpacked, reading
 from quartet.apps.sam_med3d_ich.data.slices import Slice, numbers
 
-__all__ = ["frame_values", "read_frames"]
+__all__ = ["frame_values", "read_header", "read_slices"]
+
+_DEFERRED = 2**20  # bytes; larger values are left in the file, and no header needs them
+_GREY = ("MONOCHROME2", "MONOCHROME1")
+_STORED = {uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian}
+_PACKED = {*uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes, *uid.JPEG2000TransferSyntaxes, uid.RLELossless}
 
 
-def read_frames(path: Path) -> list[Slice]:
-    """Every frame of a file, in its order; of the pixels nothing is read.
+def read_header(path: Path, *, tags: Sequence[str] | None = None) -> Any:
+    """The header of a DICOM file, as a pydicom dataset whose values are parsed when they are asked for.
+
+    Args:
+        path: The file.
+        tags: Keywords of what is wanted; None: everything but the pixels.
+
+    Returns:
+        None where the file is no DICOM file.
 
     Raises:
-        UserError: The file is damaged, or a frame does not say where it lies.
+        UserError: It is damaged, or packed in a way that is not read.
     """
-    data = _opened(path, pixels=False)
-    try:
-        return _slices(path, data)
-    except UserError:
-        raise
-    except Exception as error:  # noqa: BLE001 - values are parsed when they are asked for, and garbage fails anyhow
-        raise UserError(f"{path}: damaged DICOM header ({reason(error)})") from None
+    with reading(path, "a DICOM file"), path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd values, which are checked where they matter
+        start = file.read(132)
+        if start[128:] != b"DICM" and start[:2] != b"\x08\x00":  # files of before 1993 begin with their first group
+            return None
+        if start[128:] == b"DICM":
+            _check_packing(path, pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID"))
+        file.seek(0)
+        wanted = None if tags is None else list(tags)
+        return pydicom.dcmread(file, defer_size=_DEFERRED, stop_before_pixels=True, force=True, specific_tags=wanted)
+
+
+def read_slices(path: Path) -> list[Slice]:
+    """Every picture of a file, in its order; of the pixels nothing is read.
+
+    Raises:
+        UserError: The file is damaged or takes far more memory than disk, its pictures are in colour, or one does not
+            say where it lies.
+    """
+    data = read_header(path)
+    if data is None:
+        raise UserError(f"{path}: not a DICOM file")
+    with reading(path, "a DICOM image"):  # values are parsed when they are asked for
+        count = int(data.get("NumberOfFrames") or 1)
+        if data.get("SamplesPerPixel", 1) != 1 or data.get("PhotometricInterpretation", _GREY[0]) not in _GREY:
+            raise UserError(f"{path}: colour pictures; expected one number a voxel, as in CT")
+        size, voxels = path.stat().st_size, count * int(data.Columns) * int(data.Rows)
+        check_unpacked(path, unpacked=voxels * 4, stored=size)
+        if data.file_meta.get("TransferSyntaxUID") in _STORED and size < voxels * int(data.BitsAllocated) // 8:
+            raise UserError(f"{path}: incomplete, {size:,} bytes cannot hold its {voxels:,} voxels")
+        if count == 1 and data.get("ImagePositionPatient") is not None:
+            return [_slice(path, data, None, value=lambda _, key: data.get(key))]
+        groups = data.get("PerFrameFunctionalGroupsSequence") or []
+        if len(groups) != count:
+            raise UserError(
+                f"{path}: {len(groups)} of {count} frames say where they lie; a volume needs to know it of all"
+            )
+        shared = [*(data.get("SharedFunctionalGroupsSequence") or [])]
+        return [_slice(path, data, n, value=partial(_value, [group, *shared])) for n, group in enumerate(groups)]
 
 
 def frame_values(path: Path, frames: Sequence[Slice]) -> NDArray[np.float32]:
@@ -38,46 +87,26 @@ def frame_values(path: Path, frames: Sequence[Slice]) -> NDArray[np.float32]:
     Raises:
         UserError: The pixels are damaged, or packed in a way that only files with one rescaling for all can have.
     """
-    data = _opened(path, pixels=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            stored = data.pixel_array
-    except Exception as error:  # noqa: BLE001 - damaged, or a codec that is not there
-        raise UserError(
-            f"{path}: its frames have slopes and intercepts of their own, and its pixels cannot be unpacked "
-            f"({reason(error)}); store it uncompressed"
-        ) from None
+    expected = "a file whose frames, with slopes and intercepts of their own, can be unpacked; store it uncompressed"
+    with reading(path, expected), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stored = pydicom.dcmread(path).pixel_array
     scale = np.array([frame.rescale or (1.0, 0.0) for frame in frames])  # [F, 2]
     values: NDArray[np.float32] = (stored * scale[:, 0, None, None] + scale[:, 1, None, None]).astype(np.float32)
     return values
 
 
-def _opened(path: Path, *, pixels: bool) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd values, which are checked where they matter
-            deflated = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
-            if deflated != DeflatedExplicitVRLittleEndian:  # unpacked as a whole, whatever size it has then
-                return pydicom.dcmread(path, stop_before_pixels=not pixels)
-    except Exception as error:  # noqa: BLE001 - garbage makes the reader fail in any way it likes
-        raise UserError(f"{path}: damaged or not a DICOM image ({reason(error)})") from None
-    raise UserError(f"{path}: a deflated multi-frame file; store it uncompressed")
+def _check_packing(path: Path, packing: Any) -> None:
+    if packing not in _STORED | _PACKED:
+        name = getattr(packing, "name", packing)
+        raise UserError(f"{path}: pixels packed as {name}, which is not read; store the file uncompressed")
 
 
-def _slices(path: Path, data: Any) -> list[Slice]:
-    count = int(data.get("NumberOfFrames") or 1)
-    groups = data.get("PerFrameFunctionalGroupsSequence") or []
-    if len(groups) != count:
-        raise UserError(f"{path}: {len(groups)} of {count} frames say where they lie; a volume needs to know it of all")
-    shared = [*(data.get("SharedFunctionalGroupsSequence") or [])]
-    return [_slice(path, data, number, groups=[group, *shared]) for number, group in enumerate(groups)]
-
-
-def _slice(path: Path, data: Any, number: int, *, groups: Sequence[Any]) -> Slice:
-    where = f"{path}, frame {number + 1}"
+def _slice(path: Path, data: Any, number: int | None, *, value: Callable[[str, str], Any]) -> Slice:
+    """One picture; `value` gives an attribute, by the sequence that holds it in files of frames and its keyword."""
+    where = str(path) if number is None else f"{path}, frame {number + 1}"
     position, orientation, (along_y, along_x) = (
-        numbers(where, attribute, _value(groups, sequence, key), count=count)
+        numbers(where, attribute, value(sequence, key), count=count)
         for attribute, sequence, key, count in (
             ("0020,0032", "PlanePositionSequence", "ImagePositionPatient", 3),
             ("0020,0037", "PlaneOrientationSequence", "ImageOrientationPatient", 6),
@@ -85,8 +114,7 @@ def _slice(path: Path, data: Any, number: int, *, groups: Sequence[Any]) -> Slic
         )
     )
     slope, intercept, unit = (
-        _value(groups, "PixelValueTransformationSequence", key)
-        for key in ("RescaleSlope", "RescaleIntercept", "RescaleType")
+        value("PixelValueTransformationSequence", key) for key in ("RescaleSlope", "RescaleIntercept", "RescaleType")
     )
     return Slice(
         path=path,

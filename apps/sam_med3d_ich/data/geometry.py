@@ -1,5 +1,6 @@
 """Shapes, spacings and affines: the checks and the words that reading and preparing share."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
+from mlcore.base.reading import READ_GIB, allowed_bytes
 
 __all__ = [
+    "LARGEST",
     "Geometry",
     "Spacing",
     "affine_distance",
     "affine_spacing",
     "by",
+    "check_resampled",
     "checked_affine",
     "checked_spacing",
     "file_suffix",
@@ -33,6 +37,7 @@ __all__ = [
 
 Spacing = tuple[float, float, float]  # mm
 
+LARGEST = 2**30  # bytes as float32, 512 x 512 x 1024 voxels; an empty mask of any size is small on disk
 _SPACING_TOLERANCE_MM = 1e-3
 _VOXEL_MM = (0.05, 20.0)  # what a head can be scanned with; a header in micrometres or metres is far beyond
 
@@ -119,6 +124,22 @@ def checked_spacing(path: Path, values: object) -> Spacing:
     return sizes
 
 
+def check_resampled(source: str, stored: Geometry, shape: Sequence[int], spacing: Sequence[float]) -> None:
+    """Refuse to make a grid of `shape` before it takes memory.
+
+    Raises:
+        UserError: As float32 it is larger than 1 GiB, than the stored one, and than what `QUARTET_READ_GIB` allows.
+    """
+    size = 4 * math.prod(shape)
+    if size > max(LARGEST, 4 * math.prod(stored.shape), allowed_bytes()):
+        gib = size / 2**30
+        raise UserError(
+            f"{source}: {by(stored.shape)} voxels of {mm(affine_spacing(stored.affine))} would become {by(shape)} of "
+            f"{mm(spacing)}, {gib:.3g} GiB; correct its spacing, resample it to larger voxels, or set "
+            f"{READ_GIB}={int(gib) + 1}"
+        )
+
+
 def _check_size(path: Path, sizes: Spacing) -> None:
     smallest, largest = _VOXEL_MM
     if min(sizes) < 0.999 * smallest or max(sizes) > 1.001 * largest:  # headers round
@@ -174,7 +195,7 @@ def by(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def mm(spacing: Spacing) -> str:
+def mm(spacing: Sequence[float]) -> str:
     """A spacing for people: "0.5 x 0.5 x 5 mm"."""
     return " x ".join(f"{value:.4g}" for value in spacing) + " mm"
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from quartet.apps.sam_med3d_ich.data.geometry import check_resampled
 from quartet.apps.sam_med3d_ich.data.volume import Volume
 
 __all__ = ["EVERYWHERE", "WINDOWS", "Grid", "Normalization", "Prepared", "Preprocessing"]
@@ -149,6 +150,9 @@ def prepare(volume: Volume, settings: Preprocessing) -> Prepared:
 
     Returns:
         The image, bit-equal for flipped and axis-permuted copies of the same volume with matching affines.
+
+    Raises:
+        UserError: See `check_resampled`.
     """
     grid = _grid(volume, settings.spacing)
     array = _to_canonical(volume.array, grid).astype(np.float32)  # contiguous: sums must not depend on the stored order
@@ -229,6 +233,7 @@ def _grid(volume: Volume, spacing: tuple[float, float, float] | None) -> Grid:
         sizes = [volume.spacing[axis] for axis in plain.order]
         sides = zip(shape, sizes, spacing, strict=True)
         shape = _shape([max(1, round(n * size / wanted)) for n, size, wanted in sides])
+        check_resampled(volume.source, volume.geometry, shape, spacing)
     return Grid(native_shape=stored, native_affine=volume.affine, axes=plain.axes, shape=shape)
 
 

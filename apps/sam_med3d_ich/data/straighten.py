@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from quartet.apps.sam_med3d_ich.data.geometry import Geometry, orthogonal_axes
+from quartet.apps.sam_med3d_ich.data.geometry import Geometry, affine_spacing, check_resampled, orthogonal_axes
 from quartet.apps.sam_med3d_ich.data.volume import Volume
 
 __all__ = ["straight_grid", "straightened", "straightened_mask"]
@@ -32,8 +32,13 @@ def straight_grid(tilted: Geometry) -> Geometry:
 
 
 def straightened(volume: Volume) -> Volume:
-    """A tilted volume on its straight grid, by linear interpolation; beyond it is its lowest value."""
+    """A tilted volume on its straight grid, by linear interpolation; beyond it is its lowest value.
+
+    Raises:
+        UserError: See `check_resampled`.
+    """
     grid = straight_grid(volume.geometry)
+    check_resampled(volume.source, volume.geometry, grid.shape, affine_spacing(grid.affine))
     array = _sampled(volume.array, volume.affine, grid, order=1, outside=float(volume.array.min()))
     done = (*volume.resampled, "a tilted grid was resampled to right angles")
     return replace(volume, array=array, affine=grid.affine, resampled=done)

@@ -4,6 +4,7 @@ World coordinates are those of NIfTI, "RAS+": millimetres towards the right, the
 """
 
 import gzip
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,16 +18,16 @@ from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write
-from mlcore.base.reading import check_unpacked
+from mlcore.base.reading import check_unpacked, reading
 from quartet.apps.sam_med3d_ich.data.arrays import (
     array_shape,
     as_float,
     load_arrays,
-    reason,
     stored_geometry,
     the_array,
 )
 from quartet.apps.sam_med3d_ich.data.geometry import (
+    LARGEST,
     Geometry,
     Spacing,
     affine_distance,
@@ -69,7 +70,9 @@ __all__ = [
 MASK_SUFFIXES = (".nii", ".nii.gz")
 SUFFIXES = (*MASK_SUFFIXES, ".npy", ".npz", ".pkl")
 AFFINE_TOLERANCE_MM = 1e-3
-_LARGEST = 2 * 2**30  # bytes as float32, 512 x 512 x 2048 voxels; an empty mask of any size is small on disk
+_NIFTI: tuple[Any, ...] = (nibabel.Nifti1Header, nibabel.Nifti2Header)
+_LATEST = 64 * 2**20  # byte at which voxels begin; before it are extensions
+nibabel.imageglobals.logger.setLevel(logging.CRITICAL)  # it remarks on odd headers; what matters is checked here
 _NOT_HU = "not HU? "  # how a description begins that `write_nifti` made of remarks
 
 
@@ -82,12 +85,14 @@ class Volume:
         affine: float64 [4, 4], voxel index to RAS+ mm.
         remarks: What its source says against its values being HU, such as "Modality is MR, not CT".
         resampled: What was done to the source's grid; empty where nothing was.
+        source: Where it is from, for messages.
     """
 
     array: NDArray[np.float32]
     affine: NDArray[np.float64]
     remarks: tuple[str, ...] = ()
     resampled: tuple[str, ...] = ()
+    source: str = "the volume"
 
     @cached_property
     def spacing(self) -> Spacing:
@@ -129,13 +134,13 @@ def read_volume(path: Path, *, array_spacing: Spacing | None = None, reference: 
     """
     if _volume_suffix(path) in MASK_SUFFIXES:
         array, affine, remarks = _read_nifti(path)
-        return Volume(_checked_image(path, array), affine, remarks=remarks)
+        return Volume(_checked_image(path, array), affine, remarks=remarks, source=str(path))
     content = load_arrays(path)
     raw, (known_spacing, known_affine) = the_array(path, content), stored_geometry(path, content)
     array = _checked_image(path, as_float(path, raw))
     if known_affine is None:
         known_affine = _array_affine(path, array.shape, known_spacing, array_spacing=array_spacing, reference=reference)
-    return Volume(array, known_affine)
+    return Volume(array, known_affine, source=str(path))
 
 
 def check_header(path: Path, *, array_spacing: Spacing | None = None, reference: Path | None = None) -> Geometry | None:
@@ -206,8 +211,8 @@ def read_geometry(path: Path) -> Geometry:
     Raises:
         UserError: The file is missing, damaged or no NIfTI file.
     """
-    image = _open_nifti(path)
-    return Geometry(plain_shape(image.shape), checked_affine(path, image.affine))
+    header = _nifti_header(path)
+    return Geometry(plain_shape(header.get_data_shape()), checked_affine(path, header.get_best_affine()))
 
 
 def mask_affine(path: Path, *, shape: Sequence[int]) -> NDArray[np.float64] | None:
@@ -297,33 +302,44 @@ def _volume_suffix(path: Path) -> str:
 # ------------------------------------------------------------------------------------------------------------- NIfTI
 
 
-def _open_nifti(path: Path) -> Any:
+def _nifti_header(path: Path) -> Any:
+    """The header of a NIfTI file that holds numbers, no more of them than the budget allows."""
     if file_suffix(path) not in MASK_SUFFIXES:
         raise UserError(f"{path}: expected a NIfTI file (.nii or .nii.gz)")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    try:
-        image: Any = nibabel.load(path, mmap=False)
-        kind = image.header.get_data_dtype().kind
-    except Exception as error:  # noqa: BLE001 - garbage makes the reader fail in any way it likes
-        raise UserError(f"{path}: damaged or not a NIfTI file ({reason(error)})") from None
-    if kind not in "biuf":
-        raise UserError(f"{path}: voxels of type {image.header.get_data_dtype()}; expected one number a voxel")
-    check_unpacked(path, unpacked=math.prod(image.shape) * 4, stored=path.stat().st_size, always=_LARGEST)
-    return image
+    # Not `nibabel.load`: it reads extensions, of which nothing is needed, to any length that they claim.
+    with reading(path, "a NIfTI file"), nibabel.openers.Opener(str(path)) as file:
+        start = file.read(nibabel.Nifti2Header.sizeof_hdr)
+        kind = next((kind for kind in _NIFTI if kind.may_contain_header(start)), None)
+        if kind is None:
+            raise ValueError("it has no NIfTI header")
+        header = kind(start[: kind.sizeof_hdr])
+        if not header["magic"].item().startswith(b"n+"):
+            raise ValueError("its voxels are in another file")
+        if header.get_data_offset() > _LATEST:
+            raise ValueError(f"its voxels begin at byte {header.get_data_offset():,}")
+        shape, dtype = header.get_data_shape(), header.get_data_dtype()
+    if dtype.kind not in "biuf":
+        raise UserError(f"{path}: voxels of type {dtype}; expected one number a voxel")
+    check_unpacked(path, unpacked=math.prod(shape) * max(4, dtype.itemsize), stored=path.stat().st_size, always=LARGEST)
+    return header
 
 
 def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64], tuple[str, ...]]:
     """Voxels, affine and remarks."""
-    image = _open_nifti(path)
-    shape = three_axes(path, image.shape)
-    affine = checked_affine(path, image.affine)
-    try:
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found as an infinity
-            array = np.asarray(image.dataobj, dtype=np.float32)
-    except Exception as error:  # noqa: BLE001 - truncated and corrupt streams fail in many ways
-        raise UserError(f"{path}: damaged or incomplete NIfTI file ({reason(error)})") from None
-    described = bytes(image.header["descrip"].item()).decode("ascii", "replace") if "descrip" in image.header else ""
+    header = _nifti_header(path)
+    shape = three_axes(path, header.get_data_shape())
+    affine = checked_affine(path, header.get_best_affine())
+    with (
+        reading(path, "a complete NIfTI file"),
+        nibabel.openers.Opener(str(path)) as file,
+        np.errstate(over="ignore", invalid="ignore"),  # what overflows is found as an infinity
+    ):
+        stored: Any = nibabel.arrayproxy.ArrayProxy(file, header, mmap=False)  # type: ignore[no-untyped-call]
+        array = np.asarray(stored, dtype=np.float32)
+        file.read(1)  # at its end, gzip compares the checksum
+    described = bytes(header["descrip"].item()).decode("ascii", "replace")
     remarks = tuple(described.removeprefix(_NOT_HU).split("; ")) if described.startswith(_NOT_HU) else ()
     return array.reshape(shape, order="F" if array.flags.f_contiguous else "C"), affine, remarks
 

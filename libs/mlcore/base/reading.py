@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mlcore.base.errors import UserError
 
-__all__ = ["READ_GIB", "check_unpacked", "reading"]
+__all__ = ["READ_GIB", "allowed_bytes", "check_unpacked", "reading"]
 
 READ_GIB = "QUARTET_READ_GIB"
 """Variable: files that unpack to at most this many GiB are read however small they are on disk."""
@@ -66,14 +66,22 @@ def check_unpacked(name: Path | str, *, unpacked: int, stored: int, always: int 
     Raises:
         UserError: More than `always`, 100 times `stored`, and what `QUARTET_READ_GIB` allows.
     """
-    given = os.environ.get(READ_GIB) or "0"
-    try:
-        allowed = float(given) * 2**30
-    except ValueError:
-        raise UserError(f"{READ_GIB}={given}: expected a number of GiB") from None
-    if unpacked > max(always, _RATIO * stored, allowed):
+    if unpacked > max(always, _RATIO * stored, allowed_bytes()):
         gib = unpacked / 2**30
         raise UserError(
             f"{name}: refused, because {stored / 2**20:.2g} MiB on disk claim to be {gib:.3g} GiB, more than {_RATIO} "
             f"times as much; if the file is right, set {READ_GIB}={int(gib) + 1}"
         )
+
+
+def allowed_bytes() -> float:
+    """What `QUARTET_READ_GIB` allows, whatever the file; 0 where it is not set.
+
+    Raises:
+        UserError: It is no number.
+    """
+    given = os.environ.get(READ_GIB) or "0"
+    try:
+        return float(given) * 2**30
+    except ValueError:
+        raise UserError(f"{READ_GIB}={given}: expected a number of GiB") from None
