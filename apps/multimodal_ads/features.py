@@ -98,7 +98,7 @@ class FeatureStore:
                     f"{part}: features cannot be read ({error.strerror or error}); check its owner and permissions, "
                     "the disk, and the limit of open files (ulimit -n), or give another --cache_dir, or --cache off"
                 ) from None
-            except (ValueError, EOFError) as error:  # what numpy raises on cut or overwritten files
+            except Exception as error:  # noqa: BLE001 - on cut or overwritten files numpy fails in any way it likes
                 _log.warning("%s: damaged (%s); its features are computed again", part, error)
                 _discard(part)
                 continue
@@ -199,7 +199,7 @@ def _open_part(part: Path) -> tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]:
     Raises:
         FileNotFoundError: It is not there any more.
         OSError: It cannot be opened.
-        ValueError, EOFError: It is damaged.
+        Exception: It is damaged.
     """
     keys: NDArray[np.uint8] = np.load(part / _KEYS)
     columns = {file.stem: np.load(file, mmap_mode="r") for file in part.glob("*.npy") if file.name != _KEYS}

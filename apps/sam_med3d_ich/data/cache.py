@@ -35,7 +35,6 @@ _FORMAT: Final = 2  # raise it whenever the arrays of the same files and setting
 _LOG_EVERY_S: Final = 10.0
 _STALE_S: Final = 6 * 3600.0
 _SHOWN: Final = 10  # problems quoted in an error
-_BROKEN: Final = (OSError, ValueError, EOFError, KeyError, TypeError)  # what reading damaged files raises
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +168,7 @@ class Cache:
         if entry.exists():
             try:
                 return open_entry(entry), False
-            except _BROKEN as error:
+            except Exception as error:  # noqa: BLE001 - damaged files make readers fail in any way they like
                 _log.warning("%s: a damaged cache entry (%s) is made again", entry, error)
                 _discard(entry)
         self._build(case, entry)
@@ -206,7 +205,7 @@ def open_entry(entry: Path) -> CachedCase:
     """Map one entry of a cache.
 
     Raises:
-        OSError, ValueError, EOFError, KeyError, TypeError: It is missing or damaged.
+        Exception: It is missing or damaged.
     """
     values = json.loads((entry / "entry.json").read_text(encoding="utf-8"))
     grid = Grid.from_dict(values["grid"])

@@ -15,6 +15,7 @@ import numpy as np
 
 from mlcore.base.errors import UserError
 from mlcore.base.pickle_scan import ScanError, scan_pickle
+from mlcore.base.reading import reading
 
 _PLAIN_KINDS = "biufcSU"  # numbers and fixed-width strings
 
@@ -36,17 +37,16 @@ def load_pickle(
         UserError: If the file cannot be read, is damaged, or asks for anything but the above.
     """
     name = name or (str(source) if isinstance(source, Path) else "the pickle")
-    try:
-        if isinstance(source, Path):
-            with source.open("rb") as file:
-                return _load(file, encoding)
-        return _load(io.BytesIO(source) if isinstance(source, bytes) else source, encoding)
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read: {error.strerror or error}") from error
-    except (_Refused, ScanError) as error:
-        raise UserError(f"{name}: refused and not run: {error}; only arrays and plain containers are read") from None
-    except Exception as error:  # noqa: BLE001 - damaged or crafted input makes the unpickler fail in any way it likes
-        raise UserError(f"{name}: not a complete pickle of arrays and plain containers ({error})") from None
+    with reading(name, "a complete pickle of arrays and plain containers"):
+        try:
+            if isinstance(source, Path):
+                with source.open("rb") as file:
+                    return _load(file, encoding)
+            return _load(io.BytesIO(source) if isinstance(source, bytes) else source, encoding)
+        except (_Refused, ScanError) as error:
+            raise UserError(
+                f"{name}: refused and not run: {error}; only arrays and plain containers are read"
+            ) from None
 
 
 def _load(file: BinaryIO, encoding: str) -> object:
@@ -87,7 +87,7 @@ class _Dtype:
 
     def __init__(self, code: str | bytes, *_: object) -> None:
         dtype = np.dtype(_text(code))
-        if dtype.kind not in _PLAIN_KINDS:
+        if dtype.kind not in _PLAIN_KINDS or dtype.itemsize == 0:
             raise _Refused(f"an array of dtype {dtype}")
         object.__setattr__(self, "value", dtype)
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from mlcore.base.errors import UserError
+from mlcore.base.reading import reading
 from mlcore.training.checkpoint import bare_weights, load_checkpoint
 
 __all__ = ["find_model", "plain_arguments", "read_json", "read_weights", "weight_files"]
@@ -176,8 +177,5 @@ def read_weights(folder: Path, *, keep: Callable[[str], bool] = lambda _: True) 
 
 
 def _read_safetensors(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys() if keep(key)}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged or not a safetensors file ({error})") from None
+    with reading(path, "a safetensors file"), safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys() if keep(key)}  # noqa: SIM118 - not a mapping
