@@ -90,7 +90,7 @@ def test_nothing_usable(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "no.tar").write_bytes(b"no archive")
     with pytest.raises(UserError, match=r"no\.tar: damaged or not a folder or a tar archive"):
         ImageSource(tmp_path / "no.tar")
-    with pytest.raises(UserError, match="absent: cannot be read .No such file or directory.$"):
+    with pytest.raises(UserError, match=r"absent: cannot be read .No such file or directory.$"):
         ImageSource(tmp_path / "absent")
 
 
