@@ -10,13 +10,16 @@ from typing import BinaryIO
 __all__ = ["ScanError", "scan_pickle"]
 
 _DEEPEST = 200  # levels; checkpoints have about ten
-_LONGEST = 5_000_000  # opcodes; about 50 for a tensor
+_LONGEST = 2_000_000  # opcodes; about 50 for a tensor
 
 _Node = list["_Node"]  # what an object contains; None stands for what contains nothing
 _PUT = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 _GET = {"GET", "BINGET", "LONG_BINGET"}
 _CHANGE = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
 _CALL = {"REDUCE", "NEWOBJ", "NEWOBJ_EX"}
+_EMPTY = {"EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"}
+_PLAIN = {opcode.name for opcode in pickletools.opcodes if opcode.stack_after and not opcode.stack_before}
+_PLAIN -= {"MARK", "GLOBAL", *_GET, *_EMPTY}  # what is left puts a number, a text or the like on the stack
 
 
 class ScanError(ValueError):
@@ -38,7 +41,7 @@ def scan_pickle(program: bytes | BinaryIO) -> set[str]:
         What it calls of the things that it names by GLOBAL, each as "module name".
 
     Raises:
-        ScanError: It is damaged, nests deeper than 200 levels, contains itself, has more than 5 million opcodes, or
+        ScanError: It is damaged, nests deeper than 200 levels, contains itself, has more than 2 million opcodes, or
             numbers its memo far beyond them.
     """
     try:
@@ -65,7 +68,9 @@ class _Scan:
             if count > _LONGEST:
                 raise ScanError(f"more than {_LONGEST:,} operations")
             name = opcode.name
-            if name == "MARK":
+            if name in _PLAIN:
+                self._stack.append(None)
+            elif name == "MARK":
                 self._marks.append(len(self._stack))
             elif name in _PUT:
                 place = len(self._memo) if argument is None else int(str(argument))
@@ -98,7 +103,7 @@ class _Scan:
             self._stack.append(target)
         elif opcode.stack_after:
             inside = [part for part in content if part is not None]
-            is_container = bool(content) or opcode.name in ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET")
+            is_container = bool(content) or opcode.name in _EMPTY
             self._stack.append(self._new(inside) if is_container else None)
 
     def _new(self, content: _Node | None = None) -> _Node:

@@ -12,6 +12,8 @@ from mlcore.config.difference import of_today
 from mlcore.config.validation import ConfigT
 from mlcore.training.checkpoint import CheckpointError, inference_weights, load_checkpoint
 
+_TRIED = 3  # checkpoints beside a damaged one that are read to name a whole one
+
 __all__ = ["RunCheckpoint", "load_run_checkpoint", "run_folder"]
 
 
@@ -63,7 +65,7 @@ def load_run_checkpoint(path: Path, *, app: str, config_cls: type[ConfigT]) -> R
 def _with_advice(error: CheckpointError, path: Path) -> CheckpointError:
     """The error, and which checkpoint beside the damaged one is whole."""
     others = sorted((other for other in path.parent.glob("*.pth") if other != path), key=_age)
-    for other in others if path.is_file() else ():
+    for other in others[:_TRIED] if path.is_file() else ():
         try:
             load_checkpoint(other)
         except CheckpointError:
