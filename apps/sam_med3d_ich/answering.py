@@ -190,8 +190,8 @@ def load_language(name: str) -> Language:
         UserError: It cannot be had, or is of a kind that does not fit.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)  # nosec B615 - the newest, as the user says
-        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, use_safetensors=True)  # nosec B615
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
     except Exception as error:  # noqa: BLE001 - network, files and formats fail in many ways there
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(

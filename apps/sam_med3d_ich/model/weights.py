@@ -39,7 +39,7 @@ def fetch_released() -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(hf_hub_download(HUB_REPOSITORY, HUB_FILE))  # nosec B615 - read without running anything
+        return Path(hf_hub_download(HUB_REPOSITORY, HUB_FILE))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(

@@ -97,7 +97,7 @@ def _first_line(error: Exception) -> str:
 def _cached(name: str) -> Path | None:
     """The newest snapshot in the hub's cache if it is complete; None otherwise."""
     try:
-        folder = Path(snapshot_download(name, local_files_only=True))  # nosec B615 - nothing is fetched
+        folder = Path(snapshot_download(name, local_files_only=True))
     except (OSError, ValueError):  # not there, or not a possible name: for the hub to say
         return None
     return folder if (folder / "config.json").is_file() and weight_files(folder) else None
