@@ -11,7 +11,7 @@ from scipy.special import softmax
 from mlcore.base.errors import UserError
 from mlcore.metrics.classification import accuracy, class_scores
 from quartet.apps.doc_ensemble.ensemble.curve import cost_curve, plot_cost_curve, single_points, write_cost_curve
-from quartet.apps.doc_ensemble.ensemble.selection import fast_macro_f1, log_loss, select, select_bagged
+from quartet.apps.doc_ensemble.ensemble.selection import fast_macro_f1, log_loss, select
 
 C = 4
 NAMES = ("resnet", "vit", "convnext", "합성곱")
@@ -73,26 +73,12 @@ def test_equal_members_go_to_less_log_loss_and_then_to_the_first(library: tuple[
     assert select(np.stack([chances[2], perfect, surer, surer]), labels).order == (2,)
 
 
-def test_bagging_averages_selections_among_parts_of_the_members(library: tuple[np.ndarray, np.ndarray]) -> None:
-    chances, labels = library
-    weights = select_bagged(chances, labels, bags=6, rounds=5, seed=3)
-    assert weights.sum() == pytest.approx(1)
-    assert weights.min() >= 0
-    np.testing.assert_array_equal(weights, select_bagged(chances, labels, bags=6, rounds=5, seed=3))
-    whole = select_bagged(chances, labels, bags=3, fraction=1.0, rounds=5)
-    np.testing.assert_allclose(whole, select(chances, labels, rounds=5).weights(4))
-    assert set(select(chances, labels, among=[1, 2]).order) <= {1, 2}
-
-
 def test_what_cannot_be_selected_from_is_refused(library: tuple[np.ndarray, np.ndarray]) -> None:
     chances, labels = library
-    for settings in ({"rounds": 0}, {"among": []}):
-        with pytest.raises(UserError, match="selection needs"):
-            select(chances, labels, **settings)
+    with pytest.raises(UserError, match="selection needs"):
+        select(chances, labels, rounds=0)
     with pytest.raises(UserError, match="a label for each page"):
         select(chances, labels[:-1])
-    with pytest.raises(UserError, match="bag"):
-        select_bagged(chances, labels, bags=0)
 
 
 def test_the_cost_curve_counts_each_member_once(library: tuple[np.ndarray, np.ndarray]) -> None:

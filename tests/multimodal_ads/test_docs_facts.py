@@ -8,10 +8,10 @@ import yaml
 from mlcore.config.compose import Request, compose, group_choices
 from quartet.apps.multimodal_ads.app import APP
 from quartet.apps.multimodal_ads.config import AdsConfig
-from quartet.apps.multimodal_ads.text.published import PUBLISHED as PUBLISHED_TEXT
 from quartet.apps.multimodal_ads.vision.encoder import meta_vision
 from scripts.flag_tables import BEGIN, flag_tables, insert_flag_tables
 from tests.docs_page import REPOSITORY, Page
+from tests.multimodal_ads.published_texts import PUBLISHED as PUBLISHED_TEXT
 
 PAGE = Page("multimodal_ads")
 

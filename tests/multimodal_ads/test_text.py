@@ -19,7 +19,7 @@ from mlcore.base.errors import UserError
 from quartet.apps.multimodal_ads.config import TextEncoderConfig
 from quartet.apps.multimodal_ads.text.encoder import TextEncoder, load_text
 from quartet.apps.multimodal_ads.text.library import load_model
-from quartet.apps.multimodal_ads.text.published import meta_text
+from tests.multimodal_ads.published_texts import meta_text
 
 SETTINGS = Path(__file__).resolve().parents[2] / "configs" / "multimodal_ads" / "text_encoder"
 # Width and weights in millions, as on the models' pages.

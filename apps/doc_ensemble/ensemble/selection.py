@@ -4,18 +4,16 @@ Begin with nothing; add, round after round, the member whose addition to the mea
 validation; a member may be added again, which raises its weight. The best round wins, the earliest of equal ones.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from mlcore.base.errors import UserError
-from mlcore.base.seeding import numpy_rng
 from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_floats, as_labels
 from quartet.apps.doc_ensemble.ensemble.combine import combine
 
-__all__ = ["Goal", "Selection", "fast_macro_f1", "growing_order", "log_loss", "select", "select_bagged"]
+__all__ = ["Goal", "Selection", "fast_macro_f1", "growing_order", "log_loss", "select"]
 
 Goal = Literal["macro_f1", "accuracy", "log_loss"]
 
@@ -41,14 +39,7 @@ class Selection:
         return shares
 
 
-def select(
-    probabilities: Array,
-    labels: Array,
-    *,
-    goal: Goal = "macro_f1",
-    rounds: int = 25,
-    among: Sequence[int] | None = None,
-) -> Selection:
+def select(probabilities: Array, labels: Array, *, goal: Goal = "macro_f1", rounds: int = 25) -> Selection:
     """Choose members; of additions with equal scores, that of less log loss, then the first member.
 
     Args:
@@ -56,70 +47,29 @@ def select(
         labels: [N] class indices.
         goal: What to raise; log_loss is lowered.
         rounds: Additions to try.
-        among: Members to choose from; None: all.
 
     Raises:
-        UserError: Arrays that do not fit together, `rounds` below 1, or nobody to choose from.
+        UserError: Arrays that do not fit together, or `rounds` below 1.
     """
     chances = as_floats(probabilities, name="probabilities")
     combine(chances)  # checks them
     truth = as_labels(labels, classes=chances.shape[2])
-    candidates = list(range(len(chances)) if among is None else among)
-    if rounds < 1 or not candidates or len(truth) != chances.shape[1]:
+    if rounds < 1 or len(truth) != chances.shape[1]:
         raise UserError(
-            f"selection needs at least one round ({rounds} given), a member to choose from ({len(candidates)}), and a "
-            f"label for each page ({len(truth)} for {chances.shape[1]})"
+            f"selection needs at least one round ({rounds} given) and a label for each page ({len(truth)} for "
+            f"{chances.shape[1]})"
         )
     total = np.zeros(chances.shape[1:])
     order: list[int] = []
     scores: list[float] = []
     for size in range(1, rounds + 1):
-        tried = [_score((total + chances[member]) / size, truth, goal) for member in candidates]
-        best = max(range(len(candidates)), key=lambda place: tried[place])  # the first of equal ones
-        order.append(candidates[best])
+        tried = [_score((total + member) / size, truth, goal) for member in chances]
+        best = max(range(len(tried)), key=lambda place: tried[place])  # the first of equal ones
+        order.append(best)
         scores.append(tried[best][0])
-        total += chances[candidates[best]]
+        total += chances[best]
     end = int(np.argmax(scores)) + 1
     return Selection(tuple(order[:end]), tuple(scores[:end]))
-
-
-def select_bagged(
-    probabilities: Array,
-    labels: Array,
-    *,
-    goal: Goal = "macro_f1",
-    rounds: int = 25,
-    bags: int = 20,
-    fraction: float = 0.5,
-    seed: int = 0,
-) -> FloatArray:
-    """Mean weights of several selections, each among a random part of the members; overfits less with many members.
-
-    Args:
-        probabilities: As in `select`.
-        labels: As in `select`.
-        goal: As in `select`.
-        rounds: As in `select`.
-        bags: Selections.
-        fraction: Part of the members in each, above 0 up to 1; at least one member.
-        seed: Of the parts; the same seed draws the same ones.
-
-    Returns:
-        Weights [K] that sum to 1.
-
-    Raises:
-        UserError: As in `select`, or `bags` below 1, or `fraction` out of range.
-    """
-    if bags < 1 or not 0 < fraction <= 1:
-        raise UserError(f"bagging needs at least one bag ({bags}) and a fraction above 0 up to 1 ({fraction:g})")
-    members = len(probabilities)
-    size = max(1, round(members * fraction))
-    shares = np.zeros(members)
-    for bag in range(bags):
-        among = sorted(numpy_rng(seed, bag).choice(members, size, replace=False).tolist())
-        shares += select(probabilities, labels, goal=goal, rounds=rounds, among=among).weights(members)
-    mean: FloatArray = shares / bags
-    return mean
 
 
 def growing_order(probabilities: Array, labels: Array, *, goal: Goal = "macro_f1") -> tuple[int, ...]:
