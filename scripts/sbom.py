@@ -41,20 +41,27 @@ def joined(app: str, installed: Bom, listed: Bom) -> Bom:
     """The packages of `installed` that `listed` names in the same version, with the hashes that are there.
 
     Raises:
-        SystemExit: A package that one of them needs is not among them: .venv is not what the requirements say.
+        SystemExit: .venv has another version of one.
     """
     downloads = {identity(component): component["externalReferences"] for component in listed["components"]}
+    found = dict(map(identity, installed["components"]))
+    other = sorted(f"{name}=={found[name]}" for name, version in downloads if found.get(name, version) != version)
+    if other:
+        raise SystemExit(
+            f"sbom: .venv has {', '.join(other)}, other versions than requirements/{app}.txt: remove "
+            f".venv/stamps/{app} and run `make sbom APP={app}`"
+        )
     components = [component for component in installed["components"] if identity(component) in downloads]
     for component in components:
         component.setdefault("externalReferences", []).extend(downloads[identity(component)])
     kept = {component["bom-ref"] for component in components}
-    graph = [entry for entry in installed["dependencies"] if entry["ref"] in kept]
-    needed = {name for entry in graph for name in entry.get("dependsOn", [])}
-    if needed - kept:
-        raise SystemExit(
-            f"sbom: .venv has {', '.join(sorted(needed - kept))}, which requirements/{app}.txt does not name so: "
-            f"remove .venv/stamps/{app} and run `make sbom APP={app}`, or `make lock` after an edit"
-        )
+    # What is there beside, for development, may serve as an extra of one of them.
+    graph = [
+        entry | {"dependsOn": [name for name in entry.get("dependsOn", []) if name in kept]}
+        for entry in installed["dependencies"]
+        if entry["ref"] in kept
+    ]
+    needed = {name for entry in graph for name in entry["dependsOn"]}
     root = {"type": "application", "bom-ref": "quartet", "name": f"quartet-{app}", "version": VERSION}
     graph.append({"ref": "quartet", "dependsOn": sorted(kept - needed)})
     metadata = installed["metadata"] | {"component": root | {"licenses": [{"license": {"id": "MIT"}}]}}

@@ -221,7 +221,7 @@ def test_an_sbom_joins_licences_and_hashes_of_the_packages_of_an_app() -> None:
         "specVersion": "1.6",
         "metadata": {},
         "components": [component("My_Tool", "1", licenses=licence), component("dep", "2"), component("ruff", "3")],
-        "dependencies": [{"ref": "My_Tool==1", "dependsOn": ["dep==2"]}, {"ref": "dep==2"}, {"ref": "ruff==3"}],
+        "dependencies": [{"ref": "My_Tool==1", "dependsOn": ["dep==2", "ruff==3"]}, {"ref": "dep==2"}],
     }
     named = (("my-tool", "1"), ("dep", "2"))
     downloads = [component(name, version, externalReferences=references) for name, version in named]
@@ -233,7 +233,12 @@ def test_an_sbom_joins_licences_and_hashes_of_the_packages_of_an_app() -> None:
         ("dep", references),
     ]
     assert bom["components"][0]["licenses"] == licence
-    assert bom["dependencies"][-1] == {"ref": "quartet", "dependsOn": ["My_Tool==1"]}
+    assert [(entry["ref"], entry["dependsOn"]) for entry in bom["dependencies"]] == [
+        ("My_Tool==1", ["dep==2"]),
+        ("dep==2", []),
+        ("quartet", ["My_Tool==1"]),
+    ]
 
-    with pytest.raises(SystemExit, match=r"dep==2, which requirements/demo\.txt does not name"):
-        joined("demo", installed, {"components": listed["components"][:1]})
+    listed["components"][1]["version"] = "3"
+    with pytest.raises(SystemExit, match=r"dep==2, other versions than requirements/demo\.txt"):
+        joined("demo", installed, listed)
