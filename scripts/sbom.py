@@ -6,6 +6,7 @@ Versions, licences and the graph are those of .venv, limited to what requirement
 against which pip checked the downloads. cyclonedx-py reads both; what it knows of each package is joined here.
 """
 
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -71,6 +72,10 @@ def joined(app: str, installed: Bom, listed: Bom) -> Bom:
 def main(app: str) -> int:
     """Write and check the file of an app."""
     bom = joined(app, read("environment", sys.executable), read("requirements", f"requirements/{app}.txt"))
+    for component in bom["components"]:
+        stated = importlib.metadata.metadata(component["name"])["License"]
+        if stated and not component.get("licenses"):  # words that are no known expression
+            component["licenses"] = [{"license": {"name": stated.splitlines()[0]}}]
     text = json.dumps(bom, indent=1, ensure_ascii=False) + "\n"
     wrong = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
     if wrong is not None:

@@ -173,11 +173,4 @@ def calibration_sections(
 
 def _reliability(logits: Array, labels: Array, path: Path, temperature: float) -> Path:
     bins = reliability_bins(labels, probabilities=softmax(logits, temperature=temperature))
-    return plot_reliability(
-        bins.edges,
-        count=bins.count,
-        confidence=bins.confidence,
-        accuracy=bins.accuracy,
-        path=path,
-        title=f"Temperature {temperature:.2f}",
-    )
+    return plot_reliability(bins, path=path, title=f"Temperature {temperature:.2f}")

@@ -214,13 +214,7 @@ def ad_sections(
         title=f"Confusion matrix at threshold {threshold:.3g}",
     )
     bins = reliability_bins(truth, probabilities=chances)
-    reliability = plot_reliability(
-        bins.edges,
-        count=bins.count,
-        confidence=bins.confidence,
-        accuracy=bins.accuracy,
-        path=folder / f"{prefix}reliability.png",
-    )
+    reliability = plot_reliability(bins, path=folder / f"{prefix}reliability.png")
     # How sure the model is does not depend on where the threshold is.
     confidence, right = np.maximum(chances, 1 - chances), (chances >= 0.5) == truth
     histogram = plot_confidence_histogram(confidence, right=right, path=folder / f"{prefix}confidence_histogram.png")

@@ -6,9 +6,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss, FocalLoss
+from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss
 from torch import Tensor
-from torch.nn import functional as F
 
 from mlcore.base.errors import UserError
 from mlcore.data.batch import MicroBatch
@@ -20,26 +19,20 @@ from tests.loss_identities import Loss, LossIdentities
 SEGMENTATION: dict[str, Loss] = {
     "dice": losses.dice,
     "dice squared": partial(losses.dice, squared=True),
-    "dice without background": partial(losses.dice, include_background=False),
     "dice_cross_entropy": losses.dice_cross_entropy,
     "dice_focal": losses.dice_focal,
 }
 
 
-def _volumes(channels: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def _volumes(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     torch.manual_seed(2)
-    target = torch.randint(0, max(channels, 2), (3, 1, 4, 5, 3))
+    target = torch.randint(0, 2, (3, 1, 4, 5, 3))
     target[0] = 0  # an empty mask
-    return torch.randn(3, channels, 4, 5, 3, dtype=dtype), target
+    return torch.randn(3, 1, 4, 5, 3, dtype=dtype), target
 
 
-CASES = [
-    (f"{name}, {channels} channel(s)", loss, _volumes(channels))
-    for channels in (1, 3)
-    for name, loss in SEGMENTATION.items()
-]
 every_loss = pytest.mark.parametrize(
-    ("loss", "values"), [(loss, values) for _, loss, values in CASES], ids=[name for name, _, _ in CASES]
+    ("loss", "values"), [(loss, _volumes()) for loss in SEGMENTATION.values()], ids=list(SEGMENTATION)
 )
 
 
@@ -48,48 +41,26 @@ class TestEveryMaskLoss(LossIdentities):
     """Those of masks."""
 
 
-@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("squared", [False, True])
-def test_dice_is_the_formula(channels: int, squared: bool) -> None:
-    logits, target = _volumes(channels)
-    p = logits.sigmoid() if channels == 1 else logits.softmax(1)
-    t = target.double() if channels == 1 else F.one_hot(target[:, 0], channels).movedim(-1, 1).double()
+def test_dice_is_the_formula(squared: bool) -> None:
+    logits, target = _volumes()
+    p, t = logits.sigmoid(), target.double()
     power = 2 if squared else 1
     axes = (2, 3, 4)
     ratio = (2 * (p * t).sum(axes) + 1e-5) / ((p**power).sum(axes) + (t**power).sum(axes) + 1e-5)
     torch.testing.assert_close(losses.dice(logits, target, squared=squared), (1 - ratio).mean(1))
 
 
-@pytest.mark.parametrize("background", [True, False])
-def test_dice_means_equal_monais(background: bool) -> None:
-    logits, target = _volumes(3, torch.float32)
-    options = {"include_background": background, "to_onehot_y": True, "softmax": True}
-    torch.testing.assert_close(
-        losses.dice(logits, target, include_background=background).mean(), DiceLoss(**options)(logits, target)
+@pytest.mark.parametrize("squared", [False, True])
+def test_means_equal_monais(squared: bool) -> None:
+    logits, target = _volumes(torch.float32)
+    values = (
+        (losses.dice(logits, target, squared=squared), DiceLoss(sigmoid=True, squared_pred=squared)),
+        (losses.dice_cross_entropy(logits, target, squared=squared), DiceCELoss(sigmoid=True, squared_pred=squared)),
+        (losses.dice_focal(logits, target, gamma=3.0), DiceFocalLoss(sigmoid=True, gamma=3.0)),
     )
-    torch.testing.assert_close(
-        losses.dice_cross_entropy(logits, target, include_background=background, dice_weight=2, ce_weight=0.5).mean(),
-        DiceCELoss(**options, lambda_dice=2, lambda_ce=0.5)(logits, target),
-    )
-
-
-@pytest.mark.parametrize("alpha", [None, 0.25])
-def test_one_channel_combinations_equal_monais(alpha: float | None) -> None:
-    logits, target = _volumes(1, torch.float32)
-    torch.testing.assert_close(
-        losses.dice_focal(logits, target, alpha=alpha, dice_weight=2, focal_weight=0.5).mean(),
-        DiceFocalLoss(sigmoid=True, alpha=alpha, lambda_dice=2, lambda_focal=0.5)(logits, target.float()),
-    )
-    torch.testing.assert_close(
-        losses.dice_cross_entropy(logits, target).mean(), DiceCELoss(sigmoid=True)(logits, target.float())
-    )
-
-
-def test_dice_focal_of_several_channels_adds_the_softmax_focal_loss() -> None:
-    logits, target = _volumes(3, torch.float32)
-    term = losses.dice_focal(logits, target, gamma=3.0) - losses.dice(logits, target)
-    monai = FocalLoss(to_onehot_y=True, use_softmax=True, gamma=3.0)(logits, target)  # a mean over classes
-    torch.testing.assert_close(term.mean(), 3 * monai, rtol=1e-4, atol=1e-6)
+    for value, monai in values:
+        torch.testing.assert_close(value.mean(), monai(logits, target.float()))
 
 
 def test_an_empty_mask_predicted_empty_has_no_dice_loss() -> None:
@@ -123,7 +94,7 @@ def test_gradients_do_not_depend_on_how_a_window_is_cut(name: str, sizes: list[i
     ("call", "message"),
     [
         (lambda: losses.dice(torch.zeros(2, 1, 4), torch.zeros(2, 4)), r"\(2, 1, 4\)"),
-        (lambda: losses.dice_focal(*_volumes(1), alpha=torch.ones(2)), "alpha per class"),
+        (lambda: losses.dice_focal(torch.zeros(2, 3, 4), torch.zeros(2, 1, 4)), r"logits \(2, 3, 4\)"),
     ],
 )
 def test_wrong_arguments_are_named(call: Callable[[], Tensor], message: str) -> None:

@@ -29,6 +29,12 @@ class ReliabilityBins:
     confidence: FloatArray
     accuracy: FloatArray
 
+    @property
+    def error(self) -> float:
+        """The calibration error of these bins; an empty one weighs nothing."""
+        gap = np.nan_to_num(np.abs(self.accuracy - self.confidence))
+        return float((self.count * gap).sum() / self.count.sum())
+
 
 def reliability_bins(labels: Array, *, probabilities: Array, bins: int = 15) -> ReliabilityBins:
     """Group samples by confidence, the probability of the predicted (most probable) class.
@@ -71,9 +77,7 @@ def expected_calibration_error(labels: Array, *, probabilities: Array, bins: int
     Raises:
         UserError: as in `reliability_bins`.
     """
-    groups = reliability_bins(labels, probabilities=probabilities, bins=bins)
-    gap = np.nan_to_num(np.abs(groups.accuracy - groups.confidence))  # an empty bin weighs nothing
-    return float((groups.count * gap).sum() / groups.count.sum())
+    return reliability_bins(labels, probabilities=probabilities, bins=bins).error
 
 
 def brier_score(labels: Array, *, probabilities: Array) -> float:

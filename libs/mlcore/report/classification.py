@@ -88,13 +88,7 @@ def _pictures(
         ),
         Picture(
             "Reliability",
-            plot_reliability(
-                bins.edges,
-                count=bins.count,
-                confidence=bins.confidence,
-                accuracy=bins.accuracy,
-                path=folder / f"{prefix}reliability.png",
-            ),
+            plot_reliability(bins, path=folder / f"{prefix}reliability.png"),
             note=f"expected calibration error {result.ece:.4f}",
         ),
         Picture(

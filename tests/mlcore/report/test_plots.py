@@ -19,6 +19,7 @@ from matplotlib import font_manager
 from matplotlib import image as reader
 
 from mlcore.base.errors import UserError
+from mlcore.metrics.calibration import reliability_bins
 from mlcore.report.plots.classes import plot_class_bars, plot_confusion_matrix
 from mlcore.report.plots.confidence import plot_accuracy_by_confidence, plot_confidence_histogram, plot_reliability
 from mlcore.report.plots.curves import plot_lr_finder, plot_panels
@@ -102,7 +103,7 @@ DRAWINGS: dict[str, Callable[[Path], Path]] = {
         {"F1": [math.nan, 0.5], "loss": [math.nan, math.nan]}, class_names=["a", "b"], path=path, worst_first=False
     ),
     "reliability": lambda path: plot_reliability(
-        [0, 0.5, 1], count=[0, 4], confidence=[math.nan, 0.8], accuracy=[math.nan, 0.5], path=path
+        reliability_bins([1, 0, 1, 0], probabilities=[0.8] * 4, bins=2), path=path
     ),
     "confidence": lambda path: plot_confidence_histogram([0.6, 0.9, 1.0], right=[False, True, True], path=path),
     "all right and sure": lambda path: plot_confidence_histogram([1.0, 1.0], right=[True, True], path=path),
@@ -265,7 +266,6 @@ def test_pyplot_and_its_global_state_stay_untouched(tmp_path: Path) -> None:
         (lambda path: plot_class_bars({}, class_names=["a"], path=path), "no metrics"),
         (lambda path: plot_class_bars({"F1": [1, 2]}, class_names=["a"], path=path), "'F1' has shape"),
         (lambda path: plot_confidence_histogram([], right=[], path=path), "at least one"),
-        (lambda path: plot_reliability([0, 1], count=[0], confidence=[0], accuracy=[0], path=path), "samples"),
     ],
 )
 def test_wrong_values_are_named_and_leave_no_file(call: Callable[[Path], Path], message: str, tmp_path: Path) -> None:

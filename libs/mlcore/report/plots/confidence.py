@@ -10,29 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
+from mlcore.metrics.calibration import ReliabilityBins
 from mlcore.report.plots.style import BAD, DASHED, GOOD, INK, MUTED, TRAIN, VAL, picture
 
 __all__ = ["plot_accuracy_by_confidence", "plot_confidence_histogram", "plot_reliability"]
 
 
-def plot_reliability(
-    edges: Sequence[float] | NDArray[Any],
-    *,
-    count: Sequence[int] | NDArray[Any],
-    confidence: Sequence[float] | NDArray[Any],
-    accuracy: Sequence[float] | NDArray[Any],
-    path: Path,
-    title: str = "Reliability",
-) -> Path:
+def plot_reliability(bins: ReliabilityBins, *, path: Path, title: str = "Reliability") -> Path:
     """Draw accuracy over confidence with the gap to honesty shaded, above the number of samples per bin.
 
-    The arguments are the fields of `mlcore.metrics.calibration.ReliabilityBins`.
-
     Args:
-        edges: ``[B + 1]`` bin edges, 0..1.
-        count: ``[B]`` samples.
-        confidence: ``[B]`` mean confidence, NaN where empty.
-        accuracy: ``[B]`` share right, NaN where empty.
+        bins: As `reliability_bins` makes them.
         path: the PNG to write.
         title: above the picture; the calibration error of these bins is added.
 
@@ -40,17 +28,11 @@ def plot_reliability(
         `path`.
 
     Raises:
-        UserError: lengths that do not fit, no samples, or the file cannot be written.
+        UserError: The file cannot be written.
     """
-    left = np.asarray(edges, dtype=float)
-    number, sure, right = (np.asarray(values, dtype=float) for values in (count, confidence, accuracy))
-    if not len(left) - 1 == len(number) == len(sure) == len(right) or number.sum() <= 0:
-        raise UserError(
-            "reliability bins need B + 1 edges and B counts, confidences and accuracies, with samples in them"
-        )
-    error = float((number * np.nan_to_num(np.abs(right - sure))).sum() / number.sum())
-    width = np.diff(left)
-    middle = left[:-1] + width / 2
+    number, sure, right = bins.count, bins.confidence, bins.accuracy
+    width = np.diff(bins.edges)
+    middle = bins.edges[:-1] + width / 2
     with picture(path, width=5.4, height=6.0) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
         upper.bar(middle, right, width * 0.92, color=TRAIN, alpha=0.85, label="accuracy")
@@ -63,7 +45,7 @@ def plot_reliability(
         upper.set_xlim(0, 1)
         upper.set_ylim(0, 1.02)
         upper.set_ylabel("accuracy")
-        upper.set_title(f"{title}   calibration error {error:.1%}")
+        upper.set_title(f"{title}   calibration error {bins.error:.1%}")
         upper.legend(loc="upper left")
         lower.bar(middle, number, width * 0.92, color="#a9b4bf")
         lower.set_ylabel("samples")
