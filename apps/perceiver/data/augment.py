@@ -116,24 +116,6 @@ class TimeWarp:
         return _with(sample, (1 - weight) * series[low] + weight * series[high], warped_mask)
 
 
-@dataclass(frozen=True)
-class ChannelDrop:
-    """Sets each channel to its mean over the sequence with the given probability; at least one channel stays."""
-
-    probability: float
-
-    def __post_init__(self) -> None:
-        _check_share("channel drop", self.probability)
-
-    def __call__(self, sample: Any, rng: Rng) -> Any:
-        """Transforms a sample."""
-        series, mask = _parts(sample)
-        channels = np.arange(series.shape[1])
-        stays = rng.integers(series.shape[1])
-        dropped = (rng.random(channels.shape) < self.probability) & (channels != stays)
-        return _with(sample, np.where(dropped, series.mean(axis=0), series), mask)
-
-
 def series_augmentation(
     *,
     jitter: float = 0.0,
@@ -141,7 +123,6 @@ def series_augmentation(
     time_warp: float = 0.0,
     time_mask: float = 0.0,
     window_slice: float = 0.0,
-    channel_drop: float = 0.0,
     max_seq_len: int | None = None,
 ) -> Pipeline | None:
     """Chains the transforms whose strength is not 0; ``None`` if there is none."""
@@ -150,7 +131,6 @@ def series_augmentation(
         (time_warp, TimeWarp(time_warp, max_seq_len)),
         (scaling, Scaling(scaling)),
         (jitter, Jitter(jitter)),
-        (channel_drop, ChannelDrop(channel_drop)),
         (time_mask, TimeMask(time_mask)),
     ]
     chosen = tuple(step for strength, step in steps if strength)
