@@ -75,10 +75,10 @@ def test_a_case_without_a_mask_has_no_components(tmp_path: Path) -> None:
 def test_the_second_reading_prepares_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [make_case(tmp_path, str(number), seed=number) for number in range(3)]
     cache = Cache(tmp_path / "cache", SETTINGS)
-    assert cache.fill(cases).built == 3
+    assert cache.fill(cases) == 3
     monkeypatch.setattr(cache_module, "load_case", lambda *_, **__: pytest.fail("read an image again"))
     again = pickle.loads(pickle.dumps(cache))
-    assert again.fill(cases) == cache_module.Filled(cases=tuple(cases), problems=(), built=0)
+    assert again.fill(cases) == 0
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
@@ -174,22 +174,17 @@ def test_three_processes_fill_one_cache(tmp_path: Path) -> None:
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
-    assert Cache(folder, SETTINGS).fill(cases).built == 0
+    assert Cache(folder, SETTINGS).fill(cases) == 0
     assert len(list(folder.iterdir())) == 4
 
 
-def test_bad_cases_stop_or_are_counted(tmp_path: Path) -> None:
+def test_bad_cases_are_told_together(tmp_path: Path) -> None:
     cases = [make_case(tmp_path, str(number), seed=number) for number in range(3)]
     cases[1].image.write_bytes(b"no volume")
     cases[2].image.unlink()
     cache = Cache(tmp_path / "cache", SETTINGS)
     with pytest.raises(UserError, match=r"(?s)1\.nii\.gz.*train\.csv, line 1.*2\.nii\.gz.*train\.csv, line 2"):
         cache.fill(cases)
-    filled = cache.fill(cases, on_bad_case="skip")
-    assert filled.cases == (cases[0],)
-    assert len(filled.problems) == 2
-    with pytest.raises(UserError, match="cannot be used"):
-        cache.fill(cases[1:], on_bad_case="skip")
     assert len(list((tmp_path / "cache").iterdir())) == 1  # nothing half-made
 
 
@@ -198,9 +193,12 @@ def test_ranks_report_problems_in_table_order(tmp_path: Path) -> None:
     for case in (cases[0], cases[3]):
         case.image.unlink()
     cache = Cache(tmp_path / "cache", SETTINGS)
-    first, second = (cache.fill(cases, on_bad_case="skip", rank=rank, world_size=2) for rank in range(2))
-    assert (first.cases, first.problems) == (second.cases, second.problems) == (tuple(cases[1:3]), first.problems)
-    assert "line 0" in first.problems[0]
+    told = []
+    for rank in range(2):
+        with pytest.raises(UserError, match=r"(?s)line 0.*line 3") as caught:
+            cache.fill(cases, rank=rank, world_size=2)
+        told.append(str(caught.value))
+    assert told[0] == told[1]
 
 
 def test_progress_tells_the_time_left(

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from quartet.apps.sam_med3d_ich.data.metadata import CaseMetadata, case_metadata
 from quartet.apps.sam_med3d_ich.data.preprocess import Grid, Preprocessing, prepare, prepare_mask
 from quartet.apps.sam_med3d_ich.data.words import counted
 
-__all__ = ["Cache", "CachedCase", "Filled", "open_entry"]
+__all__ = ["Cache", "CachedCase", "open_entry"]
 
 _log = logging.getLogger(__name__)
 
@@ -61,21 +61,6 @@ class CachedCase:
     def mask(self) -> NDArray[np.uint8]:
         """uint8 [X, Y, Z] of 0 and 1, a copy."""
         return (self.components > 0).astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class Filled:
-    """What `Cache.fill` did.
-
-    Attributes:
-        cases: Those that can be used.
-        problems: One message for each case left out.
-        built: How many were prepared now; the others were there.
-    """
-
-    cases: tuple[Case, ...]
-    problems: tuple[str, ...]
-    built: int
 
 
 class Cache:
@@ -113,38 +98,30 @@ class Cache:
         """
         return self._read(case)[0]
 
-    def fill(
-        self,
-        cases: Sequence[Case],
-        *,
-        on_bad_case: Literal["error", "skip"] = "error",
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> Filled:
+    def fill(self, cases: Sequence[Case], *, rank: int = 0, world_size: int = 1) -> int:
         """Prepare all cases that are not there yet, with progress in the log.
 
         Args:
             cases: What to prepare.
-            on_bad_case: Stop at cases that cannot be read, or leave them out and count them.
             rank: This process; it starts with its own share, then sees to what the others have not done.
             world_size: Processes that call this with the same cases at the same time.
 
+        Returns:
+            How many were prepared now.
+
         Raises:
-            UserError: Cases cannot be used and none may be skipped, or none can be used.
+            UserError: Cases cannot be used.
         """
         ensure_folder(self.folder)
         _remove_stale(self.folder)
         first = rank * len(cases) // world_size
-        order = [*range(first, len(cases)), *range(first)]
-        built, found = self._fill(cases, order, patience=_SHOWN if on_bad_case == "error" else len(cases))
-        problems = tuple(found[index] for index in sorted(found))
-        kept = tuple(case for index, case in enumerate(cases) if index not in found)
-        if problems and (on_bad_case == "error" or not kept):
-            raise UserError("cases cannot be used:\n" + "\n".join(problems[:_SHOWN]))
-        return Filled(cases=kept, problems=problems, built=built)
+        built, problems = self._fill(cases, [*range(first, len(cases)), *range(first)])
+        if problems:
+            raise UserError("cases cannot be used:\n" + "\n".join(problems[index] for index in sorted(problems)))
+        return built
 
-    def _fill(self, cases: Sequence[Case], order: Sequence[int], *, patience: int) -> tuple[int, dict[int, str]]:
-        """How many were prepared, and what is wrong with which; stops after `patience` problems."""
+    def _fill(self, cases: Sequence[Case], order: Sequence[int]) -> tuple[int, dict[int, str]]:
+        """How many were prepared, and what is wrong with which; stops after as many problems as are shown."""
         pace, logged = Pace(len(cases)), 0.0
         built, problems = 0, dict[int, str]()
         for done, index in enumerate(order, start=1):
@@ -152,7 +129,7 @@ class Cache:
                 built += self._read(cases[index])[1]
             except UserError as error:
                 problems[index] = str(error)
-            if len(problems) >= patience:
+            if len(problems) >= _SHOWN:
                 break
             pace.update(done)
             if pace.elapsed_s - logged > _LOG_EVERY_S:
