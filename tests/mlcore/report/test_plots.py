@@ -85,13 +85,10 @@ def _draw_classes(names: Sequence[str], folder: Path) -> list[Path]:
 
 
 DRAWINGS: dict[str, Callable[[Path], Path]] = {
-    "gaps, log": lambda path: plot_panels(
-        {"loss": {"loss": (STEPS, [math.nan, 0.0, -1.0, *FALLING[3:]])}}, path=path, log=["loss"]
-    ),
+    "gaps": lambda path: plot_panels({"loss": {"loss": (STEPS, [math.nan, 0.0, -1.0, *FALLING[3:]])}}, path=path),
     "panels": lambda path: plot_panels(
         {"loss": {"train": (STEPS, FALLING)}, "accuracy": {"val": ([1], [0.5])}, "rate": {"rate": (STEPS, FALLING)}},
         path=path,
-        log=["loss"],
     ),
     "learning-rate finder": lambda path: plot_lr_finder(
         [1e-4, 1e-3, 1e-2], losses=[2.0, 1.0, math.inf], path=path, suggestion=1e-3
@@ -100,7 +97,7 @@ DRAWINGS: dict[str, Callable[[Path], Path]] = {
         np.array([[3, 1], [0, 0]]), class_names=["a", "b"], path=path
     ),
     "bars without samples": lambda path: plot_class_bars(
-        {"F1": [math.nan, 0.5], "loss": [math.nan, math.nan]}, class_names=["a", "b"], path=path, worst_first=False
+        {"F1": [math.nan, 0.5], "loss": [math.nan, math.nan]}, class_names=["a", "b"], path=path
     ),
     "reliability": lambda path: plot_reliability(
         reliability_bins([1, 0, 1, 0], probabilities=[0.8] * 4, bins=2), path=path
@@ -260,7 +257,6 @@ def test_pyplot_and_its_global_state_stay_untouched(tmp_path: Path) -> None:
         (lambda path: plot_panels({"loss": {}}, path=path), "no series"),
         (lambda path: plot_panels({"loss": {"val": ([1, 2], [1])}}, path=path), "'val' has 2 x and 1 y"),
         (lambda path: plot_panels({}, path=path), "no panels"),
-        (lambda path: plot_panels({"loss": {"a": ([1], [1])}}, path=path, log=["los"]), "'los'.*loss"),
         (lambda path: plot_confusion_matrix(np.ones((2, 3)), class_names=["a"], path=path), r"\(2, 3\)"),
         (lambda path: plot_confusion_matrix(np.ones((2, 2)), class_names=["a"], path=path), "1 class names for 2"),
         (lambda path: plot_class_bars({}, class_names=["a"], path=path), "no metrics"),

@@ -66,22 +66,13 @@ def plot_confusion_matrix(
     return path
 
 
-def plot_class_bars(
-    metrics: Mapping[str, Sequence[float]],
-    *,
-    class_names: Sequence[str],
-    path: Path,
-    title: str = "Per class",
-    worst_first: bool = True,
-) -> Path:
-    """Draw one bar per class, one panel per metric, with the mean over classes as a line.
+def plot_class_bars(metrics: Mapping[str, Sequence[float]], *, class_names: Sequence[str], path: Path) -> Path:
+    """Draw one bar per class, one panel per metric, the worst class of the first one on top, the mean as a line.
 
     Args:
         metrics: name to C values; NaN is drawn as a dash (no samples). A name with ``loss`` counts as lower is better.
         class_names: C names.
         path: the PNG to write.
-        title: above the picture.
-        worst_first: order rows by the first metric, worst on top; otherwise by index.
 
     Returns:
         `path`.
@@ -95,9 +86,9 @@ def plot_class_bars(
     columns = {name: _column(name, values, len(class_names)) for name, values in metrics.items()}
     first, values = next(iter(columns.items()))
     badness = values if "loss" not in first.lower() else -values
-    order = np.argsort(np.nan_to_num(badness, nan=np.inf), kind="stable") if worst_first else np.arange(len(values))
+    order = np.argsort(np.nan_to_num(badness, nan=np.inf), kind="stable")
     row = row_height(len(values))
-    with picture(path, width=1.8 + 3.0 * len(columns), height=1.4 + row * len(values), title=title) as figure:
+    with picture(path, width=1.8 + 3.0 * len(columns), height=1.4 + row * len(values), title="Per class") as figure:
         panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
         for place, (axes, (name, column)) in enumerate(zip(panels, columns.items(), strict=True)):
             _draw_bars(axes, column[order], color=PALETTE[place % len(PALETTE)], row=row)

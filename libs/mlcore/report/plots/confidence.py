@@ -55,7 +55,7 @@ def plot_reliability(bins: ReliabilityBins, *, path: Path, title: str = "Reliabi
 
 
 def plot_confidence_histogram(
-    confidence: Sequence[float] | NDArray[Any], *, right: Sequence[bool] | NDArray[Any], path: Path, bins: int = 30
+    confidence: Sequence[float] | NDArray[Any], *, right: Sequence[bool] | NDArray[Any], path: Path
 ) -> Path:
     """Draw how sure the model is where it is right, and where it is wrong (below the axis).
 
@@ -63,7 +63,6 @@ def plot_confidence_histogram(
         confidence: ``[N]`` probability of the predicted class, 0..1.
         right: ``[N]`` whether the prediction is the label.
         path: the PNG to write.
-        bins: number of bins between the least confidence and 1.
 
     Returns:
         `path`.
@@ -72,7 +71,7 @@ def plot_confidence_histogram(
         UserError: empty, lengths differ, or the file cannot be written.
     """
     sure, good = _samples(confidence, right)
-    edges = np.linspace(min(float(sure.min()), 0.99), 1.0, bins + 1)
+    edges = np.linspace(min(float(sure.min()), 0.99), 1.0, 31)
     middle, width = (edges[:-1] + edges[1:]) / 2, edges[1] - edges[0]
     with picture(path, width=7.2, height=4.0) as figure:
         axes = figure.add_subplot()

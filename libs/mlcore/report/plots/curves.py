@@ -19,9 +19,7 @@ Series = tuple[Sequence[float], Sequence[float]]
 """x and y values of one line; NaN leaves a gap."""
 
 
-def plot_panels(
-    panels: Mapping[str, Mapping[str, Series]], *, path: Path, x_label: str = "step", log: Sequence[str] = ()
-) -> Path:
+def plot_panels(panels: Mapping[str, Mapping[str, Series]], *, path: Path, x_label: str = "step") -> Path:
     """Draw one small picture per quantity side by side: loss, accuracy, learning rate, ...
 
     Args:
@@ -29,27 +27,22 @@ def plot_panels(
             everywhere.
         path: the PNG to write.
         x_label: below each panel.
-        log: titles of the panels with logarithmic values; those of 0 and below leave gaps.
 
     Returns:
         `path`.
 
     Raises:
-        UserError: no panels, an empty one, x and y that differ in length, a title in `log` that is none, or the file
-            cannot be written.
+        UserError: no panels, an empty one, x and y that differ in length, or the file cannot be written.
     """
     if not panels:
         raise UserError("no panels to plot")
-    unknown = sorted(set(log) - set(panels))
-    if unknown:
-        raise UserError(f"log names {unknown[0]!r}, which is no panel; panels: {', '.join(panels)}")
     columns = min(len(panels), 2)
     rows = math.ceil(len(panels) / columns)
     with picture(path, width=5.0 * columns, height=3.1 * rows) as figure:
         for place, (title, series) in enumerate(panels.items(), start=1):
             _check(series)
             axes = figure.add_subplot(rows, columns, place)
-            _draw_lines(axes, series, log=title in log)
+            _draw_lines(axes, series)
             axes.set_title(title)
             axes.set_xlabel(x_label)
     return path
@@ -93,18 +86,14 @@ def plot_lr_finder(
     return path
 
 
-def _draw_lines(axes: Axes, series: Mapping[str, Series], *, log: bool) -> None:
+def _draw_lines(axes: Axes, series: Mapping[str, Series]) -> None:
     whole = True
     for place, (name, (x, y)) in enumerate(series.items()):
         values = np.asarray(y, dtype=float)
-        if log:
-            values = np.where(values > 0, values, np.nan)
         # Few points are measurements (one evaluation per epoch) and get marks; many are a trace.
         mark = "o" if len(values) <= 30 else ""
         axes.plot(x, values, color=_color(name, place), marker=mark, markersize=3.5, label=name, zorder=2 + place)
         whole = whole and all(float(value).is_integer() for value in x)
-    if log:
-        axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=whole))
     axes.margins(x=0.02)
     if len(series) > 1:
