@@ -52,7 +52,6 @@ __all__ = [
     "TrainedEncoder",
     "VolumeBlip2",
     "build_blip2",
-    "load_encoder",
     "read_encoder",
     "save_qformer",
 ]
@@ -191,11 +190,6 @@ def read_encoder(path: Path) -> TrainedEncoder:
         raise another_version(path, error) from None
     load_model_weights(encoder, weights, source=path)
     return TrainedEncoder(encoder.eval(), preprocessing)
-
-
-def load_encoder(path: Path) -> ImageEncoder:
-    """The encoder of `sam_encoder.pth`; errors as in `read_encoder`."""
-    return read_encoder(path).encoder
 
 
 def build_blip2(

@@ -27,7 +27,6 @@ from quartet.apps.sam_med3d_ich.vision_tower import (
     QFormerSizes,
     VolumeBlip2,
     build_blip2,
-    load_encoder,
     read_encoder,
     save_qformer,
 )
@@ -125,7 +124,7 @@ def test_other_weights_are_refused(tmp_path: Path, fault: str) -> None:
         weights[name] = torch.zeros(3)
     write_encoder(path, image_encoder_state_dict=weights)
     with pytest.raises(CheckpointError, match=r"wrong\.pth") as error:
-        load_encoder(path)
+        read_encoder(path)
     assert name in str(error.value)
 
 
@@ -148,7 +147,7 @@ def test_other_weights_are_refused(tmp_path: Path, fault: str) -> None:
 def test_other_contents_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     write_encoder(tmp_path / "odd.pth", **changes)
     with pytest.raises(CheckpointError, match=r"odd\.pth"):
-        load_encoder(tmp_path / "odd.pth")
+        read_encoder(tmp_path / "odd.pth")
 
 
 class Payload:
@@ -170,7 +169,7 @@ def test_payload_does_not_run(tmp_path: Path) -> None:
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(state))
     for name in ("zip.pth", "plain.pth"):
         with pytest.raises(CheckpointError, match=name):
-            load_encoder(tmp_path / name)
+            read_encoder(tmp_path / name)
     assert not canary.exists()
 
 
@@ -178,7 +177,7 @@ def test_payload_does_not_run(tmp_path: Path) -> None:
 
 
 def test_tokens_are_the_embedding(encoder_file: Path) -> None:
-    encoder = load_encoder(encoder_file)
+    encoder = read_encoder(encoder_file).encoder
     image = cubes()
     output = EncoderTower(encoder)(image)
     embedding = encoder(image)  # [B, C, g, g, g]
@@ -187,7 +186,7 @@ def test_tokens_are_the_embedding(encoder_file: Path) -> None:
 
 
 def test_tokens_follow_the_grid(encoder_file: Path) -> None:
-    tower = EncoderTower(load_encoder(encoder_file))
+    tower = EncoderTower(read_encoder(encoder_file).encoder)
     image = cubes(1)
     for patch in ((0, 1, 3), (3, 0, 1), (2, 2, 0)):
         changed = image.clone()
@@ -201,7 +200,7 @@ def test_tokens_follow_the_grid(encoder_file: Path) -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 16, 16, 8), (1, 3, 16, 16, 16), (1, 3, 16, 16)])
 def test_other_cubes_are_refused(encoder_file: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"\[B, 1, 16, 16, 16\]"):
-        EncoderTower(load_encoder(encoder_file))(torch.zeros(shape))
+        EncoderTower(read_encoder(encoder_file).encoder)(torch.zeros(shape))
 
 
 # --------------------------------------------------------------------------------------------------------------- model

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quartet.apps.sam_med3d_ich.model.encoder import ChannelNorm
+from quartet.apps.sam_med3d_ich.model.encoder import ChannelNorm, Perceptron
 
 _MASKS = 4  # one for an unambiguous prompt, three for an ambiguous one
 _HEADS = 8
+_HIDDEN = 2048  # width of the perceptrons
 
 
 class Attention(nn.Module):
@@ -35,19 +36,6 @@ class Attention(nn.Module):
         return y
 
 
-class ReluPerceptron(nn.Module):
-    """Two linear maps with a ReLU between them."""
-
-    def __init__(self, dim: int, *, hidden: int) -> None:
-        super().__init__()
-        self.lin1 = nn.Linear(dim, hidden)
-        self.lin2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        y: Tensor = self.lin2(F.relu(self.lin1(x)))
-        return y
-
-
 class TwoWayBlock(nn.Module):
     """Tokens attend to themselves, then to the image, and the image to the tokens.
 
@@ -63,7 +51,7 @@ class TwoWayBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.cross_attn_token_to_image = Attention(dim, inner=dim // 2)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = ReluPerceptron(dim, hidden=hidden)
+        self.mlp = Perceptron(dim, hidden=hidden, activation=F.relu)
         self.norm3 = nn.LayerNorm(dim)
         self.norm4 = nn.LayerNorm(dim)
         self.cross_attn_image_to_token = Attention(dim, inner=dim // 2)
@@ -87,9 +75,9 @@ class TwoWayBlock(nn.Module):
 class TwoWayTransformer(nn.Module):
     """Two blocks and a last look of the tokens at the image."""
 
-    def __init__(self, dim: int, *, hidden: int, depth: int = 2) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(TwoWayBlock(dim, hidden=hidden, first=index == 0) for index in range(depth))
+        self.layers = nn.ModuleList(TwoWayBlock(dim, hidden=_HIDDEN, first=index == 0) for index in range(2))
         self.final_attn_token_to_image = Attention(dim, inner=dim // 2)
         self.norm_final_attn = nn.LayerNorm(dim)
 
@@ -121,12 +109,11 @@ class MaskDecoder(nn.Module):
 
     Args:
         dim: Channels of the embeddings; a multiple of 48.
-        hidden: Width of the transformer's perceptrons.
     """
 
-    def __init__(self, dim: int, *, hidden: int = 2048) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.transformer = TwoWayTransformer(dim, hidden=hidden)
+        self.transformer = TwoWayTransformer(dim)
         self.iou_token = nn.Embedding(1, dim)
         self.mask_tokens = nn.Embedding(_MASKS, dim)
         self.output_upscaling = nn.Sequential(

@@ -1,5 +1,6 @@
 """SAM-Med3D's image encoder: a 3-D vision transformer with attention in windows and over the whole grid."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise, product
 
@@ -71,15 +72,16 @@ class PatchEmbed(nn.Module):
 
 
 class Perceptron(nn.Module):
-    """Two linear maps with an exact GELU between them."""
+    """Two linear maps with a nonlinearity between them, by default an exact GELU."""
 
-    def __init__(self, dim: int, *, hidden: int) -> None:
+    def __init__(self, dim: int, *, hidden: int, activation: Callable[[Tensor], Tensor] = F.gelu) -> None:
         super().__init__()
+        self._activation = activation
         self.lin1 = nn.Linear(dim, hidden)
         self.lin2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        y: Tensor = self.lin2(F.gelu(self.lin1(x)))
+        y: Tensor = self.lin2(self._activation(self.lin1(x)))
         return y
 
 
