@@ -301,7 +301,7 @@ def _table(rows: Sequence[AdRow], base_dir: Path | None) -> str:
             raise UserError(f"{row.origin}: {row.image} is outside of --base_dir {base}")
         place = row.image if base is None else row.image.relative_to(base)
         lines.append([str(place), bool(row.label), row.text])
-    return csv_text(lines)
+    return csv_text(lines, exact=True)
 
 
 def _report(output: Path, splits: dict[str, list[AdRow]], settings: Preparation, encoder: TextEncoder | None) -> str:

@@ -17,6 +17,7 @@ from mlcore.base.console import Pace, format_duration, setup_logging
 from mlcore.base.distributed import pick_device
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, csv_text
+from mlcore.base.secrets import mask_known
 from quartet.apps.perceiver.data.arrays import read_npz
 from quartet.apps.perceiver.data.collate import PadCollate
 from quartet.apps.perceiver.data.gaps import OnMissing
@@ -292,4 +293,4 @@ def _rows(answers: Sequence[Answer], classes: Sequence[str]) -> list[list[object
 
 
 def _write_rows(file: BinaryIO, rows: Sequence[Sequence[object]]) -> None:
-    file.write(csv_text(rows).encode("utf-8"))
+    file.write(mask_known(csv_text(rows)).encode("utf-8"))

@@ -120,7 +120,8 @@ def prepare_data(source: Path, output: Path, settings: Preparation) -> dict[str,
         splits = split_by_patient(list(subjects.values()), settings.sizes, seed=settings.seed)
         for split, names in splits.items():
             if names:
-                write_text(folder / f"{split}.csv", csv_text([COLUMNS, *(rows[name] for name in names)]))
+                table = csv_text([COLUMNS, *(rows[name] for name in names)], exact=True)
+                write_text(folder / f"{split}.csv", table)
         if remarks:
             write_text(folder / "remarks.csv", csv_text([("case", "remark"), *remarks]))
         if not any((folder / "images").iterdir()):

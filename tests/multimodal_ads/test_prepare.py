@@ -22,6 +22,8 @@ from quartet.apps.multimodal_ads.preparation import Preparation, Sources, prepar
 # Knows two languages, finds the name of the language and the size of the picture's file, and counts its runs.
 TESSERACT = """#!{python}
 import os, sys
+if "WANDB_API_KEY" in os.environ or any("word-for-proxy" in value for value in os.environ.values()):
+    sys.exit("it was given a secret")
 if "--list-langs" in sys.argv:
     print("List of available languages (2):\\neng\\nkor")
 elif "--version" in sys.argv:
@@ -42,6 +44,8 @@ def tesseract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "tesseract").write_text(TESSERACT.format(python=sys.executable, log=str(log)), encoding="utf-8")
     (folder / "tesseract").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:word-for-proxy@127.0.0.1:9")
     return log
 
 

@@ -61,5 +61,5 @@ def _write(folder: Path, *, counts: dict[str, int], seed: int) -> None:
             picture = draw_picture(np.random.default_rng([seed, _PICTURES, index]), priced=bool(priced[index]))
             picture.save(folder / name, quality=88)
             rows.append((name, bool(labels[index]), "" if without[index] else texts[index]))
-        write_text(folder / f"{split}.csv", csv_text([COLUMNS, *rows]))
+        write_text(folder / f"{split}.csv", csv_text([COLUMNS, *rows], exact=True))
         first += count

@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import re
+import subprocess
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from mlcore.base.console import with_progress
+from mlcore.base.env import child_environment
 from mlcore.base.errors import UserError
 from mlcore.data.images import content_digest, read_image
 from quartet.apps.multimodal_ads.data.table import AdRow, clean_text
@@ -34,12 +37,20 @@ def check_tesseract(languages: str) -> None:
     wanted = languages.split("+")
     command = _INSTALL.format(packages=" ".join(f"tesseract-ocr-{name.replace('_', '-')}" for name in wanted))
     try:
-        import pytesseract
+        import pytesseract  # noqa: F401
     except ImportError:
         raise UserError("--ocr needs the package pytesseract: pip install pytesseract") from None
     try:
-        known = set(pytesseract.get_languages(config=""))
-    except (pytesseract.TesseractNotFoundError, OSError):
+        listed = subprocess.run(
+            ["tesseract", "--list-langs"],  # noqa: S607 (from the PATH, as pytesseract takes it)
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=child_environment(),
+            check=False,
+            text=True,
+        )
+        known = {line.strip() for line in listed.stdout.splitlines() if re.fullmatch(r"[\w/-]+\s*", line)}
+    except OSError:
         raise UserError(f"--ocr needs Tesseract, which is not installed or not on the PATH: {command}") from None
     missing = [name for name in wanted if name not in known]
     if missing:
@@ -93,6 +104,7 @@ def recognise(rows: Sequence[AdRow], *, languages: str, max_pixels: int, record:
 def _text(path: Path, languages: str, max_pixels: int) -> str:
     import pytesseract
 
+    pytesseract.pytesseract.environ = child_environment()  # what it gives Tesseract, which needs no secret
     image = Image.fromarray(read_image(path, max_pixels=max_pixels))
     try:
         found = pytesseract.image_to_string(image, lang=languages, timeout=_LONGEST_S)

@@ -1,13 +1,13 @@
-"""Logging to the terminal and to a file, and how long things will still take."""
+"""The terminal, logging to it and to a file, and how long things will still take."""
 
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from mlcore.base.secrets import mask_text
+from mlcore.base.secrets import shown
 from mlcore.base.signals import check
 
 _PROGRESS_EVERY_S = 5.0
@@ -15,6 +15,35 @@ _PROGRESS_EVERY_S = 5.0
 _log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
+
+
+class _Terminal:
+    """A stream that shows no secret and no control character, whoever writes to it: prints, warnings, tracebacks."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write `text` as it may be shown; a bar of progress may begin its line again."""
+        start = "\r" * text.startswith("\r")
+        self._stream.write(start + shown(text[len(start) :]))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write all lines."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def guard_terminal() -> None:
+    """From now on nothing that Python writes to the terminal shows a secret or a control character."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, _Terminal):
+            setattr(sys, name, _Terminal(stream))
 
 
 def setup_logging(
@@ -47,15 +76,15 @@ def setup_logging(
         if log_file is not None:
             handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
         for handler in handlers:
-            handler.setFormatter(_Masking("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
+            handler.setFormatter(_Shown("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
             logger.addHandler(handler)
 
 
-class _Masking(logging.Formatter):
-    """No secret of the environment reaches a terminal or a file."""
+class _Shown(logging.Formatter):
+    """No secret and no control character reaches a terminal or a file."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return mask_text(super().format(record))
+        return shown(super().format(record))
 
 
 class Pace:

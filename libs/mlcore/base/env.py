@@ -20,7 +20,7 @@ import dotenv
 
 from mlcore.base.errors import UserError
 from mlcore.base.reading import reading
-from mlcore.base.secrets import is_secret, mask_text, register
+from mlcore.base.secrets import mask_secrets, note, shown
 
 __all__ = ["NAMED", "child_environment", "env_notes", "environment", "load_env", "project_root", "wandb_key_source"]
 
@@ -38,13 +38,17 @@ _KEYS_SENT_TO = {
 }
 _TAKEN = {
     *("WANDB_API_KEY", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_MODE"),
-    *(*_AWS_KEYS, "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFILE", "S3_BUCKET_NAME"),
+    *(*_AWS_KEYS, "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "AWS_REGION", "S3_BUCKET_NAME"),
     *("HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE"),
     *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS"),
     *_KEYS_SENT_TO,
 }
 # Said when they are found, because whoever wrote them expected them to work.
-_NEVER = re.compile(r"(GIT|LD|DYLD|PYTHON|BASH|NCCL|TORCH|CUDA)_?.*|.*PATH|.*_PROXY|(AWS|WANDB|HF)_.*", re.IGNORECASE)
+_NEVER = re.compile(
+    r"(GIT|LD|DYLD|PYTHON|BASH|NCCL|TORCH|CUDA)_?.*|(AWS|WANDB|HF|SSL|CURL|REQUESTS|OPENSSL|SSH|XDG|TESSDATA)_.*"
+    r"|.*PATH|.*_PROXY|.*_CA_BUNDLE|HOME|NETRC|SHELL|ENV|TMPDIR",
+    re.IGNORECASE,
+)
 
 _other: dict[str, str] = {}  # what else `.env` files say, for `${env:NAME}`
 _notes: list[str] = []
@@ -82,8 +86,7 @@ def load_env(*, root: Path | None = None) -> list[Path]:
             continue
         if name not in _TAKEN:
             _other[name] = value
-            if is_secret(name):
-                register(value)
+            note(name, value)
             if _NEVER.fullmatch(name):
                 _note(f"{path}: {name} is not taken from a file; set it in the shell if it is yours")
         elif any(os.environ.get(key, values.get(key)) != values.get(key, "") for key in _KEYS_SENT_TO.get(name, ())):
@@ -105,8 +108,9 @@ def env_notes() -> list[str]:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment for programs that need no secret: without variables that hold one."""
-    return {name: value for name, value in os.environ.items() if not is_secret(name)}
+    """The environment for programs that need no secret: without variables that hold one, also in an address."""
+    masked = mask_secrets(os.environ)
+    return {name: value for name, value in os.environ.items() if masked[name] == value}
 
 
 def wandb_key_source() -> str | None:
@@ -140,7 +144,7 @@ def _env_file(root: Path | None) -> Path | None:
 def _note(text: str) -> None:
     if text not in _notes:
         _notes.append(text)
-        _log.warning("%s", mask_text(text))
+        _log.warning("%s", shown(text))
 
 
 @contextmanager
@@ -166,6 +170,6 @@ def _parse(path: Path) -> dict[str, str]:
     for number, line in enumerate(text.splitlines(), start=1):
         # A value in quotes may go over several lines, which dotenv handles; a bare word is the common mistake.
         if re.fullmatch(r"\s*[^#\s=]+\s*", line) and '"' not in text and "'" not in text:
-            raise UserError(f"{path}, line {number}: expected NAME=value, found {mask_text(line.strip())[:20]!r}.")
+            raise UserError(f"{path}, line {number}: expected NAME=value.")  # it may be a key
     with reading(path, "lines NAME=value"), _dotenv_warnings_as_errors():
         return {name: value for name, value in dotenv.dotenv_values(path).items() if value is not None}

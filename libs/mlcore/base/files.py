@@ -9,7 +9,9 @@ import errno
 import io
 import json
 import math
+import numbers
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +20,7 @@ from types import SimpleNamespace
 from typing import BinaryIO
 
 from mlcore.base.errors import UserError
+from mlcore.base.secrets import mask_known, visible
 
 __all__ = [
     "atomic_write",
@@ -27,6 +30,7 @@ __all__ = [
     "free_bytes",
     "output_folder",
     "partial_folder",
+    "plain_cell",
     "remove_leftovers",
     "write_json",
     "write_text",
@@ -35,6 +39,8 @@ __all__ = [
 _SUFFIX = ".partial"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+_ADDRESS = re.compile(r"\w\w+:/")
 
 
 class _Disk(io.FileIO):
@@ -99,21 +105,46 @@ def atomic_write(path: Path, *, size: int | None = None) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, all or nothing; errors as in `atomic_write`.
+    """Write `text`, without known secrets, as UTF-8 to `path`, all or nothing; errors as in `atomic_write`.
 
     Names of files need not be UTF-8: their bytes that are not are written as escapes, as JSON would.
     """
-    data = text.encode("utf-8", errors="backslashreplace")
+    data = mask_known(text).encode("utf-8", errors="backslashreplace")
     with atomic_write(path, size=len(data)) as file:
         file.write(data)
 
 
-def csv_text(rows: Iterable[Iterable[object]]) -> str:
-    """Rows, the header among them, as CSV (RFC 4180 with ends of lines of one character); floats keep every digit."""
+def csv_text(rows: Iterable[Iterable[object]], *, exact: bool = False) -> str:
+    """Rows, the header among them, as CSV (RFC 4180 with ends of lines of one character); floats keep every digit.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe before it, which `plain_cell` takes off again.
+
+    Args:
+        rows: Numbers and text.
+        exact: For tables that are read again: control characters stay what they are.
+    """
+    cells = ([_cell(value, exact=exact) for value in row] for row in rows)
     lines: list[str] = []
     file = SimpleNamespace(write=lambda line: lines.append(line.removesuffix("\r\n")))
-    csv.writer(file, lineterminator="\r\n").writerows(rows)  # which quotes cells with either character
+    csv.writer(file, lineterminator="\r\n").writerows(cells)  # which quotes cells with either character
     return "".join(f"{line}\n" for line in lines)
+
+
+def _cell(value: object, *, exact: bool) -> object:
+    if value is None or isinstance(value, numbers.Number):
+        return value
+    text = str(value) if exact else visible(str(value))
+    if not _FORMULA.match(text):
+        return text
+    with contextlib.suppress(ValueError):
+        float(text)
+        return text
+    return f"'{text}"
+
+
+def plain_cell(text: str) -> str:
+    """What a cell of text means: without the apostrophe that keeps spreadsheets from evaluating it."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def write_json(path: Path, values: object) -> None:
@@ -136,9 +167,11 @@ def ensure_folder(path: Path) -> Path:
         `path`.
 
     Raises:
-        UserError: It is a file, or cannot be created or written to.
+        UserError: It is a file or an address, or cannot be created or written to.
     """
     path = Path(path)
+    if _ADDRESS.match(str(path)):
+        raise UserError(f"{path}: an address; expected a local folder")
     with _explained(path, None):
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".probe.{uuid.uuid4().hex[:8]}{_SUFFIX}"

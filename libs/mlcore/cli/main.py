@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from mlcore.base.console import guard_terminal
 from mlcore.base.env import load_env
 from mlcore.base.errors import UserError
-from mlcore.base.secrets import mask_text
+from mlcore.base.secrets import note_arguments
 from mlcore.base.signals import Interrupted, conclude
 from mlcore.cli.app import App
 from mlcore.cli.invocation import Invocation
@@ -42,7 +43,7 @@ def run_app(
         load_env()  # before parsing: some settings are backed by environment variables
         invocation = parse(app, arguments, extra=extra)
         if invocation.action == "print_config":
-            sys.stdout.write(mask_text(_printed(app, invocation)))
+            sys.stdout.write(_printed(app, invocation))
             return 0
         if invocation.action == "multirun":
             from mlcore.cli.multirun import own_command, run_sweep  # not needed by `--help`, which is to be quick
@@ -69,12 +70,14 @@ def guarded(main: Callable[[], int]) -> NoReturn:
     """Exit with the result of `main`, which no signal changes any more.
 
     A `UserError` is printed plainly and exits with 2, `Interrupted` with 75, Ctrl-C in a script that does not listen to
-    signals with 130.
+    signals with 130. From the first line on the terminal shows no secret and no control character.
     """
+    guard_terminal()
+    note_arguments(sys.argv)
     try:
         code = main()
     except UserError as error:
-        print(f"error: {mask_text(str(error))}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         code = 2
     except Interrupted as ended:
         code = ended.status

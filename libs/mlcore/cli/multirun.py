@@ -27,6 +27,7 @@ from pydantic import TypeAdapter
 from mlcore.base.files import ensure_folder, write_text
 from mlcore.base.locks import hold
 from mlcore.base.reading import reading
+from mlcore.base.secrets import mask_arguments
 from mlcore.base.signals import EXIT_INTERRUPTED, EXIT_TIME_IS_UP, deferred, received
 from mlcore.cli.invocation import Invocation, Override, varied
 from mlcore.config.text import ConfigError, read_document
@@ -42,7 +43,7 @@ class Job:
     """One training of a sweep.
 
     Attributes:
-        overrides: Its settings as `name=text`.
+        overrides: Its settings as `name=text`, secrets masked.
         folder: Its run folder, relative to the sweep's.
         status: How far it is.
         exit_code: Of its last process; negative for a signal.
@@ -103,11 +104,12 @@ def run_sweep(invocation: Invocation[Any], *, app: str, command: Sequence[str], 
         jobs = _load(folder, digest) or _plan(overrides)
         if any(job.is_alive() for job in jobs):
             raise ConfigError(_BUSY.format(folder))
-        for number, job in enumerate(jobs, 1):
+        for number, (job, given) in enumerate(zip(jobs, overrides, strict=False), 1):
             if job.status == "finished" or runner.signal or received():
                 continue
             print(f"[{number}/{len(jobs)}] {shlex.join(job.overrides)} -> {folder / job.folder}", flush=True)
-            runner.start(job, [*start, *job.overrides, f"{_OUTPUT_DIR}={folder / job.folder}"])
+            settings = [f"{name}={text}" for name, text in given]
+            runner.start(job, [*start, *settings, f"{_OUTPUT_DIR}={folder / job.folder}"])
             _save(folder, digest, jobs)
             runner.wait(job)
             _save(folder, digest, jobs)
@@ -181,13 +183,13 @@ class _Runner:
 def _plan(jobs: Sequence[Sequence[Override]]) -> list[Job]:
     names = varied(jobs)
     return [
-        Job([f"{name}={text}" for name, text in job], f"{number}-{_slug(different)}".rstrip("-"))
+        Job(mask_arguments([f"{name}={text}" for name, text in job]), f"{number}-{_slug(different)}".rstrip("-"))
         for number, (job, different) in enumerate(zip(jobs, names, strict=True), 1)
     ]
 
 
 def _slug(overrides: Sequence[Override]) -> str:
-    text = ",".join(f"{name.rpartition('.')[2]}={value}" for name, value in overrides)
+    text = ",".join(mask_arguments([f"{name.rpartition('.')[2]}={value}" for name, value in overrides]))
     return re.sub(r"[^\w=.,+-]+", "_", text)[:80]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mlcore.base.secrets import note_arguments
 from mlcore.cli.app import App
 from mlcore.cli.flags import ACTIONS, Flags, setting_of
 from mlcore.cli.invocation import Action, Invocation, expand
@@ -38,6 +39,7 @@ def parse(
         ConfigError: A flag, key, value or file is wrong.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    note_arguments(argv)  # before a message quotes one
     table = NameTable(app.config_cls)
     parser = Flags(app, table, extra).parser()
     reader = _Reader(table, parser)

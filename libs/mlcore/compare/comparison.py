@@ -15,7 +15,7 @@ from typing import Literal
 from mlcore.base.console import format_duration
 from mlcore.base.errors import UserError
 from mlcore.base.files import csv_text, ensure_folder, write_text
-from mlcore.base.secrets import mask_text
+from mlcore.base.secrets import shown
 from mlcore.compare.reading import SPLITS, Run, find_runs
 from mlcore.config.sections import EarlyStoppingConfig
 from mlcore.config.text import nearest
@@ -222,7 +222,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _literal(text: str) -> str:
     """One line that does not end a cell or become a tag; names keep their underscores, which harm nothing in a word."""
-    line = " ".join(mask_text(text).split())
+    line = " ".join(shown(text).split())
     for character in "\\`*[]<|":
         line = line.replace(character, f"\\{character}")
     return line

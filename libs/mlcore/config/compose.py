@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 from mlcore.base.env import environment
+from mlcore.base.secrets import note, register
 from mlcore.config.layers import Rank, Settings, Source, Value
 from mlcore.config.names import Leaf, NameTable
 from mlcore.config.text import ConfigError, Document, Text, interpolate, nearest, read_document, shown
@@ -243,4 +244,7 @@ class _Composer:
         for leaf, raw, source in sorted(given, key=lambda item: not item[0].meta.selects):
             value = interpolate(raw, self._environ, where=f"{source.where}: {leaf.path}")
             value = leaf.read(value) if isinstance(value, Text) else value
+            note(leaf.path, value)
+            if leaf.secret and isinstance(value, str):
+                register(value)
             self._settings.put(leaf, Value(value, source), in_group=in_group)

@@ -136,7 +136,8 @@ def _scalar(pattern: re.Pattern[str], build: Callable[[str], Any]) -> Callable[[
         text = str(loader.construct_scalar(node))
         try:
             if not pattern.match(text):
-                raise ValueError(f"{text[:40]!r} is no {node.tag.rpartition(':')[2]}")
+                # Not quoted: it may be a secret, and whose value it is, is not known yet.
+                raise ValueError(f"the value is no {node.tag.rpartition(':')[2]}, though its tag says so")
             return build(text)
         except ValueError as error:
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None

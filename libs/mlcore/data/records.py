@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from mlcore.base.errors import UserError, listed
+from mlcore.base.files import plain_cell
 from mlcore.base.reading import reading
 
 __all__ = ["as_stored", "failed", "read_records"]
@@ -35,7 +36,8 @@ def read_records(
             reasons are added to it. None: such a record is an error.
 
     Yields:
-        The line a record starts in, and its stripped values by column; "" for values that are missing at the end.
+        The line a record starts in, and its stripped values by column, without the apostrophe before what looks like a
+        formula (see `plain_cell`); "" for values that are missing at the end.
 
     Raises:
         UserError: It cannot be read, is no CSV table, lacks a column or has it twice, or has more than 100 records
@@ -59,7 +61,7 @@ def read_records(
                 broken[line] = problem
             if problem or any(value.strip() for value in values):
                 padded = [*values, *[""] * (len(header) - len(values))]
-                yield line, {key: value.strip() for key, value in zip(header, padded, strict=False)}
+                yield line, {key: plain_cell(value.strip()) for key, value in zip(header, padded, strict=False)}
 
 
 def _rows(lines: Sequence[str], *, start: int, columns: int) -> Iterator[tuple[int, list[str], str]]:

@@ -6,6 +6,7 @@ respected.
 """
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ from mlcore.base.reading import reading
 from mlcore.training.checkpoint import bare_weights, load_checkpoint
 
 __all__ = ["find_model", "plain_arguments", "read_json", "read_weights", "weight_files"]
+
+_log = logging.getLogger(__name__)
 
 _SCALARS = (bool, int, float, str)
 _TIMEOUT = 10.0  # seconds; one try: whoever is offline learns it at once
@@ -43,9 +46,12 @@ def find_model(name: str, *, setting: str, ways_out: str = "") -> Path:
         UserError: No such folder, no such model, or the hub cannot be reached and its cache lacks the model.
     """
     folder = Path(name).expanduser()
+    on_hub = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name)
     if folder.is_dir():
+        if on_hub:  # anybody may have put it there
+            _log.info("%s: %s is the folder %s, not the hub's model of that name", setting, name, folder.absolute())
         return folder
-    if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    if not on_hub:
         raise UserError(f"{setting}: {name} is not a folder (and cannot be a name on the hub). {ways_out}".rstrip())
     advice = (
         f"Ways out: fetch it on a machine with network (`hf download {name} --local-dir FOLDER`) and set "

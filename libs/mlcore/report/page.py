@@ -28,7 +28,7 @@ import yaml
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import write_text
-from mlcore.base.secrets import mask_arguments, mask_secrets, mask_text
+from mlcore.base.secrets import mask_arguments, mask_secrets, shown
 from mlcore.base.version import code_version
 
 __all__ = ["Headline", "Picture", "RunReport", "Section", "Table", "Text", "describe_environment", "write_report"]
@@ -186,7 +186,7 @@ def _shown(value: object) -> str:
     if isinstance(value, _Base64):
         return value
     # Numbers hold no secrets either, and per-sample tables have many of them.
-    return _number(value) if _is_number(value) else mask_text(str(value))
+    return _number(value) if _is_number(value) else shown(str(value))
 
 
 def _encoded(picture: Picture) -> tuple[_Base64, str]:
@@ -243,12 +243,12 @@ def _grid(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def _indented(text: str) -> str:
     """A code block without a fence, which the text could close."""
-    return "\n".join(f"    {line}" for line in mask_text(text).splitlines())
+    return "\n".join(f"    {line}" for line in shown(text).splitlines())
 
 
 def _plain(text: str) -> str:
     """One line of text that Markdown takes literally, also inside a table."""
-    line = " ".join(mask_text(text).split())
+    line = " ".join(shown(text).split())
     for character in "\\`*_[]<>|#":
         line = line.replace(character, f"\\{character}")
     return line

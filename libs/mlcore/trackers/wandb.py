@@ -7,13 +7,13 @@ import struct
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from mlcore.base.env import wandb_key_source
 from mlcore.base.files import ensure_folder
-from mlcore.base.secrets import mask_arguments, mask_secrets
+from mlcore.base.secrets import is_secret, mask_arguments, mask_secrets, note, shown
 from mlcore.trackers.table import Row
 
 __all__ = ["RUN_ID", "WandbTracker", "read_wandb_file", "session_files"]
@@ -70,19 +70,27 @@ class WandbTracker:
         history: Iterable[Row] = (),
     ) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # with a dead network it holds up the exit for 10 s
+        for variable, value in os.environ.items():  # notes, tags and the like go into its files
+            if variable.startswith("WANDB_") and variable != "WANDB_BASE_URL" and not is_secret(variable):
+                note(variable, value)
+                os.environ[variable] = shown(value)
         import wandb
 
         if mode == "online" and wandb_key_source() is None:
             logger.info("W&B: no key found (WANDB_API_KEY or `wandb login`): logging offline to %s", folder / "wandb")
             mode = "offline"
         self._wandb: Any = wandb
+        for place in (Path("wandb", "settings"), Path(".wandb", "settings")):
+            if place.is_file():
+                logger.warning("W&B: %s is not read: whoever wrote it could send the key elsewhere", place.absolute())
         with _masked_command_line():
-            wandb.setup(settings=wandb.Settings(silent=True))  # before init, which would greet on the console
+            with chdir(os.sep):  # it takes settings, the server's address among them, from whatever folder it is in
+                wandb.setup(settings=wandb.Settings(silent=True))  # before init, which would greet on the console
             self._run: Any = wandb.init(
-                dir=str(ensure_folder(Path(folder))),
-                project=project,
+                dir=str(ensure_folder(Path(folder)).absolute()),  # its service is in another folder
+                project=shown(project),
                 entity=entity,
-                name=name,
+                name=shown(name),
                 config=mask_secrets(config),
                 mode=mode,
                 id=run_id,

@@ -1,11 +1,14 @@
 """How long things will take, and what a log may show."""
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from mlcore.base.console import Pace, format_duration, setup_logging
+from mlcore.base.console import Pace, format_duration, guard_terminal, setup_logging
 
 
 class Clock:
@@ -72,3 +75,45 @@ def test_setting_up_again_takes_the_place_of_what_was_set_up(tmp_path: Path) -> 
         setup_logging(is_main=False, package="elsewhere")
     assert (tmp_path / "first.log").read_text("utf-8") == ""
     assert len((tmp_path / "second.log").read_text("utf-8").splitlines()) == 1
+
+
+def test_logs_show_control_characters_and_keep_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(log_file=tmp_path / "train.log")
+    try:
+        logging.getLogger("mlcore.x").info("%s: two problems\n  줄 하나\n  line 2", Path("a\x1b]0;x\x07\u202e.png"))
+    finally:
+        setup_logging(is_main=False)
+    told = "a\\x1b]0;x\\x07\\u202e.png: two problems\n  줄 하나\n  line 2\n"
+    assert (tmp_path / "train.log").read_text("utf-8").endswith(told)
+    assert capsys.readouterr().out.endswith(told)
+
+
+def test_the_terminal_shows_neither_secrets_nor_control_characters(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLC_TOKEN", "secret-value-1")
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    guard_terminal()
+    guard_terminal()
+    print("a", "name\x1b[2J", "secret-value-1")
+    sys.stdout.writelines(["secret-value-1\n", "\r50%"])
+    print(f"{os.sep}\r\u202e", file=sys.stderr)
+    assert tuple(capsys.readouterr()) == ("a name\\x1b[2J ***\n***\n\r50%", f"{os.sep}\\r\\u202e\n")
+    logging.getLogger("some.library").warning("about secret-value-1")
+    assert "secret-value-1" not in capsys.readouterr().err
+
+
+def test_a_traceback_shows_neither_secrets_nor_control_characters() -> None:
+    code = (
+        "from mlcore.cli.main import guarded\ndef main(): raise RuntimeError('x\\x1b[1m ' + sys.argv[2])\nguarded(main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}", "--hub_token", 'se"cret\nvalue-12'],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "RuntimeError: x\\x1b[1m ***" in done.stderr
+    assert "value-12" not in done.stderr + done.stdout

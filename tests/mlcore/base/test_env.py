@@ -69,8 +69,10 @@ def test_no_file_is_fine_and_a_named_one_must_be_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["GIT_SSH_COMMAND", "GIT_CONFIG_COUNT", "LD_PRELOAD", "PYTHONSTARTUP", "PATH_X_PATH", "https_proxy", "HTTP_PROXY",
-     "AWS_CONFIG_FILE", "AWS_CA_BUNDLE", "WANDB_API_URL", "NCCL_NET_PLUGIN", "BASH_ENV"],
+    ["GIT_SSH_COMMAND", "GIT_CONFIG_COUNT", "LD_PRELOAD", "PYTHONSTARTUP", "PYTHONPATH", "PATH_X_PATH", "https_proxy",
+     "HTTP_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE",
+     "AWS_PROFILE", "AWS_CA_BUNDLE", "AWS_ENDPOINT_URL_S3", "WANDB_API_URL", "WANDB_DIR", "WANDB_CONFIG_DIR",
+     "HF_HUB_CACHE", "NETRC", "NCCL_NET_PLUGIN", "BASH_ENV"],
 )  # fmt: skip
 def test_a_file_sets_no_variable_that_starts_programs_or_leads_elsewhere(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -125,10 +127,23 @@ def test_every_variable_of_a_setting_is_taken_from_a_file(tmp_path: Path) -> Non
 
 
 def test_programs_that_need_no_secret_get_none() -> None:
-    os.environ.update({"WANDB_API_KEY": "abcdefgh-12345678", "LANG": "C"})
+    os.environ.update({"WANDB_API_KEY": "abcdefgh-12345678", "HTTPS_PROXY": "http://me:word@proxy:3128", "LANG": "C"})
     child = child_environment()
-    assert "WANDB_API_KEY" not in child
+    assert not {"WANDB_API_KEY", "HTTPS_PROXY"} & child.keys()
     assert child["LANG"] == "C"
+
+
+def test_a_line_that_is_nothing_but_a_key_is_not_quoted(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("sk-0123456789abcdef\n")
+    with pytest.raises(UserError, match=r"line 1: expected NAME=value") as told:
+        load_env(root=tmp_path)
+    assert "sk-0" not in str(told.value)
+
+
+def test_addresses_in_a_file_give_their_passwords_away_to_nobody(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("DATABASE=postgres://me:pass-word-1@host/x\n")
+    load_env(root=tmp_path)
+    assert mask_text("login failed with pass-word-1") == "login failed with ***"
 
 
 def test_a_line_without_a_value_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

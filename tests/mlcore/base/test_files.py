@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from mlcore.base.files import (
     format_bytes,
     free_bytes,
     output_folder,
+    plain_cell,
     remove_leftovers,
     write_text,
 )
@@ -222,3 +224,35 @@ def test_rows_become_csv_that_reads_back() -> None:
     text = csv_text(iter(rows))
     assert "\r" not in text
     assert list(csv.reader(io.StringIO(text))) == [[str(cell) for cell in row] for row in rows]
+
+
+_FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "'=1", "''+x", "\uff1d1+1", '="한국", x', "-", "\tx"]
+
+
+def test_a_spreadsheet_evaluates_no_text() -> None:
+    cells = [*_FORMULAS, "=a\x1b[1m\u202e", "한국어", "a=b", "'quoted'", Path("-rf"), ""]
+    written = [row[0] for row in csv.reader(io.StringIO(csv_text([[cell, 1] for cell in cells])))]
+    assert written == [f"'{cell}" for cell in _FORMULAS] + [
+        r"'=a\x1b[1m\u202e", "한국어", "a=b", "'quoted'", "'-rf", "",
+    ]  # fmt: skip
+
+
+def test_numbers_stay_numbers_also_as_text() -> None:
+    cells = [-0.5, np.float32(-1.5), np.int64(-3), -7, "-0.25", "+1e-5", "-inf", True, None, float("-inf")]
+    written = next(csv.reader(io.StringIO(csv_text([cells]))))
+    assert written == ["-0.5", "-1.5", "-3", "-7", "-0.25", "+1e-5", "-inf", "True", "", "-inf"]
+    assert [plain_cell(cell) for cell in written] == written
+
+
+def test_text_of_tables_that_are_read_again_comes_back() -> None:
+    cells = [*_FORMULAS, "=a\x1b[1m\u202e", "'", "''", "'a", "-5", "'-5", "a\x07", 'say "x", \n y']
+    written = next(csv.reader(io.StringIO(csv_text([cells], exact=True), newline="")))
+    assert [plain_cell(cell) for cell in written] == cells
+
+
+@pytest.mark.parametrize("place", ["s3://key:word@bucket/x", "https://host/x", Path("s3://bucket/x")])
+def test_an_address_becomes_no_folder(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="an address; expected a local folder"):
+        ensure_folder(Path(place))
+    assert names(tmp_path) == []

@@ -1,5 +1,6 @@
 """Which code ran is told by the commit of its own checkout, and of no other's."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -83,3 +84,23 @@ def test_asking_git_starts_no_program(checkout: Path, monkeypatch: pytest.Monkey
     commit = code_version(checkout / "libs")
     assert not canary.exists()
     assert len(commit) == 12
+
+
+@pytest.mark.parametrize("name", ["evil", "e=x", "two words"])
+def test_nothing_runs_that_a_checkout_asks_git_to_run(checkout: Path, name: str) -> None:
+    canary, hooks = checkout / "canary", checkout / "hooks"
+    hooks.mkdir()
+    (hooks / "post-index-change").write_text(f"#!/bin/sh\ntouch '{canary}'\n")
+    (hooks / "post-index-change").chmod(0o755)
+    (checkout / ".gitattributes").write_text(f"*.py filter={name}\n" if " " not in name else "*.py filter=evil\n")
+    command = f"touch '{canary}'; cat"
+    settings = ["core.fsmonitor", "core.sshCommand", "core.pager", f"filter.{name}.clean", f"filter.{name}.process"]
+    for setting in settings:
+        git(checkout, "config", setting, command)
+    git(checkout, "config", "core.hooksPath", str(hooks))
+    commit = code_version(checkout / "libs")
+    os.utime(checkout / "libs" / "code.py", (1, 1))  # git looks at its content again
+    assert code_version(checkout / "libs") == commit
+    assert not canary.exists()
+    subprocess.run(["git", "-C", str(checkout), "status"], capture_output=True, check=False)
+    assert canary.exists(), "it would have run"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ SCRIPT = """
     class ToyConfig(Section):
         run: RunConfig = field(RunConfig(), "Run")
         train: TrainConfig = field(TrainConfig(), "Training")
+        hub_token: str | None = field(None, "Token")
 
     def act(invocation):
         config = invocation.config
@@ -28,6 +30,8 @@ SCRIPT = """
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "starts").open("a") as file:
             file.write(f"{config.train.lr} {config.train.batch_size} {invocation.action}\\n")
+        if config.hub_token is not None:
+            (folder / "length").write_text(str(len(config.hub_token)))
         if config.train.epochs in (75, 76) and not Path("mended").exists():
             return config.train.epochs
         if config.train.epochs == 13 and not Path("mended").exists():
@@ -77,9 +81,9 @@ def sweep(workplace: Path, *arguments: str, **environment: str) -> tuple[int, st
     return process.returncode, out, err
 
 
-def states(workplace: Path) -> list[dict[str, object]]:
+def states(workplace: Path) -> list[dict[str, Any]]:
     (file,) = workplace.glob("outputs/toy/multirun/*/sweep.json")
-    jobs: list[dict[str, object]] = json.loads(file.read_text("utf-8"))["jobs"]
+    jobs: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))["jobs"]
     return jobs
 
 
@@ -95,6 +99,18 @@ def test_two_by_two_gives_four_runs_and_a_table(workplace: Path) -> None:
     folders = sorted(path.parent.name for path in workplace.glob("outputs/toy/multirun/*/*/starts"))
     assert folders[1] == "2-lr=1.0,batch_size=8"
     assert out.count("finished") == 4
+
+
+def test_secrets_reach_the_jobs_and_neither_names_nor_files_nor_the_terminal(workplace: Path) -> None:
+    for _ in range(2):  # the second time from what the first has written
+        code, out, err = sweep(workplace, "hub_token=first-secret,other-secret-1", "lr=1,2", "epochs=13")
+        assert (code, err) == (1, "")
+        assert "secret" not in out
+    assert sorted(int(path.read_text()) for path in workplace.rglob("length")) == [12, 12, 14, 14]
+    names = [path for path in workplace.rglob("*") if "secret" in path.name]
+    files = [path for path in (workplace / "outputs").rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
+    assert (names, files) == ([], [])
+    assert [job["overrides"][0] for job in states(workplace)] == ["hub_token=***"] * 4
 
 
 def test_the_same_sweep_again_skips_finished_jobs_and_tries_failed_ones(workplace: Path) -> None:

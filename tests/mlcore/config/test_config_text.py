@@ -188,8 +188,8 @@ def test_missing_and_binary_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("a: !!bool abc", "file.yaml:1: not valid YAML: 'abc' is no bool"),
-        ("a: !!int x", "file.yaml:1: not valid YAML: 'x' is no int"),
+        ("a: !!bool abc", "file.yaml:1: not valid YAML: the value is no bool"),
+        ("a: !!int x", "file.yaml:1: not valid YAML: the value is no int"),
         ("a: !!timestamp x", "is not read; write the value itself"),
         ("a: !!binary x", "is not read; write the value itself"),
         ("a: !!set {b}", "is not read; write the value itself"),

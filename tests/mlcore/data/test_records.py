@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlcore.base.errors import UserError
+from mlcore.base.files import csv_text
 from mlcore.data.records import as_stored, failed, read_records
 
 
@@ -37,6 +38,13 @@ def test_byte_order_mark_and_line_ends_of_windows(tmp_path: Path) -> None:
 def test_a_field_of_a_megabyte(tmp_path: Path) -> None:
     ((_, record),) = records(tmp_path, f"image,label\na.png,{'x' * 2**20}\n")
     assert len(record["label"]) == 2**20
+
+
+def test_what_a_spreadsheet_is_not_to_evaluate_is_read_as_it_was(tmp_path: Path) -> None:
+    names = ["=1+1.png", "'=x", "-rf", "@a", "+1", "'plain'"]
+    content = csv_text([("image", "label"), *((name, "-") for name in names)], exact=True)
+    assert "\n'=1+1.png,'-\n" in content
+    assert [(row["image"], row["label"]) for _, row in records(tmp_path, content)] == [(name, "-") for name in names]
 
 
 def test_columns_nobody_reads_may_be_there_twice(tmp_path: Path) -> None:

@@ -95,6 +95,20 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert hub.questions == 0
 
 
+def test_a_folder_that_is_called_like_a_model_of_the_hub_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    connect(Hub(tmp_path / "cache", []), monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "google" / "model"
+    folder.mkdir(parents=True)
+    with caplog.at_level("INFO"):
+        find_model(str(folder), setting="x.model")
+        assert not caplog.text
+        assert find_model("google/model", setting="x.model").resolve() == folder
+    assert f"google/model is the folder {folder}, not the hub's" in caplog.text
+
+
 def test_a_misspelt_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: object, **__: object) -> None:
         raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))  # type: ignore[arg-type]

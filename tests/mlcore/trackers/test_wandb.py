@@ -47,12 +47,22 @@ print("training ended normally")
 """
 
 
-def session(folder: Path, start: int, stop: int, *, mode: str = "offline", end: str = "close", **env: str) -> str:
+def session(
+    folder: Path,
+    start: int,
+    stop: int,
+    *,
+    mode: str = "offline",
+    end: str = "close",
+    cwd: Path | None = None,
+    **env: str,
+) -> str:
     """Run one session and return everything it wrote to the terminal."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     done = subprocess.run(
         [sys.executable, "-c", SESSION, str(folder), str(start), str(stop), mode, end, "--hub_token", PRIVATE],
         env={**clean, "HOME": str(folder), **env},
+        cwd=cwd,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -144,6 +154,17 @@ def test_with_a_dead_server_training_ends_normally_with_one_warning(tmp_path: Pa
     assert warning.startswith("WARNING W&B cannot start, training goes on without it: ")
     assert end == "training ended normally"
     assert len(read_csv(tmp_path / "metrics.csv")) == 5
+
+
+@pytest.mark.parametrize("name", ["wandb", ".wandb"])
+def test_settings_that_lie_in_the_current_folder_lead_nowhere(name: str, tmp_path: Path) -> None:
+    (tmp_path / "here" / name).mkdir(parents=True)
+    (tmp_path / "here" / name / "settings").write_text("[default]\nbase_url = http://evil.example\nentity = evil\n")
+    output = session(Path("run"), 0, 1, cwd=tmp_path / "here", HOME=str(tmp_path), WANDB_API_KEY="0" * 40)
+    assert f"W&B: {tmp_path / 'here' / name / 'settings'} is not read" in output
+    [file] = tmp_path.glob("here/run/wandb/offline-run-*/*.wandb")
+    assert b"evil" not in file.read_bytes()
+    assert not list(tmp_path.glob(f"here/{name}/*run*"))
 
 
 @pytest.mark.slow
