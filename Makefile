@@ -29,7 +29,7 @@ doctor: $(APP_STAMPS) ## Check this machine: Python, torch, devices, memory, dis
 	@$(VENV_PYTHON) -m quartet doctor
 
 ##@ Checking
-.PHONY: test test-all fuzz lint audit format bench
+.PHONY: test test-all chaos fuzz lint audit format bench
 test: $(APP_STAMPS) $(STAMPS)/dev ## Run the tests (under ten minutes): [ARGS="-k name"]
 	@$(PYTEST) $(ARGS)
 
@@ -39,6 +39,9 @@ test-all: $(APP_STAMPS) $(STAMPS)/dev ## Run all tests, the slow ones too: [ARGS
 fuzz: $(APP_STAMPS) $(STAMPS)/dev ## Feed every parser FUZZ_CASES=20000 damaged files: [ARGS="-k tiff"] [SEED=n]
 	@export FUZZ_CASES=$${FUZZ_CASES:-20000}; seed=$(or $(SEED),$$RANDOM); echo "The same cases again: SEED=$$seed"; \
 	  $(PYTEST) --dist load --timeout 0 --hypothesis-seed $$seed tests/fuzz $(ARGS)
+
+chaos: check-app $(STAMPS)/$(APP) ## Kill and damage runs of APP, compare how they end: APP=name [KILLS=20] [ARGS="--faults kill"]
+	@exec $(VENV_PYTHON) -m quartet chaos $(APP) $(if $(KILLS),--kills $(KILLS)) $(ARGS)
 
 # bandit asks only what ruff's S rules, which are bandit's, leave out.
 lint: $(APP_STAMPS) $(STAMPS)/dev ## Check style (ruff), types (mypy), unsafe loading (bandit), known vulnerabilities (daily)

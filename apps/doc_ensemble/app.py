@@ -58,6 +58,10 @@ APP = App(
     demo_unless=("data.data_dir", "data.train_csv"),
     dry_run_config=_dry_run_config,
     group=_group,
+    rehearsal=(
+        *("--demo", "data.num_train=68", "data.num_val=34", "--kfold.folds", "2", "model.model_name=test_resnet"),
+        *("model.arguments={}", "model.image_size=[64,48]", "--batch_size", "8", "--epochs", "2"),
+    ),
 )
 
 ENSEMBLE = replace(

@@ -72,4 +72,8 @@ APP = App(
     root=Path("whole_finetune"),
     dry_run_config=_dry_run_config,
     group=_group,
+    rehearsal=(
+        *("--demo", "data.num_train=64", "data.num_val=16", "data.num_test=16", "data.generated_dir=generated"),
+        *("train.ablations=false", "text_encoder=none", "--batch_size", "8", "--epochs", "2"),
+    ),
 )

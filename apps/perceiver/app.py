@@ -35,4 +35,10 @@ APP = App(
     run_name=_run_name,
     own_data="--dataset image_folder --data_dir DIR  (more kinds: docs/perceiver.md)",
     demo_unless=("data.dataset", "data.data_dir", "data.train_path"),
+    rehearsal=(
+        *("--dataset", "synthetic", "--num_samples", "160", "--seq_len_range", "8", "24", "--feature_dim", "6"),
+        *("--num_classes", "3", "--d_model", "16", "--num_heads", "2", "--num_latents", "4", "--dropout", "0.1"),
+        *("--num_cross_attention_layers", "1", "--num_self_attention_layers", "1"),
+        *("--batch_size", "8", "--epochs", "3"),
+    ),
 )

@@ -36,4 +36,5 @@ APP = App(
     own_data="--train_csv train.csv --val_csv val.csv --mask_dir masks  "
     "(making these from NIfTI or DICOM: docs/sam_med3d_ich.md)",
     demo_unless=("data.train_csv",),
+    rehearsal=("--demo", "data.num_train=4", "data.num_val=2", "--epochs", "2", "--eval_every", "1"),
 )

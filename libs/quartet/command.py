@@ -4,6 +4,7 @@
     quartet train APP --help                           what can be set
     quartet run APP SCRIPT [...]                       another script of an app, such as predict or export
     quartet doctor [APP]                               check this machine (and libraries and settings of an app)
+    quartet chaos APP [--kills N] [--faults NAME ...]  kill and damage runs of an app, and compare what they end with
     quartet compare RUN RUN ... [--metric val/auroc]   runs side by side
     quartet new-app NAME                               write a small, complete app into a checkout
     quartet --version
@@ -71,6 +72,7 @@ def _run(command: str, rest: list[str]) -> int:
         "train": _train,
         "run": _script,
         "doctor": _doctor,
+        "chaos": _chaos,
         "compare": _compare,
         "new-app": _new_app,
     }
@@ -107,11 +109,12 @@ def load_app(name: str) -> "App[Any]":
 
 
 def _train(rest: list[str]) -> NoReturn:
+    from mlcore.chaos.inside import observed
     from mlcore.run.app import train
 
     name = _named(rest, "train APP ...")
     sys.argv = [f"quartet train {name}", *rest[1:]]  # for usage lines and the run's own record
-    train(load_app(name), rest[1:])
+    train(observed(load_app(name)), rest[1:])
 
 
 def _script(rest: list[str]) -> int:
@@ -157,6 +160,14 @@ def _check_app(name: str) -> "list[Check]":
         return [*checks, Check("Settings", "ok", f"{name}: {len(load_app(name).defaults())}, as default.yaml has them")]
     except UserError as error:
         return [*checks, Check("Settings", "fail", str(error), "Put the file back as it was.")]
+
+
+def _chaos(rest: list[str]) -> int:
+    from mlcore.chaos.command import chaos
+
+    name = _named(rest, "chaos APP [--kills N]")
+    command = ["-m", "quartet", "train", name]
+    return chaos(rest[1:], app=load_app(name), command=command, prog=f"quartet chaos {name}")
 
 
 def _compare(rest: list[str]) -> int:

@@ -45,3 +45,21 @@ def test_two_ranks_train_as_one(repository: Path, tmp_path: Path) -> None:
         keys = ("train/loss", "val/loss", "val/n")
         logged = [{key: row[key] for key in keys if key in row} for row in (a, b)]
         assert logged[0] == pytest.approx(logged[1], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_rows_of_21_samples_do_not_depend_on_the_number_of_ranks(repository: Path, tmp_path: Path) -> None:
+    train(repository, tmp_path / "run", "--num_samples", "105", "--epochs", "1", "--batch_size", "8", ranks=1)
+    script = [str(repository / "apps" / "perceiver" / "inference.py"), "--analyze"]
+    script += ["--model_path", str(tmp_path / "run" / "checkpoints" / "best_model.pth"), "--output_dir"]
+    found = []
+    for ranks in (1, 2, 3):  # 8 + 8 + 5 samples; 16 + 5, the latter on one rank; 21 on three
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        folder = tmp_path / f"ranks_{ranks}"
+        done = subprocess.run([*launch, *script, str(folder)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads((folder / "results.json").read_text("utf-8"))["n"] == 21
+        found.append([(folder / name).read_text("utf-8") for name in ("predictions.csv", "results.json")])
+    assert len(found[0][0].splitlines()) == 22, "a header and 21 rows"
+    assert found[0] == found[1] == found[2], "to the last digit"

@@ -50,7 +50,13 @@ def test_help_names_the_commands_and_the_apps(capsys: pytest.CaptureFixture[str]
 def test_help_and_version_load_nothing_heavy(tmp_path: Path) -> None:
     code = "import sys; from quartet.command import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
     code += "print(sorted({'torch', 'numpy', 'matplotlib'} & set(sys.modules)))"
-    for arguments in (["--help"], ["--version"], ["train", "perceiver", "--help"], ["compare", "--help"]):
+    for arguments in (
+        ["--help"],
+        ["--version"],
+        ["train", "perceiver", "--help"],
+        ["compare", "--help"],
+        ["chaos", "perceiver", "--help"],
+    ):
         ended = subprocess.run(
             [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
         )
@@ -74,6 +80,8 @@ def test_the_version_is_that_of_the_core(capsys: pytest.CaptureFixture[str]) -> 
         (["run", "perceiver", "predct"], "no script 'predct' of perceiver, did you mean 'predict'?"),
         (["run", "perceiver"], "say which script of perceiver: example_usage, export, inference, predict, train"),
         (["compare", "nothing"], "nothing"),
+        (["chaos"], "say which app: quartet chaos APP"),
+        (["chaos", "perceiver", "--faults", "kil"], "no fault 'kil', did you mean 'kill'?"),
         (["new-app"], "say how the app is to be called"),
     ],
 )

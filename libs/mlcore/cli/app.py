@@ -44,6 +44,8 @@ class App(Generic[ConfigT]):
             such as filling a cache; None for the run's own.
         group: The `mlcore.run.group.RunGroup` that a configuration asks for (folds, seeds, ablations); None, or a
             function that returns None, where a run is one run.
+        rehearsal: Arguments of a run of seconds on generated data that has all of the app's stages; `quartet chaos`
+            disturbs it.
     """
 
     name: str
@@ -59,6 +61,7 @@ class App(Generic[ConfigT]):
     root: Path | None = None
     dry_run_config: Callable[[ConfigT], ConfigT] | None = None
     group: Callable[[ConfigT], Any] | None = None
+    rehearsal: tuple[str, ...] = ("--demo", "--epochs", "2")
 
     @property
     def package(self) -> str:

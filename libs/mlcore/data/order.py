@@ -109,10 +109,20 @@ class EpochOrder:
             if self.world_size == 1:
                 yield BatchKey(epoch=epoch, indices=tuple(part.tolist()))
                 continue
-            # Contiguous, as even as can be; in the last batch some ranks may have one sample less, or none.
-            begin, end = (len(part) * r // self.world_size for r in (self.rank, self.rank + 1))
+            begin, end = self._share(len(part))
             mine = part[begin:end] if end > begin else part[:1]
             yield BatchKey(epoch=epoch, indices=tuple(mine.tolist()), real=end > begin)
+
+    def _share(self, samples: int) -> tuple[int, int]:
+        """Where this rank's contiguous part of a global batch begins and ends; in the last one it may be empty.
+
+        In training as even as can be. In evaluation one rank after the other has a full batch: so the batches are those
+        of a single rank, and what is computed of a sample does not depend, to the last bit, on the number of ranks.
+        """
+        if self.shuffle:
+            return samples * self.rank // self.world_size, samples * (self.rank + 1) // self.world_size
+        begin = min(samples, self.rank * self.batch_size)
+        return begin, min(samples, begin + self.batch_size)
 
 
 _GROUPS_PER_POOL = 64  # large enough for little padding, small enough that an epoch stays random

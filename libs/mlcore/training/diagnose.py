@@ -141,10 +141,15 @@ def _memory_advice(error: BaseException, *, device: torch.device, micro_batch: i
 
 @contextmanager
 def advice_when_out_of_memory(*, device: torch.device, micro_batch: int, accumulation: int) -> Iterator[None]:
-    """Where memory runs out in the block, a `UserError` says which knobs to turn."""
+    """Where memory runs out in the block, a `UserError` says which knobs to turn; likewise where a reader is killed."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        if str(error).startswith("DataLoader worker"):  # torch has no class for it; the kernel kills for want of memory
+            raise UserError(
+                f"a process that reads data has died ({str(error).splitlines()[0].strip()}): most often the machine is "
+                "short of memory. Free some, or lower --num_workers or --batch_size; the same command goes on"
+            ) from error
         # The CPU allocator has no exception class of its own.
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise

@@ -489,6 +489,29 @@ def test_out_of_memory_says_which_knobs_to_turn() -> None:
         trainer.fit()
 
 
+class ReaderDies:
+    """A data set whose reader dies at its eighth sample, as where the kernel wants its memory back."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.dataset[index]
+
+
+def test_a_killed_reader_says_what_to_do_and_where_to_go_on() -> None:
+    trainer = make()
+    loader = trainer.loader
+    trainer.loader = BatchLoader(ReaderDies(loader.dataset), loader.order, num_workers=1)
+    with pytest.raises(UserError, match=r"reads data has died \(DataLoader worker.*--num_workers.*goes on"):
+        trainer.fit()
+
+
 def test_an_ordinary_bug_is_not_dressed_up() -> None:
     trainer = make()
 
