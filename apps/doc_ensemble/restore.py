@@ -6,9 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mlcore.base.errors import UserError
-from mlcore.run.restore import RunCheckpoint, another_version, load_run_checkpoint
-from mlcore.training.checkpoint import load_model_weights
+from mlcore.run.restore import load_run_checkpoint, outline, rebuild
 from quartet.apps.doc_ensemble.config import DocConfig
 from quartet.apps.doc_ensemble.model.classifier import DocClassifier, make_model
 
@@ -42,9 +40,8 @@ def restore(path: Path, *, device: torch.device) -> Restored:
     Raises:
         CheckpointError: The file is missing, damaged, unsafe, or no checkpoint of this app.
     """
-    read, model = _read(path)
-    load_model_weights(model, read.weights, source=path)
-    model.eval().to(device)
+    read = load_run_checkpoint(path, app="doc_ensemble", config_cls=DocConfig)
+    model = rebuild(lambda: make_model(read.metadata["model"]), read.weights, source=path).to(device)
     return Restored(model=model, class_names=tuple(read.metadata["class_names"]), config=read.config, step=read.step)
 
 
@@ -62,8 +59,8 @@ class CheckpointMember:
     """
 
     def __init__(self, name: str, path: Path) -> None:
-        with torch.device("meta"):
-            read, model = _read(path)
+        read = load_run_checkpoint(path, app="doc_ensemble", config_cls=DocConfig)
+        model = outline(lambda: make_model(read.metadata["model"]), read.weights, source=path)
         self.name = name
         self.path = path
         self.config = read.config
@@ -78,12 +75,3 @@ class CheckpointMember:
     def load(self, device: torch.device) -> DocClassifier:
         """The network, ready to predict."""
         return restore(self.path, device=device).model
-
-
-def _read(path: Path) -> tuple[RunCheckpoint[DocConfig], DocClassifier]:
-    """A checkpoint and its network, still with random weights."""
-    read = load_run_checkpoint(path, app="doc_ensemble", config_cls=DocConfig)
-    try:
-        return read, make_model(read.metadata["model"])
-    except (KeyError, TypeError, ValueError, UserError) as error:
-        raise another_version(path, error) from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mlcore.run.restore import another_version, load_run_checkpoint
+from mlcore.run.restore import load_run_checkpoint, of_this_version
 from mlcore.training.checkpoint import CheckpointError, load_model_weights
 from quartet.apps.multimodal_ads.config import AdsConfig
 from quartet.apps.multimodal_ads.data.batches import Pixels
@@ -59,11 +59,9 @@ def restore(path: Path, *, device: torch.device) -> Restored:
         UserError: An encoder's weights cannot be had.
     """
     read = load_run_checkpoint(path, app="multimodal_ads", config_cls=AdsConfig)
-    try:
+    with of_this_version(path):
         kept = dict(read.metadata["frozen_weights"])
         text, vision = kept["text_fingerprint"], kept["vision_weights"]
-    except (KeyError, TypeError) as error:
-        raise another_version(path, error) from None
     former = str(text).startswith("text 1 ")
     config = _as_it_was_read(read.config) if former else read.config
     parts = make_parts(config, device=device)

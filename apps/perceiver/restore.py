@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from mlcore.run.restore import another_version, load_run_checkpoint
-from mlcore.training.checkpoint import load_model_weights
+from mlcore.run.restore import load_run_checkpoint, of_this_version, rebuild
 from mlcore.training.engine import autocast
 from quartet.apps.perceiver.config import ModelConfig, PerceiverConfig
 from quartet.apps.perceiver.model import SIZES, PerceiverModel, PerceiverOptions
@@ -78,12 +77,7 @@ def restore(path: Path) -> Restored:
         CheckpointError: The file is missing, damaged, unsafe, or no checkpoint of this app.
     """
     read = load_run_checkpoint(path, app="perceiver", config_cls=PerceiverConfig)
-    try:
-        model = make_model(read.metadata["model"])
+    model = rebuild(lambda: make_model(read.metadata["model"]), read.weights, source=path)
+    with of_this_version(path):
         class_names = list(read.metadata["class_names"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise another_version(path, error) from None
-    load_model_weights(model, read.weights, source=path)
-    return Restored(
-        model=model.eval(), class_names=class_names, metadata=read.metadata, config=read.config, step=read.step
-    )
+    return Restored(model=model, class_names=class_names, metadata=read.metadata, config=read.config, step=read.step)

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from mlcore.run.restore import another_version, load_run_checkpoint
-from mlcore.training.checkpoint import load_model_weights
+from mlcore.run.restore import load_run_checkpoint, of_this_version, rebuild
 from quartet.apps.sam_med3d_ich.config import DataConfig, ModelConfig, SamMed3DConfig
 from quartet.apps.sam_med3d_ich.data.preprocess import WINDOWS, Preprocessing
 from quartet.apps.sam_med3d_ich.model.encoder import EncoderShape
@@ -92,12 +91,8 @@ def restore(path: Path, *, device: torch.device) -> Restored:
         CheckpointError: The file is missing, damaged, unsafe, or no checkpoint of this app.
     """
     read = load_run_checkpoint(path, app="sam_med3d_ich", config_cls=SamMed3DConfig)
-    try:
-        model = make_model(read.metadata)
+    model = rebuild(lambda: make_model(read.metadata), read.weights, source=path).to(device)
+    with of_this_version(path):
         segmenter = make_segmenter(read.metadata, model)
         prompted = bool(read.metadata["prompted"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise another_version(path, error) from None
-    load_model_weights(model, read.weights, source=path)
-    model.eval().to(device)
     return Restored(segmenter=segmenter, prompted=prompted, config=read.config, step=read.step)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from transformers import (
@@ -41,7 +41,8 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mlcore.base.files import atomic_write
-from mlcore.run.restore import another_version
+from mlcore.base.reading import reading
+from mlcore.run.restore import of_this_version, rebuild
 from mlcore.training.checkpoint import CheckpointError, load_checkpoint, load_model_weights
 from quartet.apps.sam_med3d_ich.data.preprocess import Preprocessing
 from quartet.apps.sam_med3d_ich.model.encoder import EncoderShape, ImageEncoder
@@ -183,13 +184,9 @@ def read_encoder(path: Path) -> TrainedEncoder:
             f"{path}: not the encoder of a trained model: expected weights under '{_ENCODER_KEY}', the keys are "
             f"{found}. A finished training run leaves sam_encoder.pth in its folder"
         )
-    try:
-        encoder = ImageEncoder(_shape(state["shape"]))
-        preprocessing = _preprocessing(state["preprocessing"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise another_version(path, error) from None
-    load_model_weights(encoder, weights, source=path)
-    return TrainedEncoder(encoder.eval(), preprocessing)
+    encoder = rebuild(lambda: ImageEncoder(_shape(state["shape"])), weights, source=path)
+    with of_this_version(path):
+        return TrainedEncoder(encoder, _preprocessing(state["preprocessing"]))
 
 
 def build_blip2(
@@ -275,19 +272,13 @@ def _begin_between(model: VolumeBlip2) -> None:
 def _read_qformer(path: Path) -> tuple[QFormerSizes, dict[str, Tensor]]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such Q-Former file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-            described = (file.metadata() or {}).get("sizes")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from None
+    with reading(path, "a safetensors file", error=CheckpointError), safe_open(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        described = (file.metadata() or {}).get("sizes")
     if described is None:
         raise CheckpointError(f"{path}: does not tell the Q-Former's sizes; expected a file that save_qformer wrote")
-    try:
-        sizes = QFormerSizes(**_counts(json.loads(described)))
-    except (TypeError, ValueError) as error:
-        raise another_version(path, error) from None
-    return sizes, weights
+    with of_this_version(path):
+        return QFormerSizes(**_counts(json.loads(described))), weights
 
 
 def _check_language_model(model: Any, image_token_id: int) -> None:

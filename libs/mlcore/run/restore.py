@@ -1,20 +1,22 @@
 """From the checkpoint of a run back to its parts: what every app's predict and evaluation scripts begin with."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
-from pydantic import ValidationError
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from mlcore.config.difference import of_today
 from mlcore.config.validation import ConfigT
-from mlcore.training.checkpoint import CheckpointError, inference_weights, load_checkpoint
+from mlcore.training.checkpoint import CheckpointError, check_model_weights, inference_weights, load_checkpoint
 
+__all__ = ["RunCheckpoint", "load_run_checkpoint", "of_this_version", "outline", "rebuild", "run_folder"]
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _TRIED = 3  # checkpoints beside a damaged one that are read to name a whole one
-
-__all__ = ["RunCheckpoint", "load_run_checkpoint", "run_folder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +56,9 @@ def load_run_checkpoint(path: Path, *, app: str, config_cls: type[ConfigT]) -> R
     weights = inference_weights(state, source=path)
     if state.get("app") != app:
         raise CheckpointError(f"{path}: a checkpoint of the app '{state.get('app')}', not of {app}")
-    try:
+    with of_this_version(path):
         config = config_cls.model_validate(of_today(state["config"], config_cls), strict=False)
         metadata, step = state["task"], int(state["progress"]["step"])
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
-        raise another_version(path, error) from None
     return RunCheckpoint(path=Path(path), weights=weights, metadata=metadata, config=config, step=step)
 
 
@@ -79,10 +79,36 @@ def _age(path: Path) -> float:
     return -path.stat().st_mtime
 
 
-def another_version(path: Path, error: Exception) -> CheckpointError:
-    """What to say where the contents of a checkpoint are not what this version of the app writes."""
-    reason = str(error).splitlines()[0]
-    return CheckpointError(f"{path}: not written by this version of the app ({reason})")
+@contextmanager
+def of_this_version(path: Path) -> Iterator[None]:
+    """Say of whatever fails in the block that a checkpoint does not hold what this version of the app writes."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # noqa: BLE001 - what is noted in it can be anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: not written by this version of the app ({reason})") from None
+
+
+def outline(make: Callable[[], ModuleT], weights: Mapping[str, Tensor], *, source: Path) -> ModuleT:
+    """The model that `make` builds of what a checkpoint notes of it, on the device "meta", where it takes no memory.
+
+    Raises:
+        CheckpointError: No model can be built of it, or the weights are of another.
+    """
+    with of_this_version(source), torch.device("meta"):
+        model = make()
+    check_model_weights(model, weights, source=source)
+    return model
+
+
+def rebuild(make: Callable[[], ModuleT], weights: Mapping[str, Tensor], *, source: Path) -> ModuleT:
+    """The same with its weights, in evaluation mode; the outline comes first, as a model of any size can be noted."""
+    outline(make, weights, source=source)
+    model = make()
+    model.load_state_dict(dict(weights))
+    return model.eval()
 
 
 def run_folder(checkpoint: Path) -> Path:

@@ -109,6 +109,12 @@ def load_model_weights(model: nn.Module, weights: Mapping[str, Tensor], *, sourc
     Raises:
         CheckpointError: Keys or shapes differ; the message lists them and the model stays as it was.
     """
+    check_model_weights(model, weights, source=source)
+    model.load_state_dict(dict(weights))
+
+
+def check_model_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: Path | str) -> None:
+    """Refuse `weights` that are not those of `model`, by name and shape; errors as in `load_model_weights`."""
     own = model.state_dict()
     missing = sorted(own.keys() - weights.keys())
     unexpected = sorted(weights.keys() - own.keys())
@@ -132,7 +138,6 @@ def load_model_weights(model: nn.Module, weights: Mapping[str, Tensor], *, sourc
         raise CheckpointError(
             f"{source}: weights of another architecture than {type(model).__name__} as configured:\n" + "\n".join(lines)
         )
-    model.load_state_dict(dict(weights))
 
 
 def bare_weights(state: Mapping[Any, Any], *, prefixes: Sequence[str] = ("module",)) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 
 from mlcore.config.section import Section, field
 from mlcore.config.sections import RunConfig
-from mlcore.run.restore import load_run_checkpoint, run_folder
+from mlcore.run.restore import load_run_checkpoint, rebuild, run_folder
 from mlcore.training.checkpoint import CheckpointError, save_checkpoint
 from mlcore.training.engine import autocast, autocast_dtype
 
@@ -49,6 +49,17 @@ def test_what_this_version_does_not_write_is_refused(tmp_path, changes):
     path = checkpoint(tmp_path / "model.pth", **changes)
     with pytest.raises(CheckpointError, match=r"model\.pth: not written by this version"):
         load_run_checkpoint(path, app="toy", config_cls=Config)
+
+
+def test_a_model_of_any_size_is_outlined_before_it_is_built():
+    weights = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
+    with pytest.raises(CheckpointError, match=r"x\.pth: weights of another architecture"):
+        rebuild(lambda: torch.nn.Linear(2**30, 2**30), weights, source=Path("x.pth"))
+    with pytest.raises(CheckpointError, match=r"x\.pth: not written by this version of the app \(.*negative"):
+        rebuild(lambda: torch.nn.Linear(-3, 2), weights, source=Path("x.pth"))
+    model = rebuild(lambda: torch.nn.Linear(3, 2), weights, source=Path("x.pth"))
+    assert torch.equal(model.weight, weights["weight"])
+    assert not model.training
 
 
 class Data(Section):
