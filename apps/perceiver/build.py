@@ -314,7 +314,13 @@ def _image_folder(settings: DataConfig) -> Sources:
 def _load_images(
     source: ImageSource, part: Part | None, *, settings: DataConfig, classes: tuple[str, ...] | None = None
 ) -> LabelledImages:
-    return source.load(part, classes=classes, image_size=settings.image_size, on_bad_sample=settings.on_bad_sample)
+    return source.load(
+        part,
+        classes=classes,
+        image_size=settings.image_size,
+        max_pixels=round(settings.max_megapixels * 1e6),
+        on_bad_sample=settings.on_bad_sample,
+    )
 
 
 def _images(

@@ -60,6 +60,13 @@ class DataConfig(Section):
         unit="pixels",
         ge=1,
     )
+    max_megapixels: float = field(
+        100.0,
+        "image_folder: larger images are refused before they are decoded",
+        unit="megapixels",
+        gt=0,
+        continued="applied",
+    )
     max_seq_len: int | None = field(None, "Longest sequence accepted; null: no limit", unit="positions", ge=1)
     on_too_long: Literal["error", "truncate"] = field("error", "What to do with a sequence longer than max_seq_len")
     on_bad_sample: Literal["error", "skip"] = field(

@@ -18,10 +18,11 @@ from mlcore.base.distributed import pick_device
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, csv_text
 from mlcore.base.secrets import mask_known
+from mlcore.data.images import SUFFIXES
 from quartet.apps.perceiver.data.arrays import read_npz
 from quartet.apps.perceiver.data.collate import PadCollate
 from quartet.apps.perceiver.data.gaps import OnMissing
-from quartet.apps.perceiver.data.images import SUFFIXES, decode_image
+from quartet.apps.perceiver.data.images import decode_image
 from quartet.apps.perceiver.data.inspection import check_sample
 from quartet.apps.perceiver.data.patches import PatchLayout
 from quartet.apps.perceiver.data.samples import Array, SequenceDataset
@@ -224,7 +225,8 @@ def find_items(
         if images:
             shape = preprocessing["height"], preprocessing["width"]
             layout = PatchLayout(height=shape[0], width=shape[1], patch_size=preprocessing["patch_size"])
-            items += [Item(str(path), partial(_load_image, path, layout)) for path in paths]
+            limit = round(restored.config.data.max_megapixels * 1e6)
+            items += [Item(str(path), partial(_load_image, path, layout, limit)) for path in paths]
         else:
             items += [item for path in paths for item in _sequences(path, on_missing, problems)]
     return items
@@ -268,12 +270,8 @@ def _files(given: Path, suffixes: Sequence[str]) -> list[Path]:
     return [given]
 
 
-def _load_image(path: Path, layout: PatchLayout) -> Array:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    image = decode_image(content, origin=str(path))
+def _load_image(path: Path, layout: PatchLayout, max_pixels: int) -> Array:
+    image = decode_image(path, origin=str(path), max_pixels=max_pixels)
     if image.shape[:2] != (layout.height, layout.width):
         resized = Image.fromarray(image).resize((layout.width, layout.height), Image.Resampling.BICUBIC)
         image = np.asarray(resized, dtype=np.uint8)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from mlcore.base.errors import UserError
+from quartet.apps.doc_ensemble.data import pdf
 from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset, Prepare
 from quartet.apps.doc_ensemble.data.pages import Page, page_count, page_size, read_page
 from tests.tiff_files import SUBFILE_TYPE, WHITE_IS_ZERO, write_grey_tiff
@@ -104,7 +105,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", [Image.fromarray(GREY)] * 2)
     with pytest.raises(UserError, match=r"a\.tif: no page 3; it has 2 pages"):
         read_page(path, 2, max_pixels=LIMIT)
-    with pytest.raises(UserError, match=r"a\.tif: 32 x 48 pixels .*data\.max_megapixels"):
+    with pytest.raises(UserError, match=r"a\.tif: 32 x 48 pixels .*raise max_megapixels"):
         read_page(path, 1, max_pixels=1000)
     (tmp_path / "cut.tif").write_bytes(path.read_bytes()[:200])
     (tmp_path / "junk.tif").write_bytes(b"junk" * 100)
@@ -135,6 +136,48 @@ def test_pages_of_a_pdf(tmp_path: Path) -> None:
         page_count(tmp_path / "junk.pdf")
     with pytest.raises(UserError, match=r"none\.pdf: cannot be read"):
         page_count(tmp_path / "none.pdf")
+
+
+def forms(count: int) -> list[str]:
+    """Forms that each draw the next one twice; the last one draws a square."""
+    objects = []
+    for number in range(count):
+        last = number == count - 1
+        drawing = "0 0 1 1 re f" if last else "/F Do /F Do"
+        following = "" if last else f"/Resources<</XObject<</F {6 + number} 0 R>>>>"
+        head = f"<</Type/XObject/Subtype/Form/BBox[0 0 72 72]{following}/Length {len(drawing)}>>"
+        objects.append(f"{head}stream\n{drawing}\nendstream")
+    return objects
+
+
+def test_pages_that_would_never_be_drawn_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pypdfium2")
+    page = "<</Type/Page/Parent 2 0 R/MediaBox[0 0 72 72]/Contents 4 0 R/Resources<</XObject<</F 5 0 R>>>>>>"
+    start = ["<</Type/Catalog/Pages 2 0 R>>", "<</Type/Pages/Kids[3 0 R]/Count 1>>", page]
+    content = "<</Length 5>>stream\n/F Do\nendstream"
+    few = write_objects(tmp_path / "few.pdf", [*start, content, *forms(4)])
+    assert read_page(few, max_pixels=LIMIT).min() == 0
+    itself = forms(2)[0].replace("/F 6 0 R", "/F 5 0 R").replace("/F Do /F Do", "/F Do      ")
+    assert read_page(write_objects(tmp_path / "loop.pdf", [*start, content, itself]), max_pixels=LIMIT).min() == 255
+    monkeypatch.setattr(pdf, "_MEMORY", 64 * 2**20)
+    many = write_objects(tmp_path / "many.pdf", [*start, content, *forms(26)])
+    with pytest.raises(UserError, match=r"many\.pdf: .* takes more than"):  # 33 million squares
+        read_page(many, max_pixels=LIMIT)
+
+
+def test_pages_of_any_size_keep_to_the_limit(tmp_path: Path) -> None:
+    pytest.importorskip("pypdfium2")
+    image = read_page(write_pdf(tmp_path / "wide.pdf", [(1e6, 1e6)]), max_pixels=10_000)
+    assert 9000 < image.shape[0] * image.shape[1] <= 10_000
+    with pytest.raises(UserError, match=r"thin\.pdf: page 1 is 2083333 x 2 pixels"):
+        read_page(write_pdf(tmp_path / "thin.pdf", [(1e6, 1)]), max_pixels=10_000)
+
+
+def test_pages_without_number_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("pypdfium2")
+    path = write_pdf(tmp_path / "a.pdf", [(72, 72)] * 10_001)
+    with pytest.raises(UserError, match=r"a\.pdf: 10,001 pages; at most 10,000 are read"):
+        page_count(path)
 
 
 def test_names_and_groups() -> None:

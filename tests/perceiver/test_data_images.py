@@ -64,7 +64,7 @@ def test_splits_and_classes_that_are_not_there(folder: Path) -> None:
 def test_damaged_images_stop_or_are_counted(folder: Path) -> None:
     bad = folder / "train" / "dog" / "1.png"
     bad.write_bytes(bad.read_bytes()[:300])
-    with pytest.raises(UserError, match=r"train/dog/1\.png: not a complete image"):
+    with pytest.raises(UserError, match=r"train/dog/1\.png: damaged or not a whole image"):
         ImageSource(folder).load("train")
     data = ImageSource(folder).load("train", on_bad_sample="skip")
     assert data.labels.tolist() == [0, 0, 0, 1, 1]
@@ -120,7 +120,7 @@ def test_exif_orientation_is_followed() -> None:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP"])
 def test_truncated_files_are_named(kind: str) -> None:
     content = encoded(picture(0, (64, 64)), kind)
-    with pytest.raises(UserError, match=r"photo: not a complete image"):
+    with pytest.raises(UserError, match=r"photo: damaged or not a whole image"):
         decode_image(content[: len(content) // 2], origin="photo")
 
 

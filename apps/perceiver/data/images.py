@@ -1,7 +1,5 @@
 """Labelled images: one folder per class, on disk or inside a tar archive (which is read, never unpacked)."""
 
-import io
-import struct
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,16 +9,15 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mlcore.base.errors import UserError
-from mlcore.data.images import FORMATS
+from mlcore.data.images import SUFFIXES, read_image
 from mlcore.data.packed import TarFiles
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-# What Pillow raises on damaged files, depending on the format.
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+MAX_PIXELS = 100_000_000
+"""Of an image, unless the settings say otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +84,7 @@ class ImageSource:
         *,
         classes: tuple[str, ...] | None = None,
         image_size: int | None = None,
+        max_pixels: int = MAX_PIXELS,
         on_bad_sample: Literal["error", "skip"] = "error",
     ) -> LabelledImages:
         """Decodes the images of a split into memory (``N * H * W * 3`` bytes), in order of their names.
@@ -95,6 +93,7 @@ class ImageSource:
             split: Which part; ``None``: everything, without regard to split folders.
             classes: Classes in label order, to match training; ``None``: the names found, sorted.
             image_size: Side to resize to, in pixels; ``None``: all images must have one size.
+            max_pixels: Larger ones cannot be used.
             on_bad_sample: Stop at an image that cannot be used, or leave it out.
 
         Raises:
@@ -110,7 +109,7 @@ class ImageSource:
             raise UserError(f"{self.path}: classes {', '.join(unknown)} are not among {', '.join(classes)}")
         images: list[NDArray[np.uint8]] = []
         kept, skipped = [], []
-        for entry, decoded in self._decode(entries, image_size):
+        for entry, decoded in self._decode(entries, image_size, max_pixels):
             message = _problem(decoded, self._origin(entry), expected=images[0].shape if images else None)
             if message is None and not isinstance(decoded, UserError):
                 images.append(decoded)
@@ -133,15 +132,13 @@ class ImageSource:
         return f"{self.path}/{entry.path}"
 
     def _decode(
-        self, entries: list[_Entry], image_size: int | None
+        self, entries: list[_Entry], image_size: int | None, max_pixels: int
     ) -> Iterator[tuple[_Entry, NDArray[np.uint8] | UserError]]:
         with self._files() as files:
             for entry in entries:
                 try:
-                    yield (
-                        entry,
-                        decode_image(files[entry.path].read(), origin=self._origin(entry), image_size=image_size),
-                    )
+                    source, origin = files[entry.path].source(), self._origin(entry)
+                    yield entry, decode_image(source, origin=origin, image_size=image_size, max_pixels=max_pixels)
                 except UserError as error:
                     yield entry, error
 
@@ -160,41 +157,34 @@ class _File:
     place: Path | tarfile.TarInfo
     archive: TarFiles | None = None
 
-    def read(self) -> bytes:
+    def source(self) -> Path | bytes:
+        """The file itself, or the content of the archive's."""
         if isinstance(self.place, Path):
-            return self.place.read_bytes()
+            return self.place
         return b"" if self.archive is None else self.archive.read(self.place)
 
 
-def decode_image(content: bytes, *, origin: str, image_size: int | None = None) -> NDArray[np.uint8]:
+def decode_image(
+    source: Path | bytes, *, origin: str, image_size: int | None = None, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
     """Decodes a picture of one of the formats in `mlcore.data.images` to RGB.
 
     Args:
-        content: The file's bytes.
+        source: The file, or its bytes.
         origin: The file's name, for messages.
         image_size: Side to resize to, in pixels; ``None``: as it is.
+        max_pixels: Larger ones are refused before they are decoded.
 
     Returns:
-        uint8 ``[H, W, 3]``; turned as its EXIF tag says, transparency on white, 16-bit grey scaled to 8.
+        uint8 ``[H, W, 3]``; see `read_image`.
 
     Raises:
         UserError: If the picture cannot be decoded in full.
     """
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            picture = ImageOps.exif_transpose(opened)
-        if picture.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip at 255
-            grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-            picture = Image.fromarray(grey)
-        if picture.has_transparency_data:
-            rgba = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        picture = picture.convert("RGB")
-        if image_size is not None:
-            picture = picture.resize((image_size, image_size), Image.Resampling.BICUBIC)
-        return np.asarray(picture, dtype=np.uint8)
-    except _UNREADABLE as error:
-        raise UserError(f"{origin}: not a complete image ({error})") from None
+    image = read_image(source, max_pixels=max_pixels, name=origin)
+    if image_size is None:
+        return image
+    return np.array(Image.fromarray(image).resize((image_size, image_size), Image.Resampling.BICUBIC))
 
 
 def _problem(decoded: NDArray[np.uint8] | UserError, origin: str, *, expected: tuple[int, ...] | None) -> str | None:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import struct
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from PIL import Image
 from mlcore.base.console import with_progress
 from mlcore.base.errors import UserError, listed
 from mlcore.base.files import atomic_write, ensure_folder
+from mlcore.base.reading import reading
 from mlcore.data.images import content_digest, read_image
 
 __all__ = ["Fingerprints", "Numbered", "ReadPage", "cache_file", "fingerprints"]
@@ -43,11 +43,6 @@ _SAVE_EVERY_S = 60.0  # a killed run loses no more than that
 _RECIPE = f"3 Pillow {PIL.__version__} ImageHash {imagehash.__version__}"
 _WHOLE = -1  # the number of a picture that is a file
 _INDEX, _COPIES = "index.json", "copies"
-# What zipfile and the conversions raise on files that are cut, overwritten or not ours.
-_DAMAGED = (
-    OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, MemoryError, OverflowError, struct.error,
-    zipfile.BadZipFile,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,22 +276,23 @@ def _write(file: Path, entries: Mapping[_Key, _Entry]) -> None:
 
 def _read(file: Path) -> dict[_Key, _Entry]:
     """The entries of a file; none where it is missing, damaged, or made by another recipe."""
-    try:
-        with file.open("rb") as stream, zipfile.ZipFile(stream) as archive:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ValueError("a compressed part")
-            index, content = json.loads(archive.read(_INDEX)), archive.read(_COPIES)
-        if index["recipe"] != _RECIPE:
-            return {}
-        copies = np.frombuffer(content, dtype=np.uint8).reshape(-1, _SIDE * _SIDE)
-        return {
-            (str(name), int(number)): _Entry(int(size), int(changed), int(pixels), str(digest), int(phash), copy)
-            for (name, number, size, changed, pixels, digest, phash), copy in zip(
-                index["pictures"], copies, strict=True
-            )
-        }
-    except FileNotFoundError:
+    if not file.exists():
         return {}
-    except _DAMAGED as error:
-        _log.warning("%s: cannot be used (%s); the pictures are read again", file, error)
+    try:
+        with reading(file, "a file of fingerprints"):
+            with file.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    raise ValueError("a compressed part")
+                index, content = json.loads(archive.read(_INDEX)), archive.read(_COPIES)
+            if index["recipe"] != _RECIPE:
+                return {}
+            copies = np.frombuffer(content, dtype=np.uint8).reshape(-1, _SIDE * _SIDE)
+            return {
+                (str(name), int(number)): _Entry(int(size), int(changed), int(pixels), str(digest), int(phash), copy)
+                for (name, number, size, changed, pixels, digest, phash), copy in zip(
+                    index["pictures"], copies, strict=True
+                )
+            }
+    except UserError as error:
+        _log.warning("%s; the pictures are read again", error)
         return {}

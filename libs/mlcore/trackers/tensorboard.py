@@ -40,7 +40,7 @@ class TensorBoardTracker:
 
     def image(self, step: int, name: str, path: Path) -> None:
         """Write the picture in the file `path`."""
-        with Image.open(path) as picture:
+        with Image.open(path, formats=("PNG",)) as picture:
             pixels = np.asarray(picture.convert("RGB"))  # [H, W, 3] uint8
         self._writer.add_image(name, pixels, step, dataformats="HWC")
 

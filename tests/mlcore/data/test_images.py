@@ -152,7 +152,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     }
     for name in ("whole.jpg", "whole.png"):
         whole = (tmp_path / name).read_bytes()
-        contents[f"half_{name}"] = (whole[: len(whole) // 2], "cannot be read")
+        contents[f"half_{name}"] = (whole[: len(whole) // 2], "damaged or not a whole image")
     for name, (content, message) in contents.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=message) as caught:
@@ -160,7 +160,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         assert str(caught.value).startswith(f"{tmp_path / name}: ")
     with pytest.raises(UserError, match="No such file"):
         read_image(tmp_path / "none.jpg", max_pixels=LIMIT)
-    with pytest.raises(UserError, match="directory"):
+    with pytest.raises(UserError, match="is a folder; expected an image"):
         read_image(tmp_path, max_pixels=LIMIT)
 
 
