@@ -35,6 +35,11 @@ class DataConfig(Section):
         "Folder with train/, val/ and perhaps test/, each with a folder per class; or with one folder per class",
         continued="applied",
     )
+    base_dir: Path | None = field(
+        None,
+        "Folder that the tables' paths are relative to and must stay in; null: each table's own folder",
+        continued="applied",
+    )
     train_csv: Path | None = field(
         None, "Training table instead of folders: columns image, label (and group)", continued="applied"
     )

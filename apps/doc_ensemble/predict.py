@@ -32,6 +32,7 @@ def main() -> int:
         help="checkpoint: a file, a run folder (its best), or s3://bucket/key; several times: models are averaged",
     )
     add("--csv", type=Path, help="a table (column image) instead of inputs")
+    add("--base_dir", type=Path, help="with --csv: folder that its paths are relative to (default: the table's)")
     add("--output", type=Path, default=Path("predictions.csv"), help="the table (default: predictions.csv)")
     add("--thumbnails", type=int, default=240, help="pages that are shown in pictures; 0: none (default: 240)")
     add("--batch_size", type=int, default=32, help="pages that go through a model together (default: 32)")

@@ -43,6 +43,7 @@ class PredictRequest:
     inputs: Sequence[Path]
     model_path: Sequence[Path]
     csv: Path | None
+    base_dir: Path | None
     output: Path
     thumbnails: int
     batch_size: int
@@ -108,7 +109,7 @@ def _wanted(request: PredictRequest) -> list[Wanted]:
     """What is asked for, in the order of the table or of the arguments."""
     if request.csv is not None and request.inputs:
         raise UserError("give pages or --csv, not both")
-    wanted: list[Wanted] = [] if request.csv is None else list(read_rows(request.csv))
+    wanted: list[Wanted] = [] if request.csv is None else list(read_rows(request.csv, base_dir=request.base_dir))
     for path in (file for given in request.inputs for file in (find_files(given) if given.is_dir() else [given])):
         try:
             pages = [Page(path, number) for number in range(page_count(path))]

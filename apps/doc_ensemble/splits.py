@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -89,9 +90,10 @@ def _tables(settings: DataConfig, classes: Sequence[str] | None) -> Folders:
     assert settings.train_csv is not None  # noqa: S101 - the caller has looked
     if settings.data_dir is not None:
         raise UserError("give data.data_dir or data.train_csv, not both")
-    train, names = read_table(settings.train_csv, classes=classes)
+    read = partial(read_table, base_dir=settings.base_dir)
+    train, names = read(settings.train_csv, classes=classes)
     val, test = (
-        None if path is None else read_table(path, classes=names)[0] for path in (settings.val_csv, settings.test_csv)
+        None if path is None else read(path, classes=names)[0] for path in (settings.val_csv, settings.test_csv)
     )
     return Folders(names, train, val, test)
 

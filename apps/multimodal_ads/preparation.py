@@ -10,13 +10,14 @@ from mlcore.base.errors import UserError
 from mlcore.base.files import csv_text, output_folder, write_text
 from mlcore.config.compose import Request, compose, group_choices
 from mlcore.data.images import find_images, read_image
+from mlcore.data.places import Places
 from mlcore.data.records import failed, read_records
 from quartet.apps.multimodal_ads.app import APP
 from quartet.apps.multimodal_ads.config import AdsConfig, TextEncoderConfig
 from quartet.apps.multimodal_ads.data.duplicates import picture_groups
 from quartet.apps.multimodal_ads.data.ocr import check_tesseract, recognise
 from quartet.apps.multimodal_ads.data.split import stratified_split
-from quartet.apps.multimodal_ads.data.table import COLUMNS, LABELS, AdRow, Places, clean_text
+from quartet.apps.multimodal_ads.data.table import COLUMNS, LABELS, AdRow, clean_text, find_image
 from quartet.apps.multimodal_ads.text.encoder import TextEncoder, load_text
 from quartet.apps.multimodal_ads.text.truncation import truncation
 
@@ -198,7 +199,7 @@ def _folder_rows(folder: Path, settings: Preparation, left_out: list[LeftOut]) -
 def _table_rows(path: Path, settings: Preparation, left_out: list[LeftOut]) -> list[AdRow]:
     text = settings.text_column
     columns = [settings.image_column, settings.label_column, *([] if text is None else [text])]
-    places = Places(path.parent, only_inside=False)
+    places = Places(path, None)
     found_rows: list[tuple[int, str, AdRow]] = []
     problems: list[Problem] = []
     labels: set[str] = set()
@@ -208,7 +209,7 @@ def _table_rows(path: Path, settings: Preparation, left_out: list[LeftOut]) -> l
         if broken and line in broken:
             problems.append((line, name, broken[line]))
             continue
-        image = places.find(name, line, found)
+        image = find_image(places, name, line=line, problems=found)
         label = _label(record[settings.label_column], settings, found)
         if label is not None and image is not None:
             labels.add(record[settings.label_column].lower())

@@ -100,6 +100,40 @@ def test_tables_that_are_none(folder: Path, text: str, message: str) -> None:
         read_table(table(folder, text))
 
 
+@pytest.mark.parametrize("form", ["../outside.png", "x/../../outside.png", "link.png", "up/outside.png", "../m.tif#2"])
+@pytest.mark.parametrize("given", [True, False])
+def test_relative_paths_stay_inside(folder: Path, form: str, given: bool) -> None:
+    inside = folder / "tables"
+    (inside / "x").mkdir(parents=True)
+    Image.new("L", (4, 4)).save(folder / "outside.png")
+    (inside / "link.png").symlink_to(folder / "outside.png")
+    (inside / "up").symlink_to(folder, target_is_directory=True)
+    path = table(inside, f"image,label\n{form},x\n")
+    with pytest.raises(UserError, match=r"line 2: .* is outside of"):
+        read_table(path, base_dir=inside if given else None)
+    ((_, reason),) = read_rows(path, base_dir=inside if given else None)
+    assert "line 2" in str(reason)
+    assert "is outside of" in str(reason)
+
+
+def test_absolute_paths_stay_in_base_dir(folder: Path) -> None:
+    inside = folder / "tables"
+    inside.mkdir()
+    path = table(inside, f"image,label\n{folder / 'm.tif'}#2,x\n")
+    assert read_table(path)[0][0].number == 1
+    with pytest.raises(UserError, match=r"line 2: .*m\.tif is outside of"):
+        read_table(path, base_dir=inside)
+    assert read_table(path, base_dir=folder)[0][0].path == (folder / "m.tif").resolve()
+    with pytest.raises(UserError, match="no such folder"):
+        read_table(path, base_dir=folder / "nowhere")
+
+
+def test_a_folder_is_no_page(folder: Path) -> None:
+    (folder / "x.png").mkdir()
+    with pytest.raises(UserError, match=r"line 2: x\.png is a folder; expected a file"):
+        read_table(table(folder, "image,label\nx.png,a\n"))
+
+
 def test_without_labels(folder: Path) -> None:
     rows = read_rows(table(folder, "image\na.png\nm.tif#2\n"))
     assert [(text, page.name, page.label) for text, page in rows if isinstance(page, Page)] == [

@@ -94,6 +94,12 @@ def test_absolute_paths(folder: Path) -> None:
     assert row.image == (folder / "a.jpg").resolve()
 
 
+def test_a_folder_is_no_image(folder: Path) -> None:
+    (folder / "x.jpg").mkdir()
+    with pytest.raises(UserError, match=r"line 2: x\.jpg is a folder; expected a file"):
+        read_table(table(folder, "x.jpg,1,\n"), base_dir=None)
+
+
 def test_paths_start_at_base_dir(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "tables"
     other.mkdir()

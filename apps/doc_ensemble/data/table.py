@@ -4,8 +4,9 @@
     scans/0001.png,letter,customer 17
     scans/bundle.pdf#3,invoice,customer 18
 
-Relative paths start at the table's folder; "#3" names the third page of a PDF or TIFF file, without it the first is
-meant. Labels are names or numbers. Pages of a group stay in the same part of a split. Further columns are ignored.
+Relative paths start at the table's folder (or `base_dir`) and stay in it; "#3" names the third page of a PDF or TIFF
+file, without it the first is meant. Labels are names or numbers. Pages of a group stay in the same part of a split.
+Further columns are ignored.
 """
 
 import unicodedata
@@ -14,17 +15,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlcore.base.errors import UserError
-from mlcore.data.records import as_stored, failed, read_records
+from mlcore.data.places import Places
+from mlcore.data.records import failed, read_records
 from quartet.apps.doc_ensemble.data.pages import Page, page_count
 
 __all__ = ["class_names", "label_of", "normal", "read_rows", "read_table"]
 
+_LONGEST_NUMBER = 9  # digits
 
-def read_table(path: Path, *, classes: Sequence[str] | None = None) -> tuple[list[Page], tuple[str, ...]]:
+
+def read_table(
+    path: Path, *, base_dir: Path | None = None, classes: Sequence[str] | None = None
+) -> tuple[list[Page], tuple[str, ...]]:
     """Read a table with labels.
 
     Args:
         path: The CSV file, UTF-8 with or without byte order mark.
+        base_dir: Where paths start and must stay in; see `Places`.
         classes: Names of the classes in order, as training had them; None: those that are in this table.
 
     Returns:
@@ -35,10 +42,10 @@ def read_table(path: Path, *, classes: Sequence[str] | None = None) -> tuple[lis
     """
     problems: list[str] = []
     found: list[tuple[Page, str]] = []
-    seen: dict[tuple[Path, int], int] = {}
+    places = Places(path, base_dir)
     for line, values in read_records(path, ("image", "label"), optional=("group",)):
         try:
-            page = _page(path.parent, values["image"], line=line, seen=seen)
+            page = _page(places, values["image"], line=line)
             if not values["label"]:
                 raise UserError("the label is empty")
         except UserError as error:
@@ -55,8 +62,12 @@ def read_table(path: Path, *, classes: Sequence[str] | None = None) -> tuple[lis
     return pages, names
 
 
-def read_rows(path: Path) -> list[tuple[str, Page | str]]:
+def read_rows(path: Path, *, base_dir: Path | None = None) -> list[tuple[str, Page | str]]:
     """Read a table of pages to be classified; labels are not looked at.
+
+    Args:
+        path: See `read_table`.
+        base_dir: See `read_table`.
 
     Returns:
         One entry for each row, in file order: what is in the column image, and the page, or the reason with the line
@@ -66,14 +77,14 @@ def read_rows(path: Path) -> list[tuple[str, Page | str]]:
         UserError: The file cannot be read, or has no column image or no row.
     """
     rows: list[tuple[str, Page | str]] = []
-    seen: dict[tuple[Path, int], int] = {}
+    places = Places(path, base_dir)
     broken: dict[int, str] = {}
     for line, values in read_records(path, ("image",), broken=broken):
         origin = f"{path}, line {line}"
         try:
             if line in broken:
                 raise UserError(broken[line])
-            page = _page(path.parent, values["image"], line=line, seen=seen)
+            page = _page(places, values["image"], line=line)
             rows.append((values["image"], replace(page, origin=origin)))
         except UserError as error:
             rows.append((values.get("image", ""), f"{origin}: {error}"))
@@ -119,32 +130,20 @@ def _labelled(found: Sequence[tuple[Page, str]], names: Sequence[str], problems:
     return pages
 
 
-def _page(folder: Path, text: str, *, line: int, seen: dict[tuple[Path, int], int]) -> Page:
-    """The page that a cell names, unless a line before, which `seen` knows, has it.
+def _page(places: Places, text: str, *, line: int) -> Page:
+    """The page that a cell names, unless a line before has it.
 
     Files whose own names end in "#3" come first.
     """
-    if not text:
-        raise UserError("the path of the image is empty")
-    name, mark, number = text.rpartition("#")
-    path, index = _file(folder, text), 0
-    if path is None and mark and number.isdecimal():
-        path, index = _file(folder, name), int(number) - 1
-    if path is None:
-        where = "" if Path(text).is_absolute() else f" (relative paths start at {folder})"
-        raise UserError(f"no such file: {text[:200]}{where}")
+    name, _, number = text.rpartition("#")
+    try:
+        path, index = places.find(text), 0
+    except UserError:
+        if not name or not number.isdecimal() or len(number) > _LONGEST_NUMBER:
+            raise
+        path, index = places.find(name), int(number) - 1
     count = page_count(path) if index or path.suffix.lower() == ".pdf" else 1
     if not 0 <= index < count:
         raise UserError(f"no page {index + 1} in {name}, which has {count}; pages are counted from 1")
-    first = seen.setdefault((path, index), line)
-    if first != line:
-        raise UserError(f"the same page as in line {first}: {text}")
+    places.only_once((path, index), line=line, text=text, what="page")
     return Page(path, index)
-
-
-def _file(folder: Path, text: str) -> Path | None:
-    try:
-        path = as_stored(folder / text).resolve()
-        return path if path.is_file() else None
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, a loop of links: no file in any case
-        return None

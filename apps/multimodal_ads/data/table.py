@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlcore.base.errors import UserError
-from mlcore.data.records import as_stored, failed, read_records
+from mlcore.data.places import Places
+from mlcore.data.records import failed, read_records
 
-__all__ = ["COLUMNS", "LABELS", "AdRow", "Places", "clean_text", "read_rows", "read_table"]
+__all__ = ["COLUMNS", "LABELS", "AdRow", "clean_text", "find_image", "read_rows", "read_table"]
 
 COLUMNS = ("local_image_path", "label", "text_info")
 LABELS: Mapping[str, int] = {"true": 1, "yes": 1, "1": 1, "1.0": 1, "false": 0, "no": 0, "0": 0, "0.0": 0}
@@ -55,12 +56,12 @@ def read_table(path: Path, *, base_dir: Path | None) -> list[AdRow]:
     Raises:
         UserError: The table cannot be used; all its problems are named together, with their lines.
     """
-    places = _places(path, base_dir)
+    places = Places(path, base_dir)
     problems: list[str] = []
     rows: list[AdRow] = []
     for line, values in read_records(path, COLUMNS, hints=_HINTS):
         found: list[str] = []
-        image = places.find(values["local_image_path"], line, found)
+        image = find_image(places, values["local_image_path"], line=line, problems=found)
         label = _label(values["label"], found)
         if image is not None and label is not None:
             rows.append(AdRow(image, label, clean_text(values["text_info"]), f"{path}, line {line}"))
@@ -86,12 +87,12 @@ def read_rows(path: Path, *, base_dir: Path | None) -> list[tuple[str, AdRow | s
     Raises:
         UserError: The file cannot be read, or lacks a column, or has no row.
     """
-    places = _places(path, base_dir)
+    places = Places(path, base_dir)
     rows: list[tuple[str, AdRow | str]] = []
     broken: dict[int, str] = {}
     for line, values in read_records(path, ("local_image_path", "text_info"), hints=_HINTS, broken=broken):
         name, origin, found = values.get("local_image_path", ""), f"{path}, line {line}", list[str]()
-        image = None if line in broken else places.find(name, line, found)
+        image = None if line in broken else find_image(places, name, line=line, problems=found)
         if image is None:
             rows.append((name, f"{origin}: {'; '.join(found) or broken[line]}"))
         else:
@@ -99,12 +100,6 @@ def read_rows(path: Path, *, base_dir: Path | None) -> list[tuple[str, AdRow | s
     if not rows:
         raise UserError(f"{path}: no rows below the header")
     return rows
-
-
-def _places(path: Path, base_dir: Path | None) -> "Places":
-    if base_dir is not None and not base_dir.is_dir():
-        raise UserError(f"{base_dir}: no such folder (data.base_dir or DATA_DIR)")
-    return Places(path.parent if base_dir is None else base_dir, only_inside=base_dir is not None)
 
 
 def _label(text: str, problems: list[str]) -> int | None:
@@ -127,43 +122,15 @@ def clean_text(text: str) -> str:
     return "" if text.lower() == "nan" else text
 
 
-class Places:
-    """Finds the images of one table, and which line an image was met in before.
-
-    Args:
-        base: Where relative paths start and must stay in.
-        only_inside: Absolute paths must stay in it, too.
-    """
-
-    def __init__(self, base: Path, *, only_inside: bool) -> None:
-        self._base = base.absolute().resolve()
-        self._only_inside = only_inside
-        self._seen: dict[Path, int] = {}
-
-    def find(self, text: str, line: int, problems: list[str]) -> Path | None:
-        """The resolved file, or None; what is wrong is added to `problems`."""
-        try:
-            image, problem = self._look_up(text)
-        except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, a loop of links
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            image, problem = None, f"{_short(text)!r} is not a path ({_short(reason)})"
-        if image is not None and (first := self._seen.setdefault(image, line)) != line:
-            image, problem = None, f"the same image as in line {first}: {text}"
-        if image is None:
-            problems.append(problem)
-        return image
-
-    def _look_up(self, text: str) -> tuple[Path | None, str]:
-        if not text:
-            return None, "the path of the image is empty"
-        image = as_stored(self._base / text).resolve()
-        free = not self._only_inside and Path(text).is_absolute()
-        if not free and not image.is_relative_to(self._base):
-            return None, f"{text} is outside of {self._base} (symbolic links followed), which paths must stay in"
-        if not image.is_file():
-            where = "" if Path(text).is_absolute() else f" (relative paths start at {self._base})"
-            return None, f"no such file: {text}{where}"
-        return image, ""
+def find_image(places: Places, text: str, *, line: int, problems: list[str]) -> Path | None:
+    """The image that a cell names; None, and what is wrong added to `problems`, where a row cannot have it."""
+    try:
+        image = places.find(text)
+        places.only_once(image, line=line, text=text, what="image")
+    except UserError as error:
+        problems.append(str(error))
+        return None
+    return image
 
 
 def _short(text: str) -> str:
