@@ -28,7 +28,9 @@ from mlcore.base.console import setup_logging
 from mlcore.base.distributed import pick_device
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, write_json
+from mlcore.base.reading import reading
 from mlcore.base.seeding import seed_everything
+from mlcore.remote.hub import find_model
 from quartet.apps.sam_med3d_ich.data.crops import cut, starts
 from quartet.apps.sam_med3d_ich.data.preprocess import EVERYWHERE, Prepared, prepare
 from quartet.apps.sam_med3d_ich.data.volume import Spacing, read_volume
@@ -189,17 +191,11 @@ def load_language(name: str) -> Language:
     Raises:
         UserError: It cannot be had, or is of a kind that does not fit.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
-    except Exception as error:  # noqa: BLE001 - network, files and formats fail in many ways there
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(
-            f"--language_model {name}: cannot be loaded ({reason[:300]}). Expected a folder with config.json, "
-            "tokenizer and *.safetensors of a causal language model that transformers knows, or its name on the "
-            "Hugging Face hub. Without a connection, download it elsewhere (hf download NAME --local-dir FOLDER) and "
-            "give the folder, or try --demo"
-        ) from None
+    folder = find_model(name, setting="--language_model", ways_out="Or try --demo.")
+    with reading(folder, "tokenizer and *.safetensors of a causal language model that transformers knows"):
+        known = {"trust_remote_code": False, "local_files_only": True}
+        tokenizer = AutoTokenizer.from_pretrained(folder, **known)
+        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **known)
     return _with_image_token(model, tokenizer)
 
 

@@ -42,6 +42,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mlcore.base.files import atomic_write
 from mlcore.base.reading import reading
+from mlcore.remote.model_folder import check_model_folder, check_safetensors
 from mlcore.run.restore import of_this_version, rebuild
 from mlcore.training.checkpoint import CheckpointError, load_checkpoint, load_model_weights
 from quartet.apps.sam_med3d_ich.data.preprocess import Preprocessing
@@ -156,6 +157,14 @@ class VolumeBlip2(Blip2ForConditionalGeneration):  # type: ignore[no-untyped-cal
         super().__init__(config)
         vision: Any = config.vision_config
         self.vision_model = EncoderTower(ImageEncoder(_shape(vision.encoder_shape)))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> "VolumeBlip2":
+        """As transformers', but of a folder that asks for nothing else than to be read; see `check_model_folder`."""
+        folder = Path(pretrained_model_name_or_path or "")
+        if folder.name and folder.is_dir():
+            check_model_folder(folder)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     @property
     def visual_encoder(self) -> ImageEncoder:
@@ -272,6 +281,7 @@ def _begin_between(model: VolumeBlip2) -> None:
 def _read_qformer(path: Path) -> tuple[QFormerSizes, dict[str, Tensor]]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such Q-Former file")
+    check_safetensors(path)
     with reading(path, "a safetensors file", error=CheckpointError), safe_open(path, framework="pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         described = (file.metadata() or {}).get("sizes")

@@ -362,10 +362,21 @@ def test_code_that_a_folder_names_is_refused(name: str, folder: Path, tmp_path: 
     assert not ran.exists()
 
 
-def test_attention_that_would_be_fetched_is_not(folder: Path) -> None:
-    expected = load(folder).encode(TEXTS)
+def test_attention_that_would_be_fetched_is_refused(folder: Path) -> None:
     change(folder / "config.json", lambda settings: {**settings, "_attn_implementation": "evil/kernel"})
-    torch.testing.assert_close(load(folder).encode(TEXTS), expected, rtol=0, atol=0)
+    with pytest.raises(UserError, match=r"config\.json: refused, because its _attn_implementation"):
+        load(folder)
+
+
+def test_arguments_for_the_library_are_refused(folder: Path, tmp_path: Path) -> None:
+    """They would name a file of weights that nobody has looked at, and have it read as a pickle that runs."""
+    ran = tmp_path / "ran"
+    torch.save({"weight": Bomb(ran)}, folder / "pytorch_model.evil.bin")
+    arguments = {"variant": "evil", "use_safetensors": False, "weights_only": False}
+    change(folder / "sentence_bert_config.json", lambda settings: {**settings, "model_kwargs": arguments})
+    with pytest.raises(UserError, match=r"sentence_bert_config\.json: refused, because its model_kwargs"):
+        load(folder).encode(["a"])
+    assert not ran.exists()
 
 
 @pytest.mark.parametrize("activation", ["os.system", "evil.Tanh", "torch.nn.Module", "torch.hub.load"])

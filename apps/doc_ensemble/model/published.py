@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mlcore.base.errors import UserError
 from mlcore.remote.hub import find_model, plain_arguments, read_json, read_weights
+from mlcore.remote.model_folder import check_model_folder
 
 __all__ = ["SETTING", "Published", "check_name", "describe", "read_published_weights"]
 
@@ -97,6 +98,7 @@ def read_published_weights(published: Published) -> dict[str, Tensor]:
 
 
 def _of_folder(name: str, folder: Path) -> Published:
+    check_model_folder(folder)
     path = folder / "config.json"
     settings = read_json(path)
     architecture = check_name(settings.get("architecture"), where=f"{path}: architecture")

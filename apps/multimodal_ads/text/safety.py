@@ -5,12 +5,12 @@ in any of the spellings of its versions, and weights only as safetensors or as p
 ever imported.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mlcore.base.errors import UserError
 from mlcore.remote.hub import read_json, weight_files
+from mlcore.remote.model_folder import check_model_folder, json_value
 from mlcore.training.checkpoint import load_checkpoint
 
 __all__ = ["check_folder", "read_modules"]
@@ -32,9 +32,11 @@ _ACTIVATIONS = {
     for name, file in (("Tanh", "activation"), ("ReLU", "activation"), ("GELU", "activation"), ("Identity", "linear"))
     for path in (name, f"modules.{file}.{name}")
 }
-# Settings by which a file would make a library fetch or run something else than the model that the folder holds.
-_DATA = {"modules.json", "tokenizer.json", "vocab.json", "added_tokens.json"}  # large, and without settings
-_REFUSED = ("auto_map", "quantization_config", "trust_remote_code", "custom_pipelines", "peft_type")
+# By these a file of sentence-transformers hands arguments to transformers, such as other weights, or a pickle's.
+_REFUSED = (
+    "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs",
+    "tokenizer_name_or_path", "quantization_config",
+)  # fmt: skip
 
 
 def check_folder(folder: Path) -> int:
@@ -48,9 +50,7 @@ def check_folder(folder: Path) -> int:
     """
     modules = read_modules(folder)
     for place in sorted({folder, *(place for _, place in modules)}):
-        for path in sorted(place.glob("*.json")):
-            if path.name not in _DATA and not path.name.endswith(".index.json"):
-                _refuse_code(path)
+        check_model_folder(place, refused=_REFUSED)
     width = 0
     for kind, place in modules:
         if kind == "Transformer":
@@ -73,7 +73,9 @@ def read_modules(folder: Path) -> list[tuple[str, Path]]:
     path = folder / "modules.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file; text_encoder.model must be a sentence-transformers model")
-    content = _read_list(path)
+    content = json_value(path)
+    if not isinstance(content, list):
+        raise UserError(f"{path}: expected a list of modules, found {type(content).__name__}")
     modules = []
     for entry in content:
         if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
@@ -93,16 +95,6 @@ def read_modules(folder: Path) -> list[tuple[str, Path]]:
     return modules
 
 
-def _read_list(path: Path) -> list[Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(content, list):
-        raise UserError(f"{path}: expected a list of modules, found {type(content).__name__}")
-    return content
-
-
 def _check_transformer(folder: Path) -> int:
     _check_weights(folder)
     settings = read_json(folder / "config.json")
@@ -110,26 +102,6 @@ def _check_transformer(folder: Path) -> int:
     if not isinstance(width, int):
         raise UserError(f"{folder / 'config.json'}: hidden_size is {width!r}; expected a whole number")
     return width
-
-
-def _refuse_code(path: Path) -> None:
-    """Refuse a settings file that asks for code, at whatever depth."""
-    try:
-        pending = [json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            found = [key for key in _REFUSED if value.get(key)]
-            if found:
-                raise UserError(
-                    f"{path}: refused, because its {found[0]} asks for something else than the model in this "
-                    "folder; take one that transformers knows by itself"
-                )
-            pending.extend(value.values())
-        elif isinstance(value, list):
-            pending.extend(value)
 
 
 def _check_weights(folder: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mlcore.base.errors import UserError
 from mlcore.remote.hub import find_model, plain_arguments, read_json, read_weights
+from mlcore.remote.model_folder import check_model_folder
 from quartet.apps.multimodal_ads.config import VisionEncoderConfig
 from quartet.apps.multimodal_ads.vision.interface import Run, Tokens, VisionEncoder
 
@@ -106,6 +107,7 @@ def _named_metadata(name: str) -> dict[str, Any]:
 
 def _folder_metadata(folder: Path) -> dict[str, Any]:
     """What the `config.json` says that timm writes next to the weights."""
+    check_model_folder(folder)
     path = folder / "config.json"
     settings = read_json(path)
     name = settings.get("architecture")

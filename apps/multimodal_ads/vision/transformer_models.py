@@ -25,6 +25,7 @@ from transformers import (
 
 from mlcore.base.errors import UserError
 from mlcore.remote.hub import find_model, read_json, read_weights
+from mlcore.remote.model_folder import check_model_folder
 from quartet.apps.multimodal_ads.config import VisionEncoderConfig
 from quartet.apps.multimodal_ads.loading import quiet_loading
 from quartet.apps.multimodal_ads.vision.interface import Run, Tokens, VisionEncoder
@@ -108,6 +109,7 @@ def _known(config: VisionEncoderConfig) -> Published:
 
 def _of_folder(folder: Path, kind: str) -> Published:
     """Settings in a folder: numbers, words and switches that the family's own class knows, and nothing else."""
+    check_model_folder(folder)
     family = _FAMILIES[kind]
     path = folder / "config.json"
     settings = read_json(path)

@@ -5,7 +5,6 @@ without asking the network, so that runs of a sweep start at once and with the s
 respected.
 """
 
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from mlcore.base.errors import UserError
 from mlcore.base.reading import reading
+from mlcore.remote.model_folder import check_model_folder, check_safetensors, json_value
 from mlcore.training.checkpoint import bare_weights, load_checkpoint
 
 __all__ = ["find_model", "plain_arguments", "read_json", "read_weights", "weight_files"]
@@ -43,8 +43,15 @@ def find_model(name: str, *, setting: str, ways_out: str = "") -> Path:
         A folder with `config.json` and weights.
 
     Raises:
-        UserError: No such folder, no such model, or the hub cannot be reached and its cache lacks the model.
+        UserError: No such folder, no such model, the hub cannot be reached and its cache lacks the model, or the folder
+            asks for more than to be read; see `check_model_folder`.
     """
+    folder = _found(name, setting=setting, ways_out=ways_out)
+    check_model_folder(folder)
+    return folder
+
+
+def _found(name: str, *, setting: str, ways_out: str) -> Path:
     folder = Path(name).expanduser()
     on_hub = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name)
     if folder.is_dir():
@@ -125,19 +132,12 @@ def _download(name: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """The object in a JSON file of a model's folder.
 
     Raises:
-        UserError: No such file, not JSON, or not an object.
+        UserError: No such file, too large, not JSON, or not an object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); a published model's folder has this file"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+    value = json_value(path)
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
@@ -183,5 +183,6 @@ def read_weights(folder: Path, *, keep: Callable[[str], bool] = lambda _: True) 
 
 
 def _read_safetensors(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
+    check_safetensors(path)
     with reading(path, "a safetensors file"), safe_open(path, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys() if keep(key)}  # noqa: SIM118 - not a mapping

@@ -57,7 +57,7 @@ class Hub:
         allow, ignore = options["allow_patterns"], options["ignore_patterns"]
         for name in filter_repo_objects(self.names, allow_patterns=allow, ignore_patterns=ignore):
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / name).touch()
+            (self.folder / name).write_text("{}" if name.endswith(".json") else "", encoding="utf-8")
         return str(self.folder)
 
 
