@@ -16,6 +16,7 @@ from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, csv_text, write_text
 from mlcore.base.reading import reading
 from mlcore.config.text import read_document
+from mlcore.data.packed import read_arrays
 from mlcore.report.page import Headline, RunReport, Table
 from mlcore.run.final_evaluation import Pages, Results
 from mlcore.run.group import RunGroup
@@ -150,9 +151,10 @@ def _progress(folders: Sequence[Path]) -> dict[str, float]:
 
 
 def _read_fold(path: Path) -> tuple[FoldPredictions, tuple[str, ...]]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; remove {path.parent} and start the job again")
+    arrays = read_arrays(path)
+    with reading(path, f"a fold's predictions; remove {path.parent} and start the job again"):
         predicted = FoldPredictions(
             member=str(arrays["member"]),
             fold=int(arrays["fold"]),
@@ -163,10 +165,6 @@ def _read_fold(path: Path) -> tuple[FoldPredictions, tuple[str, ...]]:
             labels=arrays["labels"],
         )
         return predicted, tuple(arrays["class_names"].tolist())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; remove {path.parent} and start the job again") from None
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UserError(f"{path}: damaged ({error}); remove {path.parent} and start the job again") from None
 
 
 def _write_folds(path: Path, together: OutOfFold) -> None:

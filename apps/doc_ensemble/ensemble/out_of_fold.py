@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write
+from mlcore.base.reading import reading
+from mlcore.data.packed import read_arrays
 from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_labels, as_probabilities
 
 __all__ = ["FoldPredictions", "OutOfFold", "gather", "join_members", "read_out_of_fold", "without_predictions"]
@@ -218,24 +219,20 @@ def read_out_of_fold(path: Path) -> OutOfFold:
     Raises:
         UserError: It is missing (the message says how to make it) or damaged, or its rows leak.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in _ARRAYS}
-            digests = tuple(map(str, file[_DIGESTS])) if _DIGESTS in file else None
-    except FileNotFoundError:
-        raise without_predictions(f"{path} does not exist") from None
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise UserError(f"{path}: not a file of out-of-fold predictions, or damaged ({error})") from None
-    return OutOfFold(
-        probabilities=arrays["probabilities"].astype(np.float64),
-        labels=arrays["labels"].astype(np.int64),
-        folds=arrays["folds"].astype(np.int64),
-        left_out=arrays["left_out"].astype(np.int64),
-        pages=tuple(map(str, arrays["pages"])),
-        class_names=tuple(map(str, arrays["class_names"])),
-        member_names=tuple(map(str, arrays["member_names"])),
-        digests=digests,
-    )
+    if not path.exists():
+        raise without_predictions(f"{path} does not exist")
+    arrays = read_arrays(path)
+    with reading(path, "a file of out-of-fold predictions"):
+        return OutOfFold(
+            probabilities=arrays["probabilities"].astype(np.float64),
+            labels=arrays["labels"].astype(np.int64),
+            folds=arrays["folds"].astype(np.int64),
+            left_out=arrays["left_out"].astype(np.int64),
+            pages=tuple(map(str, arrays["pages"])),
+            class_names=tuple(map(str, arrays["class_names"])),
+            member_names=tuple(map(str, arrays["member_names"])),
+            digests=tuple(map(str, arrays[_DIGESTS])) if _DIGESTS in arrays else None,
+        )
 
 
 def without_predictions(reason: str) -> UserError:
