@@ -1,6 +1,7 @@
 """Scans whose headers lie: refused by name, before anything takes the memory that they claim."""
 
 import gzip
+import io
 import struct
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,16 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+)
 
 from mlcore.base.errors import UserError
 from mlcore.base.reading import READ_GIB
@@ -106,7 +115,7 @@ def test_a_grid_of_any_size_is_refused_before_it_is_made(tmp_path: Path, monkeyp
 # -------------------------------------------------------------------------------------------------------------- DICOM
 
 
-def slices(folder: Path, **given: Any) -> Path:
+def slices(folder: Path, *, syntax: str = ExplicitVRLittleEndian, **given: Any) -> Path:
     """A series of three slices; `given` attributes lie."""
     for z in range(3):
         data = Dataset()
@@ -122,7 +131,7 @@ def slices(folder: Path, **given: Any) -> Path:
             setattr(data, name, value)
         folder.mkdir(exist_ok=True)
         data.file_meta = pydicom.dataset.FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data.file_meta.TransferSyntaxUID = syntax
         data.save_as(folder / f"{z}.dcm", enforce_file_format=True)
     return folder
 
@@ -163,6 +172,28 @@ def test_a_dicom_file_that_is_packed_as_a_whole_is_refused(tmp_path: Path) -> No
     data.save_as(tmp_path / "case/1.dcm")
     with pytest.raises(UserError, match=r"1\.dcm: pixels packed as Deflated Explicit VR Little Endian"):
         find_series(tmp_path / "case")
+
+
+def packed(kind: str, *, claimed: tuple[int, int] | None = None) -> bytes:
+    """An 8 x 8 picture as JPEG or JPEG 2000, perhaps with another height and width in its own header."""
+    buffer = io.BytesIO()
+    Image.fromarray(VOXELS[0].astype(np.uint8)).save(buffer, kind, **({"no_jp2": True} if kind == "JPEG2000" else {}))
+    content = bytearray(buffer.getvalue())
+    if claimed is not None and kind == "JPEG2000":
+        struct.pack_into(">II", content, 8, *claimed)
+    elif claimed is not None:
+        struct.pack_into(">HH", content, content.find(b"\xff\xc0") + 5, *claimed)
+    return encapsulate([bytes(content)])
+
+
+@pytest.mark.parametrize(("kind", "syntax"), [("JPEG", JPEGBaseline8Bit), ("JPEG2000", JPEG2000Lossless)])
+def test_the_size_within_a_packed_picture_is_the_headers(kind: str, syntax: str, tmp_path: Path) -> None:
+    given = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0}
+    folder = slices(tmp_path / "case", syntax=syntax, PixelData=packed(kind), **given)
+    assert read(folder).array.shape == (8, 8, 3)
+    slices(tmp_path / "case", syntax=syntax, PixelData=packed(kind, claimed=(60000, 60000)), **given)
+    with pytest.raises(UserError, match=r"0\.dcm: .*picture 1 is 60000 x 60000, the header says 8 x 8"):
+        read(folder)
 
 
 def test_damaged_dicom_headers_raise_nothing_else(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ The headers are read by pydicom, which fails on crafted files but does not crash
 only what has passed here. What is packed as a whole (deflated) is not read: nothing says what it unpacks to.
 """
 
+import struct
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,9 +15,11 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom import uid
+from pydicom.encaps import generate_frames
 
 from mlcore.base.errors import UserError
 from mlcore.base.reading import check_unpacked, reading
+from quartet.apps.sam_med3d_ich.data.geometry import by
 from quartet.apps.sam_med3d_ich.data.slices import Slice, numbers
 
 __all__ = ["frame_values", "read_header", "read_slices"]
@@ -24,7 +27,10 @@ __all__ = ["frame_values", "read_header", "read_slices"]
 _DEFERRED = 2**20  # bytes; larger values are left in the file, and no header needs them
 _GREY = ("MONOCHROME2", "MONOCHROME1")
 _STORED = {uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian}
-_PACKED = {*uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes, *uid.JPEG2000TransferSyntaxes, uid.RLELossless}
+_JPEG = {*uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes, *uid.JPEG2000TransferSyntaxes}
+_JPEG_2000 = b"\xff\x4f\xff\x51"
+_JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers of a picture's size
+_JPEG_TABLES = {0xC4, 0xCC, 0xDB, 0xDD, 0xF8, 0xFE, *range(0xE0, 0xF0)}  # of what may stand before it
 
 
 def read_header(path: Path, *, tags: Sequence[str] | None = None) -> Any:
@@ -70,6 +76,8 @@ def read_slices(path: Path) -> list[Slice]:
         check_unpacked(path, unpacked=voxels * 4, stored=size)
         if data.file_meta.get("TransferSyntaxUID") in _STORED and size < voxels * int(data.BitsAllocated) // 8:
             raise UserError(f"{path}: incomplete, {size:,} bytes cannot hold its {voxels:,} voxels")
+        if data.file_meta.get("TransferSyntaxUID") in _JPEG:
+            _check_pictures(path, count, (int(data.Columns), int(data.Rows)))
         if count == 1 and data.get("ImagePositionPatient") is not None:
             return [_slice(path, data, None, value=lambda _, key: data.get(key))]
         groups = data.get("PerFrameFunctionalGroupsSequence") or []
@@ -97,9 +105,31 @@ def frame_values(path: Path, frames: Sequence[Slice]) -> NDArray[np.float32]:
 
 
 def _check_packing(path: Path, packing: Any) -> None:
-    if packing not in _STORED | _PACKED:
+    if packing not in _STORED | _JPEG | {uid.RLELossless}:
         name = getattr(packing, "name", packing)
         raise UserError(f"{path}: pixels packed as {name}, which is not read; store the file uncompressed")
+
+
+def _check_pictures(path: Path, count: int, size: tuple[int, int]) -> None:
+    """Compare the columns and rows within every JPEG picture with the header's: decoders go by them alone."""
+    pictures = generate_frames(pydicom.dcmread(path).PixelData, number_of_frames=count)
+    for number, picture in enumerate(pictures, start=1):
+        found = _coded_size(picture)
+        if found != size:
+            raise ValueError(f"picture {number} is {by(found)}, the header says {by(size)}")
+
+
+def _coded_size(picture: bytes) -> tuple[int, int]:
+    if picture.startswith(_JPEG_2000):
+        right, bottom, left, top = struct.unpack_from(">4I", picture, 8)
+        return right - left, bottom - top
+    place = 2
+    while picture[place] == 0xFF and picture[place + 1] in _JPEG_TABLES:
+        place += 2 + int.from_bytes(picture[place + 2 : place + 4], "big")
+    if picture[place] != 0xFF or picture[place + 1] not in _JPEG_FRAMES:  # what one decoder skips, another reads
+        raise ValueError("a JPEG picture without its size where it should be")
+    rows, columns = struct.unpack_from(">HH", picture, place + 5)
+    return columns, rows
 
 
 def _slice(path: Path, data: Any, number: int | None, *, value: Callable[[str, str], Any]) -> Slice:
