@@ -162,9 +162,9 @@ def test_the_search_finds_what_is_hidden(tmp_path: Path) -> None:
     assert search(tmp_path, ["Cnry08Zq"])[0] == []
 
 
-def run(place: Path, app: str, environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(place: Path, script: str, environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(REPOSITORY / "apps" / app / "train.py"), *arguments],
+        [sys.executable, str(REPOSITORY / script), *arguments],
         cwd=place,
         env=environ,
         capture_output=True,
@@ -188,8 +188,8 @@ def test_no_secret_is_in_any_file_or_output_of_a_run(app: str, tmp_path: Path) -
     token, flag = canaries('{}-on the "command" line'), canaries("flag-{}")
     address = f"https://{canaries('token-{}')}@host.example/x?X-Amz-Credential={canaries('{}%2F2024')}"
     calls = {
-        "train": (0, common),
-        "go on": (0, [*common, "--resume"]),
+        "train": (0, [*common, "--output_dir", "run"]),
+        "go on": (0, [*common, "--output_dir", "run", "epochs=2"]),
         "dry run": (0, [*common, "--dry_run"]),
         "settings": (0, [*common, "--cfg", "job"]),
         "settings to edit": (0, [*common, "--print_config"]),
@@ -204,13 +204,15 @@ def test_no_secret_is_in_any_file_or_output_of_a_run(app: str, tmp_path: Path) -
     }
     said = ""
     for what, (code, arguments) in calls.items():
-        done = run(place, app, environ, *arguments)
+        done = run(place, f"apps/{app}/train.py", environ, *arguments)
         assert done.returncode == code or code is None, f"{what}: {done.stdout}{done.stderr}"
         said += f"{done.stdout}\n{done.stderr}\n"
-    (place / "said.txt").write_text(said, "utf-8")
+    compared = run(place, "scripts/compare_results.py", environ, "run")
+    assert compared.returncode == 0, compared.stderr
+    (place / "said.txt").write_text(said + compared.stdout + compared.stderr, "utf-8")
     assert list(place.rglob("*.wandb"))
     assert list(place.rglob("best_model.pth"))
-    [log] = [path.read_text("utf-8") for path in place.rglob("train.log")]
+    log = (place / "run" / "train.log").read_text("utf-8")
     untold = [name for name in (*ATTACKS, "GIT_CONFIG_COUNT") if f"{name} is not taken" not in log]
     assert set(untold) <= environ.keys(), "what is set in the shell wins, and nothing needs to be said"
     assert ".env is not read" in log
