@@ -17,9 +17,6 @@ _PUT = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 _GET = {"GET", "BINGET", "LONG_BINGET"}
 _CHANGE = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
 _CALL = {"REDUCE", "NEWOBJ", "NEWOBJ_EX"}
-_EMPTY = {"EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"}
-_PLAIN = {opcode.name for opcode in pickletools.opcodes if opcode.stack_after and not opcode.stack_before}
-_PLAIN -= {"MARK", "GLOBAL", *_GET, *_EMPTY}  # what is left puts a number, a text or the like on the stack
 
 
 class ScanError(ValueError):
@@ -68,9 +65,7 @@ class _Scan:
             if count > _LONGEST:
                 raise ScanError(f"more than {_LONGEST:,} operations")
             name = opcode.name
-            if name in _PLAIN:
-                self._stack.append(None)
-            elif name == "MARK":
+            if name == "MARK":
                 self._marks.append(len(self._stack))
             elif name in _PUT:
                 place = len(self._memo) if argument is None else int(str(argument))
@@ -103,7 +98,7 @@ class _Scan:
             self._stack.append(target)
         elif opcode.stack_after:
             inside = [part for part in content if part is not None]
-            is_container = bool(content) or opcode.name in _EMPTY
+            is_container = bool(content) or opcode.name in ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET")
             self._stack.append(self._new(inside) if is_container else None)
 
     def _new(self, content: _Node | None = None) -> _Node:

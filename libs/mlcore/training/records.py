@@ -30,16 +30,11 @@ def more_than_data(path: Path, asked: str | None) -> UserError:
 
 
 def check_records(path: Path, *, allow: Sequence[type] = ()) -> None:
-    """Compare every record of a zip checkpoint with its CRC-32, and look through its program.
-
-    Args:
-        path: The file; its older formats have no checksum, only a program.
-        allow: Further classes that the program may call.
+    """Compare every record of a zip checkpoint with its CRC-32, and look through its program; inside `reading`.
 
     Raises:
         UserError: A record is damaged, packed or not where torch would look, the file is TorchScript, or its program
-            calls what makes no data.
-        Exception: It is no checkpoint; to be called inside `reading`.
+            calls what makes no data and is no class of `allow`.
     """
     with path.open("rb") as file:
         start = file.read(4)
