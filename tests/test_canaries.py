@@ -107,7 +107,6 @@ def given(inputs: Path, place: Path) -> Given:
         "tracking.wandb_entity": None,
         "tracking.wandb_project": "canaries",
         "run.name": "canaries",
-        "checkpoint.upload_to": "s3://bucket/prefix",
         "tracking.use_wandb": True,
         "tracking.wandb_mode": "offline",
         "tracking.log_images": True,
@@ -185,11 +184,13 @@ def test_no_secret_is_in_any_file_or_output_of_a_run(app: str, tmp_path: Path) -
     (place / ".env").write_text("WANDB_ENTITY=evil\n", "utf-8")
     small, unused = SMALL[app]
     common = ["--demo", config, *small.split(), f"{unused}={path}"]
+    bucket = "checkpoint.upload_to=s3://bucket/prefix"  # at whose address nobody answers
     token, flag = canaries('{}-on the "command" line'), canaries("flag-{}")
     address = f"https://{canaries('token-{}')}@host.example/x?X-Amz-Credential={canaries('{}%2F2024')}"
     calls = {
         "train": (0, [*common, "--output_dir", "run"]),
-        "go on": (0, [*common, "--output_dir", "run", "epochs=2"]),
+        "go on, without the bucket": (0, [*common, "--output_dir", "run", "epochs=2", bucket]),
+        "no bucket": (None, [*common, "--dry_run", bucket]),
         "dry run": (0, [*common, "--dry_run"]),
         "settings": (0, [*common, "--cfg", "job"]),
         "settings to edit": (0, [*common, "--print_config"]),
