@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import time
+from statistics import median
 
 import psutil
 
@@ -55,17 +56,17 @@ def census(child: Child) -> dict[str, int] | None:
 
 
 def growth(rows: list[dict[str, int]], *, share: float = 0.01) -> str | None:
-    """What the last quarter has more of than the second quarter, by more than a share; None for nothing.
+    """What the last quarter has more of than the second quarter, in the median, by more than a share; None for nothing.
 
     Args:
-        rows: Counts in the order in which they were taken.
-        share: Of the largest count of the second quarter; caches, of which there are some, are full by then.
+        rows: Counts in the order in which they were taken; one that fell into a save or an evaluation may be higher.
+        share: Of the median of the second quarter; caches, of which there are some, are full by then.
     """
     quarter = len(rows) // 4
     if not quarter:
         return f"only {len(rows)} counts were taken: the run was too short"
     for key in _COUNTED:
-        first, last = (max(row[key] for row in part) for part in (rows[quarter : 2 * quarter], rows[-quarter:]))
-        if last > first * (1 + share):
-            return f"{key} grew from {first:,} to {last:,}"
+        early, late = (median(row[key] for row in part) for part in (rows[quarter : 2 * quarter], rows[-quarter:]))
+        if late > early * (1 + share):
+            return f"{key} grew from {early:,.0f} to {late:,.0f}"
     return None
