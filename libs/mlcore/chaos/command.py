@@ -18,7 +18,8 @@ _DESCRIPTION = """\
 Disturb real training runs of an app and compare what they end with, to the last bit, with runs that nothing disturbed.
 
 Trains on generated data, on the CPU, as small as the app's description says, in processes of its own. Prints a table,
-and writes chaos.json and report.html. Twenty kills and all faults take about ten minutes on two cores.
+and writes chaos.json and report.html. A kill takes about ten seconds. What follows -- is given to the training, too,
+such as: -- --optimizer sgd
 """
 
 FAULTS = (
@@ -40,7 +41,8 @@ def chaos(arguments: Sequence[str], *, app: App[Any], command: Sequence[str], pr
     Raises:
         UserError: There is no such fault, an undisturbed run fails, or this is not Linux.
     """
-    given = _parser(prog).parse_args(arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    given, added = _parser(prog).parse_args(arguments[:end]), arguments[end + 1 :]
     if unknown := [name for name in given.faults if name not in (*FAULTS, "soak")]:
         known = ", ".join((*FAULTS, "soak"))
         raise UserError(f"no fault '{unknown[0]}'{nearest(unknown[0], (*FAULTS, 'soak'))}; there is: {known}")
@@ -50,7 +52,7 @@ def chaos(arguments: Sequence[str], *, app: App[Any], command: Sequence[str], pr
     from mlcore.chaos.bench import Bench, Row  # torch takes seconds to import
 
     folder = given.output or Path("outputs") / "chaos" / app.name
-    bench = Bench([*command, *app.rehearsal], folder, random.Random(given.seed), say=_say)  # noqa: S311 - instants
+    bench = Bench([*command, *app.rehearsal, *added], folder, random.Random(given.seed), say=_say)  # noqa: S311 - instants
     rows: list[Row] = []
     for name in given.faults or FAULTS:
         bench.say(f"fault: {name}")

@@ -1,18 +1,20 @@
 """What a watched process tells: where it is, what it holds, which samples it sees; and how its phases are told."""
 
+import json
 import os
-import random
 import signal
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from mlcore.chaos.bench import Bench, Row, Variant
+from mlcore.chaos.bench import Variant
 from mlcore.chaos.child import PHASES, Child, phase_of
+from mlcore.chaos.command import chaos
 from mlcore.chaos.inside import digest
-from mlcore.chaos.kills import kill
 from mlcore.chaos.soak import census, growth
 
 SESSION = (
@@ -145,6 +147,7 @@ folder = pathlib.Path("run")
 folder.mkdir(exist_ok=True)
 count = folder / "metrics.jsonl"
 done = len(count.read_text().splitlines()) if count.exists() else 0
+(folder / "argv").write_text(" ".join(sys.argv[1:]))
 {flaw}
 for step in range(done, 60):
     with count.open("a") as file:
@@ -153,20 +156,22 @@ for step in range(done, 60):
 """
 
 
-def killed(tmp_path: Path, flaw: str) -> Row:
-    (tmp_path / "counts.py").write_text(RUN.format(flaw=flaw))
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    bench = Bench(["-m", "counts"], tmp_path / "bench", random.Random(1), say=lambda _: None)
-    return kill(bench, 8)
-
-
 @pytest.mark.parametrize("flaw", ["", "done -= done > 0"], ids=["exact", "a row twice"])
 def test_kills_tell_a_run_that_goes_on_exactly_from_one_that_does_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flaw: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flaw: str
 ) -> None:
+    (tmp_path / "counts.py").write_text(RUN.format(flaw=flaw))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setattr("mlcore.chaos.kills.VARIANTS", (Variant("plain"),))
-    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
-    row = killed(tmp_path, flaw)
-    assert row.tries == 8
-    assert row.failed == bool(flaw)
-    assert bool(flaw) == any("metrics.jsonl[" in problem for problem in row.problems)
+    app: Any = SimpleNamespace(name="counts", title="Counting", rehearsal=("--small",))
+    arguments = ["--faults", "kill", "--kills", "8", "--output", str(tmp_path / "out"), "--", "--more"]
+    code = chaos(arguments, app=app, command=["-m", "counts"], prog="quartet chaos counts")
+    (row,) = json.loads((tmp_path / "out" / "chaos.json").read_text("utf-8"))["faults"]
+    assert code == bool(flaw)
+    assert row["tries"] == 8
+    assert (row["passed"] == 8) == (not flaw)
+    assert bool(flaw) == any("metrics.jsonl[" in problem for problem in row["problems"])
+    given = (tmp_path / "out" / "whole_1" / "run" / "argv").read_text()
+    assert given.startswith("--small --more ")
+    shown = capsys.readouterr().out + (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert shown.count(f"{row['passed']} of 8 as they should be") == 2, "on the terminal and on the page"
