@@ -106,7 +106,7 @@ def frame_values(path: Path, frames: Sequence[Slice]) -> NDArray[np.float32]:
 
 def _check_packing(path: Path, packing: Any) -> None:
     if packing not in _STORED | _JPEG | {uid.RLELossless}:
-        name = getattr(packing, "name", packing)
+        name = " ".join(str(getattr(packing, "name", packing)).split())
         raise UserError(f"{path}: pixels packed as {name}, which is not read; store the file uncompressed")
 
 

@@ -61,10 +61,14 @@ class _Scan:
         self._called: set[str] = set()
 
     def run(self, program: bytes | BinaryIO) -> set[str]:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
+        end = 0
+        at: int | None = None
+        for count, (opcode, argument, at) in enumerate(pickletools.genops(program)):
             if count > _LONGEST:
                 raise ScanError(f"more than {_LONGEST:,} operations")
             name = opcode.name
+            if name == "FRAME":  # which a reader takes memory for before it looks
+                end = max(end, (at or 0) + 9 + int(str(argument)))
             if name == "MARK":
                 self._marks.append(len(self._stack))
             elif name in _PUT:
@@ -82,6 +86,8 @@ class _Scan:
                 self._pop(opcode, of_mark=name == "POP_MARK" or self._marks[-1:] == [len(self._stack)])
             else:
                 self._build(opcode)
+        if end > (at or 0) + 1:
+            raise ScanError("a frame that is longer than the pickle")
         self._check_depth()
         return self._called
 

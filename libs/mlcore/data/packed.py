@@ -2,6 +2,7 @@
 
 import math
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from mlcore.base.reading import check_unpacked, reading
 __all__ = ["TarFiles", "check_arrays", "read_arrays"]
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+# Numpy's remark on files of Python 2, which does not even name them.
+warnings.filterwarnings("ignore", message="Reading `.npy` or `.npz` file required additional header parsing")
+
 _MOST_FILES = 10_000_000
 _NPZ, _TAR = "an .npz file of plain arrays", "a folder or a tar archive"
 
