@@ -215,7 +215,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         return
     if event == "open" and not _armed[-1]:
         path, flags = args[0], args[2]
-        if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR) and path != os.devnull:
+        if not isinstance(path, int) and isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR):
             raise _Harm(f"it writes the file {path}")
     elif event == "subprocess.Popen" and any("mlcore.base.isolated" in str(part) for part in args[1]):
         return  # the helper process of `mlcore.base.isolated`, for decoders that may crash

@@ -56,10 +56,12 @@ def series_in(folder: Path) -> list[Series]:
     described: dict[str, str] = {}
     for path in files:
         header = read_header(path, tags=("SeriesInstanceUID", "SeriesDescription"))
-        if header is not None and header.get("SeriesInstanceUID"):
-            uid = str(header.SeriesInstanceUID)
+        with reading(path, "a DICOM file"):  # values are parsed when they are asked for
+            uid = "" if header is None else str(header.get("SeriesInstanceUID") or "")
+            about = "" if not uid else str(header.get("SeriesDescription") or "").strip()
+        if uid:
             found.setdefault(uid, []).append(path)
-            described.setdefault(uid, str(header.get("SeriesDescription") or "").strip())
+            described.setdefault(uid, about)
     return [Series(folder, uid, described[uid], tuple(found[uid])) for uid in sorted(found)]
 
 
