@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlcore.cli.app import App
 from quartet.apps.doc_ensemble.config import DocConfig
@@ -21,6 +22,12 @@ def _build(config: DocConfig, world: World) -> TrainingSetup:
     from quartet.apps.doc_ensemble.build import build  # torch takes seconds to import
 
     return build(config, world)
+
+
+def _samples(config: DocConfig) -> Mapping[str, Any]:
+    from quartet.apps.doc_ensemble.build import samples
+
+    return samples(config)
 
 
 def _group(config: DocConfig) -> RunGroup[DocConfig] | None:
@@ -53,6 +60,7 @@ APP = App(
     config_cls=DocConfig,
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "doc_ensemble",
     build=_build,
+    samples=_samples,
     run_name=_run_name,
     own_data="--data_dir DIR  (a folder per class; tables: docs/doc_ensemble.md)",
     demo_unless=("data.data_dir", "data.train_csv"),

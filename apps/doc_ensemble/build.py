@@ -17,17 +17,17 @@ from mlcore.run.build import Data, TrainingSetup
 from quartet.apps.doc_ensemble.config import DocConfig
 from quartet.apps.doc_ensemble.data.augment import PageAugmentation
 from quartet.apps.doc_ensemble.data.balance import Balanced
-from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset, Prepare
+from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset, PageFiles, Prepare
 from quartet.apps.doc_ensemble.data.mixing import Mixing
 from quartet.apps.doc_ensemble.data.pages import Page
 from quartet.apps.doc_ensemble.data.statistics import page_statistics, statistics_sections
 from quartet.apps.doc_ensemble.ensemble.folds import one_fold
 from quartet.apps.doc_ensemble.model.classifier import DocClassifier, create_model
 from quartet.apps.doc_ensemble.outputs import Inspector, write_outputs
-from quartet.apps.doc_ensemble.splits import Splits, load_splits
+from quartet.apps.doc_ensemble.splits import Splits, load_splits, places_of
 from quartet.apps.doc_ensemble.task import DocTask, Objective
 
-__all__ = ["build"]
+__all__ = ["build", "samples"]
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +65,16 @@ def build(config: DocConfig, world: World) -> TrainingSetup:
         finish=partial(write_outputs, inspector, config),
         warnings=[*splits.notes, *_doubts(config)],
     )
+
+
+def samples(config: DocConfig) -> dict[str, PageFiles]:
+    """What `--check_data` opens: the pages of tables, or the files of folders.
+
+    Raises:
+        UserError: A table or folder is missing or has mistakes.
+    """
+    max_pixels = round(config.data.max_megapixels * 1e6)
+    return {name: PageFiles(places, max_pixels=max_pixels) for name, places in places_of(config.data).items()}
 
 
 def _doubts(config: DocConfig) -> list[str]:

@@ -11,13 +11,13 @@ from mlcore.base.errors import UserError
 from mlcore.data.fingerprints import cache_file
 from quartet.apps.doc_ensemble.config import DataConfig, DocConfig
 from quartet.apps.doc_ensemble.data.duplicates import check_duplicates, compared
-from quartet.apps.doc_ensemble.data.folders import Folders, read_folders
+from quartet.apps.doc_ensemble.data.folders import Folders, find_files, read_folders, split_folders
 from quartet.apps.doc_ensemble.data.generated import write_generated
 from quartet.apps.doc_ensemble.data.pages import Page
 from quartet.apps.doc_ensemble.data.split import hold_out
 from quartet.apps.doc_ensemble.data.table import read_table
 
-__all__ = ["Splits", "load_splits"]
+__all__ = ["Splits", "load_splits", "places_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +86,20 @@ def load_splits(config: DocConfig, *, classes: Sequence[str] | None = None) -> S
     return replace(splits, notes=notes)
 
 
+def places_of(settings: DataConfig) -> dict[str, Sequence[Page | Path]]:
+    """The pages of the tables, or the files of the folders, that the data section names, by split.
+
+    Raises:
+        UserError: A table or folder is missing or has mistakes.
+    """
+    if settings.train_csv is not None:
+        found = _tables(settings, None)
+        return {name: pages for name in ("train", "val", "test") if (pages := getattr(found, name)) is not None}
+    folder = _folder(settings)
+    parts = {path.name: find_files(path) for path in split_folders(folder)}
+    return {**parts} if parts else {"train": find_files(folder)}
+
+
 def _tables(settings: DataConfig, classes: Sequence[str] | None) -> Folders:
     assert settings.train_csv is not None  # noqa: S101 - the caller has looked
     if settings.data_dir is not None:
@@ -99,6 +113,10 @@ def _tables(settings: DataConfig, classes: Sequence[str] | None) -> Folders:
 
 
 def _folders(settings: DataConfig, classes: Sequence[str] | None) -> Folders:
+    return read_folders(_folder(settings), classes=classes)
+
+
+def _folder(settings: DataConfig) -> Path:
     if settings.val_csv is not None or settings.test_csv is not None:
         raise UserError("data.val_csv and data.test_csv belong to a data.train_csv, which is not given")
     if settings.source == "generated":
@@ -110,7 +128,7 @@ def _folders(settings: DataConfig, classes: Sequence[str] | None) -> Folders:
         folder = settings.data_dir
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder (data.data_dir: one with a folder per class)")
-    return read_folders(folder, classes=classes)
+    return folder
 
 
 def _place(settings: DataConfig) -> Path:

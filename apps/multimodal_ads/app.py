@@ -23,6 +23,12 @@ def _build(config: AdsConfig, world: World) -> TrainingSetup:
     return build(config, world)
 
 
+def _samples(config: AdsConfig) -> Mapping[str, Any]:
+    from quartet.apps.multimodal_ads.build import samples
+
+    return samples(config)
+
+
 def _group(config: AdsConfig) -> RunGroup[AdsConfig] | None:
     from mlcore.run.group import ablations
 
@@ -66,6 +72,7 @@ APP = App(
     config_cls=AdsConfig,
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "multimodal_ads",
     build=_build,
+    samples=_samples,
     run_name=_run_name,
     own_data="--train_csv train.csv  (columns local_image_path, label, text_info)",
     demo_unless=("data.train_csv", "data.base_dir"),

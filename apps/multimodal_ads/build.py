@@ -116,7 +116,34 @@ def load_splits(config: AdsConfig) -> Splits:
     )
     for note in notes:
         _log.warning(note)
+    for name in ("train", "val"):
+        _check_labels(rows[name], name)
     return Splits(train=rows["train"], validation=rows["val"], test=rows.get("test"), notes=notes)
+
+
+def _check_labels(rows: Sequence[AdRow], name: str) -> None:
+    labels = {row.label for row in rows}
+    if len(labels) == 1:
+        what = "an ad" if 1 in labels else "no ad"
+        of = {"train": "training", "val": "validation"}[name]
+        raise UserError(
+            f"{rows[0].origin} and the other {len(rows) - 1} {of} rows: each is {what}. A classifier is trained and "
+            "judged on both; add rows of the other kind (column label)"
+        )
+
+
+def samples(config: AdsConfig) -> dict[str, AdDataset]:
+    """What `--check_data` opens: the pictures of all rows of the tables.
+
+    Raises:
+        UserError: A table is missing or has mistakes; they are all named.
+    """
+    settings = config.data
+    if settings.source == "generated":
+        rows = _generated(settings)
+    else:
+        rows = {name: read_table(path, base_dir=settings.base_dir) for name, path in _tables(settings).items()}
+    return {name: AdDataset(part, max_pixels=_max_pixels(config)) for name, part in rows.items()}
 
 
 def _generated(settings: DataConfig) -> dict[str, Sequence[AdRow]]:

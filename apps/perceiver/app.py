@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlcore.cli.app import App
 from quartet.apps.perceiver.config import PerceiverConfig
@@ -21,6 +22,12 @@ def _build(config: PerceiverConfig, world: World) -> TrainingSetup:
     return build(config, world)
 
 
+def _samples(config: PerceiverConfig) -> Mapping[str, Any]:
+    from quartet.apps.perceiver.build import samples
+
+    return samples(config)
+
+
 def _run_name(config: PerceiverConfig) -> str:
     return config.data.dataset or "run"
 
@@ -32,6 +39,7 @@ APP = App(
     config_cls=PerceiverConfig,
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "perceiver",
     build=_build,
+    samples=_samples,
     run_name=_run_name,
     own_data="--dataset image_folder --data_dir DIR  (more kinds: docs/perceiver.md)",
     demo_unless=("data.dataset", "data.data_dir", "data.train_path"),

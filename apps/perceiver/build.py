@@ -22,6 +22,7 @@ from mlcore.training.evaluator import Predictions
 from quartet.apps.perceiver.config import DataConfig, ObjectiveConfig, PerceiverConfig
 from quartet.apps.perceiver.data.arrays import read_npz
 from quartet.apps.perceiver.data.augment import series_augmentation
+from quartet.apps.perceiver.data.checking import CheckedSamples, ImageFiles
 from quartet.apps.perceiver.data.cifar import load_cifar10
 from quartet.apps.perceiver.data.collate import PadCollate
 from quartet.apps.perceiver.data.image_augment import image_augmentation
@@ -74,6 +75,11 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
         UserError: Data is missing or cannot be used, or model settings do not fit together.
     """
     sources = load_sources(config.data, seed=config.run.seed)
+    if len(sources.classes) < 2:
+        raise UserError(
+            f"the training data has one class only, {', '.join(sources.classes)}: a classifier needs at least two; add "
+            "samples of another one, or look at the labels"
+        )
     parts = _parts(sources, fraction=config.data.val_fraction, seed=config.data.split_seed)
     inspect = partial(_inspect, settings=config.data, classes=sources.classes)
     looks = {"train": inspect(parts["train"], _CALLED["train"], every_class=True)}
@@ -97,6 +103,27 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
         analyse=partial(_analyse, class_names=tuple(sources.classes)),
         export_command=_export_command,
     )
+
+
+def samples(config: PerceiverConfig) -> dict[str, Any]:
+    """What `--check_data` opens: the files of image folders; of other data sets the samples, and what their files lack.
+
+    Raises:
+        UserError: No data set is chosen, its path is missing, or a file cannot be read as a whole.
+    """
+    settings = config.data.model_copy(update={"on_bad_sample": "skip"})
+    root = settings.data_dir or settings.train_path
+    if settings.dataset == "image_folder" and root is not None and root.is_dir():
+        folders = {"images": root, "val": settings.val_path, "test": settings.test_path}
+        sources = {name: ImageSource(path) for name, path in folders.items() if path is not None}
+        return {name: ImageFiles(source.files, image_size=settings.image_size) for name, source in sources.items()}
+    found = load_sources(settings, seed=config.run.seed)
+    parts = {"train": found.train, "val": found.validation, "test": found.test}
+    return {
+        name: CheckedSamples(part, num_classes=len(found.classes), settings=settings, known=found.skipped)
+        for name, part in parts.items()
+        if part is not None
+    }
 
 
 def _task(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlcore.cli.app import App
 from quartet.apps.sam_med3d_ich.config import SamMed3DConfig
@@ -21,6 +22,12 @@ def _build(config: SamMed3DConfig, world: World) -> TrainingSetup:
     return build(config, world)
 
 
+def _samples(config: SamMed3DConfig) -> Mapping[str, Any]:
+    from quartet.apps.sam_med3d_ich.build import samples
+
+    return samples(config)
+
+
 def _run_name(config: SamMed3DConfig) -> str:
     return config.data.train_csv.stem if config.data.train_csv else config.data.source
 
@@ -32,6 +39,7 @@ APP = App(
     config_cls=SamMed3DConfig,
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "sam_med3d_ich",
     build=_build,
+    samples=_samples,
     run_name=_run_name,
     own_data="--train_csv train.csv --val_csv val.csv --mask_dir masks  "
     "(making these from NIfTI or DICOM: docs/sam_med3d_ich.md)",

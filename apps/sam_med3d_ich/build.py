@@ -162,21 +162,41 @@ def load_splits(settings: DataConfig, *, world: World) -> Splits:
         if world.is_main:
             write_phantoms(folder, train=settings.num_train, validation=settings.num_val, seed=0)
         barrier()
-        return _read_splits(folder / "train.csv", folder / "val.csv", None, mask_dir=folder / "masks", allow=False)
+        tables = {"train": folder / "train.csv", "val": folder / "val.csv"}
+        return _read_splits(tables, mask_dir=folder / "masks", allow=False)
+    mask_dir, tables = _tables(settings)
+    return _read_splits(tables, mask_dir=mask_dir, allow=settings.allow_shared_patients)
+
+
+def samples(config: SamMed3DConfig) -> dict[str, CaseDataset]:
+    """What `--check_data` opens: volume and mask of all cases.
+
+    Raises:
+        UserError: A table is missing or has mistakes; they are all named.
+    """
+    settings = config.data
+    if settings.source == "phantoms":
+        splits = load_splits(settings, world=World())
+        parts = {"train": splits.train, "val": splits.validation}
+    else:
+        mask_dir, tables = _tables(settings)
+        parts = {name: read_cases(path, mask_dir=mask_dir) for name, path in tables.items()}
+    return {name: CaseDataset(cases, array_spacing=settings.array_spacing) for name, cases in parts.items()}
+
+
+def _tables(settings: DataConfig) -> tuple[Path, dict[str, Path]]:
+    """The folder of masks, and the tables by split."""
     if settings.train_csv is None or settings.val_csv is None or settings.mask_dir is None:
         raise UserError("no data chosen: give --train_csv, --val_csv and --mask_dir, or --demo for the demo")
-    return _read_splits(
-        settings.train_csv,
-        settings.val_csv,
-        settings.test_csv,
-        mask_dir=settings.mask_dir,
-        allow=settings.allow_shared_patients,
-    )
+    tables = {"train": settings.train_csv, "val": settings.val_csv, "test": settings.test_csv}
+    return settings.mask_dir, {name: path for name, path in tables.items() if path is not None}
 
 
-def _read_splits(train_csv: Path, val_csv: Path, test_csv: Path | None, *, mask_dir: Path, allow: bool) -> Splits:
-    read = partial(read_cases, mask_dir=mask_dir)
-    train, validation, test = read(train_csv), read(val_csv), None if test_csv is None else read(test_csv)
+def _read_splits(tables: Mapping[str, Path], *, mask_dir: Path, allow: bool) -> Splits:
+    cases = {name: read_cases(path, mask_dir=mask_dir) for name, path in tables.items()}
+    train, validation, test = cases["train"], cases["val"], cases.get("test")
+    if not any(case.ich for case in train):
+        raise UserError(f"{tables['train']}: no case has a bleed (column ich), so there is nothing to learn; add some")
     notes = [check_patients(train, validation, allow=allow), _nothing_to_find(validation)]
     if test is not None:
         notes += [check_patients([*train, *validation], test, allow=allow)]

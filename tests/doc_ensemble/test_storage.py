@@ -17,7 +17,7 @@ from PIL import Image
 from mlcore.remote import s3
 from mlcore.remote.s3 import upload
 from mlcore.remote.uploader import BackgroundUploader
-from mlcore.run import copy
+from mlcore.run import copy, preflight
 from mlcore.training.checkpoint import load_checkpoint
 from tests.doc_ensemble.conftest import Run
 from tests.doc_ensemble.tiny_runs import write_checkpoint
@@ -217,6 +217,7 @@ def test_a_bucket_that_denies_is_told_and_only_stops_what_needs_it(
     place = f"s3://models/run/{BEST}"
     upload(alone / BEST, place)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    monkeypatch.setattr(preflight, "check_bucket", lambda _: None)  # as if denied from then on
     code, said = run("train", *settings, "--output_dir", "run", "--upload_to", "models")
     assert code == 0, said
     assert said.count("Upload failed, training goes on") == 1
@@ -242,8 +243,9 @@ def test_a_bucket_that_denies_is_told_and_only_stops_what_needs_it(
 
 @pytest.mark.slow
 def test_folds_and_their_ensemble_go_on_without_the_bucket_and_to_it_once_it_is_there(
-    run: Run, settings: list[str], scans: Path, s3_server: Any, home: Path
+    run: Run, settings: list[str], scans: Path, s3_server: Any, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(preflight, "check_bucket", lambda _: None)  # as if it went away from then on
     command = ["run_ensemble_experiment", *settings, "kfold.folds=2", "--upload_to", "modles"]
     code, said = run(*command)
     assert code == 0, said

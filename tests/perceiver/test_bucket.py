@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from mlcore.remote.s3 import check_bucket
 from mlcore.remote.uploader import BackgroundUploader
-from mlcore.run import copy, doctor
+from mlcore.run import copy, doctor, preflight
 from mlcore.training.checkpoint import load_checkpoint
 
 DATA = shlex.split("--dataset synthetic --num_samples 40 --seq_len_range 5 9 --feature_dim 4 --num_classes 3")
@@ -67,7 +68,7 @@ def test_with_a_dead_server_the_run_is_as_good_and_can_be_copied_later(
 ) -> None:
     for name, secret in zip(("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"), SECRETS, strict=True):
         monkeypatch.setenv(name, secret)
-    s3_server.kill()
+    monkeypatch.setattr(preflight, "check_bucket", lambda _: s3_server.kill())  # it dies once the run has begun
     arguments = [*tiny, *DATA, "--output_dir", "run", "--upload_to", "s3://models/team/"]
     trained = script("train", *arguments)
     assert trained.code == 0, trained.err
@@ -83,6 +84,7 @@ def test_with_a_dead_server_the_run_is_as_good_and_can_be_copied_later(
         assert not path.is_file() or not any(secret.encode() in path.read_bytes() for secret in SECRETS), path
 
     s3_server.start()
+    monkeypatch.setattr(preflight, "check_bucket", check_bucket)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing123")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
     again = script("train", *arguments, "--resume", "run")
@@ -96,7 +98,7 @@ def test_with_a_dead_server_the_run_is_as_good_and_can_be_copied_later(
 
 def test_the_system_check_asks_the_bucket(script: Script, s3_server: Any) -> None:
     ended = script("train", "--test", "--upload_to", "models/x")
-    assert "bucket answers, runs are copied to s3://models/x" in ended.out
+    assert "takes files, runs are copied to s3://models/x" in ended.out
     ended = script("train", "--test", "--upload_to", "modles")
     assert "there is no bucket 'modles'" in ended.out
     ended = script("train", "--test")

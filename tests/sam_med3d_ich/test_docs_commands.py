@@ -146,7 +146,8 @@ def there(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fresh(arguments: list[str], place: Path) -> list[str]:
     """The same with room for its output: trainings go to a new folder, prepared data are made again."""
     if arguments[0].endswith("train.py") and not {"--test", "--cfg"} & set(arguments):
-        return [*arguments, *SMALLER.split(), "--output_dir", str(place)]
+        warmup = ["scheduler.warmup_steps=1"] if "warmup" in " ".join(arguments) else []  # shorter than the run
+        return [*arguments, *SMALLER.split(), *warmup, "--output_dir", str(place)]
     if arguments[0].endswith("prepare.py"):
         shutil.rmtree(arguments[arguments.index("--output") + 1], ignore_errors=True)
     return arguments

@@ -6,15 +6,16 @@ noise, blur and compression have the same strength whatever a page was scanned a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from quartet.apps.doc_ensemble.data.pages import Page, read_page
+from quartet.apps.doc_ensemble.data.pages import Page, page_count, read_page
 
-__all__ = ["Fit", "PageDataset", "Prepare"]
+__all__ = ["Fit", "PageDataset", "PageFiles", "Prepare"]
 
 Image = NDArray[np.uint8]
 
@@ -76,6 +77,29 @@ class PageDataset:
         image = read_page(page.path, page.number, max_pixels=self.max_pixels, grey=self.grey)
         label = -1 if page.label is None else page.label
         return {"index": index, "label": label, "image": image if self.fit is None else self.fit(image)}
+
+
+class PageFiles:
+    """Places of pages, each of which is read to see whether it can be; items are the numbers of their pages.
+
+    Args:
+        places: Pages, or files with all of their pages.
+        max_pixels: As of `PageDataset`.
+    """
+
+    def __init__(self, places: Sequence[Page | Path], *, max_pixels: int) -> None:
+        self.places = places
+        self.max_pixels = max_pixels
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Sequence[int]:
+        place = self.places[index]
+        path, numbers = (place.path, [place.number]) if isinstance(place, Page) else (place, range(page_count(place)))
+        for number in numbers:
+            read_page(path, number, max_pixels=self.max_pixels)
+        return numbers
 
 
 class Prepare:

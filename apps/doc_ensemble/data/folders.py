@@ -10,7 +10,7 @@ from mlcore.data.records import failed
 from quartet.apps.doc_ensemble.data.pages import PAGE_SUFFIXES, Page, page_count
 from quartet.apps.doc_ensemble.data.table import class_names, label_of, normal
 
-__all__ = ["Folders", "find_files", "find_pages", "read_class_folder", "read_folders"]
+__all__ = ["Folders", "find_files", "find_pages", "read_class_folder", "read_folders", "split_folders"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def read_folders(folder: Path, *, classes: Sequence[str] | None = None) -> Folde
         UserError: There are no pages, a class of training has none, a class of another part is unknown, or a TIFF or
             PDF file cannot be read.
     """
-    if not (folder / "train").is_dir():
+    if not split_folders(folder):
         pages, names = read_class_folder(folder, classes=classes)
         return Folders(names, pages, None, None)
     train, names = read_class_folder(folder / "train", classes=classes)
@@ -57,6 +57,12 @@ def read_folders(folder: Path, *, classes: Sequence[str] | None = None) -> Folde
         None if val is None else read_class_folder(val, classes=names)[0],
         read_class_folder(test, classes=names)[0] if test.is_dir() else None,
     )
+
+
+def split_folders(folder: Path) -> list[Path]:
+    """The folders of the splits in `folder`; none where it has one folder per class."""
+    there = [folder / name for name in ("train", *_VALIDATION, "test") if (folder / name).is_dir()]
+    return there if there and there[0].name == "train" else []
 
 
 def read_class_folder(folder: Path, *, classes: Sequence[str] | None = None) -> tuple[list[Page], tuple[str, ...]]:

@@ -78,6 +78,11 @@ class ImageSource:
         """Which of ``train``, ``val`` and ``test`` there are folders for."""
         return {entry.split for entry in self._entries if entry.split is not None}
 
+    @property
+    def files(self) -> list[Path]:
+        """Those of a folder, of all splits."""
+        return [self.path / entry.path for entry in self._entries]
+
     def load(
         self,
         split: Literal["train", "val", "test"] | None = None,

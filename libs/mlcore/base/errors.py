@@ -1,8 +1,9 @@
 """Errors that are the user's to mend; scripts print them without a traceback and exit with status 2."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-_SHOWN = 10
+_shown = 10
 _LONGEST = 1000  # characters of a line
 
 
@@ -23,5 +24,16 @@ def _shortened(line: str) -> str:
 
 def listed(title: str, lines: Sequence[str]) -> str:
     """A message of several lines: the title, the first ten lines, and how many more there are."""
-    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return "\n  ".join([title, *lines[:_SHOWN], *more])
+    more = [f"and {len(lines) - _shown} more"] if len(lines) > _shown else []
+    return "\n  ".join([title, *lines[:_shown], *more])
+
+
+@contextmanager
+def all_listed() -> Iterator[None]:
+    """In the block `listed` leaves nothing out: somebody asked for all that is wrong."""
+    global _shown
+    before, _shown = _shown, 10**9
+    try:
+        yield
+    finally:
+        _shown = before

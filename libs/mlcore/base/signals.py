@@ -186,6 +186,7 @@ def _handle(number: int, _frame: FrameType | None) -> None:
     if _state.phase == "starting":
         with contextlib.suppress(Exception):  # it may be printing just now
             sys.stdout.flush()
+            os.write(2, b"interrupted before the work began: the same command does all of it\n")
         os._exit(EXIT_INTERRUPTED)  # a library that is half imported could not end in order
     if first and _state.phase == "interruptible":
         raise Interrupted  # once: what cleans up after it is not interrupted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
@@ -42,6 +42,9 @@ class App(Generic[ConfigT]):
         root: Where runs and sweeps go; None for outputs/<name>.
         dry_run_config: The configuration with which `--dry_run` and `--lr_find` build, so that they do no lasting work,
             such as filling a cache; None for the run's own.
+        samples: What `--check_data` opens: for each split a data set whose items are read from its files, before
+            anything is left out or prepared; what an item raises is what is wrong with its file. None: those of the
+            built setup.
         group: The `mlcore.run.group.RunGroup` that a configuration asks for (folds, seeds, ablations); None, or a
             function that returns None, where a run is one run.
         rehearsal: Arguments of a run of seconds on generated data that has all of the app's stages; `quartet chaos`
@@ -60,6 +63,7 @@ class App(Generic[ConfigT]):
     base: tuple[str, ...] = ("default.yaml",)
     root: Path | None = None
     dry_run_config: Callable[[ConfigT], ConfigT] | None = None
+    samples: Callable[[ConfigT], Mapping[str, Any]] | None = None
     group: Callable[[ConfigT], Any] | None = None
     rehearsal: tuple[str, ...] = ("--demo", "--epochs", "2")
 

@@ -21,7 +21,7 @@ from mlcore.config.text import ConfigError, dump_value, nearest, read_document
 
 __all__ = ["ACTIONS", "Flags", "setting_of"]
 
-ACTIONS: tuple[Action, ...] = ("dry_run", "test", "lr_find")
+ACTIONS: tuple[Action, ...] = ("dry_run", "test", "lr_find", "check_data")
 _SETTING = "setting "  # prefix of the destinations that are settings; the rest of the destination is their name
 _SHELLS = ("bash", "zsh", "tcsh")
 _USAGE = "%(prog)s [flags] [key=value ...] [group=choice ...] [+experiment=NAME]"
@@ -146,6 +146,7 @@ class Flags:
         what = "this page, the flags of a section, or those of all"
         add("-h", "--help", action=_Show, show=self.help, nargs="?", const="", metavar="SECTION|all", help=what)
         add("--dry_run", **switch, help="run each part once on a few samples and print what training would do")
+        add("--check_data", **switch, help="open every file of all splits and name all that cannot be used; exit")
         add("--test", **switch, help="check system, optional parts and configuration, then exit")
         add("--lr_find", **switch, help="try rising learning rates for a moment and suggest one")
         add("-m", "--multirun", **switch, help="run every combination of comma lists, as in `-m lr=1e-3,1e-4`")

@@ -14,7 +14,7 @@ from mlcore.config.validation import ConfigT
 
 __all__ = ["Action", "Invocation", "Override", "expand", "split", "varied"]
 
-Action = Literal["train", "dry_run", "test", "lr_find", "print_config", "multirun"]
+Action = Literal["train", "dry_run", "check_data", "test", "lr_find", "print_config", "multirun"]
 Override = tuple[str, str]
 
 _MOST_JOBS = 1000

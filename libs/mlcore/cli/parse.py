@@ -145,6 +145,8 @@ def _action(given: argparse.Namespace) -> Action:
     if hasattr(given, "multirun"):
         return "multirun"
     chosen = [name for name in ACTIONS if hasattr(given, name)]
+    if chosen == ["dry_run", "check_data"]:  # the session looks at the data first
+        return "dry_run"
     if len(chosen) > 1:
         raise ConfigError(f"command line: --{chosen[0]} and --{chosen[1]} cannot be combined")
     return chosen[0] if chosen else "train"

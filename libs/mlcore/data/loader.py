@@ -24,6 +24,9 @@ from mlcore.data.order import BatchKey, EpochOrder
 _AUGMENTATION_STREAM = 2
 _WORKER_STREAM = 3
 
+SHARED_MEMORY = 256 << 20
+"""Bytes that workers need at least to pass their batches."""
+
 Collate = Callable[[list[Any]], Any]
 Transform = Callable[[Any, np.random.Generator], Any]
 Prepare = Callable[[Any], Any]
@@ -222,13 +225,14 @@ def worker_count(
     if wanted != "auto":
         return wanted
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    if _shared_memory_bytes() < 256 * 2**20:
+    if shared_memory_bytes() < SHARED_MEMORY:
         return 0
     worthwhile = samples // (4 * batch_size)
     return max(0, min(cap, cores // processes - 1, worthwhile))
 
 
-def _shared_memory_bytes() -> int:
+def shared_memory_bytes() -> int:
+    """Free bytes of what workers pass batches through; any number where that is no file system."""
     try:
         stat = os.statvfs("/dev/shm")  # noqa: S108 - the system's own shared memory
     except (OSError, AttributeError):

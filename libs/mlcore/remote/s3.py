@@ -7,6 +7,7 @@ file in its own metadata, so a damaged one is refused whatever checksums the ser
 
 import contextlib
 import hashlib
+import logging
 import os
 import sys
 import threading
@@ -17,13 +18,17 @@ from typing import Any, BinaryIO, NamedTuple
 from mlcore.base.env import load_env
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, ensure_folder
+from mlcore.base.signals import deferred
 
 __all__ = ["CACHE", "StorageError", "check_bucket", "fetch", "is_remote", "stored_file", "to_address", "upload"]
 
 CACHE = Path("outputs") / "s3"
 """Where downloads go, by bucket and key; what is made from a checkpoint then lies beside it, as in a run folder."""
 
+_log = logging.getLogger(__name__)
+
 _SCHEME = "s3://"
+_TRIAL = "quartet_write_test"  # key of what `check_bucket` writes and deletes
 _PART = 64 << 20  # bytes; S3 takes up to 10,000 parts, so files up to 640 GB
 _DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 _DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
@@ -154,14 +159,23 @@ def upload(path: Path, uri: str) -> None:
 
 
 def check_bucket(place: str) -> None:
-    """Ask the server once whether the bucket of `place` (see `to_address`) exists and may be used.
+    """Write an empty object to `place` (see `to_address`) and delete it again: what runs upload can get there.
+
+    Who may write but not delete can upload, too: that is logged, and the object, always the same one, stays.
 
     Raises:
-        StorageError: It does not, may not, or no answer came within three seconds of connecting or reading.
+        StorageError: It cannot be written, or no answer came within three seconds of connecting or reading.
     """
-    bucket = to_address(place).removeprefix(_SCHEME).partition("/")[0]
-    with _explained(_Object(bucket, "")):
-        _client(attempts=1, timeout=3.0).head_bucket(Bucket=bucket)
+    from botocore.exceptions import ClientError
+
+    target = _parse(f"{to_address(place)}/{_TRIAL}")
+    with _explained(target), deferred():  # no signal leaves the object there
+        client = _client(attempts=1, timeout=3.0)
+        client.put_object(Bucket=target.bucket, Key=target.key, Body=b"")
+        try:
+            client.delete_object(Bucket=target.bucket, Key=target.key)
+        except ClientError as error:
+            _log.warning("%s: written to see whether it can be, and not deleted again (%s)", target, error)
 
 
 def _stored(client: Any, where: _Object) -> tuple[int, str | None]:

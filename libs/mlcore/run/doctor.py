@@ -21,9 +21,11 @@ import psutil
 
 from mlcore.base.env import load_env, wandb_key_source
 from mlcore.base.errors import UserError
-from mlcore.base.files import ensure_folder, format_bytes, free_bytes
+from mlcore.base.files import format_bytes, free_bytes
 from mlcore.base.secrets import mask_text
 from mlcore.remote.s3 import check_bucket, to_address
+from mlcore.run.folder import try_folder
+from mlcore.trackers.wandb import check_wandb
 
 __all__ = ["DEADLINE", "Check", "CheckFunction", "check_system", "exit_code", "format_checks"]
 
@@ -82,10 +84,13 @@ def check_system(output_folder: Path, *, upload_to: str | None = None) -> list[C
         lambda: _check_output(output_folder),
         _check_shared_memory,
         _check_tensorboard,
-        _check_wandb,
     ]
     _check_env_file()  # before all others, which read the variables it brings
-    network: list[tuple[str, CheckFunction]] = [("S3", lambda: _check_s3(upload_to)), ("Model hub", _check_hub)]
+    network: list[tuple[str, CheckFunction]] = [
+        ("W&B", _check_wandb),
+        ("S3", lambda: _check_s3(upload_to)),
+        ("Model hub", _check_hub),
+    ]
     results: dict[int, list[Check]] = {}
     tasks = [*local, *(check for _, check in network)]
     threads = [threading.Thread(target=_run, args=(i, task, results), daemon=True) for i, task in enumerate(tasks)]
@@ -190,10 +195,7 @@ def _check_processor_and_memory() -> list[Check]:
 
 def _check_output(folder: Path) -> list[Check]:
     try:
-        existing = folder.absolute()
-        while not existing.exists():  # nothing is created: a check-up leaves no traces
-            existing = existing.parent
-        ensure_folder(existing)
+        try_folder(folder)
     except UserError as error:
         return [Check("Output folder", "fail", str(error), "Choose another one with output_dir=PATH.")]
     free = free_bytes(folder)
@@ -222,15 +224,14 @@ def _check_tensorboard() -> list[Check]:
 
 
 def _check_wandb() -> list[Check]:
-    if importlib.util.find_spec("wandb") is None:
-        return [Check("W&B", "warn", "not installed", "pip install wandb; runs are logged without it.")]
-    mode, source = os.environ.get("WANDB_MODE"), wandb_key_source()
-    if mode in ("offline", "disabled"):
+    mode = os.environ.get("WANDB_MODE")
+    if mode in ("offline", "disabled") and importlib.util.find_spec("wandb") is not None:
         return [Check("W&B", "ok", f"installed, {mode} (WANDB_MODE)")]
-    if source is None:
-        advice = "Put WANDB_API_KEY=... into .env, or run `wandb login`; until then W&B logs offline."
-        return [Check("W&B", "warn", "installed, no key", advice)]
-    return [Check("W&B", "ok", f"installed, key from {source}")]
+    try:
+        check_wandb()
+    except UserError as error:
+        return [Check("W&B", "warn", str(error), "Runs without --use_wandb need nothing of it.")]
+    return [Check("W&B", "ok", f"installed, the server takes the key from {wandb_key_source()}")]
 
 
 def _check_s3(upload_to: str | None) -> list[Check]:
@@ -242,7 +243,7 @@ def _check_s3(upload_to: str | None) -> list[Check]:
         check_bucket(upload_to)
     except UserError as error:
         return [Check("S3", "warn", str(error), "Runs stay on the local disk alone until this is mended.")]
-    return [Check("S3", "ok", f"bucket answers, runs are copied to {to_address(upload_to)}")]
+    return [Check("S3", "ok", f"takes files, runs are copied to {to_address(upload_to)}")]
 
 
 def _check_hub() -> list[Check]:

@@ -71,8 +71,19 @@ def choose_run_folder(
         start: A checkpoint from which a new run starts likewise, whatever `resume` is and wherever it lies.
 
     Raises:
-        UserError: `resume` names nothing, or "never" would overwrite a run.
+        UserError: `resume` names nothing, "never" would overwrite a run, or there cannot be such a folder.
     """
+    try:
+        return _chosen(root, config, output_dir, resume, start)
+    except OSError as error:  # such as a name that is too long for the file system
+        what = error.filename or output_dir or root
+        raise UserError(
+            f"{what}: no folder of runs can be there ({error.strerror}); give a shorter --run.name, or another "
+            "--output_dir"
+        ) from error
+
+
+def _chosen(root: Path, config: Section, output_dir: Path | None, resume: str, start: Path | None) -> RunFolder:
     if start is not None:
         return _branch(start, root, output_dir)
     if resume not in ("auto", "never"):
@@ -96,6 +107,11 @@ def _named(target: Path, root: Path, output_dir: Path | None) -> RunFolder:
         folder = target.parent if target.name == "checkpoints" else target
         if not _holds_checkpoints(folder):
             raise UserError(f"--resume {target}: no checkpoint in {folder / 'checkpoints'}")
+        if output_dir is not None and output_dir.resolve() != folder.resolve():
+            raise UserError(
+                f"--resume {target} goes on in that folder, not in {output_dir}: leave out --output_dir, or give "
+                "--resume one of the run's checkpoints, from which a new run starts"
+            )
         return RunFolder(folder, resume=True)
     if not target.is_file():
         raise UserError(f"--resume {target}: no such checkpoint or run folder; give one, or auto, or never")
@@ -183,9 +199,7 @@ class RunRecord:
         self.folder = ensure_folder(folder)
         lock = hold(folder / "run.lock")
         if lock is None:
-            raise UserError(
-                f"{folder}: another process is training in this folder; wait for it, or give --output_dir another one"
-            )
+            raise _busy(folder)
         self._lock = lock
         remove_leftovers(folder)
         self._record: dict[str, Any] = {}
@@ -220,6 +234,29 @@ class RunRecord:
                 for path in self._made[1:]:
                     path.rmdir()
         self._lock.release()
+
+
+def try_folder(folder: Path) -> None:
+    """What `RunRecord` begins with, leaving nothing: the folder can be made and written to, and nobody holds it.
+
+    Raises:
+        UserError: As of `RunRecord`.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        ensure_folder(folder)
+        if is_locked(folder):
+            raise _busy(folder)
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):  # not made, or a run has begun there meanwhile
+                path.rmdir()
+
+
+def _busy(folder: Path) -> UserError:
+    return UserError(
+        f"{folder}: another process is training in this folder; wait for it, or give --output_dir another one"
+    )
 
 
 def reason_of(error: BaseException) -> str:

@@ -29,9 +29,10 @@ class OpenRun:
         invocation: The command line.
         world: Ranks and device.
         place: The folder.
-        record: Its lock and `run.json`; None on ranks that do not write.
+        record: Its lock and `run.json`; None on ranks that do not write, and in a dry run.
         copy: Its copy in a bucket; None for none, and for a run whose group has one.
         group: The run this one belongs to.
+        runs: How many runs are still to be trained on the same disk, this one included.
         note: What its configuration does not tell, one line; it goes above it.
         pages: What was last written of it.
     """
@@ -42,9 +43,10 @@ class OpenRun:
     invocation: Invocation[Any]
     world: World
     place: RunFolder
-    record: RunRecord | None
+    record: RunRecord | None = None
     copy: RunCopy | None = None
     group: "OpenRun | None" = None
+    runs: int = 1
     note: str = ""
     pages: Pages | None = field(default=None, init=False)
     _begun: bool = field(default=False, init=False)
@@ -54,6 +56,19 @@ class OpenRun:
     def folder(self) -> Path:
         """Path of the run folder."""
         return self.place.path
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it has begun before."""
+        return self.place.resume and self.place.checkpoint is None
+
+    @property
+    def left(self) -> str:
+        """What an interruption leaves, and what the same command does then."""
+        if any(self.folder.rglob("checkpoints/*.pth")):
+            return f"all that was saved is in {self.folder}, and the same command goes on there"
+        whence = "anew" if self.place.checkpoint is None else f"again from {self.place.checkpoint}"
+        return f"nothing was saved yet, and the same command starts {whence}"
 
     def begin(self) -> None:
         """Note, here and in the group, that the run is under way, and start its copy; once."""

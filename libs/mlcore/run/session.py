@@ -3,9 +3,10 @@
 The apps differ in the `TrainingSetup` they build; everything around it is here, once.
 """
 
-import gc
 import logging
+import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +14,28 @@ from mlcore.base.console import setup_logging
 from mlcore.base.distributed import World, barrier, broadcast_object, start_world
 from mlcore.base.env import env_notes, load_env
 from mlcore.base.errors import UserError
-from mlcore.base.seeding import seed_everything
 from mlcore.base.signals import EXIT_INTERRUPTED, EXIT_TIME_IS_UP, Interrupted, deferred, interrupted_by, interruptible
 from mlcore.base.version import code_version
 from mlcore.cli.app import App
 from mlcore.cli.invocation import Invocation
 from mlcore.config.dump import to_values
-from mlcore.remote.s3 import is_remote, stored_file
+from mlcore.remote.s3 import CACHE, fetch, is_remote
 from mlcore.report.page import Picture
 from mlcore.report.plots.curves import plot_lr_finder
-from mlcore.run.advice import warn_of_settings
 from mlcore.run.build import TrainingSetup, build_tracker, build_trainer, configure_torch, describe
-from mlcore.run.continued import Resumed, accepted_changes, adopt_changes
+from mlcore.run.check_data import check_data
 from mlcore.run.copy import copy_of
 from mlcore.run.doctor import check_system, exit_code, format_checks
 from mlcore.run.dry_run import dry_run
 from mlcore.run.final_evaluation import Results, evaluate_best, pages_of_run, read_results
-from mlcore.run.folder import ENDED, RunFolder, RunRecord, choose_run_folder, finished_run, has_ended, reason_of
+from mlcore.run.folder import ENDED, RunFolder, RunRecord, choose_run_folder, finished_run, reason_of, try_folder
 from mlcore.run.group import ITSELF, RunGroup
 from mlcore.run.opened import OpenRun
+from mlcore.run.preflight import Started, check_around, seed, start
 from mlcore.trackers.base import Tracker, Trackers
-from mlcore.training.checkpoint import CheckpointError, CheckpointStore, State, inference_weights, load_checkpoint
 from mlcore.training.evaluator import Predictions
 from mlcore.training.lr_finder import find_learning_rate
 from mlcore.training.progress import Outcome
-from mlcore.training.task import check_metadata
 from mlcore.training.trainer import Trainer
 
 _log = logging.getLogger(__name__)
@@ -66,6 +64,8 @@ def run(app: App[Any], invocation: Invocation[Any]) -> int:
                 raise
             if not isinstance(error, Interrupted):  # another process may have ended of the signal before this one
                 _log.warning("interrupted; what came after it: %s", reason_of(error))
+            left = getattr(error, "__notes__", ["before the work began, and the same command does all of it"])
+            _log.info("interrupted: %s", left[0])
             return EXIT_INTERRUPTED
 
 
@@ -79,7 +79,7 @@ def _act(app: App[Any], invocation: Invocation[Any]) -> int:
     with start_world(config.run.device) as world:
         with interruptible():
             configure_torch(config)
-            _seed(config, world)
+            seed(config, world)
             # What is said about the choice of the folder is shown, too.
             setup_logging(is_main=world.is_main, package=app.package)
             if invocation.composed.demo:
@@ -87,25 +87,34 @@ def _act(app: App[Any], invocation: Invocation[Any]) -> int:
                 _log.info(
                     "this is the %s demo on generated data, %s. For your own data: %s", app.title, why, app.own_data
                 )
+            if hasattr(invocation.extra, "check_data") and (bad := check_data(app, config, world)):
+                raise UserError(bad)
+            if invocation.action == "check_data":
+                return 0
             if invocation.action == "dry_run":
-                return dry_run(config, _setup_of_dry_run(app, config, world), world=world, extra=_origin(app, config))
+                with tempfile.TemporaryDirectory(prefix="dry_run_") as scratch:
+                    return dry_run(_rehearsed(app, invocation, world, Path(scratch)), scratch=Path(scratch))
         status = _run_in_folder(app, invocation, world)
     return _EXIT_CODES.get(status, 0)
 
 
-def _seed(config: Any, world: World) -> None:
-    seed_everything(config.run.seed, rank=world.rank, deterministic=config.run.deterministic)
-
-
-def _setup_of_dry_run(app: App[Any], config: Any, world: World) -> TrainingSetup:
-    setup: TrainingSetup = app.build(config if app.dry_run_config is None else app.dry_run_config(config), world)
-    barrier()
-    return setup
-
-
-def _origin(app: App[Any], config: Any) -> dict[str, Any]:
-    """What every checkpoint says of where it comes from."""
-    return {"app": app.name, "config": to_values(config), "code_version": code_version(app.source)}
+def _rehearsed(app: App[Any], invocation: Invocation[Any], world: World, scratch: Path) -> OpenRun:
+    """The run that the real start would train first, in its folder, which is only looked at."""
+    place = broadcast_object(_choose_folder(app, invocation, cache=scratch) if world.is_main else None)
+    name, config = app.name_of_run(invocation), invocation.config
+    run = OpenRun(app=app, name=name, config=config, invocation=invocation, world=world, place=place)
+    try_folder(place.path)
+    check_around(run)
+    group: RunGroup[Any] | None = None if app.group is None else app.group(config)
+    members = {} if group is None else group.configs
+    for where, member in members.items():
+        if where == ITSELF:
+            return replace(run, runs=len(members))
+        folder = place.path / where
+        if not finished_run(folder, member):
+            place = choose_run_folder(folder, config=member, output_dir=folder)
+            return replace(run, config=member, place=place, group=run, runs=len(members))
+    return run
 
 
 # ------------------------------------------------------------------------------------------------------- the run folder
@@ -131,6 +140,7 @@ def _do_in_folder(run: OpenRun) -> str:
         if run.record is not None:
             run.record.start(to_values(config), code=code_version(app.source))
         return _find_rate(run)
+    check_around(run)
     upload_to = config.checkpoint.upload_to if run.world.is_main else None
     run.copy = copy_of(run.folder, upload_to=upload_to, app=app.name, root=app.runs_folder, name=run.name)
     group = None if app.group is None else app.group(config)
@@ -146,6 +156,7 @@ def _closed_after(run: OpenRun, work: Callable[[OpenRun], str]) -> str:
     except BaseException as error:
         if interrupted_by(error):
             status = "interrupted"
+            error.add_note(run.left)
         else:
             reason = reason_of(error)
             # For train.log; the script says it on the terminal.
@@ -156,17 +167,22 @@ def _closed_after(run: OpenRun, work: Callable[[OpenRun], str]) -> str:
     return status
 
 
-def _choose_folder(app: App[Any], invocation: Invocation[Any]) -> RunFolder:
+def _choose_folder(app: App[Any], invocation: Invocation[Any], *, cache: Path = CACHE) -> RunFolder:
     config = invocation.config
     root, resume = app.folder_of_runs(invocation), config.run.resume
     if invocation.action == "lr_find":  # it leaves other runs alone
         root, resume = root / "lr_find", "never"
-    start = stored_file(resume) if is_remote(resume) else None
-    return choose_run_folder(root, config=config, output_dir=config.run.output_dir, resume=resume, start=start)
+    remote = fetch(resume, cache_dir=cache) if is_remote(resume) else None
+    if remote is not None:
+        _log.info("%s -> %s", resume, remote)
+    return choose_run_folder(root, config=config, output_dir=config.run.output_dir, resume=resume, start=remote)
 
 
 def _find_rate(run: OpenRun) -> str:
-    trainer = build_trainer(run.config, _setup_of_dry_run(run.app, run.config, run.world), world=run.world)
+    app, config, world = run.app, run.config, run.world
+    setup: TrainingSetup = app.build(config if app.dry_run_config is None else app.dry_run_config(config), world)
+    barrier()
+    trainer = build_trainer(config, setup, world=world)
     curve = find_learning_rate(trainer)
     picture = plot_lr_finder(
         curve.rates[: len(curve.losses)],
@@ -196,6 +212,7 @@ def _train_group(group: RunGroup[Any], whole: OpenRun) -> str:
             whole.name if own else folder.name,
             " is finished" if (done := broadcast_object(done)) else "",
         )
+        whole.runs = len(group.configs) - number + 1
         if not done:
             ended = _train(whole) if own else _train_member(whole, config, folder)
             if ended not in ENDED:
@@ -225,6 +242,7 @@ def _train_member(whole: OpenRun, config: Any, folder: Path) -> str:
             place=place,
             record=RunRecord(folder) if whole.world.is_main else None,
             group=whole,
+            runs=whole.runs,
         )
         status = _closed_after(run, _train)
     barrier()  # the main rank has written the results
@@ -236,29 +254,14 @@ def _train_member(whole: OpenRun, config: Any, folder: Path) -> str:
 
 def _train(run: OpenRun) -> str:
     """Train (or go on training), evaluate the best checkpoint, write the report; returns the status."""
-    gc.collect()  # a trainer's callbacks refer to it; of an earlier run of a group nothing is to stay in memory
-    resumed = _resumed(run)  # first, so that settings that do not fit are refused before anything is built
-    _seed(run.config, run.world)
-    setup: TrainingSetup = run.app.build(run.config, run.world)
-    barrier()  # a rank may have worked alone for hours, which what waits on the device would take for a fault
-    trainer = build_trainer(
-        run.config,
-        setup,
-        world=run.world,
-        folder=run.place.checkpoints,
-        extra=_origin(run.app, run.config),
-        on_saved=run.submit(),
-    )
-    trainer.limits = run.remaining(trainer.limits)
-    _take_over(run, trainer, setup, resumed)  # what does not fit is refused before any file of the run is touched
-    tracker = trainer.tracker = _tracker(run, None if resumed is None else resumed.state)
-    del resumed  # taken over; a checkpoint may be of several GB
+    started = start(run)
+    trainer, setup = started.trainer, started.setup
+    tracker = trainer.tracker = _tracker(run, started)
     trainer.on_evaluation = _picture_logger(run, trainer, setup, tracker)
     store, status = trainer.store, "failed"
     try:
         run.begin()
         _log.info("%s: %s", run.folder, describe(trainer))
-        warn_of_settings(run.config, trainer)
         outcome = trainer.fit()
         if outcome.status in ENDED:
             _evaluate_and_report(run, trainer, setup, outcome)
@@ -295,60 +298,11 @@ def _evaluate_and_report(run: OpenRun, trainer: Trainer, setup: TrainingSetup, o
     barrier()
 
 
-def _resumed(run: OpenRun) -> Resumed | None:
-    """The checkpoint to go on from; rank 0 chooses it, so that all ranks read the same."""
-    if not run.place.resume:
-        return None
-    found: tuple[Path, State] | None = None
-    if run.world.is_main and run.place.checkpoint is None:
-        found = CheckpointStore(run.place.checkpoints, asynchronous=False).newest_good()
-    path = broadcast_object(run.place.checkpoint if found is None else found[0])
-    if path is None:
-        return None
-    state = load_checkpoint(path) if found is None else found[1]
-    inference_weights(state, source=path)  # says so if it is no training checkpoint
-    if state.get("app") != run.app.name:
-        raise CheckpointError(f"{path}: a checkpoint of the app '{state.get('app')}'")
-    return Resumed(path, state, accepted_changes(run.config, state, source=path))
-
-
-def _take_over(run: OpenRun, trainer: Trainer, setup: TrainingSetup, resumed: Resumed | None) -> None:
-    if resumed is None:
-        return
-    path, state, changed = resumed.path, resumed.state, resumed.changed
-    check_metadata(setup.task, state, source=path)
-    trainer.load_state_dict(state, source=path)
-    run.note = adopt_changes(resumed, trainer)
-    own = path.parent == run.place.checkpoints
-    if changed and trainer.complete() and own and has_ended(run.folder):
-        raise UserError(
-            f"{run.folder} holds a run that is finished ({'; '.join(map(str, changed))}), and these settings leave "
-            "nothing to train; give --output_dir another folder for a new run, or raise --epochs"
-        )
-    barrier()
-    now = trainer.progress
-    if not own and now.best_step not in (-1, now.step):
-        _log.info("the best weights, of step %d, are not in %s: the next evaluation is its best", now.best_step, path)
-        trainer.forget_best(alike=True)
-    if run.world.is_main and trainer.store is not None and own:
-        if now.best_step != state["progress"]["best_step"]:
-            trainer.store.keep_best(step=now.step)
-        trainer.store.take_over(path, step=now.step, is_best=now.best_step == now.step)
-    barrier()
-    _log.info("resuming %s at step %d (epoch %d, sample %d)", path, now.step, now.epoch, now.position)
-
-
-def _tracker(run: OpenRun, state: State | None) -> Tracker:
+def _tracker(run: OpenRun, started: Started) -> Tracker:
     if not run.world.is_main:
         return Trackers({})
-    branch = run.place.checkpoint is not None  # a branch is a run of its own for trackers, too
     return build_tracker(
-        run.config,
-        app=run.app.name,
-        folder=run.folder,
-        # The row of a step whose evaluation is due is made by this process.
-        resume_step=None if state is None else int(state["progress"]["step"]) - (state.get("due") is not None),
-        known={} if state is None or branch else state["tracker"],
+        run.config, app=run.app.name, folder=run.folder, resume_step=started.resume_step, known=started.known
     )
 
 

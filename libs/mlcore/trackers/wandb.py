@@ -1,10 +1,13 @@
 """Weights & Biases, online or offline."""
 
+import base64
+import importlib.util
 import json
 import logging
 import os
 import struct
 import sys
+import urllib.request
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import chdir, contextmanager
@@ -12,11 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlcore.base.env import wandb_key_source
+from mlcore.base.errors import UserError
 from mlcore.base.files import ensure_folder
 from mlcore.base.secrets import is_secret, mask_arguments, mask_secrets, note, shown
 from mlcore.trackers.table import Row
 
-__all__ = ["RUN_ID", "WandbTracker", "read_wandb_file", "session_files"]
+__all__ = ["RUN_ID", "WandbTracker", "check_wandb", "read_wandb_file", "session_files"]
 
 logger = logging.getLogger("mlcore")
 
@@ -25,6 +29,7 @@ RUN_ID = "wandb_run_id"
 
 _START_SECONDS = 8.0  # a healthy server answers in one or two
 _FINISH_SECONDS = 10.0
+_CHECK_SECONDS = 3.0
 
 # What is in a `.wandb` file, which W&B writes both offline and online: LevelDB's log format
 # (https://github.com/google/leveldb/blob/main/doc/log_format.md) with a header of 7 bytes and plain CRC-32; the records
@@ -33,6 +38,37 @@ _FILE_HEADER = 7
 _BLOCK = 32768
 _CHUNK_HEADER = struct.Struct("<IHB")  # checksum, length, kind
 _FULL, _FIRST, _LAST = 1, 2, 4
+
+
+def check_wandb() -> None:
+    """Ask the server once whether it takes the key.
+
+    Raises:
+        UserError: The package or a key is missing, the server does not answer within three seconds or refuses the key.
+    """
+    otherwise = "or log offline with --wandb_mode offline; `wandb sync` uploads that later"
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError("W&B: the package is not installed: pip install wandb, or leave out --use_wandb")
+    if wandb_key_source() is None:
+        raise UserError(f"W&B: no key: set WANDB_API_KEY in .env, or run `wandb login`, {otherwise}")
+    server = (os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").rstrip("/")
+    key = os.environ.get("WANDB_API_KEY")  # one of `wandb login` was asked about then
+    sent = base64.b64encode(f"api:{key}".encode()).decode()
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Basic {sent}"} if key else {})}
+    query = json.dumps({"query": "query Viewer { viewer { id } }"}).encode()
+    try:
+        if not server.startswith(("http://", "https://")):
+            raise ValueError("no address; expected https://host")
+        request = urllib.request.Request(f"{server}/graphql", data=query, headers=headers)  # noqa: S310 - checked
+        with urllib.request.urlopen(request, timeout=_CHECK_SECONDS) as answer:  # noqa: S310 - as above
+            refused = json.load(answer)["data"]["viewer"] is None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        refused = getattr(error, "code", None) in (401, 403)
+        if not refused:
+            told = f"W&B: {server} cannot be reached ({error}): check the network and WANDB_BASE_URL, {otherwise}"
+            raise UserError(told) from error
+    if key and refused:
+        raise UserError(f"W&B: {server} does not take WANDB_API_KEY: give the key of {server}/authorize, {otherwise}")
 
 
 class WandbTracker:

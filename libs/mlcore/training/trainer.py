@@ -9,6 +9,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ class Trainer:
         self._saved = (-1, -1)  # step of the newest checkpoint, and of the newest evaluation that it knows
         self._due: dict[str, float] | None = None  # an evaluation of this step is, and then this row is to be logged
         self._skipped = 0
+        self._monitored = False
         self._window: list[MicroBatch] = []
         self._rng: RngState | None = None
         # The way of the run through its samples; its first cut is the unit of all that counts steps, but `step`.
@@ -98,10 +100,7 @@ class Trainer:
         self._seconds_before = self.progress.seconds
         if self._rng is not None:  # last of all, so that nothing on the way here has drawn from the generators
             set_rng_state(self._rng)
-        advice = advice_when_out_of_memory(
-            device=self.engine.device, micro_batch=self.loader.order.batch_size, accumulation=self.accumulation
-        )
-        with deferred(), advice:
+        with deferred(), self._advice():
             status = self._begin()
             self.engine.model.train()
             while status is None:
@@ -179,11 +178,28 @@ class Trainer:
         is_best = now.best_step == now.step and self._saved[0] != now.step  # another run's, from which this one starts
         if self.complete() is None and (is_best or (ended and self._save_is_due(ended))):
             self._save()
-        if self.evaluator is not None:
-            with untouched_generators():
-                known = self.metrics or self.evaluator.metric_names(self.task.model, engine=self.engine)
-            check_metrics(known, monitor=self.monitor, plateau=self.plateau)
+        self.check_monitor()
         return self.complete()
+
+    @untouched_generators()
+    def check_monitor(self) -> None:
+        """Find on one batch, once, that evaluations give what is watched.
+
+        Raises:
+            UserError: They do not, or memory ran out.
+        """
+        if self.evaluator is None or self._monitored:
+            return
+        with self._advice():
+            known = self.metrics or self.evaluator.metric_names(self.task.model, engine=self.engine)
+        check_metrics(known, monitor=self.monitor, plateau=self.plateau)
+        self._monitored = True
+
+    def _advice(self) -> AbstractContextManager[None]:
+        """Around what needs the device's memory."""
+        return advice_when_out_of_memory(
+            device=self.engine.device, micro_batch=self.loader.order.batch_size, accumulation=self.accumulation
+        )
 
     def complete(self) -> Status | None:
         """Why there is nothing left to do, or None."""

@@ -40,7 +40,8 @@ def test_before_the_work_begins_a_signal_ends_the_process_at_once(number: signal
             pass
         print("went on")
     """
-    assert script(code, number) == (75, "importing\n", "")
+    said = "interrupted before the work began: the same command does all of it\n"
+    assert script(code, number) == (75, "importing\n", said)
 
 
 @pytest.mark.parametrize("number", SIGNALS)

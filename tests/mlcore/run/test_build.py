@@ -1,6 +1,6 @@
 """Settings become the parts of a trainer, each where it belongs."""
 
-import logging
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 
 from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
-from mlcore.run.advice import warn_of_settings
+from mlcore.run.advice import unsuitable
 from mlcore.run.build import (
     build_tracker,
     build_trainer,
@@ -67,13 +67,19 @@ def test_a_plateau_watches_in_the_direction_of_the_metric_unless_told() -> None:
     assert watched.update(0.3) == pytest.approx(0.3)
 
 
-def test_a_plateau_told_to_watch_a_rising_metric_fall_watches_the_loss(caplog: pytest.LogCaptureFixture) -> None:
+def doubts(config: ToyConfig, trainer: Trainer) -> str:
+    """What is said at the start of a run whose settings are a preset's, and does not stop it."""
+    found = list(unsuitable(config, trainer, chosen=lambda _: False))
+    assert not any(fatal for fatal, _ in found)
+    return "\n".join(text for _, text in found)
+
+
+def test_a_plateau_told_to_watch_a_rising_metric_fall_watches_the_loss() -> None:
     block = {"name": "src.schedulers.plateau.PlateauScheduler", "mode": "min", "patience": 0, "verbose": False}
     sections = {"train": {"early_stopping": {"metric": "val_macro_f1"}}, "scheduler": block}
     trainer = trainer_of(**sections)
-    with caplog.at_level(logging.WARNING, logger="mlcore"):
-        warn_of_settings(config_of(**sections), trainer)
-    assert "a larger macro_f1 is better: the plateau schedule watches val loss instead" in caplog.text
+    said = doubts(config_of(**sections), trainer)
+    assert "a larger macro_f1 is better: the plateau schedule watches val loss instead" in said
     assert (trainer.monitor.metric, trainer.monitor.mode) == ("macro_f1", "max")
     watched = trainer.plateau
     assert watched is not None
@@ -105,11 +111,32 @@ def test_without_validation_data_nothing_can_watch_it(watching: dict[str, Any]) 
             assert trainer.fit().progress.best is None
 
 
-def test_a_warm_up_longer_than_the_run_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    sections = {"train": {"epochs": 1}, "scheduler": {"name": "warmup_cosine", "warmup_steps": 40}}
-    with caplog.at_level(logging.WARNING, logger="mlcore"):
-        warn_of_settings(config_of(**sections), trainer_of(**sections))
-    assert "the warm-up takes 40 steps, the run only 4" in caplog.text
+SCHEDULES: list[tuple[dict[str, Any], str, bool]] = [
+    ({"name": "warmup_cosine", "warmup_steps": 40}, "the warm-up takes 40 steps, the run only 8", True),
+    ({"name": "step", "step_size": 3}, r"step_size is 12 steps \(3 epochs\), the run only 8", True),
+    ({"name": "cosine", "T_max": 100}, "T_max is 400 steps .* ends at 100% of its highest", True),
+    ({"name": "cosine", "T_max": 3}, "T_max is 12 steps .* ends at 25% of its highest", False),
+]
+
+
+@pytest.mark.parametrize(("schedule", "told", "refused"), SCHEDULES)
+def test_a_schedule_that_is_longer_than_the_run(schedule: dict[str, Any], told: str, refused: bool) -> None:
+    """What the user gave and nothing would come of is refused; a preset's is told, so that presets can be tried."""
+    sections: dict[str, Any] = {"train": {"epochs": 2}, "scheduler": schedule}
+    config, trainer = config_of(**sections), trainer_of(**sections)
+    assert re.search(told, doubts(config, trainer))
+    [(fatal, _)] = unsuitable(config, trainer, chosen=lambda path: path.startswith("scheduler."))
+    assert fatal == refused
+
+
+def test_what_will_not_happen_in_so_short_a_run_is_said() -> None:
+    sections: dict[str, Any] = {
+        "train": {"epochs": 2, "eval_every": 3, "early_stopping": {"metric": "val_loss", "patience": 5}},
+        "checkpoint": {"save_every_steps": 99, "keep_every_epochs": 2},
+    }
+    found = list(unsuitable(config_of(**sections), trainer_of(**sections), chosen=lambda _: True))
+    assert [text.split(" ")[0] for _, text in found] == ["the", "--patience", "--save_every_steps"]
+    assert not any(fatal for fatal, _ in found)
 
 
 class Normed(Line):
@@ -131,17 +158,14 @@ class Normed(Line):
     ],
 )
 def test_batch_norms_whose_statistics_are_of_a_part_of_the_step_are_said(
-    train: dict[str, Any], said: str | None, caplog: pytest.LogCaptureFixture
+    train: dict[str, Any], said: str | None
 ) -> None:
     config = config_of(train=train)
     setup = replace(build(config, World()), task=Normed(config.line))
-    with caplog.at_level(logging.WARNING, logger="mlcore"):
-        warn_of_settings(config, build_trainer(config, setup, world=World()))
-        assert (said or "") in caplog.text
-        assert ("batch norm" in caplog.text) == (said is not None)
-        caplog.clear()
-        warn_of_settings(config, trainer_of(train=train))  # the line alone is exact
-        assert "batch norm" not in caplog.text
+    found = doubts(config, build_trainer(config, setup, world=World()))
+    assert (said or "") in found
+    assert ("batch norm" in found) == (said is not None)
+    assert "batch norm" not in doubts(config, trainer_of(train=train))  # the line alone is exact
 
 
 def test_averaged_weights_get_statistics_of_the_same_full_batches_of_all_classes() -> None:

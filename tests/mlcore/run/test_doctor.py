@@ -74,8 +74,10 @@ def test_wandb_key_and_modes(tmp_path: Path) -> None:
     assert find(check_system(tmp_path), "W&B").detail == "installed, offline (WANDB_MODE)"
     del os.environ["WANDB_MODE"]
     os.environ["WANDB_API_KEY"] = "0123456789abcdef"
+    os.environ["WANDB_BASE_URL"] = "http://127.0.0.1:9"
     check = find(check_system(tmp_path), "W&B")
-    assert (check.status, check.detail) == ("ok", "installed, key from WANDB_API_KEY")
+    assert check.status == "warn"
+    assert "W&B: http://127.0.0.1:9 cannot be reached" in check.detail
 
 
 def test_network_parts_that_are_unreachable_warn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from mlcore.base.errors import UserError
 from mlcore.base.signals import EXIT_INTERRUPTED, EXIT_TIME_IS_UP, deferred
 from mlcore.base.version import code_version
 from mlcore.cli.parse import parse
-from mlcore.run import dry_run, session
+from mlcore.run import preflight, session
 from mlcore.run.session import run
 from mlcore.training.checkpoint import CheckpointError, load_checkpoint
 from mlcore.training.trainer import Trainer
@@ -288,7 +288,8 @@ INSTANTS = [
     (session, "RunRecord"),
     (session, "copy_of"),
     (toy, "points"),
-    (session, "build_trainer"),
+    (preflight, "build_trainer"),
+    (preflight, "unsuitable"),
     (session, "_tracker"),
     (session.OpenRun, "begin"),
     (session, "evaluate_best"),
@@ -332,7 +333,7 @@ def test_what_is_finished_stays_finished(call: Call, tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("action", ["--dry_run", "--lr_find", "--test"])
 def test_what_is_no_run_is_interrupted_too(action: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    for owner, name in ((session, "build_trainer"), (session, "check_system"), (dry_run, "build_trainer")):
+    for owner, name in ((session, "build_trainer"), (session, "check_system"), (preflight, "build_trainer")):
         hit_before(owner, name, monkeypatch)
     assert call(action) == EXIT_INTERRUPTED
 
@@ -371,3 +372,84 @@ def test_the_time_limit_is_one_for_all_runs_of_a_group(call: Call, tmp_path: Pat
     assert [path.parent.name for path in job.glob("seeds/*/run.json")] == ["seed_0"]
     assert call("--line.seeds", "2", "--output_dir", job) == 0
     assert read(job / "run.json")["status"] == "finished"
+
+
+# ------------------------------------------------------------------------------------------------------- the start
+
+
+WARM = ["scheduler.name=warmup_linear", "scheduler.warmup_steps=50"]
+
+
+def test_what_is_given_for_a_run_of_this_length_is_refused_and_a_look_at_a_file_is_not(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="the warm-up takes 50 steps, the run only 8"):
+        call(*WARM)
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "mine.yaml").write_text("scheduler: {name: warmup_linear, warmup_steps: 50}\n")
+    with pytest.raises(UserError, match="the warm-up takes 50 steps"):
+        call("--config", tmp_path / "mine.yaml")
+    assert call("--config", tmp_path / "mine.yaml", "--epochs", "1") == 0
+    assert "the warm-up takes 50 steps, the run only 4" in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_goes_on_without_a_bucket(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dead(_: str) -> None:
+        raise UserError("nobody answers")
+
+    monkeypatch.setattr(preflight, "check_bucket", dead)
+    monkeypatch.setattr(session, "copy_of", lambda *_, **__: None)
+    arguments = ("--output_dir", tmp_path / "run", "--upload_to", "models")
+    for action in (("--dry_run",), ()):
+        with pytest.raises(UserError, match="nobody answers"):
+            call(*arguments, *action)
+        assert not (tmp_path / "run").exists()
+    with monkeypatch.context() as patch:
+        interrupted_after(3, patch)
+        assert call("--output_dir", tmp_path / "run") == EXIT_INTERRUPTED
+    assert call(*arguments, "--dry_run") == 0
+    assert call(*arguments) == 0
+    assert capsys.readouterr().out.count("nobody answers") == 2
+
+
+def test_a_checkpoint_has_the_size_that_space_is_asked_for(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large model, whose names and counters are nothing beside its tensors."""
+    sizes = list[int]()
+    measure = preflight.checkpoint_bytes
+    monkeypatch.setattr(preflight, "checkpoint_bytes", lambda trainer: sizes.append(measure(trainer)) or sizes[-1])
+    monkeypatch.setattr(toy.Line, "__init__", wide)
+    for optimizer in ("sgd", "adamw"):
+        run = tmp_path / optimizer
+        assert call("--output_dir", run, "--optimizer", optimizer, "--ema_decay", "0.9", "--lr", "1e-6") == 0
+        assert sizes[-1] == pytest.approx((run / "checkpoints/latest_model.pth").stat().st_size, rel=0.05)
+    monkeypatch.setattr(preflight, "free_bytes", lambda _: sizes[-1])
+    with pytest.raises(UserError, match=r"3 checkpoints of .* and one being written need"):
+        call("--output_dir", tmp_path / "full")
+    assert not (tmp_path / "full").exists()
+
+
+def wide(line: toy.Line, config: toy.LineConfig) -> None:
+    line.model = torch.nn.Sequential(torch.nn.Linear(1, 300_000, bias=False), torch.nn.AdaptiveAvgPool1d(1))
+    line.metadata = {"class_names": list(config.classes)}
+
+
+def test_a_signal_before_the_first_checkpoint_says_that_nothing_was_saved(
+    call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        hit_before(toy, "points", patch)
+        assert call() == EXIT_INTERRUPTED
+    assert "interrupted: nothing was saved yet, and the same command starts anew" in capsys.readouterr().out
+    hit_before(session, "configure_torch", monkeypatch)
+    assert call() == EXIT_INTERRUPTED
+
+
+def test_a_run_folder_is_not_resumed_into_another(call: Call, tmp_path: Path) -> None:
+    assert call("--output_dir", tmp_path / "run") == 0
+    with pytest.raises(UserError, match=r"goes on in that folder, not in .*leave out --output_dir"):
+        call("--resume", tmp_path / "run", "--output_dir", tmp_path / "another")
+    assert call("--resume", tmp_path / "run", "--output_dir", tmp_path / "run") == 0
