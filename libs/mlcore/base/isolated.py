@@ -8,7 +8,6 @@ import atexit
 import math
 import os
 import pickle
-import resource
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ __all__ = ["isolated"]
 
 _COMMAND = (sys.executable, "-P", "-c", "from mlcore.base.isolated import _serve; _serve()")
 _SECONDS = 20
+_PIPE = 2**20  # bytes of an answer that the other process is ahead of us
 _STATUS = Path("/proc/self/status")
 
 _lock = threading.Lock()
@@ -73,6 +73,10 @@ def _started() -> subprocess.Popen[bytes]:
         _helper = subprocess.Popen(  # noqa: S603 (our own command)
             _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=kept, start_new_session=True
         )
+        with suppress(ImportError, OSError, AttributeError):  # Linux; each switch between us may take long
+            import fcntl
+
+            fcntl.fcntl(_helper.stdout, fcntl.F_SETPIPE_SZ, _PIPE)  # type: ignore[arg-type]
     return _helper
 
 
@@ -91,9 +95,9 @@ def _stop(patience: float = 2.0) -> int:
 
 
 def _why(code: int, allowed: str) -> str:
-    if code == -signal.SIGXCPU:
-        return f"refused, because reading it takes more than {_SECONDS} s of computing"
     reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    if reason == "SIGXCPU":
+        return f"refused, because reading it takes more than {_SECONDS} s of computing"
     return f"the process that read it crashed ({reason}): it is damaged, or takes more than {allowed}"
 
 
@@ -103,7 +107,8 @@ def _forget() -> None:
     _lock, _helper = threading.Lock(), None
 
 
-os.register_at_fork(after_in_child=_forget)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 atexit.register(_stop)
 
 
@@ -112,7 +117,6 @@ def _serve() -> None:
     calls: Any = sys.stdin.buffer
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a reader prints is no answer
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     while calls.peek(1):
         function, args, memory = pickle.load(calls)  # noqa: S301 - of our own process
         answer: tuple[Any, Exception | None]
@@ -128,13 +132,15 @@ def _serve() -> None:
 
 
 def _limit(memory: int) -> None:
-    """From now on: so many bytes more, and so much time."""
-    _soft(resource.RLIMIT_CPU, math.ceil(time.process_time()) + _SECONDS)
+    """From now on: so many bytes more, and so much time. Windows has no such limits."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_CPU: math.ceil(time.process_time()) + _SECONDS}
     if _STATUS.exists():
         kib = next(line.split()[1] for line in _STATUS.read_text().splitlines() if line.startswith("VmData"))
-        _soft(resource.RLIMIT_DATA, int(kib) * 1024 + memory)
-
-
-def _soft(kind: int, value: int) -> None:
-    hard = resource.getrlimit(kind)[1]
-    resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+        limits[resource.RLIMIT_DATA] = int(kib) * 1024 + memory
+    for kind, value in limits.items():
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mlcore.base.errors import UserError
 from mlcore.base.isolated import isolated
@@ -38,16 +38,6 @@ _STRIP = 64, 2**20  # rows and pixels that are converted together; with their co
 # Marks of which each costs the decoder far more than its bytes, and how many a sound file has at most.
 _COSTLY = {b"\xff\xd8": (b"\xff\xda", 100, "scans"), b"\x89P": (b"iCCP", 8, "colour profiles")}
 _MOST_FRAMES = 10_000
-_TURNS = dict(
-    enumerate(
-        (
-            Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
-            Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
-            Image.Transpose.ROTATE_90,
-        ),
-        start=2,
-    )
-)  # fmt: skip
 
 # Tags of TIFF files.
 _SUBFILE_TYPE, _PHOTOMETRIC, _TILE_WIDTH, _TILE_HEIGHT = 254, 262, 322, 323
@@ -262,10 +252,12 @@ def _decoded(picture: Image.Image) -> NDArray[np.uint8]:
 
 def _upright(picture: Image.Image) -> Image.Image:
     try:
-        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(picture) if turned else picture  # it would copy the others
+    except MemoryError:
+        raise
     except Exception:  # noqa: BLE001 - damaged EXIF data do not make the pixels worse
         return picture
-    return picture if turn is None else picture.transpose(turn)
 
 
 def _strips(picture: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
