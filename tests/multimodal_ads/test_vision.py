@@ -330,28 +330,28 @@ def test_a_pickle_in_place_of_weights_does_not_run(kind: str, hub_folder: Any, t
 
 
 @pytest.mark.parametrize("kind", ["siglip2", "siglip2_naflex", "vit"])
-def test_code_that_a_folder_names_is_ignored(
-    kind: str, hub_folder: Any, tmp_path: Path, pictures: list[NDArray[np.uint8]]
-) -> None:
-    folder, ran = hub_folder(kind), tmp_path / "ran"
+def test_classes_that_a_folder_names_are_ignored(kind: str, hub_folder: Any, pictures: list[NDArray[np.uint8]]) -> None:
+    folder = hub_folder(kind)
     expected = tiny(folder, kind).eval()
-    (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n", encoding="utf-8")
-    for name, entries in (
-        ("config.json", {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}),
-        ("preprocessor_config.json", {"AutoImageProcessor": "evil.Processor"}),
-    ):
+    for name in ("config.json", "preprocessor_config.json"):
         settings = json.loads((folder / name).read_text(encoding="utf-8"))
-        changes = {
-            "auto_map": entries,
-            "image_processor_type": "evil.Processor",
-            "attn_implementation": "evil/kernel",
-            "_attn_implementation": "evil/kernel",
-            "quantization_config": {"quant_method": "evil"},
-        }
+        changes = {"image_processor_type": "evil.Processor", "quantization_config": {"quant_method": "evil"}}
         (folder / name).write_text(json.dumps({**settings, **changes}), encoding="utf-8")
     encoder = tiny(folder, kind).eval()
     pixels = encoder.processor(pictures)
     assert torch.equal(encoder(pixels).values, expected(pixels).values)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize("kind", ["siglip2", "siglip2_naflex", "vit"])
+def test_code_that_a_folder_names_is_refused(kind: str, name: str, hub_folder: Any, tmp_path: Path) -> None:
+    folder, ran = hub_folder(kind), tmp_path / "ran"
+    (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n", encoding="utf-8")
+    settings = json.loads((folder / name).read_text(encoding="utf-8"))
+    for key, value in (("auto_map", {"AutoModel": "evil.Model"}), ("_attn_implementation", "evil/kernel")):
+        (folder / name).write_text(json.dumps({**settings, key: value}), encoding="utf-8")
+        with pytest.raises(UserError, match=rf"{name}: refused, because its {key}"):
+            tiny(folder, kind)
     assert not ran.exists()
 
 

@@ -132,11 +132,11 @@ def test_an_unreadable_picture_is_named(image_run: Path, pictures: Path, script:
     Path("new/2.png").write_bytes((pictures / "dark" / "2.png").read_bytes()[:60])
     stopped = script("predict", "--model_path", best(image_run), "new")
     assert stopped.code == 2
-    assert "new/2.png: not a complete image" in stopped.err
+    assert "new/2.png: damaged or not a whole image" in stopped.err
     skipped = script("predict", "--model_path", best(image_run), "new", "--on_bad_sample", "skip")
     assert skipped.code == 0
     assert [bool(row["problem"]) for row in table()] == [False, False, True, False, False, False]
-    assert "new/2.png: not a complete image" in table()[2]["problem"]
+    assert "new/2.png: damaged or not a whole image" in table()[2]["problem"]
 
 
 @pytest.mark.parametrize(
