@@ -53,16 +53,19 @@ def spoilt(row: int, value: float) -> Any:
 # ---------------------------------------------------------------------------------------------------------- the data
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
-def test_an_image_that_cannot_be_read(damage: str, train: Any, pictures: Path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [("truncated", "damaged or not a whole image"), ("garbage", "not an image"), ("empty", "empty file (0 bytes)")],
+)
+def test_an_image_that_cannot_be_read(damage: str, message: str, train: Any, pictures: Path) -> None:
     shutil.copytree(pictures, "photos")
     bad, content = Path("photos/dark/3.png"), (pictures / "dark" / "3.png").read_bytes()
     bad.write_bytes({"truncated": content[: len(content) // 2], "garbage": b"no image", "empty": b""}[damage])
     command = ["--dataset", "image_folder", "--data_dir", "photos", "--patch_size", "8"]
-    refused(train(*command), "photos/dark/3.png: damaged or not a whole image")
+    refused(train(*command), f"photos/dark/3.png: {message}")
     allowed = train(*command, "--on_bad_sample", "skip")
     assert allowed.code == 0, allowed.err
-    assert "left out: photos/dark/3.png: damaged or not a whole image" in allowed.out
+    assert f"left out: photos/dark/3.png: {message}" in allowed.out
     assert "1 samples were left out" in Path("run/summary.md").read_text("utf-8").replace("\\", "")
 
 
