@@ -75,9 +75,9 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
         UserError: Data is missing or cannot be used, or model settings do not fit together.
     """
     sources = load_sources(config.data, seed=config.run.seed)
-    if len(sources.classes) < 2:
+    if len(sources.classes) == 1:
         raise UserError(
-            f"the training data has one class only, {', '.join(sources.classes)}: a classifier needs at least two; add "
+            f"the training data has one class only, {sources.classes[0]}: a classifier needs at least two; add "
             "samples of another one, or look at the labels"
         )
     parts = _parts(sources, fraction=config.data.val_fraction, seed=config.data.split_seed)
