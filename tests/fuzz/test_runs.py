@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from mlcore.base.files import write_json
-from mlcore.compare.comparison import _csv, _main_table, _metric_table, compare_runs
+from mlcore.compare.comparison import _csv, _main_table, _metric_table, compare_runs, write_comparison
 from mlcore.config.section import Section, field
 from mlcore.data.generated import write_once
 from mlcore.report.page import Headline, Picture, RunReport, Table, Text, write_report
@@ -171,6 +172,8 @@ def told(folder: Path, name: str) -> tuple[list[object], int]:
     )
     page = write_report(folder, report=report).read_text(encoding="utf-8")
     summary = (folder / "summary.md").read_text(encoding="utf-8")
+    wild = re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", page + summary)
+    assert not wild, f"control characters {wild}"
 
     return _Tags(page).found, len(summary.split("## Configuration")[0].splitlines())
 
@@ -207,3 +210,10 @@ def test_no_name_changes_what_a_report_is(tmp_path: Path, record_property: Recor
         check,
         record=record_property,
     )
+
+
+def test_runs_in_folders_whose_names_are_no_text_are_compared(tmp_path: Path) -> None:
+    runs(tmp_path / "all")
+    (tmp_path / "all" / "a").rename(tmp_path / "all" / "a\udcff\x1b")
+    write_comparison(compare_runs([tmp_path / "all"], metric="auroc"), tmp_path / "out")
+    assert "a\\udcff" in (tmp_path / "out" / "comparison.csv").read_text(encoding="utf-8")
