@@ -78,7 +78,10 @@ PARSERS = [
     Parser(name="sam table", write=SAM, read=lambda folder: read_cases(folder / "t.csv", mask_dir=folder / "masks")),
 ]
 for parser in PARSERS:
-    parser.__dict__.update(edited="t.csv", words=CSV, lines=12)
+    many = {
+        "a cell of many lines": b'"' + b"x\n" * 40 + b'",label,text_info,image,path,ich,patient_id,local_image_path\n'
+    }
+    parser.__dict__.update(edited="t.csv", words=CSV, lines=12, found={**parser.found, **many})
 PARSERS += [
     Parser(
         name=".ts",

@@ -113,9 +113,10 @@ def failed(place: Path, problems: Sequence[str]) -> UserError:
         place: What has the problems.
         problems: At least one.
     """
-    if len(problems) == 1:
-        return UserError(f"{place}, {problems[0]}")
-    return UserError(listed(f"{place}: {len(problems)} problems", problems))
+    each = [" ".join(problem.split()) for problem in problems]  # cells may go over many lines
+    if len(each) == 1:
+        return UserError(f"{place}, {each[0]}")
+    return UserError(listed(f"{place}: {len(each)} problems", each))
 
 
 @contextmanager
@@ -139,7 +140,7 @@ def _check_header(
 ) -> None:
     missing = [name for name in wanted if name not in header]
     if missing:
-        given = ",".join(header)
+        given = " ".join(",".join(header).split())
         shown = given if len(given) <= 120 else f"{given[:100]}... ({len(given)} characters)"
         ending = "".join(f"; {hints[name]}" for name in missing if name in hints)
         raise UserError(
