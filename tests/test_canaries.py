@@ -133,7 +133,7 @@ def _needles(mark: str) -> Iterator[bytes]:
     for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
         yield mark.encode(encoding)
     for shift in range(3):  # base64 of anything that the mark is in; what does not depend on its neighbours
-        yield base64.b64encode(b"\0" * shift + mark.encode())[4 if shift else 0 : -4]
+        yield base64.b64encode(b"\0" * shift + mark.encode())[4 if shift else 0 : (shift + len(mark)) // 3 * 4]
 
 
 def _contents(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:

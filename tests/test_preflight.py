@@ -372,13 +372,6 @@ FAULTS = {
         "add rows of the other kind",
         around=one_line("ads/train.csv", ",False,", ",True,"),
     ),
-    "validation without ads": Fault(
-        "multimodal_ads",
-        "",
-        "validation rows: each is no ad",
-        "add rows of the other kind",
-        around=one_line("ads/val.csv", ",True,", ",False,"),
-    ),
     "a table without a column": Fault(
         "multimodal_ads", "", "label", "column", around=one_line("ads/train.csv", "label", "lable")
     ),

@@ -116,19 +116,17 @@ def load_splits(config: AdsConfig) -> Splits:
     )
     for note in notes:
         _log.warning(note)
-    for name in ("train", "val"):
-        _check_labels(rows[name], name)
+    _check_labels(rows["train"])
     return Splits(train=rows["train"], validation=rows["val"], test=rows.get("test"), notes=notes)
 
 
-def _check_labels(rows: Sequence[AdRow], name: str) -> None:
+def _check_labels(rows: Sequence[AdRow]) -> None:
     labels = {row.label for row in rows}
     if len(labels) == 1:
         what = "an ad" if 1 in labels else "no ad"
-        of = {"train": "training", "val": "validation"}[name]
         raise UserError(
-            f"{rows[0].origin} and the other {len(rows) - 1} {of} rows: each is {what}. A classifier is trained and "
-            "judged on both; add rows of the other kind (column label)"
+            f"{rows[0].origin} and the other {len(rows) - 1} training rows: each is {what}. A classifier learns from "
+            "both; add rows of the other kind (column label)"
         )
 
 

@@ -120,7 +120,7 @@ def test_what_is_written_as_csv_is_read_again(tmp_path: Path, record_property: R
     path = tmp_path / "t.csv"
 
     def check(rows: Sequence[Sequence[str]]) -> str:
-        write_text(path, csv_text([("a", "b"), *rows]))
+        write_text(path, csv_text([("a", "b"), *rows], exact=True))
         found: list[list[str]] = []
         outcome = judge(lambda: found.extend(list(row.values()) for _, row in read_records(path, ("a", "b"))), names=[])
         assert found == [stripped for row in rows if any(stripped := [cell.strip() for cell in row])]
