@@ -59,9 +59,10 @@ def read_records(
                 raise UserError(f"{path}, line {line}: {problem}")
             if problem and broken is not None:
                 broken[line] = problem
-            if problem or any(value.strip() for value in values):
-                padded = [*values, *[""] * (len(header) - len(values))]
-                yield line, {key: plain_cell(value.strip()) for key, value in zip(header, padded, strict=False)}
+            plain = [plain_cell(value).strip() for value in values]
+            if problem or any(plain):
+                padded = [*plain, *[""] * (len(header) - len(plain))]
+                yield line, dict(zip(header, padded, strict=False))
 
 
 def _rows(lines: Sequence[str], *, start: int, columns: int) -> Iterator[tuple[int, list[str], str]]:
