@@ -18,8 +18,8 @@ _DESCRIPTION = """\
 Disturb real training runs of an app and compare what they end with, to the last bit, with runs that nothing disturbed.
 
 Trains on generated data, on the CPU, as small as the app's description says, in processes of its own. Prints a table,
-and writes chaos.json and report.html. A kill takes ten to twenty seconds. What follows -- is given to the training, too,
-such as: -- --optimizer sgd
+and writes chaos.json and report.html. A kill takes ten to twenty seconds. What follows -- is given to the training,
+too, such as: -- --optimizer sgd
 """
 
 FAULTS = (

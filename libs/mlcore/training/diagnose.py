@@ -1,5 +1,6 @@
 """What went wrong in a step, in words a user can act on."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -144,7 +145,8 @@ def advice_when_out_of_memory(*, device: torch.device, micro_batch: int, accumul
     """Where memory runs out in the block, a `UserError` says which knobs to turn; likewise where a reader is killed."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ConnectionError, EOFError) as caught:
+        error = _death_of_reader(caught) if isinstance(caught, ConnectionError | EOFError) else caught
         if str(error).startswith("DataLoader worker"):  # torch has no class for it; the kernel kills for want of memory
             raise UserError(
                 f"a process that reads data has died ({str(error).splitlines()[0].strip()}): most often the machine is "
@@ -155,6 +157,15 @@ def advice_when_out_of_memory(*, device: torch.device, micro_batch: int, accumul
             raise
         advice = _memory_advice(error, device=device, micro_batch=micro_batch, accumulation=accumulation)
         raise UserError(advice) from error
+
+
+def _death_of_reader(error: Exception) -> Exception:
+    """What torch says of a process that ended while it handed a batch over: its handler raises as the signal comes."""
+    try:
+        time.sleep(1)
+    except RuntimeError as death:
+        return death
+    return error
 
 
 def peak_memory_bytes(device: torch.device) -> int:
