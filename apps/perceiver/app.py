@@ -23,9 +23,9 @@ def _build(config: PerceiverConfig, world: World) -> TrainingSetup:
 
 
 def _samples(config: PerceiverConfig) -> Mapping[str, Any]:
-    from quartet.apps.perceiver.build import samples
+    from quartet.apps.perceiver.data.sources import samples_to_check
 
-    return samples(config)
+    return samples_to_check(config.data, seed=config.run.seed)
 
 
 def _run_name(config: PerceiverConfig) -> str:

@@ -26,9 +26,10 @@ from mlcore.report.plots.confidence import plot_accuracy_by_confidence, plot_con
 from mlcore.run.build import Data, configure_torch, evaluation_loader
 from mlcore.run.restore import run_folder
 from mlcore.training.evaluator import Evaluator, Predictions
-from quartet.apps.perceiver.build import Part, load_part
+from quartet.apps.perceiver.build import load_part
 from quartet.apps.perceiver.config import PerceiverConfig
 from quartet.apps.perceiver.data.samples import origin_of
+from quartet.apps.perceiver.data.sources import Part
 from quartet.apps.perceiver.restore import Restored, restore
 from quartet.apps.perceiver.task import PerceiverTask
 

@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from mlcore.base.errors import UserError
+from quartet.apps.perceiver.config import DataConfig
 from quartet.apps.perceiver.data import ImageAugmentation, ImagePatches, ImageSource, PatchLayout, image_augmentation
 from quartet.apps.perceiver.data.images import decode_image
 from quartet.apps.perceiver.data.patches import fourier_positions
+from quartet.apps.perceiver.data.sources import samples_to_check
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -51,6 +53,20 @@ def test_folder_and_archive_are_the_same(folder: Path, tmp_path: Path) -> None:
         assert data.origins[3].endswith("train/dog/0.png")
         assert len(source.load("test", classes=data.classes).labels) == 4
         assert len(source.load().labels) == 10
+
+
+def test_checked_files_have_the_limit_of_a_training(folder: Path) -> None:
+    (folder / "train" / "cat" / "large.png").write_bytes(encoded(picture(0, (40, 40))))
+    settings = DataConfig(dataset="image_folder", data_dir=folder, image_size=16, max_megapixels=0.001)
+    files = samples_to_check(settings, seed=0)["images"]
+    found = []
+    for index in range(len(files)):
+        try:
+            files[index]
+        except UserError as error:
+            found.append(str(error))
+    assert len(found) == 1
+    assert "large.png: 40 x 40 pixels" in found[0]
 
 
 def test_splits_and_classes_that_are_not_there(folder: Path) -> None:

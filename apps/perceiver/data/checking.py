@@ -20,10 +20,11 @@ class ImageFiles:
     Args:
         files: Where they are.
         image_size: Side to which they are resized, in pixels; None: not at all.
+        max_pixels: Larger ones are refused before they are decoded.
     """
 
-    def __init__(self, files: Sequence[Path], *, image_size: int | None) -> None:
-        self._files, self._image_size = files, image_size
+    def __init__(self, files: Sequence[Path], *, image_size: int | None, max_pixels: int) -> None:
+        self._files, self._image_size, self._max_pixels = files, image_size, max_pixels
 
     def __len__(self) -> int:
         return len(self._files)
@@ -46,7 +47,8 @@ class ImageFiles:
 
     def _shape(self, index: int) -> tuple[int, ...]:
         path = self._files[index]
-        return decode_image(path.read_bytes(), origin=str(path), image_size=self._image_size).shape
+        picture = decode_image(path, origin=str(path), image_size=self._image_size, max_pixels=self._max_pixels)
+        return picture.shape
 
 
 class CheckedSamples:

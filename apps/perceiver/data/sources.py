@@ -1,0 +1,189 @@
+"""The data sets that the data section of a configuration names: for a training, and for `--check_data`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from mlcore.base.errors import UserError
+from quartet.apps.perceiver.config import DataConfig
+from quartet.apps.perceiver.data.arrays import read_npz
+from quartet.apps.perceiver.data.checking import CheckedSamples, ImageFiles
+from quartet.apps.perceiver.data.cifar import load_cifar10
+from quartet.apps.perceiver.data.images import ImageSource, LabelledImages
+from quartet.apps.perceiver.data.patches import ImagePatches
+from quartet.apps.perceiver.data.samples import SampleDataset, SequenceDataset
+from quartet.apps.perceiver.data.synthetic import SyntheticPatterns
+from quartet.apps.perceiver.data.ts_files import find_ts_files, read_ts
+
+__all__ = ["Part", "Sources", "load_sources", "samples_to_check"]
+
+Part = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """The data sets of a run.
+
+    Attributes:
+        train: Training samples.
+        validation: Held-out samples; None: a part of `train` is to be set aside.
+        test: Samples looked at once, after training; None for none.
+        classes: Class names, in label order.
+        preprocessing: What `predict.py` needs to treat new data alike.
+        skipped: One message for each file left out.
+    """
+
+    train: SampleDataset
+    validation: SampleDataset | None
+    test: SampleDataset | None
+    classes: Sequence[str]
+    preprocessing: Mapping[str, Any]
+    skipped: Sequence[str] = ()
+
+
+def load_sources(settings: DataConfig, *, seed: int) -> Sources:
+    """The data sets that the data section names.
+
+    Raises:
+        UserError: No data set is chosen, its path is missing, or a file cannot be used.
+    """
+    if settings.dataset is None:
+        raise UserError("no data set chosen: give --dataset, or --demo for the demo")
+    sources: dict[str, Callable[[], Sources]] = {
+        "synthetic": lambda: _synthetic(settings, seed=seed),
+        "cifar10": lambda: _cifar10(settings),
+        "image_folder": lambda: _image_folder(settings),
+        "ts": lambda: _ts(settings),
+        "custom": lambda: _custom(settings),
+    }
+    return sources[settings.dataset]()
+
+
+def samples_to_check(settings: DataConfig, *, seed: int) -> dict[str, Any]:
+    """What `--check_data` opens: the files of image folders; of other data sets the samples, and what their files lack.
+
+    Raises:
+        UserError: No data set is chosen, its path is missing, or a file cannot be read as a whole.
+    """
+    settings = settings.model_copy(update={"on_bad_sample": "skip"})
+    root = settings.data_dir or settings.train_path
+    if settings.dataset == "image_folder" and root is not None and root.is_dir():
+        folders = {"images": root, "val": settings.val_path, "test": settings.test_path}
+        sources = {name: ImageSource(path) for name, path in folders.items() if path is not None}
+        opened = partial(ImageFiles, image_size=settings.image_size, max_pixels=_max_pixels(settings))
+        return {name: opened(source.files) for name, source in sources.items()}
+    found = load_sources(settings, seed=seed)
+    parts = {"train": found.train, "val": found.validation, "test": found.test}
+    return {
+        name: CheckedSamples(part, num_classes=len(found.classes), settings=settings, known=found.skipped)
+        for name, part in parts.items()
+        if part is not None
+    }
+
+
+def _synthetic(settings: DataConfig, *, seed: int) -> Sources:
+    patterns = SyntheticPatterns(
+        settings.num_samples,
+        seq_len_range=settings.seq_len_range,
+        feature_dim=settings.feature_dim,
+        num_classes=settings.num_classes,
+        seed=seed,
+    )
+    kind = {"kind": "series"}
+    return Sources(train=patterns, validation=None, test=None, classes=patterns.classes, preprocessing=kind)
+
+
+def _cifar10(settings: DataConfig) -> Sources:
+    what = "the folder (or .tar.gz) of CIFAR-10's official python archive"
+    folder = _path(settings.data_dir or Path("data"), "data_dir", what)
+    train, test = (load_cifar10(folder, part) for part in ("train", "test"))
+    return _images(settings, train=train, val=None, test=test)
+
+
+def _image_folder(settings: DataConfig) -> Sources:
+    root = settings.data_dir or _path(settings.train_path, "data_dir", "a folder with one subfolder per class")
+    source = ImageSource(root)
+    load = partial(_load_images, settings=settings)
+    train = load(source, "train" if "train" in source.splits else None)
+    held_out = {
+        part: load(source, part, classes=train.classes) if part in source.splits else None for part in ("val", "test")
+    }
+    for part, path in (("val", settings.val_path), ("test", settings.test_path)):
+        if path is not None:
+            held_out[part] = load(ImageSource(path), None, classes=train.classes)
+    return _images(settings, train=train, **held_out)
+
+
+def _load_images(
+    source: ImageSource, part: Part | None, *, settings: DataConfig, classes: tuple[str, ...] | None = None
+) -> LabelledImages:
+    return source.load(
+        part,
+        classes=classes,
+        image_size=settings.image_size,
+        max_pixels=_max_pixels(settings),
+        on_bad_sample=settings.on_bad_sample,
+    )
+
+
+def _images(
+    settings: DataConfig, *, train: LabelledImages, val: LabelledImages | None, test: LabelledImages | None
+) -> Sources:
+    cut = {
+        name: None if images is None else ImagePatches(images, patch_size=settings.patch_size)
+        for name, images in (("train", train), ("val", val), ("test", test))
+    }
+    patches = cut["train"]
+    assert patches is not None  # noqa: S101 - train is always there
+    layout = {"patch_size": settings.patch_size, "height": patches.layout.height, "width": patches.layout.width}
+    return Sources(
+        train=patches,
+        validation=cut["val"],
+        test=cut["test"],
+        classes=train.classes,
+        preprocessing={"kind": "image", **layout},
+        skipped=[message for images in (train, val, test) if images is not None for message in images.skipped],
+    )
+
+
+def _ts(settings: DataConfig) -> Sources:
+    train_path, test_path = settings.train_path, settings.test_path
+    if train_path is None:
+        folder = _path(settings.data_dir, "data_dir (or --train_path)", "the folder with *_TRAIN.ts and *_TEST.ts")
+        train_path, found = find_ts_files(folder)
+        test_path = test_path or found
+
+    def read(path: Path, like: SequenceDataset | None = None) -> SequenceDataset:
+        classes = None if like is None else like.classes
+        return read_ts(path, classes=classes, on_missing=settings.on_missing, strict=False)
+
+    return _sequences(read, train_path, val_path=settings.val_path, test_path=test_path)
+
+
+def _custom(settings: DataConfig) -> Sources:
+    path = _path(settings.train_path or settings.data_dir, "train_path", "an .npz file")
+    read = partial(read_npz, on_missing=settings.on_missing, strict=False)
+    return _sequences(read, path, val_path=settings.val_path, test_path=settings.test_path)
+
+
+def _sequences(
+    read: Callable[..., SequenceDataset], train_path: Path, *, val_path: Path | None, test_path: Path | None
+) -> Sources:
+    train = read(train_path)
+    validation, test = (None if path is None else read(path, like=train) for path in (val_path, test_path))
+    kind = {"kind": "series"}
+    return Sources(train=train, validation=validation, test=test, classes=train.classes, preprocessing=kind)
+
+
+def _max_pixels(settings: DataConfig) -> int:
+    return round(settings.max_megapixels * 1e6)
+
+
+def _path(path: Path | None, flag: str, what: str) -> Path:
+    if path is None:
+        raise UserError(f"this data set needs --{flag}: {what}")
+    if not path.exists():
+        raise UserError(f"{path}: not found; --{flag} should be {what}")
+    return path
