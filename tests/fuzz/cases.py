@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from mlcore.base.errors import UserError
 from tests.fuzz.mutations import EDITS, Edit, damaged
 
-__all__ = ["Parser", "Record", "explore", "found_inputs", "fuzz", "judge", "refused"]
+__all__ = ["Parser", "Record", "checks_of", "explore", "judge"]
 
 Record = Callable[[str, object], None]
 """Keeps the counts of a test for the table of `make fuzz`."""
@@ -107,12 +107,28 @@ def fuzz(parser: Parser, folder: Path, record: Record) -> None:
     explore(st.tuples(st.integers(0, 255), st.booleans(), EDITS), check, share=parser.share, record=record)
 
 
-def found_inputs(parsers: Sequence[Parser]) -> pytest.MarkDecorator:
-    """Parameters `parser` and `content` of a test: every input that went wrong once."""
-    found = [
+def checks_of(
+    parsers: Sequence[Parser], *, found: Sequence[str] = ("value", "refused")
+) -> tuple[Callable[..., None], Callable[..., None]]:
+    """The two tests of a table of parsers: of damaged files, and of all inputs that went wrong once.
+
+    Args:
+        parsers: The table.
+        found: What may become of the latter.
+    """
+    inputs = [
         pytest.param(parser, parser.found[key], id=f"{parser}: {key}") for parser in parsers for key in parser.found
     ]
-    return pytest.mark.parametrize(("parser", "content"), found)
+
+    @pytest.mark.parametrize("parser", parsers, ids=str)
+    def damaged_file(parser: Parser, tmp_path: Path, record_property: Record) -> None:
+        fuzz(parser, tmp_path, record_property)
+
+    @pytest.mark.parametrize(("parser", "content"), inputs)
+    def found_input(parser: Parser, content: bytes, tmp_path: Path) -> None:
+        assert refused(parser, content, tmp_path) in found
+
+    return damaged_file, found_input
 
 
 def refused(parser: Parser, content: bytes, folder: Path) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -25,7 +24,7 @@ from quartet.apps.perceiver.data.arrays import read_npz
 from quartet.apps.perceiver.data.cifar import load_cifar10
 from quartet.apps.perceiver.data.images import ImageSource
 from quartet.apps.perceiver.restore import make_model, model_settings, restore
-from tests.fuzz.cases import Parser, Record, found_inputs, fuzz, refused
+from tests.fuzz.cases import Parser, checks_of
 
 PICKLE = (
     b"cposix\nsystem\n(Vtouch x\ntR.",
@@ -228,12 +227,4 @@ PARSERS = [
 for parser in PARSERS:
     parser.__dict__.update(words=(*PICKLE, *NPY))
 
-
-@pytest.mark.parametrize("parser", PARSERS, ids=str)
-def test_a_damaged_file_is_a_value_or_one_error(parser: Parser, tmp_path: Path, record_property: Record) -> None:
-    fuzz(parser, tmp_path, record_property)
-
-
-@found_inputs(PARSERS)
-def test_inputs_that_went_wrong_once(parser: Parser, content: bytes, tmp_path: Path) -> None:
-    assert refused(parser, content, tmp_path) == "refused"
+test_a_damaged_file_is_a_value_or_one_error, test_inputs_that_went_wrong_once = checks_of(PARSERS, found=("refused",))

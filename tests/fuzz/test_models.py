@@ -4,7 +4,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
@@ -23,7 +22,7 @@ from quartet.apps.sam_med3d_ich.answering import demo_language, load_language
 from quartet.apps.sam_med3d_ich.data.preprocess import Preprocessing
 from quartet.apps.sam_med3d_ich.model.encoder import EncoderShape, ImageEncoder
 from quartet.apps.sam_med3d_ich.vision_tower import QFormerSizes, _read_qformer, read_encoder
-from tests.fuzz.cases import Parser, Record, found_inputs, fuzz, refused
+from tests.fuzz.cases import Parser, checks_of
 
 WORDS = (
     *(
@@ -47,6 +46,7 @@ CODE = {
     "asks for code": b'[{"idx": 0, "name": "0", "path": "", "type": "os.system"}]',
     "list": b"[]",
     "deep": b"[" * 9000,
+    "a long path": b'[{"path": "%s", "type": "sentence_transformers.models.Transformer"}]' % (b"a" * 9000),
 }
 
 
@@ -168,12 +168,4 @@ PARSERS = [
 for parser in PARSERS:
     parser.__dict__.update(words=WORDS, lines=12)
 
-
-@pytest.mark.parametrize("parser", PARSERS, ids=str)
-def test_a_damaged_file_is_a_value_or_one_error(parser: Parser, tmp_path: Path, record_property: Record) -> None:
-    fuzz(parser, tmp_path, record_property)
-
-
-@found_inputs(PARSERS)
-def test_inputs_that_went_wrong_once(parser: Parser, content: bytes, tmp_path: Path) -> None:
-    assert refused(parser, content, tmp_path) == "refused"
+test_a_damaged_file_is_a_value_or_one_error, test_inputs_that_went_wrong_once = checks_of(PARSERS, found=("refused",))

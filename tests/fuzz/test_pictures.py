@@ -4,13 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image, features
 
 from mlcore.data.images import content_digest, read_image
 from quartet.apps.doc_ensemble.data.pages import page_count, page_size, read_page
 from quartet.apps.perceiver.data.images import decode_image
-from tests.fuzz.cases import Parser, Record, found_inputs, fuzz, refused
+from tests.fuzz.cases import Parser, checks_of
 from tests.tiff_files import write_grey_tiff
 
 LARGEST = 10_000_000
@@ -97,12 +96,4 @@ PARSERS = [
     Parser(name="PDF", write=lambda folder: (folder / "own.pdf").write_bytes(PDF), read=pages, words=PDF_WORDS),
 ]
 
-
-@pytest.mark.parametrize("parser", PARSERS, ids=str)
-def test_a_damaged_file_is_a_value_or_one_error(parser: Parser, tmp_path: Path, record_property: Record) -> None:
-    fuzz(parser, tmp_path, record_property)
-
-
-@found_inputs(PARSERS)
-def test_inputs_that_went_wrong_once(parser: Parser, content: bytes, tmp_path: Path) -> None:
-    assert refused(parser, content, tmp_path) == "refused"
+test_a_damaged_file_is_a_value_or_one_error, test_inputs_that_went_wrong_once = checks_of(PARSERS, found=("refused",))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import strategies as st
 
 from mlcore.base.files import write_json
@@ -23,7 +22,7 @@ from quartet.apps.doc_ensemble.ensemble.folds import _progress
 from quartet.apps.doc_ensemble.ensemble.stacking import Stacker, read_stacker
 from quartet.apps.multimodal_ads.data.ocr import _recorded
 from quartet.apps.multimodal_ads.restore import chosen_threshold
-from tests.fuzz.cases import Parser, Record, explore, found_inputs, fuzz, judge, refused
+from tests.fuzz.cases import Parser, Record, checks_of, explore, judge
 
 JSON = (b"{}", b"[]", b'"x": ', b"Infinity", b"NaN", b"true", b"1e400", b'{"a": [1]}', b"\\u0000", b"\\ud800", b"-1")
 SUMMARY = {
@@ -127,15 +126,7 @@ PARSERS = [
 for parser in PARSERS:
     parser.__dict__.update(words=(*JSON, *parser.words))
 
-
-@pytest.mark.parametrize("parser", PARSERS, ids=str)
-def test_a_damaged_file_is_a_value_or_one_error(parser: Parser, tmp_path: Path, record_property: Record) -> None:
-    fuzz(parser, tmp_path, record_property)
-
-
-@found_inputs(PARSERS)
-def test_inputs_that_went_wrong_once(parser: Parser, content: bytes, tmp_path: Path) -> None:
-    refused(parser, content, tmp_path)
+test_a_damaged_file_is_a_value_or_one_error, test_inputs_that_went_wrong_once = checks_of(PARSERS)
 
 
 class _Tags(HTMLParser):

@@ -22,7 +22,7 @@ from mlcore.config.compose import Request, group_choices
 from mlcore.config.dump import to_yaml
 from mlcore.config.names import NameTable
 from mlcore.config.text import Document, dump_value, parse_scalar, read_document
-from tests.fuzz.cases import Parser, Record, explore, found_inputs, fuzz, judge, refused
+from tests.fuzz.cases import Parser, Record, checks_of, explore, judge
 
 APPS = ("doc_ensemble", "multimodal_ads", "perceiver", "sam_med3d_ich")
 YAML = ("&a ", "*a", "<<: *a", "!!bool ", "!!timestamp x", "!!python/object/apply:os.system [x]", "? ", "- ", "|", ">")
@@ -116,15 +116,7 @@ PARSERS = [
     ),
 ]
 
-
-@pytest.mark.parametrize("parser", PARSERS, ids=str)
-def test_a_damaged_file_is_a_value_or_one_error(parser: Parser, tmp_path: Path, record_property: Record) -> None:
-    fuzz(parser, tmp_path, record_property)
-
-
-@found_inputs(PARSERS)
-def test_inputs_that_went_wrong_once(parser: Parser, content: bytes, tmp_path: Path) -> None:
-    refused(parser, content, tmp_path)
+test_a_damaged_file_is_a_value_or_one_error, test_inputs_that_went_wrong_once = checks_of(PARSERS)
 
 
 # ------------------------------------------------------------------------------------------------------- command lines

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import pytest
 from hypothesis import strategies as st
 
 from mlcore.base.files import csv_text, write_text
@@ -13,7 +12,7 @@ from quartet.apps.multimodal_ads.data import table as ads_table
 from quartet.apps.multimodal_ads.preparation import Preparation, _table_rows
 from quartet.apps.perceiver.data.ts_files import read_ts
 from quartet.apps.sam_med3d_ich.data.table import read_cases
-from tests.fuzz.cases import Parser, Record, explore, found_inputs, fuzz, judge, refused
+from tests.fuzz.cases import Parser, Record, checks_of, explore, judge
 
 CSV = (
     b'"',
@@ -105,15 +104,7 @@ PARSERS += [
     )
 ]
 
-
-@pytest.mark.parametrize("parser", PARSERS, ids=str)
-def test_a_damaged_file_is_a_value_or_one_error(parser: Parser, tmp_path: Path, record_property: Record) -> None:
-    fuzz(parser, tmp_path, record_property)
-
-
-@found_inputs(PARSERS)
-def test_inputs_that_went_wrong_once(parser: Parser, content: bytes, tmp_path: Path) -> None:
-    refused(parser, content, tmp_path)
+test_a_damaged_file_is_a_value_or_one_error, test_inputs_that_went_wrong_once = checks_of(PARSERS)
 
 
 def test_what_is_written_as_csv_is_read_again(tmp_path: Path, record_property: Record) -> None:

@@ -5,13 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian
 
 from quartet.apps.sam_med3d_ich.data.dicom import find_series, read_series
 from quartet.apps.sam_med3d_ich.data.volume import check_header, read_mask, read_volume, write_nifti
-from tests.fuzz.cases import Parser, Record, found_inputs, fuzz, refused
+from tests.fuzz.cases import Parser, checks_of
 
 SPACING = (1.0, 1.0, 2.0)
 ARRAY = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
@@ -111,12 +110,4 @@ PARSERS = [
     Parser(name="DICOM, several frames", write=lambda folder: slices(folder, frames=3), read=series),
 ]
 
-
-@pytest.mark.parametrize("parser", PARSERS, ids=str)
-def test_a_damaged_file_is_a_value_or_one_error(parser: Parser, tmp_path: Path, record_property: Record) -> None:
-    fuzz(parser, tmp_path, record_property)
-
-
-@found_inputs(PARSERS)
-def test_inputs_that_went_wrong_once(parser: Parser, content: bytes, tmp_path: Path) -> None:
-    refused(parser, content, tmp_path)
+test_a_damaged_file_is_a_value_or_one_error, test_inputs_that_went_wrong_once = checks_of(PARSERS)

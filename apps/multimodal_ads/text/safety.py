@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcore.base.errors import UserError
+from mlcore.base.reading import reading
 from mlcore.remote.hub import read_json, weight_files
 from mlcore.remote.model_folder import check_model_folder, json_value
 from mlcore.training.checkpoint import load_checkpoint
@@ -89,6 +90,8 @@ def read_modules(folder: Path) -> list[tuple[str, Path]]:
         place = Path(entry["path"])
         if place.is_absolute() or ".." in place.parts:
             raise UserError(f"{path}: refused, because the path {entry['path']!r} leads out of the folder")
+        with reading(path, "a list of modules in folders beside it"):
+            (folder / place).exists()  # not every text can name a folder: it is too long, or has a NUL in it
         modules.append((kind, folder / place))
     if not modules:
         raise UserError(f"{path}: names no module")
