@@ -34,6 +34,7 @@ class Evaluator:
         self._task = task
         self._loader = loader
         self._world = world or World()
+        self._names: set[str] = set()
 
     def __len__(self) -> int:
         """Samples of the data set."""
@@ -78,11 +79,13 @@ class Evaluator:
 
     @torch.inference_mode()
     def metric_names(self, model: nn.Module, *, engine: Engine | None = None) -> set[str]:
-        """Names of the figures that `run` gives, found on one batch."""
-        batch = self._loader.read(next(self._loader.order.batches(0)))
-        with _evaluating(model):
-            rows = self._step(model, batch, engine)
-        return {*self._task.metrics({key: value.cpu() for key, value in rows.items()}), "n"}
+        """Names of the figures that `run` gives, found on one batch the first time."""
+        if not self._names:
+            batch = self._loader.read(next(self._loader.order.batches(0)))
+            with _evaluating(model):
+                rows = self._step(model, batch, engine)
+            self._names = {*self._task.metrics({key: value.cpu() for key, value in rows.items()}), "n"}
+        return self._names
 
     def run(self, model: nn.Module, *, engine: Engine | None = None) -> tuple[dict[str, float], Predictions]:
         """Predictions and the task's metrics over them, with the number of samples as `n`."""

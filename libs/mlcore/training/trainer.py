@@ -9,8 +9,8 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,12 @@ class Trainer:
         self._saved = (-1, -1)  # step of the newest checkpoint, and of the newest evaluation that it knows
         self._due: dict[str, float] | None = None  # an evaluation of this step is, and then this row is to be logged
         self._skipped = 0
-        self._monitored = False
         self._window: list[MicroBatch] = []
         self._rng: RngState | None = None
+        micro_batch, accumulation = self.loader.order.batch_size, self.accumulation
+        self._advice = partial(
+            advice_when_out_of_memory, device=self.engine.device, micro_batch=micro_batch, accumulation=accumulation
+        )
         # The way of the run through its samples; its first cut is the unit of all that counts steps, but `step`.
         self.course = Course(first=self.cut, now=self.cut)
 
@@ -183,23 +186,11 @@ class Trainer:
 
     @untouched_generators()
     def check_monitor(self) -> None:
-        """Find on one batch, once, that evaluations give what is watched.
-
-        Raises:
-            UserError: They do not, or memory ran out.
-        """
-        if self.evaluator is None or self._monitored:
-            return
-        with self._advice():
-            known = self.metrics or self.evaluator.metric_names(self.task.model, engine=self.engine)
-        check_metrics(known, monitor=self.monitor, plateau=self.plateau)
-        self._monitored = True
-
-    def _advice(self) -> AbstractContextManager[None]:
-        """Around what needs the device's memory."""
-        return advice_when_out_of_memory(
-            device=self.engine.device, micro_batch=self.loader.order.batch_size, accumulation=self.accumulation
-        )
+        """Find on one batch that evaluations give what is watched; a `UserError` says that they do not."""
+        if self.evaluator is not None:
+            with self._advice():
+                known = self.metrics or self.evaluator.metric_names(self.task.model, engine=self.engine)
+            check_metrics(known, monitor=self.monitor, plateau=self.plateau)
 
     def complete(self) -> Status | None:
         """Why there is nothing left to do, or None."""
@@ -208,9 +199,8 @@ class Trainer:
         limit = self.limits.max_steps
         if self.progress.epoch >= self.limits.epochs or (limit is not None and self.steps_done >= limit):
             return "finished"
-        if self.monitor.patience is not None and self.progress.stale >= self.monitor.patience:
-            return "stopped early"
-        return None
+        patience = self.monitor.patience
+        return "stopped early" if patience is not None and self.progress.stale >= patience else None
 
     def _over(self) -> Status | None:
         """Why training ends now, or None; ranks agree over host memory, so no device waits for it."""
@@ -219,9 +209,7 @@ class Trainer:
         if any_rank(received()):
             return "interrupted"
         limit = self.limits.max_seconds
-        if limit is not None and any_rank(time.monotonic() - self._begun >= limit):
-            return "time is up"
-        return None
+        return "time is up" if limit is not None and any_rank(time.monotonic() - self._begun >= limit) else None
 
     def _finish(self, status: Status) -> None:
         """Leave a checkpoint of the very last step; a run that is to go on is left as it is, and nothing judges it."""
@@ -340,9 +328,8 @@ class Trainer:
         now, every = self.progress, self.cadence
         if self._saved[0] == now.step:
             return False
-        if (epoch_ended and self.evaluator is None) or every.milestone(now) is not None:
-            return True
-        if every.save_every_steps is not None and now.step % every.save_every_steps == 0:
+        by_steps = every.save_every_steps is not None and now.step % every.save_every_steps == 0
+        if by_steps or (epoch_ended and self.evaluator is None) or every.milestone(now) is not None:
             return True
         seconds = every.save_every_seconds
         return seconds is not None and any_rank(time.monotonic() - self._last_save >= seconds)
