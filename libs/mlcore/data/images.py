@@ -76,8 +76,9 @@ def read_pixels(source: Path | bytes, *, page: int = 0, max_pixels: int, name: P
         UserError: See `read_image`; or there is no such page.
     """
     name = name or _named(source)
-    if not _is_apart(source, name):
-        with _opened(source, name, page=page) as picture:
+    with _content(source, name) as file:
+        if not _is_apart(file):
+            picture = _opened(file, name, page=page)
             if _checked_size(name, picture, max_pixels) <= _MANY_PIXELS.get(picture.format or "", _MANY_OTHERS):
                 return _decoded(picture)
     hint = f", the most that max_megapixels={max_pixels / 1e6:g} allows; raise it if you trust the file"
@@ -94,10 +95,12 @@ def image_size(path: Path, *, page: int = 0) -> tuple[int, int]:
     Raises:
         UserError: It is missing, empty or no image, or has no such page.
     """
-    if _is_apart(path, path):
-        size: tuple[int, int] = isolated(_size_here, path, page, name=path, memory=2 * _READ_WHOLE)
-        return size
-    return _size_here(path, page)
+    with _content(path, path) as file:
+        if not _is_apart(file):
+            picture = _opened(file, path, page=page)
+            return picture.height, picture.width
+    size: tuple[int, int] = isolated(_size_here, path, page, name=path, memory=2 * _READ_WHOLE)
+    return size
 
 
 def image_pages(path: Path) -> int:
@@ -108,10 +111,8 @@ def image_pages(path: Path) -> int:
     Raises:
         UserError: It is missing, empty, damaged or no image, or has more than 10,000 frames.
     """
-    if _is_apart(path, path):
-        return 1
-    with _opened(path, path) as picture:
-        return len(_page_frames(picture))
+    with _content(path, path) as file:
+        return 1 if _is_apart(file) else len(_page_frames(_opened(file, path)))
 
 
 def content_digest(path: Path) -> str:
@@ -138,20 +139,22 @@ def _named(source: Path | bytes) -> Path | str:
 
 
 def _read_here(source: Path | bytes, name: str, page: int, max_pixels: int) -> NDArray[np.uint8]:
-    with _opened(source, name, page=page) as picture:
+    with _content(source, name) as file:
+        picture = _opened(file, name, page=page)
         _checked_size(name, picture, max_pixels)
         return _decoded(picture)
 
 
 def _size_here(path: Path, page: int) -> tuple[int, int]:
-    with _opened(path, path, page=page) as picture:
+    with _content(path, path) as file:
+        picture = _opened(file, path, page=page)
         return picture.height, picture.width
 
 
-def _is_apart(source: Path | bytes, name: Path | str) -> bool:
+def _is_apart(file: BinaryIO) -> bool:
     """Whether its header does not bind its decoder: AVIF and JPEG 2000 have their sizes at several places."""
-    with _content(source, name) as file:
-        start = file.read(8)
+    start = file.read(8)
+    file.seek(0)
     return start[4:] in (b"ftyp", b"jP  ") or start[:4] == b"\xff\x4f\xff\x51"
 
 
@@ -168,24 +171,21 @@ def _content(source: Path | bytes, name: Path | str) -> Iterator[BinaryIO]:
             yield file
 
 
-@contextlib.contextmanager
-def _opened(source: Path | bytes, name: Path | str, *, page: int = 0) -> Iterator[Image.Image]:
-    """The image with the header of a page read; whatever goes wrong in the block becomes a `UserError`."""
-    with _content(source, name) as file:
-        _check_marks(file, name)
-        try:
-            picture = Image.open(file, formats=FORMATS)
-        except UnidentifiedImageError:
-            known = ", ".join(FORMATS)
-            raise UserError(f"{name}: not an image, or of a kind that is not read here (expected {known})") from None
-        with picture:
-            if page or not _is_page(picture):
-                frames = _page_frames(picture)
-                if not 0 <= page < len(frames):
-                    many = f"{len(frames)} page{'s' * (len(frames) != 1)}"
-                    raise UserError(f"{name}: no page {page + 1}; it has {many}")
-                picture.seek(frames[page])
-            yield picture
+def _opened(file: BinaryIO, name: Path | str, *, page: int = 0) -> Image.Image:
+    """The image with the header of a page read; inside `_content`, whose file it reads from."""
+    _check_marks(file, name)
+    try:
+        picture = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        known = ", ".join(FORMATS)
+        raise UserError(f"{name}: not an image, or of a kind that is not read here (expected {known})") from None
+    if page or not _is_page(picture):
+        frames = _page_frames(picture)
+        if not 0 <= page < len(frames):
+            many = f"{len(frames)} page{'s' * (len(frames) != 1)}"
+            raise UserError(f"{name}: no page {page + 1}; it has {many}")
+        picture.seek(frames[page])
+    return picture
 
 
 def _check_marks(file: BinaryIO, name: Path | str) -> None:

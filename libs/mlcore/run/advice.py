@@ -7,6 +7,7 @@ import torch
 from mlcore.run.build import CoreConfig
 from mlcore.training.batch_norm import batch_norms
 from mlcore.training.engine import autocast, unwrap
+from mlcore.training.schedules import STEP_SIZE
 from mlcore.training.trainer import Trainer
 
 __all__ = ["Finding", "unsuitable"]
@@ -43,9 +44,10 @@ def unsuitable(config: CoreConfig, trainer: Trainer, *, chosen: Callable[[str], 
 def _schedule(config: CoreConfig, trainer: Trainer, chosen: Callable[[str], bool]) -> Iterator[Finding]:
     settings, total = config.scheduler, trainer.total_steps
     unit = settings.resolved_unit
+    given = {**({"step_size": STEP_SIZE} if settings.name == "step" else {}), **settings.params()}
     lengths = {
         name: value * (trainer.steps_per_epoch if unit == "epoch" else 1)
-        for name, value in {"step_size": 30.0 if settings.name == "step" else 0.0, **settings.params()}.items()
+        for name, value in given.items()
         if name in ("warmup_steps", "step_size", "T_max", "max_steps")
     }
     warmup = lengths.pop("warmup_steps", 0.0)
@@ -62,7 +64,7 @@ def _schedule(config: CoreConfig, trainer: Trainer, chosen: Callable[[str], bool
         if length > total:
             yield (
                 chosen(f"scheduler.{name}") and left > _HARDLY,
-                f"scheduler.{name} is {length:.0f} steps ({settings.params().get(name, 30):g} {unit}s), the run only "
+                f"scheduler.{name} is {length:.0f} steps ({given[name]:g} {unit}s), the run only "
                 f"{total}: the learning rate ends at {left:.0%} of its highest; lower it, or leave it out",
             )
 

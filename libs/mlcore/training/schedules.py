@@ -23,6 +23,9 @@ from mlcore.base.errors import UserError
 
 FloatArray = NDArray[np.float64]
 
+STEP_SIZE = 30.0
+"""Units between the falls of `step` where nothing else is given."""
+
 
 def constant(t: FloatArray, base: float) -> FloatArray:
     """`base`, always."""
@@ -35,7 +38,7 @@ def cosine(t: FloatArray, base: float, *, T_max: float, eta_min: float = 0.0) ->
     return eta_min + (base - eta_min) * 0.5 * (1.0 + np.cos(np.pi * done))
 
 
-def step(t: FloatArray, base: float, *, step_size: float = 30.0, gamma: float = 0.1) -> FloatArray:
+def step(t: FloatArray, base: float, *, step_size: float = STEP_SIZE, gamma: float = 0.1) -> FloatArray:
     """`base * gamma ** floor(t / step_size)`."""
     return base * gamma ** np.floor(t / step_size)
 
