@@ -9,9 +9,9 @@ from typing import Any
 
 from mlcore.base.errors import UserError
 from mlcore.cli.app import App
+from mlcore.cli.apps import app_names, load_app
 from mlcore.config.names import Leaf, NameTable
 from mlcore.config.text import dump_value
-from quartet.command import app_names, load_app
 
 __all__ = ["BEGIN", "CONTINUED", "flag_tables", "insert_continued_table", "insert_flag_tables"]
 

@@ -40,19 +40,21 @@ WINGS: dict[str, tuple[str, ...]] = {
     "cli": ("base", "config"),
     "remote": ("base", "config", "training.checkpoint"),
     "run": ("base", "config", "data", "metrics", "trackers", "training", "report", "cli", "remote"),
+    "use": ("base", "data", "cli", "remote", "run"),
     "chaos": ("base", "config", "cli", "report", "training"),
     "compare": ("base", "config", "metrics", "report", "trackers", "run"),
 }
 
 # Imported before the command line is parsed.
 LIGHT = re.compile(
-    r"mlcore | mlcore\.base\.(errors|files|env|locks|version) | mlcore\.(config|cli)(\.\w+)* | mlcore\.run\.app"
+    r"mlcore | mlcore\.base\.(errors|files|env|locks|version) | mlcore\.(config|cli)(\.\w+)* | mlcore\.run(\.app)?"
+    r"| mlcore\.use(\.command)?"
     r"| quartet(\.(?!apps\b)\w+)* | quartet\.apps\.\w+\.(config|app|train)",
     re.VERBOSE,
 )
 HEAVY = {"boto3", "lightning", "matplotlib", "monai", "pandas", "scipy", "sklearn", "tensorboard", "torch", "wandb"}
 # What they import is said when they run: the command finds an app by its name, `mlcore` its public names when used.
-BY_NAME = re.compile(r"mlcore|quartet(\.(?!apps\b)\w+)*")
+BY_NAME = re.compile(r"mlcore(\.cli\.apps)?|quartet(\.(?!apps\b)\w+)*")
 
 
 def complaint(module: str, target: str, siblings: set[str]) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mlcore.cli.apps import app_names
 from quartet import command
 
 pytestmark = [
@@ -16,7 +17,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("app", command.app_names())
+@pytest.mark.parametrize("app", app_names())
 def test_a_run_that_is_killed_or_signalled_at_any_instant_ends_as_one_left_alone(
     app: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

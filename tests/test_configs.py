@@ -6,12 +6,12 @@ from pathlib import Path
 import fastjsonschema
 import pytest
 
+from mlcore.cli.apps import app_names, load_app
 from mlcore.config.compose import EXPERIMENT, Composed, Request, compose, group_choices
 from mlcore.config.dump import to_schema, to_yaml
 from mlcore.config.names import NameTable
 from mlcore.config.section import Section
 from mlcore.config.text import ConfigError, dump_value, read_document
-from quartet.command import app_names, load_app
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 APPS: dict[str, type[Section]] = {name: load_app(name).config_cls for name in app_names()}

@@ -9,12 +9,12 @@ from pathlib import Path
 import fastjsonschema
 import pytest
 
+from mlcore.cli.apps import app_names, load_app
 from mlcore.cli.main import run_app
 from mlcore.config.compose import Request, compose, group_choices
 from mlcore.config.dump import to_schema
 from mlcore.config.text import read_document
 from quartet.apps.perceiver.app import APP
-from quartet.command import app_names, load_app
 from scripts.flag_tables import insert_continued_table
 from tests.docs_page import Page, commands
 

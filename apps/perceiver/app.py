@@ -28,6 +28,12 @@ def _samples(config: PerceiverConfig) -> Mapping[str, Any]:
     return samples_to_check(config.data, seed=config.run.seed)
 
 
+def _scorer(run: Any, device: Any, options: Mapping[str, Any]) -> Any:
+    from quartet.apps.perceiver.scoring import make_scorer
+
+    return make_scorer(run, device, options)
+
+
 def _run_name(config: PerceiverConfig) -> str:
     return config.data.dataset or "run"
 
@@ -40,6 +46,8 @@ APP = App(
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "perceiver",
     build=_build,
     samples=_samples,
+    scorer=_scorer,
+    options={"on_missing": "gaps in sequences: error, mask or interpolate (default: as in training)"},
     run_name=_run_name,
     own_data="--dataset image_folder --data_dir DIR  (more kinds: docs/perceiver.md)",
     demo_unless=("data.dataset", "data.data_dir", "data.train_path"),

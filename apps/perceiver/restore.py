@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mlcore.run.restore import load_run_checkpoint, of_this_version, rebuild
+from mlcore.run.restore import RunCheckpoint, load_run_checkpoint, of_this_version, rebuild
 from mlcore.training.engine import autocast
 from quartet.apps.perceiver.config import ModelConfig, PerceiverConfig
 from quartet.apps.perceiver.model import SIZES, PerceiverModel, PerceiverOptions
@@ -76,8 +76,12 @@ def restore(path: Path) -> Restored:
     Raises:
         CheckpointError: The file is missing, damaged, unsafe, or no checkpoint of this app.
     """
-    read = load_run_checkpoint(path, app="perceiver", config_cls=PerceiverConfig)
-    model = rebuild(lambda: make_model(read.metadata["model"]), read.weights, source=path)
-    with of_this_version(path):
+    return restored(load_run_checkpoint(path, app="perceiver", config_cls=PerceiverConfig))
+
+
+def restored(read: RunCheckpoint[PerceiverConfig]) -> Restored:
+    """The model of a checkpoint that is read."""
+    model = rebuild(lambda: make_model(read.metadata["model"]), read.weights, source=read.path)
+    with of_this_version(read.path):
         class_names = list(read.metadata["class_names"])
     return Restored(model=model, class_names=class_names, metadata=read.metadata, config=read.config, step=read.step)

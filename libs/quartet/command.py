@@ -2,6 +2,7 @@
 
     quartet train APP [--flag VALUE] [key=value] ...   train an app; without a data set, its demo
     quartet train APP --help                           what can be set
+    quartet predict RUN INPUT ...                      a run's model on files, folders, or the rows of a table
     quartet run APP SCRIPT [...]                       another script of an app, such as predict or export
     quartet doctor [APP]                               check this machine (and libraries and settings of an app)
     quartet chaos APP [--kills N] [--faults NAME ...]  kill and damage runs of an app, and compare what they end with
@@ -18,15 +19,15 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from mlcore.base.signals import listen
+from mlcore.cli.apps import app_names, load_app
 
 if TYPE_CHECKING:
-    from mlcore.cli.app import App
     from mlcore.run.doctor import Check
 
-__all__ = ["app_names", "load_app", "main"]
+__all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -36,10 +37,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         argv: Arguments; the process's own by default.
     """
     command, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
-    if command == "train":
+    if command in ("train", "predict"):
         listen()  # before what takes long to import
     try:
-        if command in ("-h", "--help", "help") or (rest[:1] in (["-h"], ["--help"]) and command != "compare"):
+        if command in ("-h", "--help", "help") or (
+            rest[:1] in (["-h"], ["--help"]) and command not in ("compare", "predict")
+        ):
             print(f"{(__doc__ or '').strip()}\n\nApps: {', '.join(app_names())}")
             sys.exit(0)
         from mlcore.cli.main import guarded
@@ -70,6 +73,7 @@ def _run(command: str, rest: list[str]) -> int:
         return 0
     known: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
+        "predict": _predict,
         "run": _script,
         "doctor": _doctor,
         "chaos": _chaos,
@@ -81,31 +85,13 @@ def _run(command: str, rest: list[str]) -> int:
     return known[command](rest)
 
 
-def app_names() -> list[str]:
-    """Names of the apps there are."""
-    import quartet.apps
-
-    found = {path.parent.name for place in quartet.apps.__path__ for path in Path(place).glob("*/app.py")}
-    return sorted(found)
-
-
 def _named(rest: list[str], usage: str) -> str:
     """The app that the first argument names."""
     from mlcore.base.errors import UserError
-    from mlcore.config.text import nearest
 
-    apps = app_names()
     if not rest or rest[0].startswith("-"):
-        raise UserError(f"say which app: quartet {usage}; there is: {', '.join(apps)}")
-    if rest[0] not in apps:
-        raise UserError(f"no app named '{rest[0]}'{nearest(rest[0], apps)}; there is: {', '.join(apps)}")
-    return rest[0]
-
-
-def load_app(name: str) -> "App[Any]":
-    """The app of this name, one of `app_names`."""
-    app: App[Any] = importlib.import_module(f"quartet.apps.{name}.app").APP  # one of the folders there are
-    return app
+        raise UserError(f"say which app: quartet {usage}; there is: {', '.join(app_names())}")
+    return load_app(rest[0]).name
 
 
 def _train(rest: list[str]) -> NoReturn:
@@ -115,6 +101,12 @@ def _train(rest: list[str]) -> NoReturn:
     name = _named(rest, "train APP ...")
     sys.argv = [f"quartet train {name}", *rest[1:]]  # for usage lines and the run's own record
     train(observed(load_app(name)), rest[1:])
+
+
+def _predict(rest: list[str]) -> int:
+    from mlcore.use.command import predict
+
+    return predict(rest)
 
 
 def _script(rest: list[str]) -> int:

@@ -85,12 +85,10 @@ def test_bad_lines_of_a_ts_file_are_bad_samples(train: Any, script: Any) -> None
     assert "10 samples were left out" in Path("run/summary.md").read_text("utf-8")
 
     predict = ["predict", "--model_path", "run/checkpoints/best_model.pth", "T_TEST.ts"]
-    stopped = script(*predict)
-    assert stopped.code == 2
-    assert "T_TEST.ts, line 16, channel 2: 'x'" in stopped.err
-    done = script(*predict, "--on_bad_sample", "skip")
-    assert done.code == 0, done.err
-    assert "13 predictions, 4 inputs left out" in done.out  # an unknown class does not matter here
+    done = script(*predict)
+    assert done.code == 1, done.err
+    assert "T_TEST.ts, line 16, channel 2: 'x'" in done.out
+    assert "17 inputs, 4 could not be used" in done.out  # an unknown class does not matter here
 
 
 GAPS = "1,?,3,?:1,2,3,?:a\n3,?,1,?:6,?,4,?:b\n"
@@ -117,7 +115,7 @@ def test_gaps_are_treated_as_the_setting_says(how: str, train: Any, script: Any)
         first, second, *whole = list(csv.DictReader(file))
     same = [row["probability"] for row in (first, second)] == [row["probability"] for row in whole]
     assert same == (how == "interpolate")
-    assert script(*predict, "--on_missing", "error").code == 2
+    assert script(*predict, "--on_missing", "error").code == 1
 
 
 def test_no_validation_data_trains_on_all_and_keeps_the_last_weights(train: Any, script: Any) -> None:

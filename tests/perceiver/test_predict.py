@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from mlcore.base.errors import UserError
+from mlcore.run import load_run
 from quartet.apps.perceiver.data import ImageSource
 from quartet.apps.perceiver.data.patches import PatchLayout
-from quartet.apps.perceiver.prediction import Classifier, Item, Problems
 from quartet.apps.perceiver.restore import restore
 
 
@@ -72,7 +72,7 @@ def test_sequences_of_all_files_get_the_models_probabilities(
         assert given == pytest.approx(wanted, abs=1e-5)
         assert row["class"] == ("sine", "square", "sawtooth")[int(np.argmax(given))]
         assert float(row["probability"]) == max(given)
-    assert "12 predictions, 0 inputs left out" in ended.out
+    assert "12 inputs, 0 could not be used" in ended.out
 
 
 def test_images_of_files_and_folders_are_read_as_in_training(image_run: Path, pictures: Path, script: Any) -> None:
@@ -95,7 +95,7 @@ def test_pictures_of_another_size_are_resized(image_run: Path, pictures: Path, s
     assert first["probability"] == second["probability"]
 
 
-def test_bad_inputs_stop_with_their_name_or_are_counted(
+def test_bad_inputs_are_rows_with_their_reason_or_stop(
     series_run: Path, script: Any, sequences: list[np.ndarray[Any, Any]]
 ) -> None:
     broken = sequences[1].copy()
@@ -103,38 +103,36 @@ def test_bad_inputs_stop_with_their_name_or_are_counted(
     save_npz("new.npz", [sequences[0], broken, sequences[2][:0], sequences[2]])
     Path("cut.ts").write_text("@classLabel false\n@data\n1,2:", encoding="utf-8")
     command = ["predict", "--model_path", best(series_run), "new.npz", "cut.ts"]
-    stopped = script(*command)
-    assert stopped.code == 2
-    assert "cut.ts, line 3" in stopped.err
-    assert "--on_bad_sample skip" in stopped.err
-    assert not list(Path().glob("*.csv"))
-    skipped = script(*command, "gone.ts", "new.npz", "--batch_size", "2", "--on_bad_sample", "skip")
-    assert skipped.code == 0, skipped.err
+    for flags in (["--strict"], ["--on_bad_sample", "error"]):
+        stopped = script(*command, *flags)
+        assert stopped.code == 2
+        assert "new.npz, row 1: position 4, channel 2 is nan" in stopped.err
+        assert "without --strict" in stopped.err
+        assert not list(Path().glob("*.csv"))
+    shutil.rmtree("predictions.csv.parts")
+    ended = script(*command, "gone.ts", "new.npz", "--batch_size", "2")
+    assert ended.code == 1, ended.err
     rows = table()
     lines = [f"new.npz, row {row}" for row in range(4)]
     assert [row["input"] for row in rows] == [*lines, "cut.ts, line 3", "gone.ts", *lines]
     assert [place for place, row in enumerate(rows) if row["class"]] == [0, 3, 6, 9]
     assert all(bool(row["problem"]) != bool(row["class"]) for row in rows)
-    assert rows[0]["probability"] == pytest.approx(rows[6]["probability"])
+    assert rows[0]["probability"] == rows[6]["probability"]
     assert "gone.ts: no such file or folder" in rows[5]["problem"]
-    assert "4 predictions, 6 inputs left out" in skipped.out
-    assert "new.npz, row 1: position 4, channel 2 is nan" in skipped.out
-    assert "new.npz, row 2: the sequence has length 0" in skipped.out
-    one = script("predict", "--model_path", best(series_run), "new.npz")
-    assert one.code == 2
-    assert "new.npz, row 1: position 4, channel 2 is nan" in one.err
-    assert sorted(path.name for path in Path().iterdir()) == ["cut.ts", "new.npz", "predictions.csv"]
-    assert len(table()) == 10  # the table of before is unharmed
+    assert "10 inputs, 6 of them different, 6 could not be used" in ended.out
+    assert "new.npz, row 1: position 4, channel 2 is nan" in ended.out
+    assert "new.npz, row 2: the sequence has length 0" in ended.out
 
 
 def test_an_unreadable_picture_is_named(image_run: Path, pictures: Path, script: Any) -> None:
     shutil.copytree(pictures / "dark", "new")
     Path("new/2.png").write_bytes((pictures / "dark" / "2.png").read_bytes()[:60])
-    stopped = script("predict", "--model_path", best(image_run), "new")
+    stopped = script("predict", "--model_path", best(image_run), "new", "--strict")
     assert stopped.code == 2
     assert "new/2.png: damaged or not a whole image" in stopped.err
-    skipped = script("predict", "--model_path", best(image_run), "new", "--on_bad_sample", "skip")
-    assert skipped.code == 0
+    shutil.rmtree("predictions.csv.parts")
+    skipped = script("predict", "--model_path", best(image_run), "new")
+    assert skipped.code == 1
     assert [bool(row["problem"]) for row in table()] == [False, False, True, False, False, False]
     assert "new/2.png: damaged or not a whole image" in table()[2]["problem"]
 
@@ -144,19 +142,42 @@ def test_an_unreadable_picture_is_named(image_run: Path, pictures: Path, script:
     [
         (["nothing.npz"], "nothing.npz: no such file or folder"),
         (["picture.png"], "picture.png: this model reads .ts, .npz"),
-        (["empty"], "empty: holds no file that this model reads"),
+        (["empty"], "empty: no file that this model reads"),
         (["narrow.npz"], "narrow.npz, row 0: input is [5, 3], expected [positions, 4]"),
         (["cut.npz"], "cut.npz: damaged or not an .npz file"),
-        (["good.npz", "--batch_size", "0"], "--batch_size must be at least 1"),
-        (["good.npz", "--output", "no/such/folder.csv"], "folder.csv: cannot be written"),
     ],
 )
-def test_what_cannot_be_predicted_is_said(arguments: list[str], message: str, series_run: Path, script: Any) -> None:
+def test_where_nothing_can_be_predicted_the_reasons_are_there(
+    arguments: list[str], message: str, series_run: Path, script: Any
+) -> None:
     Path("picture.png").touch()
     Path("empty").mkdir()
     save_npz("narrow.npz", [np.zeros((5, 3), dtype=np.float32)])
+    Path("cut.npz").write_bytes(Path("narrow.npz").read_bytes()[:200])
+    ended = script("predict", "--model_path", best(series_run), *arguments)
+    assert ended.code == 2
+    assert "nothing could be predicted, predictions.csv has the reasons; the first:" in ended.err
+    assert message in ended.err
+    assert [message in row["problem"] and not row["class"] for row in table()] == [True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["good.npz", "--batch_size", "0"], "--batch_size must be at least 1"),
+        (
+            ["good.npz", "--output", "answers.xlsx"],
+            "answers.xlsx: expected the name of a table: .csv, ",
+        ),
+        (["good.npz", "--on_missing", "drop"], "on_missing=drop: expected error, mask, interpolate"),
+        (["good.npz", "table.csv"], "table.csv is a table; give it alone"),
+        (["table.csv"], "table.csv: its columns are a, b; expected one called path"),
+        ([], "nothing to predict"),
+    ],
+)
+def test_mistakes_are_told_before_the_work(arguments: list[str], message: str, series_run: Path, script: Any) -> None:
     save_npz("good.npz", [np.zeros((5, 4), dtype=np.float32)])
-    Path("cut.npz").write_bytes(Path("good.npz").read_bytes()[:200])
+    Path("table.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     before = set(Path().rglob("*"))
     ended = script("predict", "--model_path", best(series_run), *arguments)
     assert ended.code == 2
@@ -164,34 +185,10 @@ def test_what_cannot_be_predicted_is_said(arguments: list[str], message: str, se
     assert set(Path().rglob("*")) == before
 
 
-def test_where_nothing_can_be_classified_the_reasons_are_there(series_run: Path, script: Any) -> None:
-    save_npz("narrow.npz", [np.zeros((5, 3), dtype=np.float32)])
-    Path("cut.npz").write_bytes(Path("narrow.npz").read_bytes()[:200])
-    inputs = ["narrow.npz", "cut.npz", "gone.npz"]
-    ended = script("predict", "--model_path", best(series_run), *inputs, "--on_bad_sample", "skip")
-    assert ended.code == 2
-    assert "none of the inputs can be used, predictions.csv has the reasons; the first: narrow.npz, row 0" in ended.err
-    assert [row["input"] for row in table()] == ["narrow.npz, row 0", "cut.npz", "gone.npz"]
-    assert all(row["problem"] and not row["class"] for row in table())
-
-
-def test_long_inputs_say_how_long_it_still_takes(
-    series_run: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("quartet.apps.perceiver.prediction._REPORT_EVERY_S", -1.0)
-    classifier = Classifier(restore(best(series_run)), device=torch.device("cpu"))
-    items = [Item(str(number), lambda: np.ones((4, 4), dtype=np.float32)) for number in range(3)]
-    with caplog.at_level("INFO", logger="quartet.apps.perceiver.prediction"):
-        batches = list(classifier.run(items, batch_size=2, problems=Problems("error")))
-    assert [len(answers) for answers in batches] == [2, 1]
-    assert [record.getMessage().split(",")[0] for record in caplog.records] == ["1 of 3", "2 of 3", "3 of 3"]
-    assert caplog.records[-1].getMessage().endswith("0:00:00 left")
-
-
 def test_positions_that_end_limit_the_length(script: Any, tiny: list[str]) -> None:
     data = shlex.split("--dataset synthetic --num_samples 40 --seq_len_range 5 9 --feature_dim 4 --output_dir run")
     assert script("train", *tiny, *data, "--position", "learned").code == 0
-    items = [Item("long", lambda: np.ones((10, 4), dtype=np.float32))]
-    classifier = Classifier(restore(best(Path("run"))), device=torch.device("cpu"))
-    with pytest.raises(UserError, match="long: 10 positions are more than max_seq_len=9"):
-        list(classifier.run(items, batch_size=1, problems=Problems("error")))
+    predictor = load_run("run", device="cpu")
+    assert len(predictor(np.ones((9, 4)))[0].probabilities) == 5
+    with pytest.raises(UserError, match="10 positions are more than max_seq_len=9"):
+        predictor(np.ones((10, 4)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -47,6 +47,9 @@ class App(Generic[ConfigT]):
             built setup.
         group: The `mlcore.run.group.RunGroup` that a configuration asks for (folds, seeds, ablations); None, or a
             function that returns None, where a run is one run.
+        scorer: From a run's `mlcore.run.restore.RunCheckpoint`, a device and values of `options` to the
+            `mlcore.run.predictor.Scorer` of its model; None: the app's models cannot be put to use.
+        options: What people can choose when a model of this app predicts, by name, with a line of help.
         rehearsal: Arguments of a run of seconds on generated data that has all of the app's stages; `quartet chaos`
             disturbs it.
     """
@@ -65,6 +68,8 @@ class App(Generic[ConfigT]):
     dry_run_config: Callable[[ConfigT], ConfigT] | None = None
     samples: Callable[[ConfigT], Mapping[str, Any]] | None = None
     group: Callable[[ConfigT], Any] | None = None
+    scorer: Callable[[Any, Any, Mapping[str, Any]], Any] | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
     rehearsal: tuple[str, ...] = ("--demo", "--epochs", "2")
 
     @property

@@ -1,19 +1,31 @@
 """From the checkpoint of a run back to its parts: what every app's predict and evaluation scripts begin with."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from mlcore.base.errors import UserError
+from mlcore.cli.app import App
 from mlcore.config.difference import of_today
 from mlcore.config.validation import ConfigT
 from mlcore.training.checkpoint import CheckpointError, check_model_weights, inference_weights, load_checkpoint
 
-__all__ = ["RunCheckpoint", "load_run_checkpoint", "of_this_version", "outline", "rebuild", "run_folder"]
+__all__ = [
+    "RunCheckpoint",
+    "load_run_checkpoint",
+    "of_this_version",
+    "outline",
+    "read_run_checkpoint",
+    "rebuild",
+    "run_folder",
+]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _TRIED = 3  # checkpoints beside a damaged one that are read to name a whole one
@@ -37,6 +49,15 @@ class RunCheckpoint(Generic[ConfigT]):
     config: ConfigT
     step: int
 
+    @cached_property
+    def digest(self) -> str:
+        """Of the weights, 32 hexadecimal digits: the same for the same names and values."""
+        found = hashlib.blake2b(digest_size=16)
+        for name, weight in sorted(self.weights.items()):
+            found.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            found.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return found.hexdigest()
+
 
 def load_run_checkpoint(path: Path, *, app: str, config_cls: type[ConfigT]) -> RunCheckpoint[ConfigT]:
     """Read a checkpoint that `app` wrote.
@@ -49,13 +70,42 @@ def load_run_checkpoint(path: Path, *, app: str, config_cls: type[ConfigT]) -> R
     Raises:
         CheckpointError: The file is missing, damaged, unsafe, or no checkpoint of this app.
     """
-    try:
-        state = load_checkpoint(path)
-    except CheckpointError as error:
-        raise _with_advice(error, Path(path)) from None
+    state = _read(path)
     weights = inference_weights(state, source=path)
     if state.get("app") != app:
         raise CheckpointError(f"{path}: a checkpoint of the app '{state.get('app')}', not of {app}")
+    return _as_run(path, state, weights, config_cls)
+
+
+def read_run_checkpoint(path: Path, find_app: Callable[[str], App[Any]]) -> tuple[App[Any], RunCheckpoint[Any]]:
+    """Read a checkpoint of whichever app wrote it.
+
+    Args:
+        path: `best_model.pth` or any other checkpoint of a run.
+        find_app: Gives the app of a name, or raises `UserError`.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or unsafe, or of an app that is not here.
+    """
+    state = _read(path)
+    weights = inference_weights(state, source=path)
+    try:
+        app = find_app(str(state.get("app")))
+    except UserError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return app, _as_run(path, state, weights, app.config_cls)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        return load_checkpoint(path)
+    except CheckpointError as error:
+        raise _with_advice(error, Path(path)) from None
+
+
+def _as_run(
+    path: Path, state: Mapping[str, Any], weights: Mapping[str, Tensor], config_cls: type[ConfigT]
+) -> RunCheckpoint[ConfigT]:
     with of_this_version(path):
         config = config_cls.model_validate(of_today(state["config"], config_cls), strict=False)
         metadata, step = state["task"], int(state["progress"]["step"])

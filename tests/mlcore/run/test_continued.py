@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mlcore.base.console import Pace
 from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
+from mlcore.cli.apps import app_names, load_app
 from mlcore.cli.main import run_app
 from mlcore.cli.parse import parse
 from mlcore.config.difference import changes, matters, plain_values
@@ -33,7 +34,6 @@ from mlcore.training.checkpoint import load_checkpoint, save_checkpoint
 from mlcore.training.engine import Engine, StepOutput
 from mlcore.training.optim import build_optimizer, parameter_groups
 from mlcore.training.trainer import Trainer
-from quartet.command import app_names, load_app
 from tests.mlcore.run.toy import ToyConfig, build, toy_app
 
 Sections = Mapping[str, Any]

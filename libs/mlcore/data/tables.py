@@ -1,0 +1,252 @@
+"""Tables of any length whose rows are read one at a time: CSV, JSON Lines and Parquet.
+
+A million rows take their offsets in memory (8 bytes each), not their text, and processes that read ahead open the file
+for themselves. What is wrong with a row is told when it is asked for.
+"""
+
+import csv
+import json
+from array import array
+from bisect import bisect_right
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlcore.base.errors import UserError
+from mlcore.base.files import plain_cell
+from mlcore.base.reading import check_unpacked, reading
+
+__all__ = ["TABLES", "Table", "open_table"]
+
+TABLES = (".csv", ".jsonl", ".parquet")
+"""Suffixes of the tables that can be read and written."""
+
+_LONGEST_LINE = 64 << 20  # bytes
+_MOST_COLUMNS = 10_000
+_MOST_BROKEN = 100  # records without an end, for which the whole rest of the file is looked through
+_MARK = b"\xef\xbb\xbf"
+_FIELD = 2**31 - 1  # characters; the csv module's own limit is less than the text of a long page
+
+
+class Table(Protocol):
+    """Rows with named columns.
+
+    Attributes:
+        path: The file.
+    """
+
+    path: Path
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Names of the columns, in the file's order."""
+
+    def __len__(self) -> int: ...
+
+    def record(self, row: int) -> Mapping[str, str]:
+        """The values of a row; raises `UserError` with its reason where it is none."""
+
+    def where(self, row: int) -> str:
+        """How messages call a row."""
+
+
+def open_table(path: Path) -> Table:
+    """The table in a file.
+
+    Raises:
+        UserError: The file cannot be read, its suffix is none of `TABLES`, or it has no columns.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in TABLES:
+        raise UserError(f"{path}: expected a table: {', '.join(TABLES)}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    csv.field_size_limit(_FIELD)
+    kinds: dict[str, Callable[[Path], Table]] = {".csv": CsvTable, ".jsonl": JsonLines, ".parquet": ParquetTable}
+    table = kinds[suffix](path)
+    if not table.columns:
+        raise UserError(f"{path}: the table has no columns; expected their names in its first line")
+    return table
+
+
+class _Lines:
+    """A text file whose records begin at known places.
+
+    Args:
+        path: The file, UTF-8 with or without a byte order mark.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.columns: Sequence[str] = ()
+        self._offsets, self._numbers = array("q"), array("q")  # of records: bytes, lines (from 1)
+        self._taken, self._end = 0, 0  # by the `_from` that is under way: lines, and where the last one ends
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def _from(self, offset: int) -> Iterator[str]:
+        """The lines from a place on; bytes that are no UTF-8 become surrogates."""
+        with reading(self.path, "a table"):
+            file = self.path.open("rb")
+        self._taken, end = 0, offset
+        with file:
+            file.seek(offset)
+            while line := file.readline(_LONGEST_LINE):
+                if len(line) == _LONGEST_LINE:
+                    raise UserError(f"{self.path}: a line of more than {_LONGEST_LINE >> 20} MiB; this is no table")
+                mark = len(_MARK) if end == 0 and line.startswith(_MARK) else 0
+                end += len(line)
+                self._end, self._taken = end, self._taken + 1
+                yield line[mark:].decode("utf-8", "surrogateescape")
+
+    def _note(self, offset: int, line: int) -> None:
+        self._offsets.append(offset)
+        self._numbers.append(line)
+
+    def _named(self, row: int, values: Sequence[str]) -> dict[str, str]:
+        """Values by column."""
+        if len(values) > len(self.columns):
+            raise self._bad(row, f"{len(values)} values, but there are {len(self.columns)} columns")
+        if any(_undecodable(value) for value in values):
+            raise self._bad(row, "not UTF-8; save the table as UTF-8")
+        return dict(zip(self.columns, [*values, *[""] * (len(self.columns) - len(values))], strict=True))
+
+    def where(self, row: int) -> str:
+        """File and line."""
+        return f"{self.path}, line {self._numbers[row]}"
+
+    def _bad(self, row: int, reason: str) -> UserError:
+        return UserError(f"{self.where(row)}: {reason}")
+
+
+class CsvTable(_Lines):
+    """A CSV table (RFC 4180), its columns in the first line."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        begin, line, broken = 0, 1, 0
+        while begin < path.stat().st_size:
+            reader = csv.reader(self._from(begin), strict=True)
+            before = 0
+            try:
+                for values in reader:
+                    self._take(values, begin, line)
+                    begin, line, before = self._end, line + self._taken - before, self._taken
+                return
+            except csv.Error as error:  # a record that is none costs its first line only
+                broken += 1
+                if not self.columns or broken > _MOST_BROKEN:
+                    raise UserError(f"{path}, line {line}: damaged or not a CSV table ({error})") from None
+                self._note(begin, line)
+                deque(islice(self._from(begin), 1))
+                begin, line = self._end, line + 1
+
+    def _take(self, values: Sequence[str], begin: int, line: int) -> None:
+        if not self.columns:
+            self.columns = _checked([value.strip() for value in values], self.path)
+        elif any(map(str.strip, values)):
+            self._note(begin, line)
+
+    def record(self, row: int) -> Mapping[str, str]:
+        """The stripped values of a row, "" for those that are missing at its end."""
+        try:
+            values = next(csv.reader(self._from(self._offsets[row]), strict=True))
+        except csv.Error as error:
+            raise self._bad(row, f"not a row of a CSV table ({error})") from None
+        return self._named(row, [plain_cell(value).strip() for value in values])
+
+
+class JsonLines(_Lines):
+    """A JSON object in each line; its columns are the names that the objects have."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        columns: dict[str, None] = {}
+        begin = 0
+        for line, text in enumerate(self._from(0), 1):
+            if text.strip():
+                self._note(begin, line)
+                with suppress(UserError):
+                    columns.update(dict.fromkeys(self._object(len(self) - 1, text)))
+            begin = self._end
+        self.columns = _checked(list(columns), path)
+
+    def record(self, row: int) -> Mapping[str, str]:
+        """The values of an object as text: JSON of those that are lists or objects, "" for null."""
+        found = self._object(row, next(self._from(self._offsets[row])))
+        return self._named(row, [_as_text(found.get(name)) for name in self.columns])
+
+    def _object(self, row: int, text: str) -> dict[str, Any]:
+        with reading(self.where(row), "a JSON object"):
+            found = json.loads(text)
+        if not isinstance(found, dict):
+            raise self._bad(row, "expected a JSON object, {...}")
+        return found
+
+
+class ParquetTable:
+    """An Apache Parquet file; one row group at a time is in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        file = self._open()
+        self.columns: Sequence[str] = _checked(list(file.schema_arrow.names), path)
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        for group in groups:
+            check_unpacked(path, unpacked=group.total_byte_size, stored=path.stat().st_size)
+        self._starts: list[int] = [0, *accumulate(group.num_rows for group in groups)]
+        self._group: tuple[int, Any] = (-1, None)
+
+    def _open(self) -> Any:
+        try:
+            from pyarrow import parquet  # takes long to import, and only this kind of table needs it
+        except ModuleNotFoundError:
+            raise UserError(f"{self.path}: reading Parquet needs the package pyarrow: pip install pyarrow") from None
+        with reading(self.path, "a Parquet file"):
+            return parquet.ParquetFile(self.path)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_group": (-1, None)}
+
+    def where(self, row: int) -> str:
+        """File and row, from 0."""
+        return f"{self.path}, row {row}"
+
+    def record(self, row: int) -> Mapping[str, str]:
+        """The values of a row as text: JSON of those that are lists or structures, "" for null."""
+        group = bisect_right(self._starts, row) - 1
+        if self._group[0] != group:
+            with reading(self.path, "a Parquet file"):
+                self._group = group, self._open().read_row_group(group)
+        columns = self._group[1]
+        place = row - self._starts[group]
+        return {name: _as_text(columns.column(number)[place].as_py()) for number, name in enumerate(self.columns)}
+
+
+def _checked(columns: Sequence[str], path: Path) -> Sequence[str]:
+    if len(columns) > _MOST_COLUMNS:
+        raise UserError(f"{path}: {len(columns)} columns; at most {_MOST_COLUMNS} are read")
+    if any(_undecodable(name) for name in columns):
+        raise UserError(f"{path}, line 1: not UTF-8; save the table as UTF-8")
+    if double := next((name for name, times in Counter(columns).items() if times > 1), None):
+        raise UserError(f"{path}: the column {double} is there twice")
+    return columns
+
+
+def _as_text(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, bool | list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+def _undecodable(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -1,0 +1,204 @@
+"""A trained model at work: raw inputs in, predictions out, whatever the app and whatever computes the network.
+
+An app says how with a `Scorer`; `load_run` makes one of a run and puts the same face before it in every app.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlcore.base.distributed import pick_device
+from mlcore.base.errors import UserError
+from mlcore.cli.app import App
+from mlcore.cli.apps import load_app
+from mlcore.config.text import nearest, parse_scalar
+from mlcore.remote.s3 import stored_file
+from mlcore.run.final_evaluation import best_checkpoint
+from mlcore.run.restore import read_run_checkpoint, run_folder
+
+__all__ = ["ClassPrediction", "Item", "Prediction", "Predictor", "Scorer", "load_run"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to predict.
+
+    Attributes:
+        name: How messages and tables call it.
+        path: Its file; None where there is none, as for a text alone.
+        part: Which of the file's things it is, from 0: a page, a series.
+        values: Its other inputs by name, such as "text".
+        content: What the file would hold, where it is in memory already: an array, a picture; None: it is read.
+    """
+
+    name: str
+    path: Path | None = None
+    part: int = 0
+    values: tuple[tuple[str, str], ...] = ()
+    content: Any = None
+
+    def value(self, name: str) -> str:
+        """One of the other inputs; "" where it was not given."""
+        return dict(self.values).get(name, "")
+
+
+class Prediction(Protocol):
+    """What a model says of one input; each app's has further attributes."""
+
+    def row(self) -> Sequence[object]:
+        """The same as a row of a table, in the order of `Scorer.columns`."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassPrediction:
+    """The prediction of a classifier.
+
+    Attributes:
+        probabilities: Of each class, float64 [classes], summing to one.
+        class_names: In the same order.
+    """
+
+    probabilities: NDArray[np.float64]
+    class_names: Sequence[str]
+
+    @property
+    def predicted(self) -> str:
+        """Name of the most probable class."""
+        return self.class_names[int(self.probabilities.argmax())]
+
+    @property
+    def probability(self) -> float:
+        """That of the most probable class."""
+        return float(self.probabilities.max())
+
+    def row(self) -> list[object]:
+        """The class, its probability, and those of all classes."""
+        return [self.predicted, self.probability, *self.probabilities.tolist()]
+
+    @staticmethod
+    def columns(class_names: Sequence[str]) -> list[str]:
+        """Names of what `row` gives."""
+        return ["class", "probability", *(f"p_{name}" for name in class_names)]
+
+
+class Scorer(Protocol):
+    """What an app says of how its models predict.
+
+    `load` and `collate` run in processes that read ahead, `predict` in the one that has the network.
+
+    Attributes:
+        columns: Names of what a prediction's `row` gives.
+        suffixes: Of the files that it takes from a folder, in lower case.
+        inputs: Columns of a table that an item is made of, by what they are: "path" for its file, other names for
+            `Item.values`; of several spellings the first one that the table has is taken.
+        batch_size: How many items go through the network together, unless the user says otherwise.
+    """
+
+    columns: Sequence[str]
+    suffixes: Sequence[str]
+    inputs: Mapping[str, Sequence[str]]
+    batch_size: int
+
+    def items(self, path: Path) -> Sequence[Item]:
+        """What a file holds: one item, or several; raises `UserError` where it cannot be read or holds nothing."""
+
+    def load(self, item: Item) -> Any:
+        """The item, read and prepared; raises `UserError` where it cannot be used."""
+
+    def collate(self, samples: Sequence[Any]) -> Any:
+        """A batch of what `load` gave."""
+
+    def predict(self, batch: Any) -> Sequence[Prediction]:
+        """Predictions for the samples of a batch, in their order."""
+
+    def save(self, item: Item, prediction: Any, folder: Path) -> None:
+        """Write the files that belong to a prediction, such as a mask, into `folder`; most apps have none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """A run's model with the same face in every app.
+
+    Attributes:
+        app: The run's app.
+        scorer: How it predicts.
+        source: The checkpoint, or the folder of an export.
+        identity: What the predictions depend on: app, weights, options; a job goes on only with the same.
+    """
+
+    app: App[Any]
+    scorer: Scorer
+    source: Path
+    identity: Mapping[str, Any]
+
+    def __call__(self, inputs: Any, *, batch_size: int | None = None) -> list[Any]:
+        """Predictions for all inputs, in their order.
+
+        Args:
+            inputs: One of these, or a list: a file, which may hold several things; an `Item`; or what such a file
+                would hold, such as an array or a picture.
+            batch_size: Items that go through the network together; None: as many as the app wants.
+
+        Raises:
+            UserError: One of them cannot be used.
+        """
+        items = [
+            item for one in (inputs if isinstance(inputs, list | tuple) else [inputs]) for item in self._items(one)
+        ]
+        size, found = batch_size or self.scorer.batch_size, list[Any]()
+        for start in range(0, len(items), size):
+            samples = [self.scorer.load(item) for item in items[start : start + size]]
+            found += self.scorer.predict(self.scorer.collate(samples))
+        return found
+
+    def _items(self, one: Any) -> Sequence[Item]:
+        if isinstance(one, Item):
+            return [one]
+        if isinstance(one, str | Path):
+            return self.scorer.items(Path(one))
+        return [Item("input", content=one)]
+
+
+def load_run(source: str | Path, *, device: str = "auto", options: Mapping[str, str] | None = None) -> Predictor:
+    """The predictor of a run.
+
+    Args:
+        source: The run's folder, whose best checkpoint is taken; a checkpoint; or `s3://bucket/key` of one.
+        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
+        options: The app's own, by name, as texts.
+
+    Raises:
+        UserError: There is no such run, it is damaged, unsafe, of an app or a version that is not here, or an option
+            is unknown or has no sensible value.
+    """
+    path = _checkpoint(stored_file(str(source)))
+    app, run = read_run_checkpoint(path, load_app)
+    if app.scorer is None:
+        raise UserError(f"{path}: the app '{app.name}' does not say how it predicts (`App.scorer`)")
+    scorer = app.scorer(run, pick_device(device), _parsed(options or {}, app))
+    identity = {"app": app.name, "weights": run.digest, "step": run.step, "options": dict(options or {})}
+    return Predictor(app=app, scorer=scorer, source=path, identity=identity)
+
+
+def _checkpoint(path: Path) -> Path:
+    """The checkpoint itself, or the best one of a run's folder."""
+    if not path.is_dir():
+        return path
+    if found := best_checkpoint(path / "checkpoints") or best_checkpoint(path):
+        return found
+    if inner := sorted({run_folder(p) for p in path.glob("*/*/checkpoints/*.pth")}):
+        raise UserError(f"{path}: holds several runs; name one of them, such as {inner[0]}")
+    raise UserError(f"{path}: no checkpoint in this folder; expected a run, with checkpoints/best_model.pth")
+
+
+def _parsed(options: Mapping[str, str], app: App[Any]) -> dict[str, Any]:
+    """Values of an app's options; what they may be is for the app to say."""
+    for name in options:
+        if name not in app.options:
+            known = ", ".join(app.options) or "none"
+            raise UserError(f"{app.name} has no option '{name}'{nearest(name, app.options)}; it has: {known}")
+    return {name: parse_scalar(text) for name, text in options.items()}

@@ -1,0 +1,165 @@
+"""The command line of `quartet predict`, the same for the models of every app."""
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlcore.base.env import load_env
+from mlcore.base.errors import UserError
+
+if TYPE_CHECKING:
+    from mlcore.cli.app import App
+    from mlcore.use.job import Done
+
+__all__ = ["predict", "predict_parser", "predict_script"]
+
+_log = logging.getLogger(__name__)
+
+_STRICT = "; without --strict such an input is a row with the reason, and the others go on"
+
+_PREDICT = """\
+Predict with a trained model: a table with a row for each input, in the order given.
+
+    quartet predict RUN picture.jpg scans/ bundle.pdf
+    quartet predict RUN table.csv --output answers.parquet
+
+RUN is a run's folder (its best checkpoint is taken), a checkpoint, or s3://bucket/key of one. Inputs are files, folders
+of them, or one table (.csv, .jsonl, .parquet) that names them; its columns are passed through. Equal inputs are
+predicted once. An input that cannot be used is a row with the reason in the column `problem`; the exit code is then 1,
+or 2 where none is left. A job that was killed goes on where it was when the same command is given again. With several
+processes: torchrun --nproc-per-node 4 -m quartet predict ...
+"""
+
+
+def predict_parser(prog: str = "quartet predict") -> argparse.ArgumentParser:
+    """The parser of `quartet predict`, which knows no app."""
+    parser = _parser(_PREDICT, prog)
+    parser.add_argument("run", metavar="RUN", help="a run's folder, a checkpoint, or s3://bucket/key")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, s3://bucket/key, or one table")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an option of the app's own")
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
+    _add_flags(parser)
+    return parser
+
+
+def predict(arguments: Sequence[str], *, prog: str = "quartet predict") -> int:
+    """Parse the command line of `quartet predict` and do it; as `_predict`."""
+    given = predict_parser(prog).parse_args(arguments)
+    return _predict(given, _options(given.set))
+
+
+def predict_script(app: "App[Any]", description: str, *, on_bad: str = "") -> int:
+    """What an app's `predict.py` does: the same, with the names that its flags always had; as `_predict`.
+
+    Args:
+        app: It; each of its options is a flag.
+        description: What `--help` begins with.
+        on_bad: Name of its flag for what to do with an input that cannot be used; "error" is `--strict`.
+    """
+    parser = _parser(description, None)
+    parser.add_argument(
+        "--model_path", dest="run", required=True, help="a run's folder, a checkpoint, or s3://bucket/key"
+    )
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="files, folders, or one table")
+    parser.add_argument("--csv", help="a table, instead of inputs")
+    for name, help_text in app.options.items():
+        parser.add_argument(f"--{name}", help=help_text)
+    _add_flags(parser)
+    if on_bad:
+        parser.add_argument(f"--{on_bad}", choices=("error", "skip"), help="error: the same as --strict")
+    given = parser.parse_args()
+    given.strict |= getattr(given, on_bad, None) == "error"
+    given.overwrite, given.inputs = True, [*given.inputs, *filter(None, [given.csv])]
+    return _predict(given, {name: getattr(given, name) for name in app.options if getattr(given, name) is not None})
+
+
+def _parser(description: str, prog: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    output = "the table: .csv, .jsonl or .parquet (default: predictions.csv)"
+    add("--output", type=Path, default=Path("predictions.csv"), help=output)
+    add("--files", type=Path, metavar="DIR", help="folder for masks, pictures and the like (default: none are written)")
+    add("--base_dir", type=Path, help="folder that a table's paths start at and stay in (default: the table's)")
+    add("--strict", action="store_true", help="stop at the first input that cannot be used")
+    add("--batch_size", type=int, help="inputs that go through the network together (default: the app's)")
+    add("--num_workers", type=int, help="processes that read ahead (default: what the machine has left)")
+    add("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N (default: auto)")
+
+
+def _predict(given: argparse.Namespace, options: Mapping[str, str]) -> int:
+    """Predict what the command line says.
+
+    Returns:
+        0; 1 where some inputs could not be used.
+
+    Raises:
+        UserError: The run, an option or the output cannot be used, or none of the inputs can: then the table with the
+            reasons is there.
+    """
+    load_env()
+    if given.batch_size is not None and given.batch_size < 1:
+        raise UserError(f"--batch_size must be at least 1, not {given.batch_size}")
+
+    # After parsing: torch takes seconds to import.
+    from mlcore.base.console import setup_logging
+    from mlcore.base.distributed import start_world
+    from mlcore.base.files import output_folder
+    from mlcore.base.signals import deferred, interruptible
+    from mlcore.run.predictor import load_run
+    from mlcore.use.inputs import find_inputs
+    from mlcore.use.job import Job, run_job
+    from mlcore.use.writing import check_table_name
+
+    check_table_name(given.output)
+    if given.output.exists() and not given.overwrite:
+        raise UserError(f"{given.output}: is there already; give another --output, or --overwrite")
+    with start_world(given.device) as world, ExitStack() as stack:
+        setup_logging(is_main=world.is_main)
+        predictor = load_run(given.run, device=str(world.device), options=options)
+        job = Job(
+            predictor=predictor,
+            inputs=find_inputs(given.inputs, predictor.scorer, base_dir=given.base_dir),
+            output=given.output,
+            files=given.files,
+            batch_size=given.batch_size or predictor.scorer.batch_size,
+            workers="auto" if given.num_workers is None else given.num_workers,
+            strict=given.strict,
+        )
+        if world.is_main:
+            for folder in {given.output.absolute().parent, *filter(None, [given.files])}:
+                stack.enter_context(output_folder(folder))
+        stack.enter_context(deferred())
+        stack.enter_context(interruptible())
+        try:
+            done = run_job(job, world=world)
+        except UserError as error:
+            raise UserError(f"{error}{_STRICT if given.strict else ''}") from None
+    return 0 if done is None else _told(done, given.output)
+
+
+def _told(done: "Done", output: Path) -> int:
+    """Say what came out; the exit code."""
+    if done.problems == done.rows:
+        raise UserError(f"nothing could be predicted, {output} has the reasons; the first: {done.first}")
+    same = f", {done.predicted} of them different" if done.predicted < done.rows else ""
+    _log.info("written: %s (%d inputs%s, %d could not be used)", output, done.rows, same, done.problems)
+    return 1 if done.problems else 0
+
+
+def _options(given: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE pairs by name."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text}: expected NAME=VALUE")
+        found[name] = value
+    return found

@@ -1,0 +1,220 @@
+"""What a model is to predict: files, folders, or the rows of one table, each an `Item` or the reason why it is none."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlcore.base.errors import UserError
+from mlcore.data.places import Places
+from mlcore.data.tables import TABLES, Table, open_table
+from mlcore.remote.s3 import is_remote, stored_file
+from mlcore.run.predictor import Item, Scorer
+
+__all__ = ["Inputs", "find_inputs"]
+
+
+class Inputs(Protocol):
+    """What is to be predicted, in an order."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Names of the caller's own columns, which are passed through."""
+
+    def __len__(self) -> int: ...
+
+    def item(self, place: int) -> Item:
+        """One of them; raises `UserError` with the reason why it cannot be used."""
+
+    def record(self, place: int) -> Sequence[str]:
+        """The caller's values of one of them, in the order of `columns`; none for a row that is no row."""
+
+
+def find_inputs(given: Sequence[str], scorer: Scorer, *, base_dir: Path | None = None) -> Inputs:
+    """What a command line names: one table, or files and folders.
+
+    Args:
+        given: Paths, or `s3://bucket/key` of files.
+        scorer: Says which files and columns a model takes.
+        base_dir: Where the paths of a table start; None: in its own folder.
+
+    Raises:
+        UserError: There is nothing, a table beside other things, or a table without the columns.
+    """
+    tables = [text for text in given if Path(text).suffix.lower() in TABLES]
+    if tables and len(given) > 1:
+        raise UserError(f"{tables[0]} is a table; give it alone, or files and folders")
+    if tables:
+        return Rows(open_table(stored_file(tables[0])), scorer.inputs, base_dir=base_dir)
+    if base_dir is not None:
+        raise UserError("--base_dir says where the paths of a table start, and no table is given")
+    files = Files([place for text in given for place in _files(text, scorer)])
+    if not len(files):
+        raise UserError("nothing to predict: give files, folders of them, or a table")
+    return files
+
+
+class Files:
+    """Files, or what is in them.
+
+    Args:
+        found: Items, or pairs of a name and the reason why it cannot be used.
+    """
+
+    columns: Sequence[str] = ("input",)
+
+    def __init__(self, found: Sequence[Item | tuple[str, str]]) -> None:
+        self._found = found
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def item(self, place: int) -> Item:
+        """One of them."""
+        found = self._found[place]
+        if isinstance(found, tuple):
+            raise UserError(found[1])
+        return found
+
+    def record(self, place: int) -> Sequence[str]:
+        """Its name."""
+        found = self._found[place]
+        return [found[0] if isinstance(found, tuple) else found.name]
+
+
+def _files(text: str, scorer: Scorer) -> list[Item | tuple[str, str]]:
+    """What is in a file or folder."""
+    try:
+        path = stored_file(text) if is_remote(text) else Path(text)
+        paths = [path]
+        if path.is_dir():
+            paths = sorted(p for p in path.rglob("*") if p.suffix.lower() in scorer.suffixes and p.is_file())
+            if not paths:
+                raise UserError(f"{path}: no file that this model reads; expected {', '.join(scorer.suffixes)}")
+        elif not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+    except (UserError, OSError) as error:
+        return [(text, str(error))]
+    found: list[Item | tuple[str, str]] = []
+    for one in paths:
+        try:
+            found += scorer.items(one)
+        except UserError as error:
+            found.append((str(one), str(error)))
+    return found
+
+
+class Rows:
+    """The rows of a table.
+
+    Args:
+        table: It, whose columns are all passed through.
+        wanted: Columns of an item, as `Scorer.inputs` names them.
+        base_dir: Where paths start, and must stay; None: in the table's own folder.
+
+    Raises:
+        UserError: It has none of the columns.
+    """
+
+    def __init__(self, table: Table, wanted: Mapping[str, Sequence[str]], *, base_dir: Path | None) -> None:
+        self.table = table
+        self._places = Places(table.path, base_dir)
+        self._named = {
+            name: next(spelling for spelling in spellings if spelling in table.columns)
+            for name, spellings in wanted.items()
+            if any(spelling in table.columns for spelling in spellings)
+        }
+        if not self._named:
+            expected = " or ".join(chain.from_iterable(wanted.values()))
+            raise UserError(f"{table.path}: its columns are {', '.join(table.columns)}; expected one called {expected}")
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Those of the table."""
+        return self.table.columns
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def item(self, place: int) -> Item:
+        """What a row says."""
+        record = self.table.record(place)
+        values = {name: record[column] for name, column in self._named.items()}
+        text, part = values.pop("path", ""), values.pop("part", "") or "0"
+        try:
+            if not part.isdigit():
+                raise UserError(f"{self._named['part']} is {part[:40]!r}; expected a number from 0")
+            path = self._places.find(text) if "path" in self._named else None
+        except UserError as error:
+            raise UserError(f"{self.table.where(place)}: {error}") from None
+        return Item(text or f"row {place}", path, int(part), tuple(sorted(values.items())))
+
+    def record(self, place: int) -> Sequence[str]:
+        """The values of a row."""
+        try:
+            return list(self.table.record(place).values())
+        except UserError:
+            return [""] * len(self.columns)
+
+
+@dataclass(frozen=True)
+class Once:
+    """Which inputs are the same thing: each is predicted once.
+
+    Args:
+        inputs: All of them.
+        strict: Whether one that cannot be used is an error.
+    """
+
+    inputs: Inputs
+    strict: bool = False
+
+    @cached_property
+    def _keys(self) -> NDArray[np.void]:
+        """What makes an input what it is, 16 bytes of each; those that cannot be used differ from all others."""
+        keys = np.empty((len(self.inputs), 16), dtype=np.uint8)
+        for place in range(len(self.inputs)):
+            try:
+                item = self.inputs.item(place)
+                known = f"{item.path}\0{_state(item.path)}\0{item.part}\0{item.values}"
+            except UserError as error:
+                if self.strict:
+                    raise
+                known = f"{place}\0{error}"
+            digest = hashlib.blake2b(known.encode(errors="surrogateescape"), digest_size=16).digest()
+            keys[place] = np.frombuffer(digest, dtype=np.uint8)
+        return keys.view(np.dtype((np.void, 16)))[:, 0]
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all inputs in their order."""
+        return hashlib.blake2b(self._keys.tobytes(), digest_size=16).hexdigest()
+
+    @cached_property
+    def places(self) -> NDArray[np.int64]:
+        """Of the inputs that are predicted, in their order: the first of each kind, int64 [kinds]."""
+        _, first = np.unique(self._keys, return_index=True)
+        return np.sort(first)
+
+    @cached_property
+    def kinds(self) -> NDArray[np.int64]:
+        """For each input, its place in `places`, int64 [inputs]."""
+        _, first, kind = np.unique(self._keys, return_index=True, return_inverse=True)
+        return np.searchsorted(self.places, first[kind])
+
+
+def _state(path: Path | None) -> str:
+    """A file that was changed is another one."""
+    if path is None:
+        return ""
+    try:
+        found = path.stat()
+    except OSError:
+        return "missing"
+    return f"{found.st_size} {found.st_mtime_ns}"
