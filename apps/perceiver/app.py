@@ -28,7 +28,7 @@ def _samples(config: PerceiverConfig) -> Mapping[str, Any]:
     return samples_to_check(config.data, seed=config.run.seed)
 
 
-def _scorer(run: Any, device: Any, options: Mapping[str, Any]) -> Any:
+def _scorer(run: Any, device: Any, options: Mapping[str, str]) -> Any:
     from quartet.apps.perceiver.scoring import make_scorer
 
     return make_scorer(run, device, options)

@@ -31,7 +31,7 @@ _SEQUENCES = (".ts", ".npz")
 
 
 def make_scorer(
-    run: RunCheckpoint[PerceiverConfig], device: torch.device, options: Mapping[str, Any]
+    run: RunCheckpoint[PerceiverConfig], device: torch.device, options: Mapping[str, str]
 ) -> "PerceiverScorer":
     """The scorer of a run; the option `on_missing` says what to do with gaps in sequences.
 
@@ -39,7 +39,7 @@ def make_scorer(
         CheckpointError: No model can be built of what the run notes.
         UserError: `on_missing` is none of its choices.
     """
-    on_missing = options.get("on_missing", run.config.data.on_missing)
+    on_missing: Any = options.get("on_missing", run.config.data.on_missing)
     if on_missing not in get_args(OnMissing):
         raise UserError(f"on_missing={on_missing}: expected {', '.join(get_args(OnMissing))}")
     return PerceiverScorer(run, device, on_missing)

@@ -9,7 +9,7 @@ import hashlib
 import io
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -128,9 +128,9 @@ def content_digest(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def find_images(folder: Path) -> list[Path]:
-    """All image files in `folder` and below, by their suffix, sorted; hidden files and folders are left out."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+def find_images(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+    """All files in `folder` and below with the suffixes of images, or others, sorted; what is hidden is left out."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
     return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
 
 

@@ -6,7 +6,7 @@ An app says how with a `Scorer`; `load_run` makes one of a run and puts the same
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,12 @@ from mlcore.base.distributed import pick_device
 from mlcore.base.errors import UserError
 from mlcore.cli.app import App
 from mlcore.cli.apps import load_app
-from mlcore.config.text import nearest, parse_scalar
+from mlcore.config.text import nearest
 from mlcore.remote.s3 import stored_file
 from mlcore.run.final_evaluation import best_checkpoint
 from mlcore.run.restore import read_run_checkpoint, run_folder
 
-__all__ = ["ClassPrediction", "Item", "Prediction", "Predictor", "Scorer", "load_run"]
+__all__ = ["ClassPrediction", "Forewarning", "Item", "Prediction", "Predictor", "Scorer", "load_run"]
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,14 @@ class Scorer(Protocol):
         """Write the files that belong to a prediction, such as a mask, into `folder`; most apps have none."""
 
 
+@runtime_checkable
+class Forewarning(Protocol):
+    """A scorer with something to say before a job, such as that texts are cut; most have nothing."""
+
+    def forewarn(self, items: Sequence[Item]) -> Sequence[str]:
+        """What people should know, seeing what the job begins with."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
     """A run's model with the same face in every app.
@@ -169,7 +177,7 @@ def load_run(source: str | Path, *, device: str = "auto", options: Mapping[str, 
     Args:
         source: The run's folder, whose best checkpoint is taken; a checkpoint; or `s3://bucket/key` of one.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
-        options: The app's own, by name, as texts.
+        options: The app's own, by name, as texts; it says itself what they may be.
 
     Raises:
         UserError: There is no such run, it is damaged, unsafe, of an app or a version that is not here, or an option
@@ -179,7 +187,7 @@ def load_run(source: str | Path, *, device: str = "auto", options: Mapping[str, 
     app, run = read_run_checkpoint(path, load_app)
     if app.scorer is None:
         raise UserError(f"{path}: the app '{app.name}' does not say how it predicts (`App.scorer`)")
-    scorer = app.scorer(run, pick_device(device), _parsed(options or {}, app))
+    scorer = app.scorer(run, pick_device(device), _known(options or {}, app))
     identity = {"app": app.name, "weights": run.digest, "step": run.step, "options": dict(options or {})}
     return Predictor(app=app, scorer=scorer, source=path, identity=identity)
 
@@ -195,10 +203,10 @@ def _checkpoint(path: Path) -> Path:
     raise UserError(f"{path}: no checkpoint in this folder; expected a run, with checkpoints/best_model.pth")
 
 
-def _parsed(options: Mapping[str, str], app: App[Any]) -> dict[str, Any]:
-    """Values of an app's options; what they may be is for the app to say."""
+def _known(options: Mapping[str, str], app: App[Any]) -> dict[str, str]:
+    """The options, all of which the app has."""
     for name in options:
         if name not in app.options:
             known = ", ".join(app.options) or "none"
             raise UserError(f"{app.name} has no option '{name}'{nearest(name, app.options)}; it has: {known}")
-    return {name: parse_scalar(text) for name, text in options.items()}
+    return dict(options)

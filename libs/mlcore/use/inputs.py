@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
+from mlcore.data.images import find_images
 from mlcore.data.places import Places
 from mlcore.data.tables import TABLES, Table, open_table
 from mlcore.remote.s3 import is_remote, stored_file
@@ -94,7 +95,7 @@ def _files(text: str, scorer: Scorer) -> list[Item | tuple[str, str]]:
         path = stored_file(text) if is_remote(text) else Path(text)
         paths = [path]
         if path.is_dir():
-            paths = sorted(p for p in path.rglob("*") if p.suffix.lower() in scorer.suffixes and p.is_file())
+            paths = find_images(path, scorer.suffixes)
             if not paths:
                 raise UserError(f"{path}: no file that this model reads; expected {', '.join(scorer.suffixes)}")
         elif not path.exists():

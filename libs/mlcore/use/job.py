@@ -9,6 +9,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -24,7 +25,7 @@ from mlcore.base.files import ensure_folder, write_json, write_text
 from mlcore.base.reading import reading
 from mlcore.data.loader import BatchLoader, worker_count
 from mlcore.data.order import EpochOrder
-from mlcore.run.predictor import Item, Predictor, Scorer
+from mlcore.run.predictor import Forewarning, Item, Predictor, Scorer
 from mlcore.use.inputs import Inputs, Once
 from mlcore.use.writing import write_table
 
@@ -33,6 +34,7 @@ __all__ = ["Done", "Job", "run_job"]
 _log = logging.getLogger(__name__)
 
 _SHARD = 4096  # inputs at least; a shard holds whole batches
+_LOOKED_AT = 10_000  # inputs, for what is said before the work
 _TOLD = 20  # inputs that cannot be used; the table has all of them
 _JOB = "job.json"
 
@@ -112,6 +114,7 @@ def run_job(job: Job, *, world: World | None = None) -> Done | None:
     once = Once(job.inputs, strict=job.strict)
     if world.is_main:
         _begin(job, once)
+        _forewarn(job)
     barrier()
     shards = _shards(len(once.places), job.batch_size)
     missing = [number for number in range(len(shards)) if not _file(job, number).is_file()]
@@ -154,6 +157,19 @@ def _begin(job: Job, once: Once) -> None:
     if job.folder.exists() and any(job.folder.iterdir()):
         raise UserError(f"{job.folder}: is there and of no scoring job; give another --output, or remove the folder")
     write_json(ensure_folder(job.folder) / _JOB, asked)
+
+
+def _forewarn(job: Job) -> None:
+    """Say before the work what the app has to say of the first inputs; to look at all would be work, too."""
+    scorer, first = job.predictor.scorer, list[Item]()
+    if not isinstance(scorer, Forewarning):
+        return
+    for place in range(min(_LOOKED_AT, len(job.inputs))):
+        with suppress(UserError):
+            first.append(job.inputs.item(place))
+    which = "" if len(job.inputs) <= _LOOKED_AT else f"the first {_LOOKED_AT:,} inputs: "
+    for warning in scorer.forewarn(first):
+        _log.warning("%s%s", which, warning)
 
 
 def _score(job: Job, once: Once, shards: Sequence[range], numbers: Sequence[int]) -> None:

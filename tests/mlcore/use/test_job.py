@@ -117,6 +117,23 @@ def test_every_row_has_its_own_columns_and_its_answer_and_equal_ones_are_predict
     assert not job.folder.exists()
 
 
+class Careful(Upper):
+    def forewarn(self, items: Sequence[Item]) -> Sequence[str]:
+        assert not self.seen
+        return [f"{len(items)} items begin with {items[0].value('text')}"]
+
+
+def test_what_an_app_has_to_say_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_rows(tmp_path / "t.csv")
+    run_job(job_of(tmp_path, predictor=predictor(Careful())))
+    assert f"{ROWS} items begin with text 0" in caplog.messages
+    monkeypatch.setattr(module, "_LOOKED_AT", 10)
+    run_job(job_of(tmp_path, predictor=predictor(Careful())))
+    assert "the first 10 inputs: 10 items begin with text 0" in caplog.messages
+
+
 CHILD = """
 import sys
 from pathlib import Path
@@ -169,7 +186,8 @@ def test_a_job_goes_on_with_its_own_parts_only(tmp_path: Path) -> None:
 
 
 def test_files_hold_several_things_and_what_is_missing_is_a_row(tmp_path: Path) -> None:
-    (tmp_path / "two.txt").write_text("one\ntwo\n")
+    for name in ("two.txt", "._two.txt"):
+        (tmp_path / name).write_text("one\ntwo\n")
     scorer = Upper()
     found = find_inputs([str(tmp_path / "two.txt"), str(tmp_path / "gone.txt"), str(tmp_path)], scorer)
     (files := tmp_path / "files").mkdir()
