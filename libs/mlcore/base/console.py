@@ -1,11 +1,12 @@
 """The terminal, logging to it and to a file, and how long things will still take."""
 
 import logging
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from mlcore.base.secrets import shown
 from mlcore.base.signals import check
@@ -18,7 +19,12 @@ Item = TypeVar("Item")
 
 
 class _Terminal:
-    """A stream that shows no secret and no control character, whoever writes to it: prints, warnings, tracebacks."""
+    """A stream that shows no secret and no control character, whoever writes to it: prints, warnings, tracebacks.
+
+    A live line stands at the end until anything else is written, which takes its place.
+    """
+
+    _live: ClassVar[int] = 0  # characters of the live line; both streams mostly share a terminal
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -26,8 +32,16 @@ class _Terminal:
     def write(self, text: str) -> int:
         """Write `text` as it may be shown; a bar of progress may begin its line again."""
         start = "\r" * text.startswith("\r")
-        self._stream.write(start + shown(text[len(start) :]))
+        wiped = f"\r{' ' * _Terminal._live}\r" if _Terminal._live and text else ""
+        _Terminal._live = 0
+        self._stream.write(wiped + start + shown(text[len(start) :]))
         return len(text)
+
+    def live(self, line: str) -> None:
+        """Show `line` in place of the live line before it."""
+        self.write(line)
+        self._stream.flush()
+        _Terminal._live = len(line)
 
     def writelines(self, lines: Iterable[str]) -> None:
         """Write all lines."""
@@ -70,7 +84,8 @@ def setup_logging(
         if not is_main:
             logger.addHandler(logging.NullHandler())
             continue
-        terminal = logging.StreamHandler(sys.stdout)
+        live = isinstance(sys.stdout, _Terminal) and sys.stdout.isatty()
+        terminal = _LiveHandler(sys.stdout) if live else logging.StreamHandler(sys.stdout)
         terminal.setLevel(logging.DEBUG if verbose else logging.INFO)
         handlers: list[logging.Handler] = [terminal]
         if log_file is not None:
@@ -85,6 +100,35 @@ class _Shown(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return shown(super().format(record))
+
+
+class _LiveHandler(logging.StreamHandler[Any]):
+    """Shows rows of figures (records with `parts`) in one line of the terminal each, as many parts as it has room for.
+
+    A row that is `live` takes the place of the one before it.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a record."""
+        parts = getattr(record, "parts", ())
+        if not parts:
+            super().emit(record)
+            return
+        room = shutil.get_terminal_size().columns - 1
+        line = time.strftime("%H:%M:%S", time.localtime(record.created))
+        for part in parts:
+            line += f"  {part}" if len(line) + 2 + len(part) <= room else ""
+        self.stream.live(line[:room]) if record.live else self.stream.write(f"{line}\n")  # type: ignore[attr-defined]
+
+
+def row(parts: Sequence[str], *, live: bool) -> dict[str, Any]:
+    """What a logger takes as `extra` of a row of figures: a terminal shows these, a pipe and a file the message.
+
+    Args:
+        parts: What there is to show, the most important first; what has no room in the line is left out.
+        live: Whether the next row takes its place.
+    """
+    return {"parts": parts, "live": live}
 
 
 class Pace:
@@ -148,4 +192,5 @@ def with_progress(items: Iterable[Item], *, total: int, what: str) -> Iterator[I
         pace.update(done)
         if time.monotonic() - said > _PROGRESS_EVERY_S:
             said = time.monotonic()
-            _log.info("%d of %d %s, %s left", done, total, what, format_duration(pace.eta_s))
+            words = f"{done} of {total} {what}, {format_duration(pace.eta_s)} left"
+            _log.info("%s", words, extra=row([words], live=True))

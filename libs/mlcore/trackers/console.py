@@ -5,19 +5,22 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlcore.base.console import format_duration
+from mlcore.base.console import format_duration, row
 
 __all__ = ["ConsoleTracker"]
 
 logger = logging.getLogger("mlcore")
 
+_FIRST = ("epoch", "ETA", "loss", "accuracy")  # on a terminal
 _UNITS = {"samples_per_s": "{:.0f} samples/s", "memory_gib": "{:.2f} GiB", "evaluation_s": "{:.1f} s"}
 
 
 class ConsoleTracker:
     """Writes each row as one line through `logging`, so it reaches the terminal and train.log alike.
 
-    Names lose their "train/" or "val/", which begins the line instead; "perf/" figures come last, with units.
+    Names lose their "train/" or "val/", which begins the line instead; "perf/" figures come last, with units. On a
+    terminal a row is no longer than a line, with the most telling figures first, and rows of training take each other's
+    place.
     """
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -27,7 +30,11 @@ class ConsoleTracker:
             group, _, rest = name.rpartition("/")
             parts.setdefault(group, []).append(_perf(rest, value) if group == "perf" else f"{rest} {value:.4g}")
         lines = [f"{group}  {'  '.join(items)}" for group, items in parts.items() if items and group != "perf"]
-        logger.info("step %-6d %s", step, "  ".join([*lines, *filter(None, parts["perf"])]))
+        line = "  ".join([*lines, *filter(None, parts["perf"])])
+        live = bool(parts["train"])
+        figures = sorted((figure for items in parts.values() for figure in items), key=_importance)
+        shown = row([f"step {step}", *(figures if live else ("val", *figures))], live=live)
+        logger.info("step %-6d %s", step, line, extra=shown)
 
     def image(self, step: int, name: str, path: Path) -> None:
         """Write where the picture is."""
@@ -39,6 +46,11 @@ class ConsoleTracker:
     def state(self) -> dict[str, str]:
         """Nothing to keep."""
         return {}
+
+
+def _importance(figure: str) -> int:
+    name = figure.partition(" ")[0]
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST)
 
 
 def _perf(name: str, value: float) -> str:

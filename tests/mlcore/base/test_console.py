@@ -1,5 +1,6 @@
 """How long things will take, and what a log may show."""
 
+import io
 import logging
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlcore.base.console import Pace, format_duration, guard_terminal, setup_logging
+from mlcore.trackers.console import ConsoleTracker
 
 
 class Clock:
@@ -117,3 +119,61 @@ def test_a_traceback_shows_neither_secrets_nor_control_characters() -> None:
     assert done.returncode == 1
     assert "RuntimeError: x\\x1b[1m ***" in done.stderr
     assert "value-12" not in done.stderr + done.stdout
+
+
+class Screen(io.StringIO):
+    """A terminal that keeps what stands on it."""
+
+    def isatty(self) -> bool:
+        return True
+
+    @property
+    def lines(self) -> list[str]:
+        shown = []
+        for line in self.getvalue().split("\n"):
+            cells = ""
+            for text in line.split("\r"):
+                cells = text + cells[len(text) :]
+            shown.append(cells.rstrip())
+        return shown
+
+
+def test_on_a_terminal_rows_of_training_are_one_live_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "60")
+    guard_terminal()
+    setup_logging(log_file=tmp_path / "train.log")
+    tracker, figures = ConsoleTracker(), {f"train/metric_{n}": 0.5 for n in range(20)}
+    try:
+        for step in (1, 20):
+            tracker.log(step, {**figures, "train/epoch": step / 10, "perf/eta_s": 80.0})
+        assert [line[10:] for line in screen.lines] == ["step 20  epoch 2  ETA 0:01:20  metric_0 0.5"]
+        tracker.log(20, {"val/loss": 0.25, **{f"val/metric_{n}": 0.5 for n in range(20)}})
+        tracker.log(30, figures)
+        print("a word of another", file=sys.stderr)
+        logging.getLogger("mlcore.x").info("done %s", "x" * 100)
+    finally:
+        setup_logging(is_main=False)
+    first, *rest = screen.lines
+    assert first[10:] == "step 20  val  loss 0.25  metric_0 0.5"
+    assert rest == ["a word of another", f"{rest[1][:8]}  done {'x' * 100}", ""]
+    written = (tmp_path / "train.log").read_text("utf-8").splitlines()
+    assert len(written) == 5  # all rows, and whole
+    assert all("metric_19 0.5" in line for line in written[:4])
+
+
+def test_in_a_pipe_rows_are_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    guard_terminal()
+    setup_logging()
+    try:
+        ConsoleTracker().log(3, {f"train/metric_{n}": 0.5 for n in range(20)})
+    finally:
+        setup_logging(is_main=False)
+    out = capsys.readouterr().out
+    assert "\r" not in out
+    assert out.count("\n") == 1
+    assert "metric_19 0.5" in out
