@@ -1,6 +1,6 @@
 """Where a classifier goes wrong and how sure it is: classes it confuses, with their pages, and its calibration."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,13 +14,12 @@ from mlcore.metrics.arrays import Array, as_labels, as_probabilities
 from mlcore.metrics.calibration import reliability_bins
 from mlcore.report.page import Picture, Section, Table, Text
 from mlcore.report.plots.confidence import plot_reliability
-from mlcore.report.plots.contact_sheet import Tile, plot_contact_sheet
+from mlcore.report.plots.contact_sheet import plot_contact_sheet
+from mlcore.report.tile import Tile
+from quartet.apps.doc_ensemble.data.pages import Page, read_page
 from quartet.apps.doc_ensemble.temperature import fit_temperature, measure_temperature, softmax
 
 __all__ = ["ConfusedPair", "calibration_sections", "confused_sections", "most_confused"]
-
-ReadImage = Callable[[int], NDArray[np.uint8]]
-"""From a row of the data set to its page, uint8 [H, W, 3] or [H, W, 1]; raises UserError or OSError where it cannot."""
 
 _PAIRS, _PAGES = 6, 4  # of a contact sheet, whose rows hold four pages
 _SIDE = 320  # pixels, longer side of a page on it
@@ -78,55 +77,61 @@ def most_confused(labels: Array, *, probabilities: Array, most: int = _PAIRS) ->
 
 
 def confused_sections(
-    labels: Array, *, probabilities: Array, class_names: Sequence[str], folder: Path, read: ReadImage, prefix: str = ""
+    pages: Sequence[Page],
+    *,
+    labels: Array,
+    probabilities: Array,
+    class_names: Sequence[str],
+    folder: Path,
+    max_pixels: int,
+    prefix: str = "",
 ) -> list[Section]:
     """Table of the most confused pairs of classes, and `{prefix}confused_pairs.png` with their pages.
 
     Args:
+        pages: N pages; of one that cannot be read the frame stays empty.
         labels: ``[N]`` class indices.
         probabilities: ``[N, C]``.
         class_names: C names.
         folder: Where the picture goes; it exists.
-        read: Reads a page; for one that cannot be read the frame stays empty.
-        prefix: Start of the file's name.
+        max_pixels: Larger images are not decoded.
+        prefix: Start of the file's name, such as "test_".
 
     Raises:
         UserError: as `most_confused`, or the file cannot be written.
     """
+    title = f"{prefix.strip('_').capitalize()}: confused classes" if prefix else "Confused classes"
     truth = as_labels(labels)
     chances = as_probabilities(probabilities, rows=len(truth))
     pairs = most_confused(truth, probabilities=chances)
     if not pairs:
-        return [Text("Confused classes", f"None: all {len(truth):,} pages are recognised.")]
+        return [Text(title, f"None: all {len(truth):,} pages are recognised.")]
     tiles = []
     for pair in pairs:
         for row in pair.rows[:_PAGES]:
             label, guess = int(truth[row]), int(chances[row].argmax())
             tiles.append(
                 Tile(
-                    image=_page(row, read),
-                    caption=f"label {label}, predicted {guess}: {chances[row, guess]:.0%}\nrow {row}",
-                    text=f"{_short(class_names[label])} → {_short(class_names[guess])}",
+                    image=_thumbnail(pages[row], max_pixels),
+                    caption=f"{class_names[label]}\n→ {class_names[guess]}, {chances[row, guess]:.0%}",
+                    text=pages[row].name,
                     alarm=True,
                 )
             )
-    title = f"Most confused classes: {len(tiles)} of {int((chances.argmax(axis=1) != truth).sum()):,} wrong pages"
-    sheet = plot_contact_sheet(tiles, path=folder / f"{prefix}confused_pairs.png", title=title)
+    wrong = int((chances.argmax(axis=1) != truth).sum())
+    words = f"{len(tiles)} of {wrong:,} wrong pages: class → taken for, how sure; file"
+    sheet = plot_contact_sheet(tiles, path=folder / f"{prefix}confused_pairs.png", title=words)
     columns = ("class", "taken for", "pages", "the other way")
     rows = [[class_names[pair.first], class_names[pair.second], pair.forth, pair.back] for pair in pairs]
-    return [Table("Confused classes", columns, rows), Picture("Confused classes: pages", sheet, wide=True)]
+    return [Table(title, columns, rows), Picture(title, sheet, note=words, wide=True, tiles=tiles)]
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 12 else name[:11] + "…"
-
-
-def _page(row: int, read: ReadImage) -> NDArray[np.uint8] | None:
+def _thumbnail(page: Page, max_pixels: int) -> NDArray[np.uint8] | None:
     try:
-        image = read(row)
+        image = read_page(page.path, page.number, max_pixels=max_pixels)
     except (UserError, OSError):
         return None
-    small = Image.fromarray(image if image.shape[2] == 3 else np.repeat(image, 3, axis=2))
+    small = Image.fromarray(image)
     small.thumbnail((_SIDE, _SIDE))
     return np.asarray(small, dtype=np.uint8)
 
@@ -165,7 +170,11 @@ def calibration_sections(
             [[name, *asdict(fit).values()] for name, fit in fits.items()],
         ),
         *(
-            Picture(f"Reliability, {words}", _reliability(*splits[shown], folder / name, value), note=f"{shown} pages")
+            Picture(
+                f"Reliability, {words}",
+                _reliability(*splits[shown], folder / name, value),
+                note=f"{shown} pages, temperature {value:.2f}",
+            )
             for words, (name, value) in pictures.items()
         ),
     ]
@@ -173,4 +182,4 @@ def calibration_sections(
 
 def _reliability(logits: Array, labels: Array, path: Path, temperature: float) -> Path:
     bins = reliability_bins(labels, probabilities=softmax(logits, temperature=temperature))
-    return plot_reliability(bins, path=path, title=f"Temperature {temperature:.2f}")
+    return plot_reliability(bins, path=path)

@@ -1,12 +1,9 @@
 """What a run leaves besides the shared files: figures of each class, calibration, confused pages, a printed summary."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mlcore.base.files import csv_text, write_text
@@ -15,7 +12,7 @@ from mlcore.report.page import Section
 from quartet.apps.doc_ensemble.class_analysis import calibration_sections, confused_sections
 from quartet.apps.doc_ensemble.class_metrics import class_report, format_class_summary, write_class_files
 from quartet.apps.doc_ensemble.config import DocConfig
-from quartet.apps.doc_ensemble.data.pages import Page, read_page
+from quartet.apps.doc_ensemble.data.pages import Page
 from quartet.apps.doc_ensemble.ensemble.folds import write_fold_predictions
 from quartet.apps.doc_ensemble.splits import Splits
 
@@ -41,16 +38,16 @@ class Inspector:
         self.predictions[split] = predictions
         if split == "train":
             return []
-        names = self.splits.classes
         report = self._report(split)
         train = self._report("train") if split == "val" and "train" in self.predictions else None
         sections = write_class_files(report, folder=folder, train=train, prefix=f"{split}_")
         sections += confused_sections(
-            predictions["label"].numpy(),
+            self.splits.named()[split],
+            labels=predictions["label"].numpy(),
             probabilities=predictions["probabilities"].numpy(),
-            class_names=names,
+            class_names=self.splits.classes,
             folder=folder,
-            read=partial(self._read, split),
+            max_pixels=self._max_pixels,
             prefix=prefix,
         )
         last = "test" if self.splits.test is not None else "val"
@@ -68,10 +65,6 @@ class Inspector:
     def _report(self, split: str) -> ClassificationReport:
         rows = self.predictions[split]
         return class_report(rows["logits"].numpy(), labels=rows["label"].numpy(), class_names=self.splits.classes)
-
-    def _read(self, split: str, row: int) -> NDArray[np.uint8]:
-        page = self.splits.named()[split][row]
-        return read_page(page.path, page.number, max_pixels=self._max_pixels)
 
 
 def write_outputs(inspector: Inspector, config: DocConfig, folder: Path, _summary: Mapping[str, Any]) -> None:

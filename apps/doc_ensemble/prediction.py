@@ -13,8 +13,9 @@ from mlcore.base.console import setup_logging, with_progress
 from mlcore.base.distributed import pick_device
 from mlcore.base.errors import UserError
 from mlcore.base.files import csv_text, ensure_folder, output_folder, write_text
-from mlcore.report.plots.contact_sheet import Tile, plot_contact_sheet
+from mlcore.report.plots.contact_sheet import plot_contact_sheet
 from mlcore.report.plots.style import displayable
+from mlcore.report.tile import Tile
 from mlcore.run.final_evaluation import best_checkpoint
 from quartet.apps.doc_ensemble.data.folders import find_files
 from quartet.apps.doc_ensemble.data.pages import Page, page_count, read_page

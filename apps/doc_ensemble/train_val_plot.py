@@ -35,8 +35,7 @@ def plot_train_val_comparison(train: ClassificationReport, val: ClassificationRe
     names = replace(names, labels=("all classes (macro)", *names.labels))  # no class, so that it takes no number
     left, right = (np.array([part.scores.macro[2], *(row.f1 for row in part.rows)]) for part in (train, val))
     places, ends = np.arange(len(left)), np.fmax(left, right)
-    title, height = "Training against validation: F1 of each class", 1.5 + row_height(len(left)) * len(left)
-    with picture(path, width=7.2, height=height, title=title) as figure:
+    with picture(path, width=7.2, height=1.2 + row_height(len(left)) * len(left)) as figure:
         axes = figure.add_subplot()
         axes.hlines(places, np.fmin(left, right), ends, color="#c3cbd3", linewidth=2.5, zorder=1)
         axes.scatter(left, places, s=36, color=TRAIN, label="train", zorder=2)

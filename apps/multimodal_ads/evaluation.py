@@ -211,7 +211,6 @@ def ad_sections(
         confusion_matrix(truth, predicted=taken, classes=2),
         class_names=CLASS_NAMES,
         path=folder / f"{prefix}confusion_matrix.png",
-        title=f"Confusion matrix at threshold {threshold:.3g}",
     )
     bins = reliability_bins(truth, probabilities=chances)
     reliability = plot_reliability(bins, path=folder / f"{prefix}reliability.png")
@@ -219,7 +218,7 @@ def ad_sections(
     confidence, right = np.maximum(chances, 1 - chances), (chances >= 0.5) == truth
     histogram = plot_confidence_histogram(confidence, right=right, path=folder / f"{prefix}confidence_histogram.png")
     sections += [
-        Picture(f"{title}: confusion matrix", matrix),
+        Picture(f"{title}: confusion matrix", matrix, note=f"threshold {threshold:.3g}"),
         Picture(f"{title}: reliability", reliability, note="threshold 0.5"),
         Picture(f"{title}: confidence", histogram, note="threshold 0.5"),
     ]

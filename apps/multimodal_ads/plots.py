@@ -58,7 +58,6 @@ def plot_values_by_class(
     labels: Array,
     class_names: Sequence[str],
     path: Path,
-    title: str,
     x_label: str,
     bins: int = 30,
 ) -> Path:
@@ -69,7 +68,6 @@ def plot_values_by_class(
         labels: ``[N]`` class indices.
         class_names: C names.
         path: the PNG to write.
-        title: above the picture.
         x_label: below it.
         bins: number of bins over 0..1.
 
@@ -85,7 +83,7 @@ def plot_values_by_class(
         raise UserError("values by class must lie between 0 and 1; check the model's output")
     names = displayable(class_names)
     edges = np.linspace(0.0, 1.0, bins + 1)
-    with picture(path, width=7.2, height=1.1 + 1.5 * len(class_names), title=title) as figure:
+    with picture(path, width=7.2, height=0.8 + 1.5 * len(class_names)) as figure:
         panels = figure.subplots(len(class_names), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for label, axes in enumerate(panels):
             own = points[truth == label]

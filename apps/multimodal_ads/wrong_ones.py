@@ -25,7 +25,8 @@ from mlcore.base.files import atomic_write, ensure_folder, write_json, write_tex
 from mlcore.base.secrets import mask_text
 from mlcore.metrics.arrays import as_floats, as_labels
 from mlcore.report.page import Picture, Section, Text
-from mlcore.report.plots.contact_sheet import Tile, plot_contact_sheet
+from mlcore.report.plots.contact_sheet import plot_contact_sheet
+from mlcore.report.tile import Tile
 from quartet.apps.multimodal_ads.evaluation import CLASS_NAMES, probabilities_of
 from quartet.apps.multimodal_ads.plots import plot_values_by_class
 
@@ -226,7 +227,7 @@ def wrong_sections(
         tiles = [_tile(sample, read_image) for sample in wrong[:_ON_SHEET]]
         heading = f"Wrong, most confident first: {len(tiles)} of {len(wrong):,}"
         sheet = plot_contact_sheet(tiles, path=folder / f"{prefix}wrong_ones.png", title=heading)
-        sections.append(Picture(f"{title}: wrong ones", sheet, wide=True))
+        sections.append(Picture(f"{title}: wrong ones", sheet, note=heading, wide=True, tiles=tiles))
     gates = [(sample.gate, sample.row.label) for sample in classified if sample.gate is not None]
     if gates:
         values, labels = zip(*gates, strict=True)
@@ -235,10 +236,9 @@ def wrong_sections(
             labels=labels,
             class_names=CLASS_NAMES,
             path=folder / f"{prefix}gate.png",
-            title="What the gate lets through",
             x_label="share of the picture (0: text only, 1: picture only)",
         )
-        sections.append(Picture(f"{title}: gate", drawn, note="dashed: mean of the class"))
+        sections.append(Picture(f"{title}: gate", drawn, note="what it lets through; dashed: mean of the class"))
     return sections
 
 
@@ -303,7 +303,7 @@ def _tile(sample: Classified, read_image: ReadImage) -> Tile:
     return Tile(
         image=_small(sample.row.image, read_image),
         caption=f"{CLASS_NAMES[sample.row.label]}, predicted: {CLASS_NAMES[sample.predicted]}\n"
-        f"row {sample.index}, p(ad) {sample.probability:.4f}{gate}",
+        f"p(ad) {sample.probability:.4f}{gate}\n{_encodable(sample.row.image.name)}",
         text=_encodable(sample.row.text[:_TEXT]),
         alarm=sample.is_wrong,
     )

@@ -71,15 +71,16 @@ def case_sections(
     if not rows:
         raise UserError("there are no cases to report; check the data set and its filters")
     write_cases(rows, path=folder / f"{prefix}cases.csv")
+    title = prefix.strip("_").capitalize() or "Validation"
     sections: list[Section] = [
         *overlays,
-        Picture("Volumes", plot_volumes(rows, path=folder / f"{prefix}volumes.png"), wide=True),
+        Picture(f"{title}: volumes", plot_volumes(rows, path=folder / f"{prefix}volumes.png"), wide=True),
     ]
     if any(row.metrics.lesions for row in rows):
-        sections.append(Picture("Dice", plot_dice(rows, path=folder / f"{prefix}dice.png"), wide=True))
+        sections.append(Picture(f"{title}: Dice", plot_dice(rows, path=folder / f"{prefix}dice.png"), wide=True))
     if len({row.ich for row in rows}) == 2 and all(math.isfinite(row.score) for row in rows):
-        sections.append(Picture("Bleed or no bleed", plot_roc(rows, path=folder / f"{prefix}roc.png")))
-    return [*sections, _worst(rows, prefix)]
+        sections.append(Picture(f"{title}: bleed or no bleed", plot_roc(rows, path=folder / f"{prefix}roc.png")))
+    return [*sections, _worst(rows, title=title, file=f"{prefix}cases.csv")]
 
 
 def write_cases(rows: Sequence[CaseRow], *, path: Path) -> None:
@@ -179,13 +180,13 @@ def plot_roc(rows: Sequence[CaseRow], *, path: Path) -> Path:
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         axes.set_xlabel("false alarms: share of the cases without a bleed")
         axes.set_ylabel("sensitivity: share of the cases with a bleed")
-        axes.set_title(f"Bleed or no bleed   AUROC {area.value:.3f}")
+        axes.set_title(f"AUROC {area.value:.3f}")
         many = f"{int(labels.sum())} with, {int((1 - labels).sum())} without a bleed"
         axes.legend(loc="lower right", title=f"{many}\n95 % interval {low:.3f} to {high:.3f}", title_fontsize=8.5)
     return path
 
 
-def _worst(rows: Sequence[CaseRow], prefix: str) -> Table:
+def _worst(rows: Sequence[CaseRow], *, title: str, file: str) -> Table:
     """The lowest Dice first, of equal ones (missed bleeds, false alarms) the larger error; no perfect cases."""
     imperfect = [row for row in rows if row.metrics.dice < 1]  # NaN, nothing there and nothing found, is not
     worst = sorted(imperfect, key=lambda r: (r.metrics.dice, -abs(r.metrics.volume_error_ml), r.name))[:_SHOWN]
@@ -204,10 +205,10 @@ def _worst(rows: Sequence[CaseRow], prefix: str) -> Table:
         for row in worst
     ]
     words = (
-        f"{counted(len(rows), 'case')} in {prefix}cases.csv; of equal Dice the larger volume error comes first; "
+        f"{counted(len(rows), 'case')} in {file}; of equal Dice the larger volume error comes first; "
         "both masks empty: Dice and HD95 undefined; one empty: Dice 0, HD95 undefined"
     )
-    return Table("Worst cases", _WORST, cells, note=words)
+    return Table(f"{title}: worst cases", _WORST, cells, note=words)
 
 
 # -------------------------------------------------------------------------------------------------------------- drawing

@@ -49,8 +49,11 @@ class Inspector:
             lesion=[row.metrics.lesions > 0 for row in rows],
             names=[row.name for row in rows],
         )
+        split = prefix.strip("_").capitalize() or "Validation"
         overlays = [
-            self._overlay(dataset[index], title=f"{word} case: {rows[index].name}", path=folder / f"{prefix}{word}.png")
+            self._overlay(
+                dataset[index], title=f"{split}: {word} case, {rows[index].name}", path=folder / f"{prefix}{word}.png"
+            )
             for word, index in chosen.items()
         ]
         return case_sections(rows, folder=folder, prefix=prefix, overlays=overlays)
@@ -63,8 +66,8 @@ class Inspector:
                 found = self.task.segment(case)
         finally:
             self.task.model.train(was_training)
-        draw_case(case["volume"], found.mask, target=case["mask"], title=title, path=path, window=self.window)
-        return Picture(title, path, wide=True)
+        draw_case(case["volume"], found.mask, target=case["mask"], title="", path=path, window=self.window)
+        return Picture(title, path, wide=True, photo=True)
 
 
 def draw_case(

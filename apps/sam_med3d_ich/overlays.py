@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects, label
 
 from mlcore.base.errors import UserError
-from mlcore.report.plots.style import INK, displayable, picture
+from mlcore.report.plots.style import displayable, picture
 from quartet.apps.sam_med3d_ich.case_metrics import Mask
 from quartet.apps.sam_med3d_ich.data.geometry import affine_spacing, voxel_ml
 from quartet.apps.sam_med3d_ich.masks import dice_per_case
@@ -34,6 +34,7 @@ __all__ = ["CONTOUR", "MISSED", "RIGHT", "WRONG", "best_median_worst", "plot_ove
 
 # Apart for every kind of colour vision, and from the greys of a CT.
 CONTOUR, RIGHT, WRONG, MISSED = "#f4f72a", "#2f9bff", "#ff7a1a", "#e8308c"
+_GROUND, _INK = "#12171d", "#e6eaee"  # as viewers of CTs have it; it glares in no light
 _FILL = 0.45  # opacity: the tissue below must stay readable
 _PANELS = 8
 _STEP_MM = 5.0  # between neighbouring axial slices
@@ -137,7 +138,7 @@ def plot_overlay(
         predicted: shaped as ``volume``, 0 or 1.
         target: likewise; None where nobody marked the case.
         affine: ``[4, 4]``, voxel index to mm.
-        title: the case, any text; volumes and Dice are added.
+        title: the case, any text, or none; volumes and Dice are added.
         path: the PNG to write.
         window: level and width in HU; None: from the 1st to the 99th percentile.
 
@@ -151,6 +152,7 @@ def plot_overlay(
     views = list(_views(scene))
     side = max(max(view.extent) for view in views)
     with picture(path, width=13.4, height=7.6) as figure:
+        figure.set_facecolor(_GROUND)
         figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.04, wspace=0.01, hspace=0.01)
         _heading(figure, title, f"{_figures(scene)} · {_setting(scene, window)}")
         cells = list(figure.subplots(2, _PANELS // 2).flat)
@@ -272,7 +274,12 @@ def _heading(figure: Figure, title: str, figures: str) -> None:
     shown = clean.encode("ascii", "replace").decode() if names.note else clean
     shown = shown if len(shown) <= _LONGEST_TITLE else shown[: _LONGEST_TITLE - 1] + "…"
     figure.suptitle(
-        f"{shown}\n{figures}".replace("$", r"\$"), x=0.01, ha="left", fontsize=12, fontfamily=names.fonts, color=INK
+        f"{shown}\n{figures}".strip().replace("$", r"\$"),
+        x=0.01,
+        ha="left",
+        fontsize=12,
+        fontfamily=names.fonts,
+        color=_INK,
     )
 
 
@@ -324,7 +331,7 @@ def _frame(axes: Axes, view: _View, *, limits: _Limits) -> None:
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    axes.set_title(view.words, fontsize=9, fontweight="normal", color=INK, pad=4)
+    axes.set_title(view.words, fontsize=9, fontweight="normal", color=_INK, pad=4)
     left, right, top, bottom = _LETTERS[view.plane]
     style = _ON_IMAGE | {"fontsize": 9, "fontweight": "bold", "transform": axes.transAxes}
     axes.text(0.015, 0.5, left, ha="left", va="center", **style)
@@ -370,4 +377,6 @@ def _draw_key(figure: Figure, scene: _Scene) -> None:
         handles.append(Patch(facecolor="#4b5560", edgecolor=CONTOUR, linewidth=2, label="outline of what is marked"))
     handles.extend(Patch(color=colour, alpha=0.8, linewidth=0, label=text) for colour, text in words.items())
     handles.append(Line2D([], [], linestyle="none", label="R, L: the patient's right is on the left of the picture"))
-    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), fontsize=9.5, handlelength=1.6)
+    figure.legend(
+        handles=handles, loc="outside lower left", ncols=len(handles), fontsize=9.5, handlelength=1.6, labelcolor=_INK
+    )

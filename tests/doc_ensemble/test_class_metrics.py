@@ -25,6 +25,7 @@ from quartet.apps.doc_ensemble.class_metrics import (
     predict_logits,
     write_class_files,
 )
+from quartet.apps.doc_ensemble.data.pages import Page
 from quartet.apps.doc_ensemble.temperature import fit_temperature, measure_temperature, softmax
 from quartet.apps.doc_ensemble.train_val_plot import plot_train_val_comparison
 
@@ -219,23 +220,29 @@ def test_confused_pairs_count_both_directions() -> None:
     assert len(most_confused(labels, probabilities=chances, most=1)) == 1
 
 
-def test_confused_pages_are_shown_and_unreadable_ones_leave_a_frame(tmp_path: Path) -> None:
+def test_confused_pages_are_shown_with_class_and_file_and_unreadable_ones_leave_a_frame(tmp_path: Path) -> None:
     logits, labels = predictions()
-
-    def read(row: int) -> NDArray[np.uint8]:
-        if row % 2:
-            raise UserError("empty file")
-        return np.full((700, 400, 1), row % 256, dtype=np.uint8)
-
+    pages = [Page(tmp_path / f"{row}.png") for row in range(len(labels))]
+    for row in range(0, len(labels), 2):  # the others are missing
+        Image.new("L", (400, 700), row % 256).save(pages[row].path)
+    names = [f"월간 보고서 서식 {name}" for name in NAMES]
     chances = softmax(logits)
-    table, picture = confused_sections(labels, probabilities=chances, class_names=NAMES, folder=tmp_path, read=read)
+    table, picture = confused_sections(
+        pages, labels=labels, probabilities=chances, class_names=names, folder=tmp_path, max_pixels=10**6
+    )
     assert isinstance(table, Table)
     assert isinstance(picture, Picture)
-    assert sum(row[2] + row[3] for row in table.rows) == (logits.argmax(axis=1) != labels).sum()  # three classes
+    assert picture.title == table.title
+    guess = logits.argmax(axis=1)
+    assert sum(row[2] + row[3] for row in table.rows) == (guess != labels).sum()  # three classes
+    for tile in picture.tiles:
+        row = int(tile.text.removesuffix(".png"))
+        assert tile.caption == f"{names[labels[row]]}\n→ {names[guess[row]]}, {chances[row].max():.0%}"
+        assert (tile.image is None) == bool(row % 2)
     with Image.open(tmp_path / "confused_pairs.png") as sheet:
         assert sheet.width > 1000
     (nothing,) = confused_sections(
-        [0, 1], probabilities=np.eye(2), class_names=("a", "b"), folder=tmp_path, read=read, prefix="none_"
+        pages[:2], labels=[0, 1], probabilities=np.eye(2), class_names=("a", "b"), folder=tmp_path, max_pixels=1
     )
     assert isinstance(nothing, Text)
 

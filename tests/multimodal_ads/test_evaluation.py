@@ -157,7 +157,7 @@ def test_pictures_refuse_what_they_cannot_show(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="every sample is of class 1"):
         plot_operating_point([1, 1], probabilities=[0.1, 0.2], threshold=0.5, path=tmp_path / "x.png")
     with pytest.raises(UserError, match="between 0 and 1"):
-        plot_values_by_class([2.0], labels=[0], class_names=["a", "b"], path=tmp_path / "x.png", title="", x_label="")
+        plot_values_by_class([2.0], labels=[0], class_names=["a", "b"], path=tmp_path / "x.png", x_label="")
     with pytest.raises(UserError, match="at least one picture"):
         plot_contact_sheet([], path=tmp_path / "x.png", title="")
     assert list(tmp_path.iterdir()) == []

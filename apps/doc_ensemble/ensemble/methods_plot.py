@@ -78,8 +78,7 @@ def plot_methods(outcomes: Sequence[Outcome], *, split: str, path: Path) -> Path
     names = displayable(members)
     labels = [f"member {label}" if names.note else label for label in names.labels] + others
     best = _reference(outcomes, split)
-    title = f"Methods on the {'validation' if split == 'val' else split} pages"
-    with picture(path, width=8.6, height=1.6 + 0.3 * len(order), title=title) as figure:
+    with picture(path, width=8.6, height=1.4 + 0.3 * len(order)) as figure:
         axes = figure.add_subplot()
         for place, name in enumerate(order):
             points = {o.tta: o.macro_f1 for o in chosen if o.method.name == name}

@@ -1,17 +1,12 @@
 """Tables and pictures of an ensemble experiment, for its report, and the files behind them."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from mlcore.metrics.classification import ClassificationReport
 from mlcore.report.page import Picture, Section, Table
 from quartet.apps.doc_ensemble.class_analysis import calibration_sections, confused_sections
 from quartet.apps.doc_ensemble.class_metrics import class_report, write_class_files
-from quartet.apps.doc_ensemble.data.pages import Page, read_page
 from quartet.apps.doc_ensemble.ensemble.combine import log_probabilities
 from quartet.apps.doc_ensemble.ensemble.curve import cost_curve, plot_cost_curve, single_points, write_cost_curve
 from quartet.apps.doc_ensemble.ensemble.disagreement import disagreement
@@ -46,7 +41,7 @@ def method_sections(outcomes: Sequence[Outcome], *, folder: Path) -> list[Sectio
         Table(f"Methods on the {_SPLITS[split]} pages", COLUMNS, method_rows(outcomes, split), note=words)
         for split in splits
     ]
-    return [tables[0], Picture("Methods", drawn, wide=True), *tables[1:]]
+    return [tables[0], Picture(tables[0].title, drawn, wide=True), *tables[1:]]
 
 
 def weights_of(rule: Rule) -> tuple[float, ...] | None:
@@ -100,11 +95,12 @@ def class_sections(
         sections += write_class_files(report, folder=folder, prefix=f"{split}_")
     last = "test" if "test" in chosen else "val"
     sections += confused_sections(
-        labels[last],
+        predicted.votes[last].pages,
+        labels=labels[last],
         probabilities=chosen[last].probabilities,
         class_names=predicted.class_names,
         folder=folder,
-        read=partial(_read, predicted.votes[last].pages, max_pixels),
+        max_pixels=max_pixels,
     )
     if not votes:
         test = (logits["test"], labels["test"]) if "test" in logits else None
@@ -157,7 +153,3 @@ def disagreement_section(predicted: SplitPredictions, *, split: str) -> Table:
         rows,
         note=f"{_SPLITS[split]} pages; mean {found.mean:.4f}; all members agree on {unanimous:.1%} of the pages.",
     )
-
-
-def _read(pages: Sequence[Page], max_pixels: int, row: int) -> NDArray[np.uint8]:
-    return read_page(pages[row].path, pages[row].number, max_pixels=max_pixels)

@@ -1,6 +1,6 @@
 """Pictures and tables of a classifier's predictions, the same for every app that classifies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,8 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from mlcore.base.files import csv_text, write_text
+from mlcore.metrics.arrays import IntArray
 from mlcore.metrics.calibration import reliability_bins
 from mlcore.metrics.classification import ClassificationReport, classification_report
+from mlcore.metrics.ranking import Interval, bootstrap_interval
 from mlcore.report.page import Picture, Section, Table, Text
 from mlcore.report.plots.classes import plot_class_bars, plot_confusion_matrix
 from mlcore.report.plots.confidence import plot_accuracy_by_confidence, plot_confidence_histogram, plot_reliability
@@ -30,6 +32,32 @@ def measure(predictions: Mapping[str, Tensor], *, class_names: Sequence[str]) ->
         losses=predictions["loss"].numpy(),
         class_names=class_names,
     )
+
+
+def measure_interval(predictions: Mapping[str, Tensor], metric: str, units: Sequence[object] = ()) -> Interval:
+    """The 95 % bootstrap interval of a figure of `measure` that the confusion matrix gives, or of the loss; else NaN.
+
+    Args:
+        predictions: As in `measure`.
+        metric: Its name.
+        units: N, what each sample belongs to (see `bootstrap_interval`); none for samples that have nothing in common.
+    """
+    label, classes = predictions["label"].numpy(), predictions["probabilities"].shape[1]
+    guess, loss = predictions["probabilities"].numpy().argmax(axis=1), predictions["loss"].numpy()
+
+    def macro_f1(times: IntArray) -> float:
+        right = np.bincount(label[label == guess], weights=times[label == guess], minlength=classes)
+        total = np.bincount(label, weights=times, minlength=classes) + np.bincount(guess, times, minlength=classes)
+        return float((2 * right[total > 0] / total[total > 0]).mean())
+
+    figures: dict[str, Callable[[IntArray], float]] = {
+        "accuracy": lambda times: float(np.average(label == guess, weights=times)),
+        "loss": lambda times: float(np.average(loss, weights=times)),
+        "macro_f1": macro_f1,
+    }
+    if metric not in figures:
+        return Interval(float("nan"), float("nan"))
+    return bootstrap_interval(figures[metric], units=units or range(len(label)))
 
 
 def classification_sections(
@@ -55,8 +83,8 @@ def classification_sections(
     cells = [["" if isinstance(v, float) and np.isnan(v) else v for v in row] for row in rows]
     write_text(folder / f"{prefix}class_metrics.csv", csv_text([_COLUMNS, *cells]))
     sections: list[Section] = [
-        *_pictures(predictions, result, class_names=class_names, folder=folder, prefix=prefix),
-        Table(f"{title}: per class", _COLUMNS, rows, note=f"{result.samples} samples"),
+        *_pictures(predictions, result, title=title, class_names=class_names, folder=folder, prefix=prefix),
+        Table(f"{title}: classes", _COLUMNS, rows, note=f"{result.samples} samples"),
     ]
     if result.notes:
         sections.append(Text(f"{title}: undefined figures", "\n".join(result.notes)))
@@ -67,6 +95,7 @@ def _pictures(
     predictions: Mapping[str, Tensor],
     result: ClassificationReport,
     *,
+    title: str,
     class_names: Sequence[str],
     folder: Path,
     prefix: str,
@@ -81,26 +110,25 @@ def _pictures(
     }
     return [
         Picture(
-            "Confusion matrix",
+            f"{title}: confusion matrix",
             plot_confusion_matrix(
                 result.confusion, class_names=class_names, path=folder / f"{prefix}confusion_matrix.png"
             ),
         ),
         Picture(
-            "Reliability",
+            f"{title}: reliability",
             plot_reliability(bins, path=folder / f"{prefix}reliability.png"),
-            note=f"expected calibration error {result.ece:.4f}",
         ),
         Picture(
-            "Confidence",
+            f"{title}: confidence",
             plot_confidence_histogram(confidence, right=right, path=folder / f"{prefix}confidence_histogram.png"),
         ),
         Picture(
-            "Accuracy by confidence",
+            f"{title}: keeping only confident predictions",
             plot_accuracy_by_confidence(confidence, right=right, path=folder / f"{prefix}confidence_analysis.png"),
         ),
         Picture(
-            "Per class",
+            f"{title}: classes",
             plot_class_bars(bars, class_names=class_names, path=folder / f"{prefix}class_performance.png"),
             wide=True,
         ),

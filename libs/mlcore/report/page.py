@@ -1,14 +1,15 @@
 """The report of a run: one HTML file that needs nothing else, and a Markdown summary.
 
 `write_report` puts `report.html` and `summary.md` into the run folder. The HTML holds its pictures, asks the network
-for nothing and runs no script (its content policy forbids both); it follows the reader's light or dark setting and fits
-a phone. Everything shown is escaped, and secrets are masked, wherever they stand. The page's outline and look are in
-`templates/`.
+for nothing and runs no script (its content policy forbids both); it follows the reader's light or dark setting, fits a
+phone, and prints on few pages. Everything shown is escaped, and secrets are masked, wherever they stand. The page's
+outline and look are in `templates/`.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import math
 import numbers
 import os
@@ -23,13 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
+from PIL import Image
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import write_text
 from mlcore.base.secrets import mask_arguments, mask_secrets, shown
 from mlcore.base.version import code_version
+from mlcore.report.tile import Tile
 
 __all__ = ["Headline", "Picture", "RunReport", "Section", "Table", "Text", "describe_environment", "write_report"]
 
@@ -61,12 +66,23 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file; pictures that follow each other stand side by side where there is room, a wide one by itself."""
+    """A PNG file; pictures that follow each other stand side by side where there is room, a wide one by itself.
+
+    Attributes:
+        title: above it.
+        path: the file.
+        note: small print.
+        wide: whether it takes the whole width, and scrolls on a phone.
+        photo: whether it keeps its colours in dark mode, in which those of a drawing are turned from light to dark.
+        tiles: what the file is a sheet of; the page shows these in its place.
+    """
 
     title: str
     path: Path
     note: str = ""
     wide: bool = False
+    photo: bool = False
+    tiles: Sequence[Tile] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,10 @@ class Text:
 
 Section = Table | Picture | Text
 
+_NO_NAMES = ("", "")
+_CHANGED = ("setting", "value", "default", "from")
+_THE_REST = "These are not at their default. All settings:"
+
 
 @dataclass(frozen=True)
 class RunReport:
@@ -90,7 +110,10 @@ class RunReport:
         subtitle: one line below it: status, data, date.
         headlines: the numbers that matter, best first.
         warnings: what the reader must know: skipped samples and steps, undefined metrics.
-        sections: tables, pictures and texts, in order.
+        places: what lies where, as (what, where).
+        commands: what can be done with the run, as (what for, command).
+        sections: tables, pictures and texts, in order; one with the title of the one before it goes on with that.
+        changed: settings that are not at their default, as (setting, value, default, who says so).
         config: the resolved configuration, nested; values of secret keys are masked.
         environment: name to value: versions, device, commit, command (`describe_environment`), wall time, throughput,
             peak memory.
@@ -100,7 +123,10 @@ class RunReport:
     subtitle: str = ""
     headlines: Sequence[Headline] = ()
     warnings: Sequence[str] = ()
+    places: Sequence[tuple[str, str]] = ()
+    commands: Sequence[tuple[str, str]] = ()
     sections: Sequence[Section] = ()
+    changed: Sequence[tuple[str, str, str, str]] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, object] = field(default_factory=dict)
 
@@ -151,10 +177,34 @@ def describe_environment(device: torch.device) -> dict[str, str]:
 
 
 def _page(report: RunReport) -> str:
+    sections = _sections(report)
+    titles = _titles(sections)
+    anchors = [f"s{place}" if title else "" for place, title in enumerate(titles)]
+    contents = [(anchor, title) for anchor, title in zip(anchors, titles, strict=True) if title]
     # Pictures that follow each other are one row.
-    rows = [list(row) for _, row in groupby(report.sections, key=lambda section: isinstance(section, Picture))]
-    config = _yaml(report.config) if report.config else ""
-    return _templates().get_template("report.html.j2").render(report=report, rows=rows, config=config)
+    anchored = zip(sections, anchors, strict=True)
+    rows = [list(row) for _, row in groupby(anchored, key=lambda pair: isinstance(pair[0], Picture))]
+    return _templates().get_template("report.html.j2").render(report=report, rows=rows, contents=contents)
+
+
+def _sections(report: RunReport) -> list[Section]:
+    """Those of the report, between what can be done with the run and what it depends on."""
+    use, settings = "Using this run", "Settings"
+    commands = "\n\n".join(f"# {what}\n{command}" for what, command in report.commands)
+    return [
+        *([Table(use, _NO_NAMES, report.places)] if report.places else []),
+        *([Text(use, commands, code=True)] if commands else []),
+        *report.sections,
+        *([Table(settings, _CHANGED, report.changed, note=_THE_REST)] if report.changed else []),
+        *([Text(settings, _yaml(report.config), code=True)] if report.config else []),
+        *([Table("Environment", _NO_NAMES, list(report.environment.items()))] if report.environment else []),
+    ]
+
+
+def _titles(sections: Sequence[Section]) -> list[str]:
+    """Title of each section; empty where it is that of the one before."""
+    before = ["", *(section.title for section in sections)]
+    return ["" if own.title == last else own.title for own, last in zip(sections, before, strict=False)]
 
 
 @cache
@@ -171,6 +221,7 @@ def _templates() -> jinja2.Environment:
     environment.tests["picture"] = lambda section: isinstance(section, Picture)
     environment.tests["table"] = lambda section: isinstance(section, Table)
     environment.filters["encoded"] = _encoded
+    environment.filters["thumbnail"] = _thumbnail
     environment.filters["numeric_columns"] = _numeric_columns
     return environment
 
@@ -197,6 +248,12 @@ def _encoded(picture: Picture) -> tuple[_Base64, str]:
         return _Base64(), str(error.strerror)
 
 
+def _thumbnail(pixels: NDArray[np.uint8]) -> _Base64:
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, format="PNG", optimize=True)
+    return _Base64(base64.b64encode(encoded.getvalue()), "ascii")
+
+
 def _numeric_columns(table: Table) -> list[bool]:
     """Whether all cells of a column are numbers, which are then set flush right."""
     columns = [all(map(_is_number, column)) for column in zip(*table.rows, strict=True)]
@@ -215,23 +272,19 @@ def _blocks(report: RunReport, run_dir: Path) -> Iterator[str]:
         yield _grid(["result", "value", ""], [(item.label, item.value, item.hint) for item in report.headlines])
     if report.warnings:
         yield "\n".join(f"- **Note:** {_plain(warning)}" for warning in report.warnings)
-    for section in report.sections:
+    sections = _sections(report)
+    for section, title in zip(sections, _titles(sections), strict=True):
         if isinstance(section, Picture):
             yield f"![{_plain(section.title)}](<{os.path.relpath(section.path, run_dir)}>)"
             continue
-        yield f"## {_plain(section.title)}"
+        if title:
+            yield f"## {_plain(title)}"
         if isinstance(section, Table):
             yield _grid(section.columns, section.rows)
             if section.note:
                 yield _plain(section.note)
         else:
             yield _indented(section.body) if section.code else _plain(section.body)
-    if report.environment:
-        yield "## Environment"
-        yield _grid(["", ""], list(report.environment.items()))
-    if report.config:
-        yield "## Configuration"
-        yield _indented(_yaml(report.config))
 
 
 def _grid(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

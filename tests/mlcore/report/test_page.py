@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import re
@@ -10,12 +11,15 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from markupsafe import Markup
+from PIL import Image
 
 from mlcore.base.errors import UserError
 from mlcore.report.page import Headline, Picture, RunReport, Table, Text, describe_environment, write_report
+from mlcore.report.tile import Tile
 
 ATTACK = "<script>alert('x')</script> & \"quotes\" | `tick` </style> {{ 7 * 7 }} {% raw %}"
 
@@ -114,6 +118,62 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"https?:|@import|url\(|\son\w+=", source)
+
+
+def test_a_title_is_there_once_and_the_contents_lead_to_it(tmp_path: Path) -> None:
+    picture = _picture(tmp_path)
+    sections = [
+        Table("Data", ["a"], [[1]]), Picture("Data", picture, "drawn", wide=True),
+        Picture("Confusion", picture), Picture("Calibration", picture), Table("Calibration", ["b"], [[2]]),
+        Text("Words", "body"),
+    ]  # fmt: skip
+    page, summary = _write(tmp_path, RunReport(title="R", sections=sections))
+    links = [a["href"] or "" for tag, a in page.tags if tag == "a"]
+    assert [link.removeprefix("#") for link in links] == [a["id"] for _, a in page.tags if "id" in a]
+    for title in ("Data", "Confusion", "Calibration", "Words"):
+        assert page.text.count(title) == 2  # once in the contents
+        assert summary.count(f"## {title}\n") == (title != "Confusion" and title != "Calibration")
+    assert "drawn" in page.text  # what is said of a picture stays
+
+
+def test_drawings_are_turned_in_dark_mode_and_photographs_are_not(tmp_path: Path) -> None:
+    picture = _picture(tmp_path)
+    page, _ = _write(
+        tmp_path, RunReport(title="R", sections=[Picture("Drawing", picture), Picture("Scan", picture, photo=True)])
+    )
+    assert {a["alt"]: a.get("class") for tag, a in page.tags if tag == "img"} == {"Drawing": "drawn", "Scan": None}
+
+
+def test_a_sheet_is_shown_as_its_tiles_with_their_words(tmp_path: Path) -> None:
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    tiles = [
+        Tile(image=pixels, caption="영수증\n→ letter, 90%", text="scan.png", alarm=True),
+        Tile(image=None, caption=ATTACK),
+    ]
+    page, summary = _write(tmp_path, RunReport(title="R", sections=[Picture("P", _picture(tmp_path), tiles=tiles)]))
+    (image,) = [a for tag, a in page.tags if tag == "img"]
+    shown = base64.b64decode((image["src"] or "").removeprefix("data:image/png;base64,"))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(shown))), pixels)
+    for words in ("영수증 → letter, 90%", "scan.png", "unreadable", "<script>alert('x')</script>"):
+        assert words in page.text
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "![P](<my curves.png>)" in summary
+
+
+def test_how_to_use_a_run_comes_first_and_its_settings_with_what_was_changed_last(tmp_path: Path) -> None:
+    report = replace(
+        _full(tmp_path),
+        places=[("folder", "outputs/a_run")],
+        commands=[("look", "python -m webbrowser 'a b'"), ("predict", "quartet predict RUN")],
+        changed=[("train.lr", "0.1", "1e-4", "command line")],
+    )
+    page, summary = _write(tmp_path, report)
+    wanted = ["outputs/a_run", "# look", "python -m webbrowser 'a b'", "# predict", "one two", "train.lr", "width: 64"]
+    places = [page.text.index(words) for words in wanted]
+    assert places == sorted(places)
+    assert "    quartet predict RUN" in summary.splitlines()
+    assert "| train.lr | 0.1 | 1e-4 | command line |" in summary
+    assert summary.index("| train.lr") < summary.index("    model:")
 
 
 def test_neighbouring_pictures_share_a_row_and_others_do_not(tmp_path: Path) -> None:

@@ -229,6 +229,27 @@ def test_odd_names_are_shown_as_they_are(tmp_path: Path) -> None:
     _draw_classes(names, tmp_path)
 
 
+def test_long_names_are_told_apart_and_a_common_beginning_is_said_once(tmp_path: Path) -> None:
+    names = [f"national_vehicle_registration_{part}" for part in ("front", "back", "front_with_a_very_long_annex_page")]
+    shown = displayable(names)
+    assert shown.labels[:2] == ("front", "back")
+    assert len(set(shown.labels)) == 3
+    assert max(map(len, shown.labels)) <= 28
+    assert "national_vehicle_registration_" in shown.note
+    _draw_classes(names, tmp_path)
+    assert displayable(["class one", "class two"]).labels == ("class one", "class two")  # they have room
+    alike = [f"{'x' * 30}{end}{'y' * 30}" for end in "ab"]
+    assert len(set(displayable(alike).labels)) == 2
+
+
+def test_few_wrong_ones_among_many_right_ones_are_seen(tmp_path: Path) -> None:
+    right = np.arange(20_000) >= 3
+    path = plot_confidence_histogram(np.linspace(0.5, 1, 20_000), right=right, path=tmp_path / "histogram.png")
+    pixels = reader.imread(path)[..., :3]
+    red = (pixels[..., 0] > 0.7) & (pixels[..., 1] < 0.5) & (pixels[..., 2] < 0.6)
+    assert red.any(axis=1).sum() > 0.2 * len(pixels)  # a bar as high as its panel
+
+
 def test_a_failure_leaves_the_old_picture(tmp_path: Path) -> None:
     path = plot_lr_finder([1e-3, 1e-2], losses=[1.0, 2.0], path=tmp_path / "rate.png")
     before = path.read_bytes()

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
-from mlcore.report.plots.style import DASHED, INK, MUTED, PALETTE, Names, displayable, note, picture
+from mlcore.report.plots.style import DASHED, INK, MUTED, PALETTE, SUBTITLE, Names, displayable, note, picture
 
 __all__ = ["label_rows", "plot_class_bars", "plot_confusion_matrix", "row_height"]
 
@@ -26,16 +26,13 @@ _BLUES = LinearSegmentedColormap.from_list(
 _COUNTS_UP_TO = 40  # classes; beyond, a cell is too small for a number
 
 
-def plot_confusion_matrix(
-    confusion: NDArray[Any], *, class_names: Sequence[str], path: Path, title: str = "Confusion matrix"
-) -> Path:
+def plot_confusion_matrix(confusion: NDArray[Any], *, class_names: Sequence[str], path: Path) -> Path:
     """Draw counts, coloured by the share of each label's samples (rows sum to 100 %).
 
     Args:
         confusion: ``[C, C]`` counts, row = label, column = prediction.
         class_names: C names.
         path: the PNG to write.
-        title: above the picture.
 
     Returns:
         `path`.
@@ -51,7 +48,7 @@ def plot_confusion_matrix(
     side = float(np.clip(2.2 + 0.42 * size, 4.2, 15.0))
     support = counts.sum(axis=1, keepdims=True)
     share = np.ma.masked_invalid(np.divide(counts, support, where=support > 0, out=np.full(counts.shape, np.nan)))
-    with picture(path, width=side + 0.9, height=side, title=title) as figure:
+    with picture(path, width=side + 0.9, height=side) as figure:
         axes = figure.add_subplot()
         # The square root lifts a confusion of 2 % off the ground.
         image = axes.imshow(share, cmap=_BLUES, norm=PowerNorm(0.5, vmin=0.0, vmax=1.0))
@@ -60,7 +57,7 @@ def plot_confusion_matrix(
         if size <= _COUNTS_UP_TO:
             _write_counts(axes, counts, share, cell=cell)
         right = np.trace(counts) / max(counts.sum(), 1)
-        axes.set_title(f"n = {int(counts.sum()):,}, accuracy {right:.1%}", **_SUBTITLE)
+        axes.set_title(f"n = {int(counts.sum()):,}, accuracy {right:.1%}", **SUBTITLE)
         _colorbar(figure, axes, image)
         note(axes, names.note)
     return path
@@ -88,12 +85,12 @@ def plot_class_bars(metrics: Mapping[str, Sequence[float]], *, class_names: Sequ
     badness = values if "loss" not in first.lower() else -values
     order = np.argsort(np.nan_to_num(badness, nan=np.inf), kind="stable")
     row = row_height(len(values))
-    with picture(path, width=1.8 + 3.0 * len(columns), height=1.4 + row * len(values), title="Per class") as figure:
+    with picture(path, width=1.8 + 3.0 * len(columns), height=1.1 + row * len(values)) as figure:
         panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
         for place, (axes, (name, column)) in enumerate(zip(panels, columns.items(), strict=True)):
             _draw_bars(axes, column[order], color=PALETTE[place % len(PALETTE)], row=row)
             mean = f"   mean {np.nanmean(column):.3f}" if np.isfinite(column).any() else "   no samples"
-            axes.set_title(name + mean, **_SUBTITLE)
+            axes.set_title(name + mean, **SUBTITLE)
             _value_axis(axes, name, column)
         label_rows(panels[0], names, order=order)
         note(panels[0], names.note)
@@ -118,9 +115,6 @@ def label_rows(axes: Axes, names: Names, *, order: NDArray[np.intp]) -> None:
 def row_height(rows: int) -> float:
     """Inches of one of so many rows."""
     return 0.27 if rows <= 40 else 0.15
-
-
-_SUBTITLE: dict[str, Any] = {"fontsize": 10, "color": MUTED, "fontweight": "normal"}
 
 
 def _frame_matrix(axes: Axes, names: Names, *, size: int, font: float) -> None:

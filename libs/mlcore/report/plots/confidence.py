@@ -7,22 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
 from mlcore.metrics.calibration import ReliabilityBins
-from mlcore.report.plots.style import BAD, DASHED, GOOD, INK, MUTED, TRAIN, VAL, picture
+from mlcore.report.plots.style import BAD, DASHED, GOOD, INK, SUBTITLE, TRAIN, VAL, picture
 
 __all__ = ["plot_accuracy_by_confidence", "plot_confidence_histogram", "plot_reliability"]
 
 
-def plot_reliability(bins: ReliabilityBins, *, path: Path, title: str = "Reliability") -> Path:
-    """Draw accuracy over confidence with the gap to honesty shaded, above the number of samples per bin.
+def plot_reliability(bins: ReliabilityBins, *, path: Path) -> Path:
+    """Draw accuracy over confidence, with what sets it apart from perfect calibration, above the samples of each bin.
+
+    An accuracy has its 95 % Wilson interval: one whose interval meets the diagonal is no sign of bad calibration.
 
     Args:
         bins: As `reliability_bins` makes them.
         path: the PNG to write.
-        title: above the picture; the calibration error of these bins is added.
 
     Returns:
         `path`.
@@ -30,26 +32,25 @@ def plot_reliability(bins: ReliabilityBins, *, path: Path, title: str = "Reliabi
     Raises:
         UserError: The file cannot be written.
     """
-    number, sure, right = bins.count, bins.confidence, bins.accuracy
-    width = np.diff(bins.edges)
-    middle = bins.edges[:-1] + width / 2
+    held = np.flatnonzero(bins.count)
+    number, sure, right = bins.count[held], bins.confidence[held], bins.accuracy[held]
+    width = 0.92 * np.diff(bins.edges)[held]
+    middle = (bins.edges[held] + bins.edges[held + 1]) / 2
+    low, high = _wilson(right, number)
     with picture(path, width=5.4, height=6.0) as figure:
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
-        upper.bar(middle, right, width * 0.92, color=TRAIN, alpha=0.85, label="accuracy")
-        bottom, gap = np.fmin(right, sure), np.abs(right - sure)
-        upper.bar(
-            middle, gap, width * 0.92, bottom=bottom, facecolor="#cf3f5633", edgecolor=BAD, hatch="////", linewidth=0.6,
-            label="gap to confidence",
-        )  # fmt: skip
-        upper.plot([0, 1], [0, 1], color=INK, linewidth=1.0, linestyle=DASHED, label="honest")
-        upper.set_xlim(0, 1)
-        upper.set_ylim(0, 1.02)
-        upper.set_ylabel("accuracy")
-        upper.set_title(f"{title}   calibration error {bins.error:.1%}")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.1])
+        upper.plot([0, 1], [0, 1], color=INK, linewidth=1.0, linestyle=DASHED, label="perfectly calibrated")
+        upper.bar(middle, right, width, color=TRAIN, alpha=0.55, label="accuracy")
+        upper.hlines(sure, middle - width / 2, middle + width / 2, color=BAD, linewidth=2.2, label="mean confidence")
+        upper.vlines(middle, low, high, color=INK, linewidth=1.3, label="95 % interval of the accuracy")
+        upper.set(xlim=(0, 1), ylim=(0, 1.04), ylabel="accuracy")
+        upper.set_title(f"expected calibration error {bins.error:.1%}", **SUBTITLE)
         upper.legend(loc="upper left")
-        lower.bar(middle, number, width * 0.92, color="#a9b4bf")
-        lower.set_ylabel("samples")
-        lower.set_xlabel("confidence (probability of the predicted class)")
+        lower.bar(middle, number, width, color="#a9b4bf")
+        for place, count in zip(middle, number, strict=True):
+            lower.annotate(f"{count:,}", (place, count), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+        lower.margins(y=0.25)
+        lower.set(ylabel="samples", xlabel="confidence (probability of the predicted class)")
         lower.grid(visible=False, axis="x")
     return path
 
@@ -57,7 +58,7 @@ def plot_reliability(bins: ReliabilityBins, *, path: Path, title: str = "Reliabi
 def plot_confidence_histogram(
     confidence: Sequence[float] | NDArray[Any], *, right: Sequence[bool] | NDArray[Any], path: Path
 ) -> Path:
-    """Draw how sure the model is where it is right, and where it is wrong (below the axis).
+    """Draw how sure the model is where it is right, and below, on an axis of its own, where it is wrong.
 
     Args:
         confidence: ``[N]`` probability of the predicted class, 0..1.
@@ -73,20 +74,17 @@ def plot_confidence_histogram(
     sure, good = _samples(confidence, right)
     edges = np.linspace(min(float(sure.min()), 0.99), 1.0, 31)
     middle, width = (edges[:-1] + edges[1:]) / 2, edges[1] - edges[0]
-    with picture(path, width=7.2, height=4.0) as figure:
-        axes = figure.add_subplot()
-        for chosen, sign, color, word in ((good, 1, GOOD, "right"), (~good, -1, BAD, "wrong")):
+    with picture(path, width=7.2, height=4.6) as figure:
+        panels = figure.subplots(2, 1, sharex=True, height_ratios=[1.3, 1])
+        for axes, chosen, color, word in ((panels[0], good, GOOD, "right"), (panels[1], ~good, BAD, "wrong")):
             number = np.histogram(sure[chosen], edges)[0]
             mean = f", mean confidence {sure[chosen].mean():.2f}" if chosen.any() else ""
-            label = f"{word}: {int(chosen.sum()):,}{mean}"
-            axes.bar(middle, sign * number, width * 0.92, color=color, alpha=0.85, label=label)
-        axes.axhline(0, color=MUTED, linewidth=0.8)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):,.0f}")
-        axes.set_title("Confidence of right and wrong predictions")
-        axes.set_xlabel("confidence (probability of the predicted class)")
-        axes.set_ylabel("samples")
-        axes.grid(visible=False, axis="x")
-        axes.legend(loc="upper left")
+            axes.bar(middle, number, width * 0.92, color=color, alpha=0.85)
+            axes.set_title(f"{word}: {int(chosen.sum()):,}{mean}", **SUBTITLE)
+            axes.set(ylabel="samples", ylim=(0, 1.05 * max(1, number.max())))
+            axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.grid(visible=False, axis="x")
+        panels[1].set_xlabel("confidence (probability of the predicted class)")
     return path
 
 
@@ -117,10 +115,19 @@ def plot_accuracy_by_confidence(
         axes.step(sure[last], (kept / len(sure))[last], where="pre", color=VAL, label="share kept")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_ylim(0, 1.02)
-        axes.set_title(f"Keeping only confident predictions   all {len(sure):,}: {good.mean():.1%} right")
+        axes.set_title(f"all {len(sure):,}: {good.mean():.1%} right", **SUBTITLE)
         axes.set_xlabel("least confidence kept")
         axes.legend(loc="lower left")
     return path
+
+
+def _wilson(share: NDArray[np.float64], number: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The 95 % interval of shares of so many samples (Wilson 1927)."""
+    z = 1.959964
+    middle = share + z**2 / (2 * number)
+    reach = z * np.sqrt(share * (1 - share) / number + z**2 / (4 * number**2))
+    whole = 1 + z**2 / number
+    return (middle - reach) / whole, (middle + reach) / whole
 
 
 def _samples(confidence: Any, right: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +13,12 @@ from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
 from mlcore.report.plots.style import BAD, INK, MUTED, displayable, picture
+from mlcore.report.tile import Tile
 
-__all__ = ["Tile", "plot_contact_sheet"]
+__all__ = ["plot_contact_sheet"]
 
 _COLUMNS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tile:
-    """One picture of the page.
-
-    Attributes:
-        image: ``[H, W, 3]`` uint8; None is drawn as an empty frame (unreadable).
-        caption: what matters, in Latin letters.
-        text: a line in any script, such as text found in the picture; left out where no font has its glyphs.
-        alarm: whether the caption is set in the colour of mistakes.
-    """
-
-    image: NDArray[np.uint8] | None
-    caption: str
-    text: str = ""
-    alarm: bool = False
+_LINE = 40  # characters of a caption that have room
 
 
 def plot_contact_sheet(tiles: Sequence[Tile], *, path: Path, title: str) -> Path:
@@ -73,14 +57,16 @@ def _draw(axes: Axes, tile: Tile) -> None:
         axes.text(0.5, 0.5, "unreadable", ha="center", va="center", fontsize=9, color=MUTED)
     else:
         axes.imshow(_square(tile.image))
-    axes.set_title(tile.caption, fontsize=8.5, fontweight="normal", color=BAD if tile.alarm else INK, pad=4, loc="left")
-    text, fonts = _drawable(tile.text)
-    axes.set_xlabel(text, fontsize=8, color=MUTED, loc="left", fontfamily=fonts)
-
-
-def _drawable(text: str) -> tuple[str, Sequence[str]]:
-    names = displayable([text])
-    return ("" if names.note else names.labels[0]), names.fonts
+    lines = tile.caption.splitlines()
+    names = displayable(lines, room=_LINE)
+    shown = "\n".join(names.labels if not names.note else [line.encode("ascii", "replace").decode() for line in lines])
+    axes.set_title(
+        shown, fontsize=8.5, fontweight="normal", color=BAD if tile.alarm else INK, pad=4, loc="left",
+        fontfamily=names.fonts,
+    )  # fmt: skip
+    names = displayable([tile.text], room=_LINE)
+    text = "" if names.note else names.labels[0]
+    axes.set_xlabel(text, fontsize=8, color=MUTED, loc="left", fontfamily=names.fonts)
 
 
 def _square(image: NDArray[np.uint8]) -> NDArray[Any]:

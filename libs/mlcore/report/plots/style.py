@@ -30,6 +30,7 @@ __all__ = [
     "INK",
     "MUTED",
     "PALETTE",
+    "SUBTITLE",
     "TRAIN",
     "VAL",
     "Names",
@@ -42,6 +43,7 @@ INK, MUTED = "#1f2933", "#667381"
 TRAIN, VAL = "#2f6fd0", "#e0700d"  # blue and orange stay apart for every kind of colour vision
 GOOD, BAD = "#1d9a78", "#cf3f56"
 PALETTE = (TRAIN, VAL, GOOD, "#8a5cc2", BAD, "#b08900", "#3aa6c4", "#6b7785")
+SUBTITLE: dict[str, Any] = {"fontsize": 10, "color": MUTED, "fontweight": "normal"}
 DASHED = (0, (3, 2))  # line style of what is compared with: a mean, a threshold, chance
 
 _BASE_FONT = "DejaVu Sans"  # comes with matplotlib
@@ -59,6 +61,7 @@ _PREFERRED_FONTS = (
     "PingFang SC",
 )
 _LONGEST_NAME = 28
+_SHARED = 6  # characters that all names begin with, of long ones: fewer are not worth a word
 _STYLE: dict[Any, Any] = {  # matplotlib's stubs spell every key as a Literal
     "axes.axisbelow": True,
     "axes.edgecolor": "#b6bfc8",
@@ -103,7 +106,7 @@ class Names:
     Attributes:
         labels: one per class: the name (shortened where long), or its index when no font has the glyphs.
         fonts: font families that together have every glyph, first choice first; pass them as ``fontfamily``.
-        note: what to tell the reader when the labels are indices; empty otherwise.
+        note: what to tell the reader when the labels are indices, or lack what all names begin with; else empty.
     """
 
     labels: tuple[str, ...]
@@ -136,19 +139,21 @@ def picture(path: Path, *, width: float, height: float, title: str = "") -> Iter
         file.write(drawn.getvalue())
 
 
-def displayable(names: Sequence[str]) -> Names:
+def displayable(names: Sequence[str], *, room: int = _LONGEST_NAME) -> Names:
     """Choose fonts that have every glyph of `names`, or fall back to indices.
 
     Args:
         names: one per class, any text.
+        room: longest label, characters; longer names lose a beginning that all share, or their middle.
 
     Returns:
         Labels that can be drawn without a missing glyph.
     """
     clean = [" ".join("".join(c if c.isprintable() else " " for c in name).split()) for name in names]
+    labels, note = _short(clean, room)
     missing = {ord(c) for c in "".join(clean)} - _glyphs(font_manager.findfont(_BASE_FONT))
     if not missing:
-        return Names(tuple(map(_label, clean)), (_BASE_FONT,), "")
+        return Names(labels, (_BASE_FONT,), note)
     family = _family_with(missing)
     if family is None:
         _add_new_fonts()
@@ -156,7 +161,7 @@ def displayable(names: Sequence[str]) -> Names:
     if family is None:
         hint = "Numbers are class indices: no installed font has the names' glyphs (install Noto Sans CJK)."
         return Names(tuple(map(str, range(len(names)))), (_BASE_FONT,), hint)
-    return Names(tuple(map(_label, clean)), (_BASE_FONT, family), "")
+    return Names(labels, (_BASE_FONT, family), note)
 
 
 def note(axes: Axes, text: str) -> None:
@@ -166,9 +171,28 @@ def note(axes: Axes, text: str) -> None:
         figure.supxlabel(text, fontsize=8, color=MUTED, x=0.01, ha="left")
 
 
-def _label(name: str) -> str:
-    short = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1].rstrip() + "…"
-    return short.replace("$", r"\$")  # otherwise two dollars make a formula
+def _short(names: list[str], room: int) -> tuple[tuple[str, ...], str]:
+    """Labels that fit and still tell the names apart, and what was taken off all of them."""
+    note = ""
+    if max(map(len, names), default=0) > room:
+        least, most = min(names), max(names)  # what these share, all between them do
+        length = next(
+            (place for place, (one, other) in enumerate(zip(least, most, strict=False)) if one != other), len(least)
+        )
+        shared = least[:length]
+        shared = shared[: max(shared.rfind(mark) for mark in " _-/.:") + 1]  # whole words
+        if len(set(names)) > 1 and len(shared) >= _SHARED and shared not in names:
+            names, note = [name.removeprefix(shared) for name in names], f"All names begin with “{shared.strip()}”."
+    short = [_fitting(name, room) for name in names]
+    if len(set(short)) < len(set(names)):
+        short = [f"{index}: {_fitting(name, room - 5)}" for index, name in enumerate(names)]
+    return tuple(name.replace("$", r"\$") for name in short), note  # otherwise two dollars make a formula
+
+
+def _fitting(name: str, room: int) -> str:
+    """The name, or its beginning and its end: names may differ at either."""
+    half = (room - 1) // 2
+    return name if len(name) <= room else f"{name[:half].rstrip()}…{name[-half:].lstrip()}"
 
 
 def _family_with(characters: set[int]) -> str | None:
