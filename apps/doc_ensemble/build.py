@@ -12,8 +12,11 @@ from torch.utils.data import default_collate
 
 from mlcore.base.distributed import World, broadcast_object
 from mlcore.data.loader import Collate
+from mlcore.metrics.ranking import Interval
+from mlcore.report.classification import measure_interval
 from mlcore.report.page import Section
 from mlcore.run.build import Data, TrainingSetup
+from mlcore.training.evaluator import Predictions
 from quartet.apps.doc_ensemble.config import DocConfig
 from quartet.apps.doc_ensemble.data.augment import PageAugmentation
 from quartet.apps.doc_ensemble.data.balance import Balanced
@@ -62,9 +65,14 @@ def build(config: DocConfig, world: World) -> TrainingSetup:
         transform=PageAugmentation(config.augmentation.name),
         overview=partial(_overview, splits),
         analyse=inspector,
+        interval=partial(_interval, splits),
         finish=partial(write_outputs, inspector, config),
         warnings=[*splits.notes, *_doubts(config)],
     )
+
+
+def _interval(splits: Splits, split: str, predictions: Predictions, metric: str) -> Interval:
+    return measure_interval(predictions, metric, units=[page.bundle for page in splits.named()[split]])
 
 
 def samples(config: DocConfig) -> dict[str, PageFiles]:

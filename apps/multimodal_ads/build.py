@@ -1,6 +1,7 @@
 """From the typed configuration to objects; the only place of this app where the two meet."""
 
 import logging
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from mlcore.base.distributed import World, broadcast_object
 from mlcore.base.errors import UserError
 from mlcore.data.fingerprints import cache_file
 from mlcore.data.loader import Transform
+from mlcore.metrics.ranking import Interval, auroc_interval
 from mlcore.report.page import Section, Table
 from mlcore.run.build import Data, TrainingSetup
+from mlcore.training.evaluator import Predictions
 from mlcore.training.optim import GroupRule
 from quartet.apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, DataConfig
 from quartet.apps.multimodal_ads.data.augment import Augmentation, InTurn, TextDropout
@@ -85,10 +88,17 @@ def build(config: AdsConfig, world: World) -> TrainingSetup:
         group_rules=_learning_rates(config, task),
         overview=partial(_overview, splits, cuts),
         analyse=inspector,
+        interval=_interval,
         export_command=_export_command,
         finish=partial(write_outputs, inspector, config),
         warnings=[*splits.notes, *(f"{name}: {cut}" for name, cut in cuts.items() if cut.cut)],
     )
+
+
+def _interval(_: str, predictions: Predictions, metric: str) -> Interval:
+    if metric != "auroc":
+        return Interval(math.nan, math.nan)
+    return auroc_interval(predictions["label"], scores=predictions["logit"])
 
 
 def _export_command(checkpoint: Path, folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
 from mlcore.data.loader import Transform
-from mlcore.report.classification import classification_sections
+from mlcore.report.classification import classification_sections, measure_interval
 from mlcore.report.page import Section, Table
 from mlcore.run.build import Data, TrainingSetup
 from mlcore.training.evaluator import Predictions
@@ -71,6 +71,7 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
         overview=partial(_overview, looks),
         warnings=_warnings(parts, skipped),
         analyse=partial(_analyse, class_names=tuple(sources.classes)),
+        interval=lambda _, predictions, metric: measure_interval(predictions, metric),
         export_command=_export_command,
     )
 

@@ -1,16 +1,22 @@
 """From the typed configuration to objects; the only place of this app where the two meet."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mlcore.base.distributed import World, barrier
 from mlcore.base.errors import UserError
+from mlcore.metrics.arrays import IntArray
+from mlcore.metrics.ranking import Interval, bootstrap_interval
 from mlcore.remote.s3 import stored_file
 from mlcore.run.build import Data, TrainingSetup
+from mlcore.training.evaluator import Predictions
 from mlcore.training.optim import GroupRule
 from quartet.apps.sam_med3d_ich.config import DataConfig, ModelConfig, ObjectiveConfig, SamMed3DConfig
 from quartet.apps.sam_med3d_ich.data.cache import Cache
@@ -90,10 +96,22 @@ def build(config: SamMed3DConfig, world: World) -> TrainingSetup:
         ),
         group_rules=learning_rates(model, config),
         overview=partial(statistics_sections, statistics) if world.is_main else None,
+        interval=partial(_interval, task, whole),
         analyse=Inspector(task=task, datasets=whole, window=task.segmenter.preprocessing.window),
         finish=partial(write_outputs, task, config),
         warnings=notes,
     )
+
+
+def _interval(
+    task: IchTask, datasets: Mapping[str, CaseDataset], split: str, predictions: Predictions, metric: str
+) -> Interval:
+    def figure(times: IntArray) -> float:
+        drawn = np.repeat(np.arange(len(times)), times)
+        return task.metrics({name: rows[drawn] for name, rows in predictions.items()}).get(metric, math.nan)
+
+    cases = datasets["" if split == "val" else f"{split}_"].cases
+    return bootstrap_interval(figure, units=[case.patient_id for case in cases], resamples=200)
 
 
 # ---------------------------------------------------------------------------------------------------------- the model

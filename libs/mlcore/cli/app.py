@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Generic
 from mlcore.cli.invocation import Invocation
 from mlcore.config.compose import Request, compose
 from mlcore.config.dump import to_values
+from mlcore.config.layers import Source
 from mlcore.config.names import NameTable, flatten
+from mlcore.config.text import dump_value
 from mlcore.config.validation import ConfigT
 
 if TYPE_CHECKING:
@@ -92,6 +95,19 @@ class App(Generic[ConfigT]):
         """Default of every setting by dotted path, once the base files are applied; secrets are masked."""
         composed = compose(self.config_cls, self.config_dir, Request(base=self.base), environ={})
         return flatten(to_values(composed.config), NameTable(self.config_cls).leaves)
+
+    def changed(self, config: ConfigT, sources: Mapping[str, Source]) -> list[tuple[str, str, str, str]]:
+        """Settings that are not at their default, as (setting, value, default, who says so), what was asked for first.
+
+        Args:
+            config: The resolved configuration.
+            sources: Origin of every setting, by dotted path.
+        """
+        values, defaults = flatten(to_values(config), NameTable(self.config_cls).leaves), self.defaults()
+        paths = [path for path, value in values.items() if value != defaults[path]]
+        paths.sort(key=lambda path: -sources[path].rank)
+        origins = {path: sources[path].where.removeprefix(f"{self.config_dir.parent}{os.sep}") for path in paths}
+        return [(path, dump_value(values[path]), dump_value(defaults[path]), origins[path]) for path in paths]
 
     def name_of_run(self, invocation: Invocation[Any]) -> str:
         """What a run is called: its own name, the experiment's, or what it is trained on."""

@@ -14,7 +14,7 @@ import numpy as np
 from mlcore.base.errors import UserError
 from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_floats, as_labels
 
-__all__ = ["Interval", "Score", "auroc", "auroc_interval", "average_precision"]
+__all__ = ["Interval", "Score", "auroc", "auroc_interval", "average_precision", "bootstrap_interval"]
 
 
 class Score(NamedTuple):
@@ -110,6 +110,31 @@ def auroc_interval(
         # Mann-Whitney U: pairs ranked rightly, ties half
         areas[index] = (ranks.sum() / len(positive) - (len(positive) + 1) / 2) / len(negative)
     low, high = np.quantile(areas, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def bootstrap_interval(
+    figure: Callable[[IntArray], float], *, units: Array, level: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap interval of any figure (Efron 1979); units are drawn whole; the same for the same seed.
+
+    Args:
+        figure: From how often each sample is drawn, ``[N]``, to its value; draws with NaN are left out.
+        units: ``[N]``, what a sample belongs to: samples of one unit, such as a patient's scans, are alike.
+        level: coverage, above 0 and below 1.
+        resamples: bootstrap samples.
+        seed: of the resampling.
+
+    Returns:
+        The interval; NaN where no draw differs from another, of which nothing can be said.
+    """
+    _, unit = np.unique(np.asarray(units), return_inverse=True)
+    count, rng = int(unit.max()) + 1, np.random.default_rng(seed)
+    values = [figure(np.bincount(rng.integers(count, size=count), minlength=count)[unit]) for _ in range(resamples)]
+    found = np.array(values)[np.isfinite(values)]
+    if not len(found) or found.min() == found.max():
+        return Interval(float("nan"), float("nan"))
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
 
 

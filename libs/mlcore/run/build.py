@@ -26,6 +26,7 @@ from mlcore.config.sections import (
 )
 from mlcore.data.loader import BatchLoader, Collate, Prepare, SizedDataset, Transform, worker_count
 from mlcore.data.order import EpochOrder
+from mlcore.metrics.ranking import Interval
 from mlcore.report.page import Section
 from mlcore.trackers.base import Tracker, Trackers
 from mlcore.trackers.console import ConsoleTracker
@@ -97,6 +98,7 @@ class TrainingSetup:
         overview: Makes report sections about the data (statistics, skipped samples), given the run folder, into which
             their pictures go.
         analyse: Makes report sections and pictures of predictions: `(predictions, folder, prefix) -> sections`.
+        interval: The 95 % interval of a figure: `(split, predictions, metric) -> interval`, NaN where there is none.
         export_command: Command that exports a checkpoint into a folder and verifies it in fresh processes.
         finish: Writes the app's own files into the run folder, given the summary; the task's model then has the best
             checkpoint's weights.
@@ -110,6 +112,7 @@ class TrainingSetup:
     group_rules: Sequence[GroupRule] = ()
     overview: Callable[[Path], Sequence[Section]] | None = None
     analyse: Callable[[Predictions, Path, str], Sequence[Section]] | None = None
+    interval: Callable[[str, Predictions, str], Interval] | None = None
     export_command: Callable[[Path, Path], list[str]] | None = None
     finish: Callable[[Path, Mapping[str, Any]], None] | None = None
     warnings: Sequence[str] = ()

@@ -2,17 +2,19 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mlcore.base.console import format_duration
+from mlcore.base.console import format_duration, row
 from mlcore.base.distributed import barrier, broadcast_object
 from mlcore.base.files import write_json
 from mlcore.base.reading import reading
+from mlcore.metrics.ranking import Interval
 from mlcore.report.page import Headline, Picture, RunReport, Section, Table, describe_environment, write_report
 from mlcore.report.plots.curves import plot_panels
 from mlcore.run.build import CoreConfig, TrainingSetup, evaluation_loader
@@ -46,12 +48,14 @@ class Evaluation:
     Attributes:
         results: Its figures.
         sections: The app's tables and pictures of its predictions.
+        intervals: The 95 % interval of the monitored figure on each split, where there is one.
         complaint: Why it is not the best checkpoint that was evaluated; empty if it was.
         step: Training step of what was evaluated; None: of the progress.
     """
 
     results: Results
     sections: Sequence[Section]
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
     complaint: str = ""
     step: int | None = None
 
@@ -95,12 +99,16 @@ def evaluate_best(
         load_model_weights(setup.task.model, inference_weights(state, source=best), source=best)
     results: dict[str, dict[str, float]] = {}
     sections: list[Section] = []
+    intervals: dict[str, Interval] = {}
     for name, data in setup.evaluation.items():
         evaluator = Evaluator(setup.task, evaluation_loader(config, data, world=world), world=world)
         results[name], predictions = evaluator.run(setup.task.model, engine=trainer.engine)
+        if setup.interval is not None and world.is_main:
+            intervals[name] = setup.interval(name, predictions, trainer.monitor.metric)
         if setup.analyse is not None and world.is_main:
             sections += setup.analyse(predictions, folder, f"{name}_" if name != "val" else "")
-    return Evaluation(results, sections, complaint, step)
+    known = {name: interval for name, interval in intervals.items() if math.isfinite(interval.low)}
+    return Evaluation(results, sections, known, complaint, step)
 
 
 def _set_damaged_aside(folder: Path) -> str:
@@ -167,7 +175,7 @@ def pages_of_run(
     report = RunReport(
         title=title,
         subtitle=f"{outcome.status} after {now.epoch} epochs; {which} weights at step {at} of {now.step}",
-        headlines=_headlines(results, monitor.metric),
+        headlines=_headlines(evaluation, monitor.metric),
         warnings=[*([evaluation.complaint] if evaluation.complaint else []), *_warnings(setup, outcome, demo=demo)],
         sections=[
             *_curves(folder, monitor.metric),
@@ -183,8 +191,8 @@ def pages_of_run(
         },
     )
     for name, values in results.items():
-        figures = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
-        _log.info("%s checkpoint  %s  %s", which, name, figures)
+        parts = [f"{which} checkpoint", name, *(f"{key} {value:.4g}" for key, value in values.items())]
+        _log.info("%s", "  ".join(parts), extra=row(parts, live=False))
     return Pages(summary=_summary(outcome, results, monitor=monitor, demo=demo), report=report)
 
 
@@ -260,14 +268,15 @@ def _curves(folder: Path, metric: str) -> list[Section]:
     return [Picture("Training", plot_panels(panels, path=folder / "curves.png"), wide=True)]
 
 
-def _headlines(results: Results, metric: str) -> list[Headline]:
-    return [
-        Headline(
-            f"{'test' if name == 'test' else 'validation'} {metric}", values[metric], f"{int(values['n'])} samples"
-        )
-        for name, values in results.items()
-        if metric in values and name != "train"
-    ]
+def _headlines(evaluation: Evaluation, metric: str) -> list[Headline]:
+    found = []
+    for name, values in evaluation.results.items():
+        if metric in values and name != "train":
+            hint = f"{int(values['n'])} samples"
+            if (interval := evaluation.intervals.get(name)) is not None:
+                hint = f"95 % interval {interval.low:.4f} to {interval.high:.4f}, {hint}"
+            found.append(Headline(f"{'test' if name == 'test' else 'validation'} {metric}", values[metric], hint))
+    return found
 
 
 def _result_table(results: Results, *, which: str) -> Table:

@@ -15,6 +15,7 @@ from mlcore.config.dump import to_values, to_yaml
 from mlcore.run.copy import Copied, RunCopy
 from mlcore.run.final_evaluation import Pages, write_pages
 from mlcore.run.folder import RunFolder, RunRecord
+from mlcore.run.next_steps import next_steps, places
 from mlcore.training.progress import Limits
 
 
@@ -96,11 +97,29 @@ class OpenRun:
         whole = self if self.group is None else self.group
         return None if whole.copy is None else whole.copy.submit
 
-    def write(self, pages: Pages) -> Path:
-        """Write summary and report; nothing is known yet to be missing in the copy."""
-        self.pages = pages
+    def last_words(self) -> str:
+        """What the terminal says at the end: where the report is and, but for a run of a group, its head."""
+        told = [f"report: {self.folder / 'report.html'}"]
+        if self.pages is not None and self.group is None:
+            report = self.pages.report
+            for item in report.headlines:
+                value = f"{item.value:.4f}" if isinstance(item.value, float) else str(item.value)
+                told.append(f"  {item.label} {value} ({item.hint})")
+            told += [line for what, command in report.commands for line in ("", f"  {what}:", f"    {command}")]
+        return "\n".join(told)
+
+    def write(self, pages: Pages) -> None:
+        """Write summary and report, and how to use the run; nothing is known yet to be missing in the copy."""
+        composed = self.invocation.composed
+        report = replace(
+            pages.report,
+            places=places(self.folder),
+            commands=next_steps(self.folder, app=self.app, epochs=self.config.train.epochs, demo=composed.demo),
+            changed=self.app.changed(self.config, composed.sources),
+        )
+        self.pages = pages = replace(pages, report=report)
         copied = None if self.copy is None else Copied(self.copy.address, {})
-        return write_pages(pages, folder=self.folder, copied=copied)
+        write_pages(pages, folder=self.folder, copied=copied)
 
     def close(self, status: str, reason: str | None) -> None:
         """Note how the run ended, wait a while for its copy, release the folder."""

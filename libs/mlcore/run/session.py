@@ -223,7 +223,8 @@ def _train_group(group: RunGroup[Any], whole: OpenRun) -> str:
             results[folder.name] = read_results(folder)
     whole.begin()  # where all runs were there already
     if whole.world.is_main:
-        _log.info("report: %s", whole.write(group.aggregate(whole.folder, results, whole.pages)))
+        whole.write(group.aggregate(whole.folder, results, whole.pages))
+        _log.info("%s", whole.last_words())
     barrier()
     return status
 
@@ -291,10 +292,10 @@ def _evaluate_and_report(run: OpenRun, trainer: Trainer, setup: TrainingSetup, o
             folder=run.folder,
             device=run.world.device,
         )
-        report = run.write(pages)
+        run.write(pages)
         if setup.finish is not None:
             setup.finish(run.folder, pages.summary)
-        _log.info("report: %s", report)
+        _log.info("%s", run.last_words())
     barrier()
 
 

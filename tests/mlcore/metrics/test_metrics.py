@@ -21,7 +21,7 @@ from mlcore.metrics.classification import (
     classification_report,
     confusion_matrix,
 )
-from mlcore.metrics.ranking import auroc, auroc_interval, average_precision
+from mlcore.metrics.ranking import auroc, auroc_interval, average_precision, bootstrap_interval
 
 Labels = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -146,6 +146,21 @@ def test_one_class_only_makes_areas_undefined_and_says_so() -> None:
     assert report.accuracy == pytest.approx(2 / 3)
     assert math.isnan(auroc([1, 1], scores=[0.1, 0.9]).value)
     assert math.isnan(auroc_interval([1, 1], scores=[0.1, 0.9]).low)
+
+
+def test_bootstrap_intervals_cover_and_draw_units_whole() -> None:
+    rng, patients = np.random.default_rng(0), np.repeat(np.arange(40), 4)
+
+    def covers(values: Floats, units: Labels, seed: int) -> bool:
+        interval = bootstrap_interval(
+            lambda times: float(np.average(values, weights=times)), units=units, resamples=200, seed=seed
+        )
+        return interval.low <= 0 <= interval.high
+
+    drawn = [rng.normal(size=40)[patients] + 0.1 * rng.normal(size=160) for _ in range(200)]  # four alike scans of each
+    assert sum(covers(values, patients, seed) for seed, values in enumerate(drawn)) >= 180
+    assert sum(covers(values, np.arange(160), seed) for seed, values in enumerate(drawn)) <= 150  # too narrow
+    assert math.isnan(bootstrap_interval(lambda _: 1.0, units=[0, 1]).low)  # all right: nothing can be said
 
 
 def test_nan_scores_make_areas_undefined_and_probabilities_an_error() -> None:

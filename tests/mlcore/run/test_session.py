@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shlex
 import signal
 import weakref
 from collections.abc import Callable
@@ -74,6 +75,22 @@ def test_a_run_leaves_its_folder_with_everything_in_it(call: Call, tmp_path: Pat
         p.name for p in folder.iterdir()
     }
     assert "a toy" in (folder / "summary.md").read_text("utf-8")
+
+
+def test_the_end_of_a_run_says_how_to_use_it(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call("--train.epochs", "3", "--output_dir", "my run") == 0
+    said, report = capsys.readouterr().out, Path("my run/summary.md").read_text("utf-8")
+    commands = [line.strip() for line in said.partition("report: ")[2].splitlines() if "my run" in line]
+    for command in commands[1:]:
+        assert f"    {command}\n" in report  # the same in the head of the report
+    assert "validation loss" in said.partition("report: ")[2]
+    assert "| train.epochs | 3 | " in report.replace("\\_", "_")
+    (on,) = [command for command in commands if " train toy " in command]
+    arguments = shlex.split(on.partition(" train toy ")[2])
+    assert call(*arguments) == 0  # the command works as it stands
+    assert read(tmp_path / "my run/summary.json")["progress"]["epoch"] == 6
 
 
 def test_a_run_goes_where_it_is_told(call: Call, tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""What a finished run is good for: where its parts lie, and the commands that use it.
+
+The head of the report and the last lines of the terminal are made of these; a command is spelt nowhere else.
+"""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlcore.cli.app import App
+from mlcore.run.final_evaluation import best_checkpoint
+
+__all__ = ["next_steps", "places"]
+
+_FILES = (
+    ("figures", "metrics.csv"),
+    ("settings", "config.yaml"),
+    ("log", "train.log"),
+)
+
+
+def places(folder: Path) -> list[tuple[str, str]]:
+    """What lies where in a run folder, as (what, where)."""
+    best = best_checkpoint(folder / "checkpoints")
+    found = [] if best is None else [("weights", str(best.relative_to(folder)))]
+    return [("folder", str(folder)), *found, *((what, name) for what, name in _FILES if (folder / name).is_file())]
+
+
+def next_steps(folder: Path, *, app: App[Any], epochs: int, demo: bool) -> list[tuple[str, str]]:
+    """What can be done with a run, as (what for, command for a shell in the present folder); words in capitals vary.
+
+    Args:
+        folder: The run's.
+        app: What was trained.
+        epochs: How many it was trained for at most.
+        demo: Whether it was the demo.
+    """
+    run, python, quartet = shlex.quote(str(folder)), shlex.quote(_here(Path(sys.executable))), _quartet()
+    steps = [("look at it", f"{python} -m webbrowser {run}/report.html")]
+    best = best_checkpoint(folder / "checkpoints")
+    if best is not None:
+        scripts = {"evaluate": ("inference", "test"), "predict": ("predict",), "export": ("export",)}
+        given = {"test": " --csv TABLE", "predict": " INPUT", "export": " --output_dir FOLDER"}
+        for what, names in scripts.items():
+            for name in names:
+                if (app.source / f"{name}.py").is_file():
+                    model = shlex.quote(str(best))
+                    steps.append((what, f"{quartet} run {app.name} {name} --model_path {model}{given.get(name, '')}"))
+        settings = f"{'--demo ' if demo else ''}--config {run}/config.yaml"
+        train = f"{quartet} train {app.name} {settings} --resume {run} --epochs {2 * epochs}"
+        steps.append(("continue, for longer", train))
+    return [*steps, ("compare with its neighbours", f"{quartet} compare {shlex.quote(str(folder.parent))}")]
+
+
+def _quartet() -> str:
+    """How the command is called in the environment that runs."""
+    script = Path(sys.executable).with_name("quartet")
+    if not script.is_file():
+        return f"{shlex.quote(_here(Path(sys.executable)))} -m quartet"
+    return "quartet" if shutil.which("quartet") == str(script) else shlex.quote(_here(script))
+
+
+def _here(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
