@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlcore.cli.app import App
+from mlcore.config.sections import TrainConfig
 from mlcore.run.final_evaluation import best_checkpoint
 
 __all__ = ["next_steps", "places"]
@@ -28,13 +29,13 @@ def places(folder: Path) -> list[tuple[str, str]]:
     return [("folder", str(folder)), *found, *((what, name) for what, name in _FILES if (folder / name).is_file())]
 
 
-def next_steps(folder: Path, *, app: App[Any], epochs: int, demo: bool) -> list[tuple[str, str]]:
+def next_steps(folder: Path, *, app: App[Any], train: TrainConfig, demo: bool) -> list[tuple[str, str]]:
     """What can be done with a run, as (what for, command for a shell in the present folder); words in capitals vary.
 
     Args:
         folder: The run's.
         app: What was trained.
-        epochs: How many it was trained for at most.
+        train: How it was trained.
         demo: Whether it was the demo.
     """
     run, python, quartet = shlex.quote(str(folder)), shlex.quote(_here(Path(sys.executable))), _quartet()
@@ -49,9 +50,9 @@ def next_steps(folder: Path, *, app: App[Any], epochs: int, demo: bool) -> list[
                     model = shlex.quote(str(best))
                     steps.append((what, f"{quartet} run {app.name} {name} --model_path {model}{given.get(name, '')}"))
         settings = f"{'--demo ' if demo else ''}--config {run}/config.yaml"
-        train = f"{quartet} train {app.name} {settings} --resume {run} --epochs {2 * epochs}"
-        steps.append(("continue, for longer", train))
-    return [*steps, ("compare with its neighbours", f"{quartet} compare {shlex.quote(str(folder.parent))}")]
+        limit = f"--epochs {2 * train.epochs}" if train.max_steps is None else f"--max_steps {2 * train.max_steps}"
+        steps.append(("continue, for longer", f"{quartet} train {app.name} {settings} --resume {run} {limit}"))
+    return [*steps, ("compare with another run", f"{quartet} compare {run} OTHER_RUN")]
 
 
 def _quartet() -> str:

@@ -105,7 +105,7 @@ class OpenRun:
             for item in report.headlines:
                 value = f"{item.value:.4f}" if isinstance(item.value, float) else str(item.value)
                 told.append(f"  {item.label} {value} ({item.hint})")
-            told += [line for what, command in report.commands for line in ("", f"  {what}:", f"    {command}")]
+            told += [line for what, command in report.commands for line in (f"  {what}:", f"    {command}")]
         return "\n".join(told)
 
     def write(self, pages: Pages) -> None:
@@ -114,7 +114,7 @@ class OpenRun:
         report = replace(
             pages.report,
             places=places(self.folder),
-            commands=next_steps(self.folder, app=self.app, epochs=self.config.train.epochs, demo=composed.demo),
+            commands=next_steps(self.folder, app=self.app, train=self.config.train, demo=composed.demo),
             changed=self.app.changed(self.config, composed.sources),
         )
         self.pages = pages = replace(pages, report=report)
