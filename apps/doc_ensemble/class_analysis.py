@@ -113,7 +113,7 @@ def confused_sections(
             tiles.append(
                 Tile(
                     image=_thumbnail(pages[row], max_pixels),
-                    caption=f"{class_names[label]}\n→ {class_names[guess]}, {chances[row, guess]:.0%}",
+                    caption=f"{class_names[label]}\n→\N{NO-BREAK SPACE}{class_names[guess]}, {chances[row, guess]:.0%}",
                     text=pages[row].name,
                     alarm=True,
                 )

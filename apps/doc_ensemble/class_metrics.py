@@ -209,14 +209,14 @@ def write_class_files(
     drawn = plot_class_bars(bars, class_names=names, path=folder / f"{prefix}class_performance.png")
     matrix = plot_confusion_matrix(report.confusion, class_names=names, path=folder / f"{other}confusion_matrix.png")
     rows = [[None if _is_nan(value) else value for value in _figures(row).values()] for row in report.rows]
-    sections: list[Section] = [
-        Picture(f"{title}: confusion matrix", matrix),
+    sections: list[Section] = [Picture(f"{title}: confusion matrix", matrix)]
+    if train is not None:
+        compared = plot_train_val_comparison(train, report, path=folder / f"{other}train_val_comparison.png")
+        sections.append(Picture("Training against validation", compared, note="F1 of each class"))
+    sections += [
         Picture(f"{title}: classes", drawn, wide=True),
         Table(f"{title}: classes", _CSV_COLUMNS, rows, note=f"{report.samples} pages; accuracy is a class's recall"),
     ]
-    if train is not None:
-        drawn = plot_train_val_comparison(train, report, path=folder / f"{other}train_val_comparison.png")
-        sections.append(Picture("Training against validation", drawn, note="F1 of each class", wide=True))
     return sections
 
 

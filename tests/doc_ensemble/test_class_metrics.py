@@ -237,7 +237,7 @@ def test_confused_pages_are_shown_with_class_and_file_and_unreadable_ones_leave_
     assert sum(row[2] + row[3] for row in table.rows) == (guess != labels).sum()  # three classes
     for tile in picture.tiles:
         row = int(tile.text.removesuffix(".png"))
-        assert tile.caption == f"{names[labels[row]]}\n→ {names[guess[row]]}, {chances[row].max():.0%}"
+        assert tile.caption == f"{names[labels[row]]}\n→\N{NO-BREAK SPACE}{names[guess[row]]}, {chances[row].max():.0%}"
         assert (tile.image is None) == bool(row % 2)
     with Image.open(tmp_path / "confused_pairs.png") as sheet:
         assert sheet.width > 1000

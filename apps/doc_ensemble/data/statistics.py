@@ -96,9 +96,10 @@ def _draw_classes(axes: Axes, parts: Mapping[str, PageStatistics], classes: Sequ
         colour = PALETTE[number % len(PALETTE)]
         axes.barh(places, values.counts, left=start, height=0.7, color=colour, label=part)
         start = start + values.counts
+    axes.set_xlim(0, 1.3 * float(start.max()))  # room for the legend
     axes.set_yticks(places, list(names.labels), fontfamily=list(names.fonts))
     axes.set(title="Pages of each class", xlabel="pages", ylim=(len(classes) - 0.4, -0.6))
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axes.legend(loc="best")
+    axes.legend(loc="upper right")
     note(axes, names.note)

@@ -37,7 +37,7 @@ def plot_reliability(bins: ReliabilityBins, *, path: Path) -> Path:
     width = 0.92 * np.diff(bins.edges)[held]
     middle = (bins.edges[held] + bins.edges[held + 1]) / 2
     low, high = _wilson(right, number)
-    with picture(path, width=5.4, height=6.0) as figure:
+    with picture(path, width=5.4, height=6.2) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.1])
         upper.plot([0, 1], [0, 1], color=INK, linewidth=1.0, linestyle=DASHED, label="perfectly calibrated")
         upper.bar(middle, right, width, color=TRAIN, alpha=0.55, label="accuracy")
@@ -45,7 +45,7 @@ def plot_reliability(bins: ReliabilityBins, *, path: Path) -> Path:
         upper.vlines(middle, low, high, color=INK, linewidth=1.3, label="95 % interval of the accuracy")
         upper.set(xlim=(0, 1), ylim=(0, 1.04), ylabel="accuracy")
         upper.set_title(f"expected calibration error {bins.error:.1%}", **SUBTITLE)
-        upper.legend(loc="upper left")
+        figure.legend(loc="outside lower left", ncols=2)
         lower.bar(middle, number, width, color="#a9b4bf")
         for place, count in zip(middle, number, strict=True):
             lower.annotate(f"{count:,}", (place, count), (0, 2), textcoords="offset points", ha="center", fontsize=7)

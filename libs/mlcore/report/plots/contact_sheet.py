@@ -18,7 +18,7 @@ from mlcore.report.tile import Tile
 __all__ = ["plot_contact_sheet"]
 
 _COLUMNS = 4
-_LINE = 40  # characters of a caption that have room
+_LINE = 33  # characters of a caption that have room
 
 
 def plot_contact_sheet(tiles: Sequence[Tile], *, path: Path, title: str) -> Path:

@@ -36,9 +36,9 @@ def plot_panels(panels: Mapping[str, Mapping[str, Series]], *, path: Path, x_lab
     """
     if not panels:
         raise UserError("no panels to plot")
-    columns = min(len(panels), 2)
+    columns = min(len(panels), 2 if len(panels) <= 4 else 3)
     rows = math.ceil(len(panels) / columns)
-    with picture(path, width=5.0 * columns, height=3.1 * rows) as figure:
+    with picture(path, width=(5.0 if columns < 3 else 4.0) * columns, height=3.1 * rows) as figure:
         for place, (title, series) in enumerate(panels.items(), start=1):
             _check(series)
             axes = figure.add_subplot(rows, columns, place)
