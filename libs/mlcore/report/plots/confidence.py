@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
 from mlcore.metrics.calibration import ReliabilityBins
+from mlcore.metrics.operating_points import wilson_interval
 from mlcore.report.plots.style import BAD, DASHED, GOOD, INK, SUBTITLE, TRAIN, VAL, picture
 
 __all__ = ["plot_accuracy_by_confidence", "plot_confidence_histogram", "plot_reliability"]
@@ -36,7 +37,8 @@ def plot_reliability(bins: ReliabilityBins, *, path: Path) -> Path:
     number, sure, right = bins.count[held], bins.confidence[held], bins.accuracy[held]
     width = 0.92 * np.diff(bins.edges)[held]
     middle = (bins.edges[held] + bins.edges[held + 1]) / 2
-    low, high = _wilson(right, number)
+    hits = np.rint(right * number).astype(int)
+    low, high = zip(*(wilson_interval(int(h), int(n)) for h, n in zip(hits, number, strict=True)), strict=True)
     with picture(path, width=5.4, height=6.2) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.1])
         upper.plot([0, 1], [0, 1], color=INK, linewidth=1.0, linestyle=DASHED, label="perfectly calibrated")
@@ -119,15 +121,6 @@ def plot_accuracy_by_confidence(
         axes.set_xlabel("least confidence kept")
         axes.legend(loc="lower left")
     return path
-
-
-def _wilson(share: NDArray[np.float64], number: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The 95 % interval of shares of so many samples (Wilson 1927)."""
-    z = 1.959964
-    middle = share + z**2 / (2 * number)
-    reach = z * np.sqrt(share * (1 - share) / number + z**2 / (4 * number**2))
-    whole = 1 + z**2 / number
-    return (middle - reach) / whole, (middle + reach) / whole
 
 
 def _samples(confidence: Any, right: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
