@@ -15,6 +15,7 @@ from mlcore.compare.comparison import _csv, _main_table, _metric_table, compare_
 from mlcore.config.section import Section, field
 from mlcore.data.generated import write_once
 from mlcore.report.page import Headline, Picture, RunReport, Table, Text, write_report
+from mlcore.report.tile import Tile
 from mlcore.run.final_evaluation import read_results
 from mlcore.run.folder import choose_run_folder, finished_run
 from mlcore.trackers.table import TableTracker, read_history
@@ -153,11 +154,14 @@ def told(folder: Path, name: str) -> tuple[list[object], int]:
         subtitle=name,
         headlines=[Headline(name, name, name)],
         warnings=[name],
+        places=[(name, name)],
         sections=[
             Table(name, [name, "n"], [[name, 1], [name, None]], note=name),
             Picture(name, folder / "none.png", note=name),
+            Picture(name, folder / "none.png", tiles=[Tile(image=None, caption=name, text=name)]),
             Text(name, name),
         ],
+        changed=[(name, name, name, name)],
         config={"data": {"name": name}},
         environment={name: name},
     )
@@ -166,7 +170,7 @@ def told(folder: Path, name: str) -> tuple[list[object], int]:
     wild = re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", page + summary)
     assert not wild, f"control characters {wild}"
 
-    return _Tags(page).found, len(summary.split("## Configuration")[0].splitlines())
+    return _Tags(page).found, len(summary.split("## Settings")[0].splitlines())
 
 
 def test_no_name_changes_what_a_report_is(tmp_path: Path, record_property: Record) -> None:
