@@ -29,6 +29,12 @@ def _samples(config: AdsConfig) -> Mapping[str, Any]:
     return samples(config)
 
 
+def _scorer(run: Any, device: Any, options: Mapping[str, str]) -> Any:
+    from quartet.apps.multimodal_ads.scoring import make_scorer
+
+    return make_scorer(run, device, options)
+
+
 def _group(config: AdsConfig) -> RunGroup[AdsConfig] | None:
     from mlcore.run.group import ablations
 
@@ -73,6 +79,11 @@ APP = App(
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "multimodal_ads",
     build=_build,
     samples=_samples,
+    scorer=_scorer,
+    options={
+        "text": "text of all inputs; a table brings its own in the column text_info (default: none)",
+        "threshold": "probability from which an input is an ad (default: chosen on validation)",
+    },
     run_name=_run_name,
     own_data="--train_csv train.csv  (columns local_image_path, label, text_info)",
     demo_unless=("data.train_csv", "data.base_dir"),

@@ -1,12 +1,15 @@
 """From a checkpoint back to a classifier with its encoders: what test.py, predict.py and export.py begin with."""
 
 import json
+import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from mlcore.run.restore import load_run_checkpoint, of_this_version
+from mlcore.base.errors import UserError
+from mlcore.run.restore import RunCheckpoint, load_run_checkpoint, of_this_version, run_folder
 from mlcore.training.checkpoint import CheckpointError, load_model_weights
 from quartet.apps.multimodal_ads.config import AdsConfig
 from quartet.apps.multimodal_ads.data.batches import Pixels
@@ -16,7 +19,9 @@ from quartet.apps.multimodal_ads.outputs import RESULTS
 from quartet.apps.multimodal_ads.task import AdTask, Objective
 from quartet.apps.multimodal_ads.text.encoder import load_text
 
-__all__ = ["Restored", "chosen_threshold", "restore"]
+_log = logging.getLogger(__name__)
+
+__all__ = ["Restored", "decision_threshold", "restore", "restored"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,16 @@ class Restored:
     parts: Parts
     config: AdsConfig
     step: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def max_pixels(self) -> int:
+        """Larger pictures are refused."""
+        return round(self.config.data.max_megapixels * 1e6)
 
     @property
     def task(self) -> AdTask:
@@ -58,7 +73,12 @@ def restore(path: Path, *, device: torch.device) -> Restored:
             encoders than those that are found now.
         UserError: An encoder's weights cannot be had.
     """
-    read = load_run_checkpoint(path, app="multimodal_ads", config_cls=AdsConfig)
+    return restored(load_run_checkpoint(path, app="multimodal_ads", config_cls=AdsConfig), device=device)
+
+
+def restored(read: RunCheckpoint[AdsConfig], *, device: torch.device) -> Restored:
+    """The same of a checkpoint that is read."""
+    path = read.path
     with of_this_version(path):
         kept = dict(read.metadata["frozen_weights"])
         text, vision = kept["text_fingerprint"], kept["vision_weights"]
@@ -112,13 +132,23 @@ def _check_former(kept: str, parts: Parts, path: Path) -> None:
         )
 
 
-def chosen_threshold(folder: Path) -> tuple[float, str | None] | None:
-    """A run's threshold, and the split it was chosen on (None: there was nothing to choose by).
+def decision_threshold(checkpoint: Path, given: str | None = None) -> tuple[float, str | None]:
+    """Least probability of what is taken for an ad: the one that is given, or else the run's.
 
-    None where the folder has no results.
+    Returns:
+        It, and the split that the run chose it on; None where there was nothing to choose by, or no choice is known.
+
+    Raises:
+        UserError: What is given is no probability.
     """
+    if given is not None:
+        with suppress(ValueError):
+            if 0 <= (value := float(given)) <= 1:
+                return value, None
+        raise UserError(f"threshold={given}: expected a probability, from 0 to 1")
     try:
-        about = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["threshold"]
+        about = json.loads((run_folder(checkpoint) / RESULTS).read_text(encoding="utf-8"))["threshold"]
         return float(about["value"]), about["chosen_on"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        _log.warning("no results.json beside %s: the threshold is 0.5; give --threshold for another", checkpoint)
+        return 0.5, None

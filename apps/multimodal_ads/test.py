@@ -24,17 +24,14 @@ def main() -> int:
     add("--csv", type=Path, required=True, help="table: columns local_image_path, label, text_info")
     add("--base_dir", type=Path, help="folder that image paths are relative to (default: the table's)")
     add("--output_dir", type=Path, help="where results go (default: test_<table>/ in the run folder)")
-    add("--threshold", type=float, help="probability from which a sample is an ad (default: chosen on validation)")
+    add("--threshold", help="probability from which a sample is an ad (default: chosen on validation)")
     add("--batch_size", type=int, default=32, help="samples that go through the model together (default: 32)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     given = parser.parse_args()
 
-    from quartet.apps.multimodal_ads.prediction import (  # after parsing: torch takes seconds to import
-        TestRequest,
-        evaluate,
-    )
+    from quartet.apps.multimodal_ads.testing import evaluate  # after parsing: torch takes seconds to import
 
-    return evaluate(TestRequest(**vars(given)))
+    return evaluate(**vars(given))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from mlcore.trackers.table import TableTracker, read_history
 from quartet.apps.doc_ensemble.ensemble.folds import _progress
 from quartet.apps.doc_ensemble.ensemble.stacking import Stacker, read_stacker
 from quartet.apps.multimodal_ads.data.ocr import _recorded
-from quartet.apps.multimodal_ads.restore import chosen_threshold
+from quartet.apps.multimodal_ads.restore import decision_threshold
 from tests.fuzz.cases import Parser, Record, checks_of, explore, judge
 
 JSON = (b"{}", b"[]", b'"x": ', b"Infinity", b"NaN", b"true", b"1e400", b'{"a": [1]}', b"\\u0000", b"\\ud800", b"-1")
@@ -102,7 +102,12 @@ PARSERS = [
     Parser(name="run folders compared", write=runs, read=compared, edited="*.json*", found=JSON_FOUND),
     Parser(name="run folders to go on with", write=runs, read=continued, edited="run.json"),
     Parser(name="summary.json", write=runs, read=summed_up, edited="a/summary.json", found=JSON_FOUND),
-    Parser(name="threshold", write=runs, read=lambda folder: chosen_threshold(folder / "a"), edited="a/results.json"),
+    Parser(
+        name="threshold",
+        write=runs,
+        read=lambda folder: decision_threshold(folder / "a" / "best.ckpt"),
+        edited="a/results.json",
+    ),
     Parser(
         name="stacking model",
         write=stacker,

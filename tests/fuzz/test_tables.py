@@ -1,12 +1,14 @@
 """CSV tables of every app, and the series of `.ts` files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hypothesis import strategies as st
 
+from mlcore.base.errors import UserError
 from mlcore.base.files import csv_text, write_text
 from mlcore.data.records import read_records
+from mlcore.data.tables import open_table
 from quartet.apps.doc_ensemble.data import table as doc_table
 from quartet.apps.multimodal_ads.data import table as ads_table
 from quartet.apps.multimodal_ads.preparation import Preparation, _table_rows
@@ -61,16 +63,24 @@ DOC = table("t.csv", 'image,label,group,note\na.png,letter,7,\n가.png,"x""y",7,
 SAM = table(
     "t.csv", "path,ich,patient_id\n1.pkl,1,a\n2.nii.gz,0,b\n", "1.pkl", "2.nii.gz", "masks/001.nii", "masks/2.nii.gz"
 )
+
+
+def rows_of(path: Path) -> list[Mapping[str, str] | str]:
+    """All rows, or the reasons why they are none."""
+    given, found = open_table(path), list[Mapping[str, str] | str]()
+    for row in range(len(given)):
+        try:
+            found.append(given.record(row))
+        except UserError as error:
+            found.append(str(error))
+    return found
+
+
 LATER = Preparation(label_column="label", skip_unreadable=False)
 QUADRATIC = {"quotes that never end": b"local_image_path,label,text_info\n" + QUOTES}
 PARSERS = [
     Parser(name="ads table", write=ADS, read=lambda folder: ads_table.read_table(folder / "t.csv", base_dir=folder)),
-    Parser(
-        name="ads predictions",
-        write=ADS,
-        read=lambda f: ads_table.read_rows(f / "t.csv", base_dir=None),
-        found=QUADRATIC,
-    ),
+    Parser(name="table to predict", write=ADS, read=lambda folder: rows_of(folder / "t.csv"), found=QUADRATIC),
     Parser(name="ads preparation", write=ADS, read=lambda folder: _table_rows(folder / "t.csv", LATER, [])),
     Parser(name="doc table", write=DOC, read=lambda folder: doc_table.read_table(folder / "t.csv")),
     Parser(name="doc predictions", write=DOC, read=lambda folder: doc_table.read_rows(folder / "t.csv")),

@@ -1,5 +1,7 @@
-"""Folders of tiny models, written by the libraries' own classes, so that they are as the hub has them."""
+"""Folders of tiny models, written by the libraries' own classes, as the hub has them, and a run made with one."""
 
+import csv
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,14 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from quartet.apps.multimodal_ads.data.generated import write_generated
+from tests.scripts import run_script
+
+SMALL = shlex.split("""
+text_encoder=minilm text_encoder.max_length=16 fusion.hidden_dim=8 head.hidden_dims=[8] --epochs 2 --batch_size 16
+--num_workers 0 --num_threads 1 --device cpu --no_tensorboard --log_every 1 --warmup_steps 1 --patience null
+""")
+CACHE = "--cache_dir={}/features"
 _TEXT = {
     "vocab_size": 50,
     "hidden_size": 32,
@@ -102,3 +112,52 @@ def pictures() -> list[NDArray[np.uint8]]:
     return [
         rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in ((40, 60), (90, 20), (33, 33))
     ]
+
+
+def run(name: str, *arguments: str | Path) -> tuple[int, str]:
+    """Run a script of the app in this process; its exit code and what it said."""
+    ended = run_script(f"apps/multimodal_ads/{name}.py", *arguments)
+    return ended.code, ended.out + ended.err
+
+
+def train(folder: Path, *arguments: str | Path) -> Path:
+    code, said = run("train", *SMALL, "--output_dir", folder, *arguments)
+    assert code == 0, said
+    return folder
+
+
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be in one."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def ads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated set of 64 + 24 + 24 samples."""
+    folder = tmp_path_factory.mktemp("ads") / "set"
+    write_generated(folder, train=64, validation=24, test=24, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Settings of a tiny pre-trained SigLIP 2; features are kept between runs."""
+    folder = _write(tmp_path_factory.mktemp("hub") / "siglip2", "siglip2")
+    return [
+        "vision_encoder.kind=siglip2",
+        f"vision_encoder.model={folder}",
+        "pooling=mean",
+        CACHE.format(folder.parent),
+    ]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, ads: Path, backbone: list[str]) -> Path:
+    """A finished run."""
+    return train(tmp_path_factory.mktemp("finished") / "run", *backbone, "--base_dir", ads)

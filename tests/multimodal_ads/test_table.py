@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlcore.base.errors import UserError
-from quartet.apps.multimodal_ads.data.table import LABELS, AdRow, clean_text, read_rows, read_table
+from quartet.apps.multimodal_ads.data.table import LABELS, clean_text, read_table
 
 HEADER = "local_image_path,label,text_info\n"
 
@@ -142,40 +142,10 @@ def test_clean_text_composes() -> None:
     assert clean_text("Nantes") == "Nantes"
 
 
-def test_unlabelled_tables(folder: Path) -> None:
-    ((name, row),) = read_rows(table(folder, "a.jpg,x\n", header="local_image_path,text_info\n"), base_dir=None)
-    assert isinstance(row, AdRow)
-    assert (name, row.label, row.text) == ("a.jpg", 0, "x")
-    assert isinstance(read_rows(table(folder, "a.jpg,maybe,x\n"), base_dir=None)[0][1], AdRow)
+def test_a_table_needs_labels(folder: Path) -> None:
     path = table(folder, "a.jpg,x\n", header="local_image_path,text_info\n")
     with pytest.raises(UserError, match="no column label"):
         read_table(path, base_dir=None)
-    with pytest.raises(UserError, match="no rows below the header"):
-        read_rows(table(folder, ""), base_dir=None)
-
-
-def test_rows_that_cannot_be_scored_keep_their_place_and_say_why(folder: Path) -> None:
-    lines = (
-        'none.jpg,1,x\na.jpg,1,x\na.jpg,0,y\n,1,\nb.jpg,1,50 % off, today\n"c.jpg"x,1,y\n../outside.jpg,1,\nd.jpg,1,z\n'
-    )
-    path = table(folder, lines)
-    rows = read_rows(path, base_dir=None)
-    assert [name for name, _ in rows] == ["none.jpg", "a.jpg", "a.jpg", "", "b.jpg", "", "../outside.jpg", "d.jpg"]
-    reasons = {
-        2: "no such file",
-        4: "the same image as in line 3",
-        5: "the path of the image is empty",
-        6: "4 values, but the header names 3",
-        7: "not a CSV table",
-        8: "../outside.jpg is outside of",
-    }
-    for line, (_, found) in enumerate(rows, 2):
-        if line in reasons:
-            assert isinstance(found, str)
-            assert found.startswith(f"{path}, line {line}: {reasons[line]}")
-        else:
-            assert isinstance(found, AdRow)
-            assert found.origin == f"{path}, line {line}"
 
 
 @pytest.mark.parametrize(

@@ -19,63 +19,14 @@ from mlcore.base.errors import UserError
 from mlcore.run import session
 from mlcore.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from quartet.apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, PoolingConfig, VisionEncoderConfig
-from quartet.apps.multimodal_ads.data.generated import write_generated
 from quartet.apps.multimodal_ads.data.table import read_table
 from quartet.apps.multimodal_ads.frozen import picture_features
 from quartet.apps.multimodal_ads.model.build import make_parts
 from quartet.apps.multimodal_ads.restore import restore
 from quartet.apps.multimodal_ads.text.identity import files_digest
-from tests.scripts import run_script
+from tests.multimodal_ads.conftest import CACHE, SMALL, read_csv, run, train
 
-SMALL = shlex.split("""
-text_encoder=minilm text_encoder.max_length=16 fusion.hidden_dim=8 head.hidden_dims=[8] --epochs 2 --batch_size 16
---num_workers 0 --num_threads 1 --device cpu --no_tensorboard --log_every 1 --warmup_steps 1 --patience null
-""")
-CACHE = "--cache_dir={}/features"
-WriteFolder = Callable[..., Path]
-
-
-def run(name: str, *arguments: str | Path) -> tuple[int, str]:
-    """Run a script of the app in this process; its exit code and what it said."""
-    ended = run_script(f"apps/multimodal_ads/{name}.py", *arguments)
-    return ended.code, ended.out + ended.err
-
-
-def train(folder: Path, *arguments: str | Path) -> Path:
-    code, said = run("train", *SMALL, "--output_dir", folder, *arguments)
-    assert code == 0, said
-    return folder
-
-
-@pytest.fixture(scope="module")
-def ads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A generated set of 64 + 24 + 24 samples."""
-    folder = tmp_path_factory.mktemp("ads") / "set"
-    write_generated(folder, train=64, validation=24, test=24, seed=1)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory, write_hub_folder: WriteFolder) -> list[str]:
-    """Settings of a tiny pre-trained SigLIP 2; features are kept between the runs of this file."""
-    folder = write_hub_folder(tmp_path_factory.mktemp("hub") / "siglip2", "siglip2")
-    return [
-        "vision_encoder.kind=siglip2",
-        f"vision_encoder.model={folder}",
-        "pooling=mean",
-        CACHE.format(folder.parent),
-    ]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, ads: Path, backbone: list[str]) -> Path:
-    """A finished run."""
-    return train(tmp_path_factory.mktemp("finished") / "run", *backbone, "--base_dir", ads)
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 def figures(folder: Path) -> list[dict[str, float]]:
@@ -114,7 +65,7 @@ def test_a_run_leaves_what_was_promised(finished: Path) -> None:
     assert interval["low"] <= results["test"]["auroc"] <= interval["high"]
 
 
-def test_evaluation_of_the_checkpoint_gives_the_runs_own_figures(ads: Path, finished: Path, tmp_path: Path) -> None:
+def test_evaluation_of_the_checkpoint_gives_the_runs_own_figures(ads: Path, finished: Path) -> None:
     checkpoint, folder = finished / "checkpoint_best.ckpt", finished
     code, said = run("test", "--model_path", checkpoint, "--csv", ads / "test.csv")
     assert code == 0, said
@@ -123,59 +74,13 @@ def test_evaluation_of_the_checkpoint_gives_the_runs_own_figures(ads: Path, fini
     assert [results["threshold"]["chosen_on"] for results in whole] == ["val", "val"]
     for key in ("auroc", "average_precision", "f1", "ece"):
         assert again[key] == pytest.approx(own[key], abs=1e-6)
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"")
-    code, said = run("predict", "--model_path", checkpoint, "--csv", ads / "test.csv", "--output", "scores.csv")
-    assert code == 0, said
-    with Path("scores.csv").open(encoding="utf-8", newline="") as file:
-        scores = [float(row["probability"]) for row in csv.DictReader(file)]
-    own_scores = [row["probability"] for row in json.loads((folder / "test_predictions.json").read_text("utf-8"))]
-    assert scores == pytest.approx(own_scores, abs=1e-5)
-    code, said = run("predict", "--model_path", checkpoint, broken, ads / "images")
-    assert code == 1
-    with Path("predictions.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [bool(row["problem"]) for row in rows] == [True] + [False] * (len(rows) - 1)
-    assert str(broken) in rows[0]["problem"]
-
-
-def test_every_row_of_a_table_is_a_row_of_the_scores(ads: Path, finished: Path, tmp_path: Path) -> None:
-    """In its place, under its own name, with a score or the reason why there is none."""
-    shutil.copytree(ads / "images", tmp_path / "images")
-    good = [f"images/{path.name}" for path in sorted((tmp_path / "images").iterdir())[:3]]
-    (tmp_path / "images" / "bad.jpg").write_bytes(b"")
-    lines = ["none.jpg,x", f"{good[0]},sale", "images/bad.jpg,y", f"{good[0]},news", f"{good[1]},50 % off, today"]
-    lines += ['"broken"x,y', f"{good[2]},z"]
-    Path("new.csv").write_text("\n".join(["local_image_path,text_info", *lines]) + "\n", "utf-8")
-    command = ["predict", "--model_path", finished / "checkpoint_best.ckpt", "--csv", "new.csv", "--batch_size", "2"]
-    code, said = run(*command)  # type: ignore[arg-type]
-    assert code == 1, said
-    rows = scores_of("predictions.csv")
-    names = ["none.jpg", good[0], "images/bad.jpg", good[0], good[1], "", good[2]]
-    assert [row["image"] for row in rows] == names
-    assert [place for place, row in enumerate(rows) if row["probability"]] == [1, 6]
-    reasons = ("no such file", "", "empty file", "the same image as in line 3", "3 values", "not a CSV table", "")
-    for row, reason in zip(rows, reasons, strict=True):
-        assert reason in row["problem"]
-        assert bool(row["problem"]) == bool(reason)
-    assert "7 images, 5 could not be read" in said
-    Path("new.csv").write_text("local_image_path,text_info\nnone.jpg,x\nimages/bad.jpg,y\n", "utf-8")
-    code, said = run(*command)  # type: ignore[arg-type]
-    assert code == 2
-    assert "nothing could be scored, predictions.csv has the reasons; the first: new.csv, line 2: no such file" in said
-    assert [bool(row["problem"]) for row in scores_of("predictions.csv")] == [True, True]
-
-
-def scores_of(path: str) -> list[dict[str, str]]:
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("cache", ["auto", "off"])
 def test_what_is_cut_off_of_texts_is_reported(ads: Path, backbone: list[str], tmp_path: Path, cache: str) -> None:
     """Every second text of the training table has 2 + 40 tokens, of which 16 are read, the others 2 + 10."""
     for name, count in (("train", 64), ("val", 24)):
-        rows = scores_of(str(ads / f"{name}.csv"))
+        rows = read_csv(ads / f"{name}.csv")
         with Path(f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
@@ -211,7 +116,7 @@ def test_the_cache_changes_nothing_but_time(ads: Path, backbone: list[str], tmp_
 
 
 def test_a_stale_feature_is_never_used(
-    ads: Path, write_hub_folder: WriteFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ads: Path, write_hub_folder: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     mine = tmp_path / "mine"
     shutil.copytree(ads, mine)
@@ -271,7 +176,7 @@ def test_lora_trains_and_saves_adapters_and_head_alone(ads: Path, backbone: list
 
 
 def test_a_checkpoint_is_refused_with_another_backbone(
-    ads: Path, write_hub_folder: WriteFolder, backbone: list[str], finished: Path, tmp_path: Path
+    ads: Path, write_hub_folder: Callable[..., Path], backbone: list[str], finished: Path, tmp_path: Path
 ) -> None:
     model = Path(backbone[1].partition("=")[2])
     weights = model / "model.safetensors"
@@ -356,7 +261,7 @@ def test_a_length_that_the_text_encoder_cannot_read_is_refused_before_the_run_be
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", ["true", "false"])
 def test_a_run_does_not_go_on_with_another_backbone(
-    ads: Path, write_hub_folder: WriteFolder, tmp_path: Path, lora: str
+    ads: Path, write_hub_folder: Callable[..., Path], tmp_path: Path, lora: str
 ) -> None:
     model, other = (write_hub_folder(tmp_path / f"siglip2-{seed}", "siglip2", seed=seed) for seed in range(2))
     settings = [
@@ -445,33 +350,6 @@ def test_a_backbone_without_a_summary_is_refused_before_the_run_begins(ads: Path
     assert code == 2
     assert "pooling=cls: this backbone has no summary" in said
     assert not (tmp_path / "run").exists()
-
-
-def test_pictures_classified_without_texts_are_told_once(ads: Path, finished: Path) -> None:
-    pictures = sorted((ads / "images").iterdir())[:3]
-    command = ["predict", "--model_path", finished / "checkpoint_best.ckpt", "--batch_size", "1", "--device", "cpu"]
-    warning = "every picture is classified without its text"
-    for given, count in ((pictures, 1), ([*pictures, "--text", "50 % off"], 0), (["--csv", ads / "test.csv"], 0)):
-        code, said = run(*command, *given)  # type: ignore[misc,arg-type]
-        assert code == 0, said
-        assert said.count(warning) == count
-
-
-def test_a_place_that_cannot_be_written_to_is_told_before_the_work(ads: Path, finished: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    model = ["--model_path", finished / "checkpoint_best.ckpt", "--csv", ads / "test.csv"]
-    for name, place in (
-        ("predict", ["--output", tmp_path / "file/a.csv"]),
-        ("test", ["--output_dir", tmp_path / "file/a"]),
-    ):
-        code, said = run(name, *model, *place)
-        assert code == 2
-        assert str(tmp_path / "file") in said
-        assert "batches" not in said
-        assert said.startswith("error: ")
-    code, said = run("predict", *model, tmp_path / "none.jpg", "--output", tmp_path / "new/folder/a.csv")
-    assert code == 2, said
-    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow

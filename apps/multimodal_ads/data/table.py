@@ -16,7 +16,7 @@ from mlcore.base.errors import UserError
 from mlcore.data.places import Places
 from mlcore.data.records import failed, read_records
 
-__all__ = ["COLUMNS", "LABELS", "AdRow", "clean_text", "find_image", "read_rows", "read_table"]
+__all__ = ["COLUMNS", "LABELS", "AdRow", "clean_text", "find_image", "read_table"]
 
 COLUMNS = ("local_image_path", "label", "text_info")
 LABELS: Mapping[str, int] = {"true": 1, "yes": 1, "1": 1, "1.0": 1, "false": 0, "no": 0, "0": 0, "0.0": 0}
@@ -68,35 +68,6 @@ def read_table(path: Path, *, base_dir: Path | None) -> list[AdRow]:
         problems += [f"line {line}: {problem}" for problem in found]
     if problems:
         raise failed(path, problems)
-    if not rows:
-        raise UserError(f"{path}: no rows below the header")
-    return rows
-
-
-def read_rows(path: Path, *, base_dir: Path | None) -> list[tuple[str, AdRow | str]]:
-    """Read a table of pictures to be scored; labels are not looked at.
-
-    Args:
-        path: See `read_table`.
-        base_dir: See `read_table`.
-
-    Returns:
-        One entry for each row, in file order: what is in the column of images, and the row, or the reason with the line
-        why it cannot be scored: no such file, an image that a row before has, no row of a table.
-
-    Raises:
-        UserError: The file cannot be read, or lacks a column, or has no row.
-    """
-    places = Places(path, base_dir)
-    rows: list[tuple[str, AdRow | str]] = []
-    broken: dict[int, str] = {}
-    for line, values in read_records(path, ("local_image_path", "text_info"), hints=_HINTS, broken=broken):
-        name, origin, found = values.get("local_image_path", ""), f"{path}, line {line}", list[str]()
-        image = None if line in broken else find_image(places, name, line=line, problems=found)
-        if image is None:
-            rows.append((name, f"{origin}: {'; '.join(found) or broken[line]}"))
-        else:
-            rows.append((name, AdRow(image, 0, clean_text(values["text_info"]), origin)))
     if not rows:
         raise UserError(f"{path}: no rows below the header")
     return rows

@@ -74,14 +74,16 @@ class TextEncoder:
         if self._model is None:
             self._model = load_model(self._folder, max_length=self._max_length).to(self._device)
             self._bare = None
+        different = list(dict.fromkeys(texts))  # many pictures have the same text, or none
         features = self._model.encode(
-            [self._prefix + self._start(text) for text in texts],
+            [self._prefix + self._start(text) for text in different],
             prompt="",  # never one that the folder's files ask for: prefixes are in the configuration
             batch_size=batch_size,
             show_progress_bar=False,
             convert_to_tensor=True,
         )
-        return features.float().cpu().clone()  # a clone, because the library's are inference tensors
+        place = {text: number for number, text in enumerate(different)}
+        return features.float().cpu()[[place[text] for text in texts]]  # a copy: the library's are inference tensors
 
     def count_tokens(self, texts: Sequence[str]) -> Tensor:
         """Tokens of each text with its prefix, int64 [N], as if it were not cut; 0 for an empty text.

@@ -1,12 +1,13 @@
 """How much of the texts a text encoder does not read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from quartet.apps.multimodal_ads.text.encoder import TextEncoder
 
-__all__ = ["Truncation", "truncation"]
+__all__ = ["Truncation", "forewarn", "truncation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,19 @@ def truncation(counts: Tensor, encoder: TextEncoder) -> Truncation:
         limit=limit,
         most=encoder.most,
     )
+
+
+def forewarn(texts: Sequence[str], encoder: TextEncoder | None) -> list[str]:
+    """What to know before texts are read: that all are missing, which is rather a thing forgotten, or what is cut."""
+    if encoder is None or not texts:
+        return []
+    if not any(texts):
+        return [
+            "no texts are given, though the model was trained with them: every picture is classified without its text. "
+            "Give --text, or a table with the column text_info, which prepare.py --ocr fills"
+        ]
+    found = truncation(encoder.count_tokens(texts), encoder)
+    return [str(found)] if found.cut else []
 
 
 def _share(part: int, whole: int) -> str:
