@@ -20,7 +20,6 @@ from mlcore.training.optim import GroupRule
 from quartet.apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, DataConfig
 from quartet.apps.multimodal_ads.data.augment import Augmentation, InTurn, TextDropout
 from quartet.apps.multimodal_ads.data.batches import KnownFeatures, Pixels, SampleSource, collate
-from quartet.apps.multimodal_ads.data.dataset import AdDataset
 from quartet.apps.multimodal_ads.data.duplicates import check_duplicates, picture_groups
 from quartet.apps.multimodal_ads.data.generated import write_generated
 from quartet.apps.multimodal_ads.data.split import stratified_split
@@ -140,7 +139,7 @@ def _check_labels(rows: Sequence[AdRow]) -> None:
         )
 
 
-def samples(config: AdsConfig) -> dict[str, AdDataset]:
+def samples(config: AdsConfig) -> dict[str, SampleSource]:
     """What `--check_data` opens: the pictures of all rows of the tables.
 
     Raises:
@@ -151,7 +150,7 @@ def samples(config: AdsConfig) -> dict[str, AdDataset]:
         rows = _generated(settings)
     else:
         rows = {name: read_table(path, base_dir=settings.base_dir) for name, path in _tables(settings).items()}
-    return {name: AdDataset(part, max_pixels=_max_pixels(config)) for name, part in rows.items()}
+    return {name: SampleSource(part, max_pixels=_max_pixels(config)) for name, part in rows.items()}
 
 
 def _generated(settings: DataConfig) -> dict[str, Sequence[AdRow]]:
@@ -247,11 +246,9 @@ def _sources(config: AdsConfig, splits: Splits, parts: Parts, *, world: World) -
             texts = text_features(named, parts.text, settings=config.features, root=root, world=world)
     return {
         name: SampleSource(
-            AdDataset(
-                rows,
-                max_pixels=_max_pixels(config),
-                with_images=parts.vision is not None and name not in pictures,
-            ),
+            rows,
+            max_pixels=_max_pixels(config),
+            with_images=parts.vision is not None,
             pictures=pictures.get(name),
             texts=texts.get(name),
             with_texts=parts.text is not None,

@@ -47,8 +47,8 @@ def make_scorer(run: RunCheckpoint[AdsConfig], device: torch.device, options: Ma
     """The scorer of a run; options are "text" and "threshold".
 
     Raises:
-        CheckpointError: As `mlcore`'s, and as in `quartet.apps.multimodal_ads.restore.restore`.
-        UserError: An encoder's weights cannot be had, or the threshold is no probability.
+        CheckpointError: As `quartet.apps.multimodal_ads.restore.restore`.
+        UserError: Likewise, or the threshold is no probability.
     """
     threshold, _ = decision_threshold(run.path, options.get("threshold"))
     return AdScorer(restored(run, device=device), threshold=threshold, text=clean_text(options.get("text", "")))

@@ -17,7 +17,6 @@ from mlcore.run.restore import run_folder
 from mlcore.training.engine import autocast
 from mlcore.training.evaluator import Evaluator
 from quartet.apps.multimodal_ads.data.batches import SampleSource, collate
-from quartet.apps.multimodal_ads.data.dataset import AdDataset
 from quartet.apps.multimodal_ads.data.table import AdRow, read_table
 from quartet.apps.multimodal_ads.evaluation import split_results
 from quartet.apps.multimodal_ads.outputs import write_test_files
@@ -67,9 +66,9 @@ def evaluate(
 
 def _predictions(restored: Restored, rows: Sequence[AdRow], *, batch_size: int) -> Mapping[str, Tensor]:
     """Evaluation rows of a table's samples, in its order."""
-    dataset = AdDataset(rows, max_pixels=restored.max_pixels, with_images=restored.parts.vision is not None)
+    with_images, with_texts = restored.parts.vision is not None, restored.parts.text is not None
     loader = BatchLoader(
-        SampleSource(dataset, with_texts=restored.parts.text is not None),
+        SampleSource(rows, max_pixels=restored.max_pixels, with_images=with_images, with_texts=with_texts),
         EpochOrder(len(rows), batch_size, shuffle=False),
         prepare=restored.prepare,
         collate=collate,

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quartet.apps.multimodal_ads.data.dataset import AdDataset
+from mlcore.data.images import read_image
+from quartet.apps.multimodal_ads.data.table import AdRow
 from quartet.apps.multimodal_ads.features import FeatureStore
 from quartet.apps.multimodal_ads.text.encoder import TextEncoder
 from quartet.apps.multimodal_ads.vision.interface import Processor, Tokens
@@ -19,13 +20,15 @@ KnownFeatures = tuple[FeatureStore, Sequence[str]]
 
 
 class SampleSource:
-    """A data set whose samples carry their features where these are known.
+    """The rows of a table as samples, which carry their features where these are known.
 
-    Samples have the keys of `AdDataset`, and "features" (the store's row) in place of "image" where picture features
-    are known, "embedding" float [Dt] where text features are, else "text" where texts are looked at.
+    Samples are dicts of "label" (1: ad), "has_text" (bool), "image" uint8 [H, W, 3], RGB, or in its place "features"
+    (the store's row) where picture features are known, "embedding" float [Dt] where text features are, else "text".
 
     Args:
-        dataset: The rows.
+        rows: What to read.
+        max_pixels: Larger images are refused before they are decoded.
+        with_images: Without it, and where their features are known, no image is opened.
         pictures: Features of the pictures.
         texts: Features of the texts.
         with_texts: Whether texts are looked at.
@@ -33,13 +36,17 @@ class SampleSource:
 
     def __init__(
         self,
-        dataset: AdDataset,
+        rows: Sequence[AdRow],
         *,
+        max_pixels: int,
+        with_images: bool = True,
         pictures: KnownFeatures | None = None,
         texts: KnownFeatures | None = None,
         with_texts: bool = True,
     ) -> None:
-        self.dataset = dataset
+        self.rows = tuple(rows)
+        self._max_pixels = max_pixels
+        self._with_images = with_images and pictures is None
         self._pictures = pictures
         self._texts = texts
         self._with_texts = with_texts
@@ -57,15 +64,18 @@ class SampleSource:
     def count_tokens(self, encoder: TextEncoder) -> Tensor:
         """See `TextEncoder.count_tokens`, int64 [N]; known features know it."""
         if self._texts is None:
-            return encoder.count_tokens([row.text for row in self.dataset.rows])
+            return encoder.count_tokens([row.text for row in self.rows])
         store, digests = self._texts
         return torch.tensor([int(store[digest]["tokens"]) for digest in digests])
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.dataset[index]
+        row = self.rows[index]
+        sample: dict[str, Any] = {"label": row.label, "has_text": bool(row.text)}
+        if self._with_images:
+            sample["image"] = read_image(row.image, max_pixels=self._max_pixels)
         if self._pictures is not None:
             store, digests = self._pictures
             sample["features"] = store[digests[index]]
@@ -73,7 +83,7 @@ class SampleSource:
             store, digests = self._texts
             sample["embedding"] = store[digests[index]]["embedding"]
         elif self._with_texts:
-            sample["text"] = self.dataset.rows[index].text
+            sample["text"] = row.text
         return sample
 
 
