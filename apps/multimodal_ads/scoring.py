@@ -118,7 +118,7 @@ class AdScorer:
 
     def _picture(self, item: Item) -> np.ndarray[Any, Any]:
         if item.content is not None:
-            image = np.asarray(item.content)
+            image = np.array(item.content)  # a copy: those of Pillow cannot be written to, which torch warns of
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise UserError(f"{item.name}: {image.dtype} {[*image.shape]}; expected a picture uint8 [H, W, 3]")
             return image
