@@ -23,8 +23,7 @@ from benchmarks.common import Goal, Options, Report, alternate, median_text, rat
 from mlcore.data.loader import BatchLoader
 from mlcore.data.order import EpochOrder
 from quartet.apps.multimodal_ads.data.augment import Augmentation
-from quartet.apps.multimodal_ads.data.batches import Pixels, collate
-from quartet.apps.multimodal_ads.data.dataset import AdDataset
+from quartet.apps.multimodal_ads.data.batches import Pixels, SampleSource, collate
 from quartet.apps.multimodal_ads.data.table import AdRow
 from quartet.apps.multimodal_ads.vision.processors import HubProcessor
 from quartet.apps.multimodal_ads.vision.published import PUBLISHED
@@ -133,7 +132,7 @@ def _draw(case: _Case, root: Path) -> Path:
 def _ours(case: _Case, folder: Path) -> Callable[[], None]:
     rows = [AdRow(path, path.parent.name == "ad", "", path.name) for path in sorted(folder.glob("*/*.jpg"))]
     loader = BatchLoader(
-        AdDataset(rows, max_pixels=10**8),
+        SampleSource(rows, max_pixels=10**8),
         EpochOrder(size=len(rows), batch_size=_BATCH),
         transform=None if case.strength == "none" else Augmentation(case.strength),
         prepare=Pixels(HubProcessor("siglip2", PUBLISHED[_NETWORK].processor)),
