@@ -16,6 +16,7 @@ from mlcore.data.loader import Transform
 from mlcore.report.classification import classification_sections, measure_interval
 from mlcore.report.page import Section, Table
 from mlcore.run.build import Data, TrainingSetup
+from mlcore.run.deciding import Decider, kind_of
 from mlcore.training.evaluator import Predictions
 from quartet.apps.perceiver.config import DataConfig, ObjectiveConfig, PerceiverConfig
 from quartet.apps.perceiver.data.augment import series_augmentation
@@ -58,6 +59,7 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
     _name_constant_channels(looks["train"])
     longest = max(int(look.lengths.max()) for look in looks.values())
     task = _task(config, sources, looks["train"], longest=longest, device=world.device)
+    decider = Decider(config.decision, class_names=sources.classes, kind=kind_of(sources.classes))
     data = partial(_data, settings=config.data)
     skipped = [*sources.skipped, *(message for look in looks.values() for message in look.problems)]
     for message in skipped:
@@ -70,9 +72,10 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
         transform=_transform(config, sources.train, longest=longest),
         overview=partial(_overview, looks),
         warnings=_warnings(parts, skipped),
-        analyse=partial(_analyse, class_names=tuple(sources.classes)),
+        analyse=partial(_analyse, decider=decider),
         interval=lambda _, predictions, metric: measure_interval(predictions, metric),
         export_command=_export_command,
+        finish=decider.write,
     )
 
 
@@ -225,8 +228,15 @@ def _overview(looks: Mapping[str, Inspection], _folder: Path) -> list[Section]:
     return [Table("Data", ["", *tables], rows)]
 
 
-def _analyse(predictions: Predictions, folder: Path, prefix: str, *, class_names: Sequence[str]) -> list[Section]:
-    return classification_sections(predictions, class_names=class_names, folder=folder, prefix=prefix)
+def _analyse(predictions: Predictions, folder: Path, prefix: str, *, decider: Decider) -> list[Section]:
+    names = decider.decision.class_names
+    labels, probabilities = predictions["label"].numpy(), predictions["probabilities"].numpy()
+    if not prefix:
+        decider.choose(labels, probabilities)
+    return [
+        *classification_sections(predictions, class_names=names, folder=folder, prefix=prefix),
+        *decider.sections(labels, probabilities, folder=folder, prefix=prefix),
+    ]
 
 
 def _export_command(checkpoint: Path, folder: Path) -> list[str]:

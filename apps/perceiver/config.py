@@ -6,7 +6,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from mlcore.config.section import BEST, Section, field, reject
-from mlcore.config.sections import CheckpointConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
+from mlcore.config.sections import (
+    CheckpointConfig,
+    DecisionConfig,
+    RunConfig,
+    SchedulerConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 
 __all__ = ["DataConfig", "ModelConfig", "ObjectiveConfig", "PerceiverConfig"]
 
@@ -173,6 +180,7 @@ class PerceiverConfig(Section):
     objective: ObjectiveConfig = field(ObjectiveConfig(), "Training objective")
     train: TrainConfig = field(TrainConfig(), "Training")
     scheduler: SchedulerConfig = field(SchedulerConfig(), "Learning-rate schedule")
+    decision: DecisionConfig = field(DecisionConfig(), "Decision")
     run: RunConfig = field(RunConfig(), "Run")
     checkpoint: CheckpointConfig = field(CheckpointConfig(), "Checkpoints")
     tracking: TrackingConfig = field(TrackingConfig(), "Tracking")

@@ -60,7 +60,8 @@ class PerceiverScorer:
         if about["kind"] == "image":
             self._layout = PatchLayout(height=about["height"], width=about["width"], patch_size=about["patch_size"])
         self._max_pixels = round(data.max_megapixels * 1e6)
-        self.columns = ClassPrediction.columns(self._found.class_names)
+        self._decision = run.decision
+        self.columns = ClassPrediction.columns(self._found.class_names, self._decision)
         self.suffixes: Sequence[str] = _SEQUENCES if self._layout is None else tuple(SUFFIXES)
         self.inputs = {"path": ("path", "input", "image", "file"), "part": ("row",)}
         self.batch_size = train.eval_batch_size or train.batch_size
@@ -92,11 +93,11 @@ class PerceiverScorer:
 
     @torch.inference_mode()
     def predict(self, batch: dict[str, Tensor]) -> list[ClassPrediction]:
-        """Probabilities in the arithmetic of the run's evaluations."""
+        """Probabilities in the arithmetic of the run's evaluations, and classes at the run's decision."""
         with self._found.autocast(self._device):
             logits = self._model(batch["input"].to(self._device), batch["mask"].to(self._device))
         chances = torch.softmax(logits.float(), dim=1).double().cpu().numpy()
-        return [ClassPrediction(row, self._found.class_names) for row in chances]
+        return ClassPrediction.of_batch(chances, self._found.class_names, self._decision)
 
     def save(self, item: Item, prediction: ClassPrediction, folder: Path) -> None:
         """Nothing beside the table."""

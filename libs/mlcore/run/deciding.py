@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from mlcore.config.sections import DecisionConfig
 from mlcore.metrics.arrays import Array, as_labels, as_probabilities
 from mlcore.report.page import Picture, Section, Table, Text
 from mlcore.report.plots.operating_points import plot_kept, plot_operating_point
-from mlcore.run.decision import Decision, Figure, check_rule, choose, measured
+from mlcore.run.decision import Decision, Figure, Kind, check_rule, choose, measured, write_decision
 
-__all__ = ["Decider", "figure_table"]
+__all__ = ["Decider", "figure_table", "kind_of"]
 
 _NAMES = {
     "precision": "precision",
@@ -47,11 +47,11 @@ class Decider:
         settings: DecisionConfig,
         *,
         class_names: Sequence[str],
-        kind: Literal["binary", "multiclass"],
+        kind: Kind,
         positive: str | None = None,
     ) -> None:
         check_rule(settings, kind=kind)
-        self._settings, self._positive = settings, positive or f"'{class_names[-1]}'"
+        self._settings, self._kind, self._positive = settings, kind, positive or f"'{class_names[-1]}'"
         why = "" if settings.rule == "none" else "there is no validation data: nothing was chosen"
         self.decision = Decision(kind=kind, class_names=tuple(class_names), note=why)
 
@@ -62,7 +62,7 @@ class Decider:
             labels=labels,
             probabilities=probabilities,
             class_names=self.decision.class_names,
-            kind=self.decision.kind,
+            kind=self._kind,
             temperature=temperature,
         )
         return self.decision
@@ -103,6 +103,10 @@ class Decider:
             drawn.append(figure_table(title, decision.figures[split], note=self._words(split)))
         return [*drawn, *([Text(title, f"Note: {decision.note}.")] if decision.note else [])]
 
+    def write(self, folder: Path, _summary: Mapping[str, Any]) -> None:
+        """Keep the decision in the run folder; a `TrainingSetup.finish`."""
+        write_decision(folder, self.decision)
+
     def _words(self, split: str) -> str:
         decision = self.decision
         asked = {"none": "the most probable class", "f1": "largest F1"}.get(
@@ -119,6 +123,11 @@ class Decider:
             return asked
         here = "on these samples, so that the figures are better than on others"
         return f"{asked}; chosen {here if split == decision.chosen_on else 'on the validation data'}"
+
+
+def kind_of(class_names: Sequence[str]) -> Kind:
+    """Binary for two classes, multiclass for more."""
+    return "binary" if len(class_names) == 2 else "multiclass"
 
 
 def figure_table(title: str, figures: Mapping[str, Figure], *, note: str = "") -> Table:

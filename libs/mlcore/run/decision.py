@@ -50,6 +50,9 @@ DECISION = "decision.json"
 REVIEW = -1
 """What `Decision.decide` gives where a person is to decide."""
 
+Kind = Literal["binary", "multiclass"]
+"""Of classes: two, by the probability of the second; or the most probable one of several."""
+
 _VERSION: Literal[1] = 1
 _LARGEST = 2**22  # bytes; a class has some hundred
 _RULES: tuple[str, ...] = get_args(DecisionConfig.model_fields["rule"].annotation)
@@ -175,6 +178,16 @@ class Decision(BaseModel):
         least = np.array(self.least or [0.0] * len(self.class_names))
         return np.where(chances.max(axis=1) >= least[guess], guess, REVIEW)
 
+    @property
+    def can_review(self) -> bool:
+        """Whether it leaves some to a person."""
+        return self.lower is not None or any(least > 0 for least in self.least)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What predictions depend on, as JSON has it."""
+        return self.model_dump(mode="json", exclude={"version", "rule", "value", "npv", "note", "figures"})
+
     def with_figures(self, split: str, figures: Mapping[str, Figure]) -> "Decision":
         """The same, knowing what it gives on one more split."""
         return self.model_copy(update={"figures": {**self.figures, split: figures}})
@@ -230,7 +243,7 @@ def parse_operating_point(text: str) -> DecisionConfig:
         raise UserError(f"operating point '{text}': expected a share {least}, such as 0.95") from error
 
 
-def check_rule(settings: DecisionConfig, *, kind: Literal["binary", "multiclass"]) -> None:
+def check_rule(settings: DecisionConfig, *, kind: Kind) -> None:
     """Refuse, before a training rather than after it, a rule that does not suit the classes.
 
     Raises:
@@ -251,7 +264,7 @@ def choose(
     labels: Array,
     probabilities: Array,
     class_names: Sequence[str],
-    kind: Literal["binary", "multiclass"],
+    kind: Kind,
     temperature: float = 1.0,
     split: str = "val",
 ) -> Decision:

@@ -17,6 +17,7 @@ from mlcore.cli.app import App
 from mlcore.cli.apps import load_app
 from mlcore.config.text import nearest
 from mlcore.remote.s3 import stored_file
+from mlcore.run.decision import DECISION, REVIEW, Decision
 from mlcore.run.final_evaluation import best_checkpoint
 from mlcore.run.restore import read_run_checkpoint, run_folder
 
@@ -60,29 +61,66 @@ class ClassPrediction:
     Attributes:
         probabilities: Of each class, float64 [classes], summing to one.
         class_names: In the same order.
+        decided: Index of the class that the run's decision takes; None: the most probable one.
+        review: Whether the decision leaves it to a person; None: it never does.
     """
 
     probabilities: NDArray[np.float64]
     class_names: Sequence[str]
+    decided: int | None = None
+    review: bool | None = None
 
     @property
     def predicted(self) -> str:
-        """Name of the most probable class."""
-        return self.class_names[int(self.probabilities.argmax())]
+        """Name of the class that is decided for; where a person decides, of the most probable one."""
+        return self.class_names[self._index]
 
     @property
     def probability(self) -> float:
-        """That of the most probable class."""
-        return float(self.probabilities.max())
+        """That of the predicted class."""
+        return float(self.probabilities[self._index])
+
+    @property
+    def _index(self) -> int:
+        return int(self.probabilities.argmax()) if self.decided is None else self.decided
 
     def row(self) -> list[object]:
-        """The class, its probability, and those of all classes."""
-        return [self.predicted, self.probability, *self.probabilities.tolist()]
+        """The class, its probability, those of all classes, and "yes" where a person should decide."""
+        review = [] if self.review is None else ["yes" if self.review else ""]
+        return [self.predicted, self.probability, *self.probabilities.tolist(), *review]
 
     @staticmethod
-    def columns(class_names: Sequence[str]) -> list[str]:
+    def columns(class_names: Sequence[str], decision: Decision | None = None) -> list[str]:
         """Names of what `row` gives."""
-        return ["class", "probability", *(f"p_{name}" for name in class_names)]
+        review = ["review"] if decision is not None and decision.can_review else []
+        return ["class", "probability", *(f"p_{name}" for name in class_names), *review]
+
+    @staticmethod
+    def of_batch(
+        probabilities: NDArray[np.float64], class_names: Sequence[str], decision: Decision | None
+    ) -> list["ClassPrediction"]:
+        """Predictions at a run's decision.
+
+        Args:
+            probabilities: As the network gives them, [B, classes].
+            class_names: In the same order.
+            decision: The run's; None: the most probable class.
+
+        Raises:
+            UserError: The decision is between other classes.
+        """
+        if decision is None:
+            return [ClassPrediction(row, class_names) for row in probabilities]
+        if decision.class_names != tuple(class_names):
+            raise UserError(
+                f"{DECISION} is of the classes {', '.join(decision.class_names)}, not {', '.join(class_names)}"
+            )
+        chances = decision.calibrated(probabilities)
+        decided = decision.decide(chances)
+        review, decided = decided == REVIEW, np.where(decided == REVIEW, chances.argmax(axis=1), decided)
+        flags = review.tolist() if decision.can_review else [None] * len(review)
+        given = zip(chances, decided.tolist(), flags, strict=True)
+        return [ClassPrediction(row, class_names, index, flag) for row, index, flag in given]
 
 
 class Scorer(Protocol):
@@ -189,6 +227,7 @@ def load_run(source: str | Path, *, device: str = "auto", options: Mapping[str, 
         raise UserError(f"{path}: the app '{app.name}' does not say how it predicts (`App.scorer`)")
     scorer = app.scorer(run, pick_device(device), _known(options or {}, app))
     identity = {"app": app.name, "weights": run.digest, "step": run.step, "options": dict(options or {})}
+    identity["decision"] = None if run.decision is None else run.decision.identity
     return Predictor(app=app, scorer=scorer, source=path, identity=identity)
 
 

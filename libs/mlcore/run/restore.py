@@ -15,6 +15,7 @@ from mlcore.base.errors import UserError
 from mlcore.cli.app import App
 from mlcore.config.difference import of_today
 from mlcore.config.validation import ConfigT
+from mlcore.run.decision import Decision, read_decision
 from mlcore.training.checkpoint import CheckpointError, check_model_weights, inference_weights, load_checkpoint
 
 __all__ = [
@@ -48,6 +49,11 @@ class RunCheckpoint(Generic[ConfigT]):
     metadata: Mapping[str, Any]
     config: ConfigT
     step: int
+
+    @cached_property
+    def decision(self) -> Decision | None:
+        """What the run's validation data chose; None: an older run, or a checkpoint that left its run."""
+        return read_decision(run_folder(self.path))
 
     @cached_property
     def digest(self) -> str:
