@@ -15,6 +15,7 @@ from mlcore.data.loader import Transform
 from mlcore.metrics.ranking import Interval, auroc_interval
 from mlcore.report.page import Section, Table
 from mlcore.run.build import Data, TrainingSetup
+from mlcore.run.deciding import Decider
 from mlcore.training.evaluator import Predictions
 from mlcore.training.optim import GroupRule
 from quartet.apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, DataConfig
@@ -25,6 +26,7 @@ from quartet.apps.multimodal_ads.data.generated import write_generated
 from quartet.apps.multimodal_ads.data.split import stratified_split
 from quartet.apps.multimodal_ads.data.statistics import dataset_statistics, statistics_sections
 from quartet.apps.multimodal_ads.data.table import AdRow, read_table
+from quartet.apps.multimodal_ads.evaluation import CLASS_NAMES
 from quartet.apps.multimodal_ads.frozen import picture_features, text_features
 from quartet.apps.multimodal_ads.model.build import Parts, describe, describe_as_before, make_parts
 from quartet.apps.multimodal_ads.outputs import Inspector, write_outputs
@@ -78,7 +80,8 @@ def build(config: AdsConfig, world: World) -> TrainingSetup:
     )
     prepare = None if parts.vision is None or cached else Pixels(parts.vision.processor)
     datasets = {name: Data(dataset=source, prepare=prepare, collate=collate) for name, source in sources.items()}
-    inspector = Inspector(splits.named(), max_pixels=_max_pixels(config))
+    decider = Decider(config.decision, class_names=CLASS_NAMES, kind="binary", positive="ads")
+    inspector = Inspector(splits.named(), decider=decider, max_pixels=_max_pixels(config))
     return TrainingSetup(
         task=task,
         train=datasets["train"],

@@ -6,7 +6,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from mlcore.config.section import BEST, Section, field, reject
-from mlcore.config.sections import CheckpointConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
+from mlcore.config.sections import (
+    CheckpointConfig,
+    DecisionConfig,
+    RunConfig,
+    SchedulerConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "AdsConfig",
@@ -255,6 +262,7 @@ class AdsConfig(Section):
     augmentation: AugmentationConfig = field(AugmentationConfig(), "Augmentation")
     train: AdsTrainConfig = field(AdsTrainConfig(), "Training")
     scheduler: SchedulerConfig = field(SchedulerConfig(), "Learning-rate schedule")
+    decision: DecisionConfig = field(DecisionConfig(rule="f1"), "Decision")
     run: RunConfig = field(RunConfig(), "Run")
     checkpoint: CheckpointConfig = field(CheckpointConfig(), "Checkpoints")
     tracking: TrackingConfig = field(TrackingConfig(), "Tracking")

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_floats, as_labels, as_probabilities
+from mlcore.metrics.arrays import FloatArray, IntArray, as_floats, as_labels, as_probabilities
 from mlcore.metrics.calibration import brier_score, expected_calibration_error, reliability_bins
 from mlcore.metrics.classification import accuracy, class_scores, confusion_matrix
 from mlcore.metrics.ranking import auroc, auroc_interval, average_precision
 from mlcore.report.page import Picture, Section, Text
 from mlcore.report.plots.classes import plot_confusion_matrix
 from mlcore.report.plots.confidence import plot_confidence_histogram, plot_reliability
-from quartet.apps.multimodal_ads.plots import plot_operating_point
+from mlcore.run.decision import Decision
 
 __all__ = [
     "CLASS_NAMES",
@@ -35,7 +35,6 @@ __all__ = [
     "probabilities_of",
     "results",
     "split_results",
-    "threshold_for_f1",
     "undefined_figures",
 ]
 
@@ -57,33 +56,6 @@ def probabilities_of(predictions: Mapping[str, Tensor]) -> FloatArray:
 
     logits = as_floats(predictions["logit"], name="logit")
     return as_probabilities(expit(logits), rows=len(logits))[:, 1]
-
-
-def threshold_for_f1(labels: Array, probabilities: Array) -> float:
-    """The threshold with the largest F1 of ads, to be chosen on validation data and used on others.
-
-    Args:
-        labels: ``[N]``, 0 or 1.
-        probabilities: ``[N]``, 0..1.
-
-    Returns:
-        One of the probabilities, exactly, so that "at least the threshold" gives that F1; of thresholds with the same
-        F1 the highest, which has the fewest false alarms. 0.5 where only one class is labelled: nothing to choose by.
-
-    Raises:
-        UserError: empty, lengths differ, a label other than 0 and 1, or values that are no probabilities.
-    """
-    truth = as_labels(labels, classes=2)
-    chances = as_probabilities(probabilities, rows=len(truth))[:, 1]
-    positives = int(truth.sum())
-    if positives in (0, len(truth)):
-        return 0.5
-    order = np.argsort(-chances, kind="stable")
-    found, taken = np.cumsum(truth[order]), np.arange(1, len(truth) + 1)
-    # Ratios of whole numbers: equal scores are equal floats, so ties are seen as such (not from precision and recall).
-    scores = 2 * found / (taken + positives)
-    possible = np.append(chances[order][1:] != chances[order][:-1], True)  # equal probabilities go together
-    return float(chances[order][np.argmax(np.where(possible, scores, -1.0))])
 
 
 def ad_metrics(predictions: Mapping[str, Tensor], threshold: float = 0.5) -> dict[str, float]:
@@ -125,27 +97,31 @@ def undefined_figures(predictions: Mapping[str, Tensor], threshold: float = 0.5)
     return {name: reason for name, reason in reasons.items() if math.isnan(values[name])}
 
 
-def results(validation: Mapping[str, Tensor], test: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
-    """The contents of results.json: both splits at the threshold that validation chose.
+def results(
+    decision: Decision, validation: Mapping[str, Tensor], test: Mapping[str, Tensor] | None = None
+) -> dict[str, Any]:
+    """The contents of results.json: both splits at the decision that validation chose.
 
     Args:
-        validation: Its predictions.
+        decision: The run's.
+        validation: Predictions of the validation data.
         test: Those of the test data, if there is any.
 
     Returns:
-        "threshold" (its value, what it was chosen on, and a note where nothing could be chosen), "val" and, with test
-        data, "test" (see `split_results`); plain values for `mlcore.base.files.write_json`.
+        "threshold" (its value, what it was chosen on and by, and a note where what was asked for is not reached), "val"
+        and, with test data, "test" (see `split_results`); plain values for `mlcore.base.files.write_json`.
 
     Raises:
         UserError: As in `ad_metrics`.
     """
-    labels = as_labels(validation["label"], classes=2)
-    chosen = threshold_for_f1(labels, probabilities_of(validation))
-    about: dict[str, Any] = {"value": chosen, "chosen_on": "val", "maximises": "f1"}
-    if len(np.unique(labels)) == 1:
-        about = {"value": chosen, "chosen_on": None, "note": "validation has one class only: nothing to choose by"}
+    about: dict[str, Any] = {"value": decision.threshold, "chosen_on": decision.chosen_on}
+    if decision.chosen_on is not None:
+        about |= {"maximises": "f1"} if decision.rule == "f1" else {"rule": decision.rule, "asked": decision.value}
+    about |= {} if decision.lower is None else {"lower": decision.lower}
+    about |= {"note": decision.note} if decision.note else {}
     splits = {"val": validation} if test is None else {"val": validation, "test": test}
-    return {"threshold": about, **{name: split_results(rows, threshold=chosen) for name, rows in splits.items()}}
+    at = decision.threshold
+    return {"threshold": about, **{name: split_results(rows, threshold=at) for name, rows in splits.items()}}
 
 
 def split_results(predictions: Mapping[str, Tensor], *, threshold: float) -> dict[str, Any]:
@@ -153,7 +129,7 @@ def split_results(predictions: Mapping[str, Tensor], *, threshold: float) -> dic
 
     Args:
         predictions: See the module.
-        threshold: Chosen on other data, by `threshold_for_f1`.
+        threshold: Chosen on other data.
 
     Returns:
         "n", "positives" (count), "threshold", the figures of `ad_metrics`, "auroc_interval" (95 % bootstrap),
@@ -188,8 +164,7 @@ def ad_sections(
 ) -> list[Section]:
     """Draw an evaluation for the report.
 
-    Writes `{prefix}operating_point.png` (both classes labelled), `{prefix}confusion_matrix.png`,
-    `{prefix}reliability.png` and `{prefix}confidence_histogram.png`.
+    Writes `{prefix}confusion_matrix.png`, `{prefix}reliability.png` and `{prefix}confidence_histogram.png`.
 
     Args:
         predictions: See the module.
@@ -202,11 +177,6 @@ def ad_sections(
     """
     truth, chances, taken = _decide(predictions, threshold)
     title = {"": "Validation"}.get(prefix, prefix.strip("_").capitalize())
-    sections: list[Section] = []
-    if 0 < truth.sum() < len(truth):
-        path = folder / f"{prefix}operating_point.png"
-        drawn = plot_operating_point(truth, probabilities=chances, threshold=threshold, path=path, positive="ads")
-        sections.append(Picture(f"{title}: ranking and threshold", drawn, wide=True))
     matrix = plot_confusion_matrix(
         confusion_matrix(truth, predicted=taken, classes=2),
         class_names=CLASS_NAMES,
@@ -217,7 +187,7 @@ def ad_sections(
     # How sure the model is does not depend on where the threshold is.
     confidence, right = np.maximum(chances, 1 - chances), (chances >= 0.5) == truth
     histogram = plot_confidence_histogram(confidence, right=right, path=folder / f"{prefix}confidence_histogram.png")
-    sections += [
+    sections: list[Section] = [
         Picture(f"{title}: confusion matrix", matrix, note=f"threshold {threshold:.3g}"),
         Picture(f"{title}: reliability", reliability, note="threshold 0.5"),
         Picture(f"{title}: confidence", histogram, note="threshold 0.5"),

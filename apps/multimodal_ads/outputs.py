@@ -14,11 +14,13 @@ from mlcore.base.files import atomic_write, ensure_folder, write_json, write_tex
 from mlcore.config.dump import to_yaml
 from mlcore.data.images import read_image
 from mlcore.report.page import Section
+from mlcore.run.deciding import Decider
+from mlcore.run.decision import write_decision
 from mlcore.run.final_evaluation import best_checkpoint
 from mlcore.training.checkpoint import CheckpointStore
 from quartet.apps.multimodal_ads.config import AdsConfig
 from quartet.apps.multimodal_ads.data.table import AdRow
-from quartet.apps.multimodal_ads.evaluation import ad_sections, probabilities_of, results, threshold_for_f1
+from quartet.apps.multimodal_ads.evaluation import ad_sections, probabilities_of, results
 from quartet.apps.multimodal_ads.wrong_ones import classify, write_predictions, write_report, wrong_sections
 
 _log = logging.getLogger(__name__)
@@ -36,11 +38,13 @@ class Inspector:
 
     Args:
         rows: By split: "val", and "test" where there is one.
+        decider: Chooses the decision.
         max_pixels: Larger images are not decoded for thumbnails.
     """
 
-    def __init__(self, rows: Mapping[str, Sequence[AdRow]], *, max_pixels: int) -> None:
+    def __init__(self, rows: Mapping[str, Sequence[AdRow]], *, decider: Decider, max_pixels: int) -> None:
         self.rows = rows
+        self.decider = decider
         self.read_image = partial(read_image, max_pixels=max_pixels)
         self.predictions: dict[str, Mapping[str, Tensor]] = {}
 
@@ -48,8 +52,12 @@ class Inspector:
         """Sections of the report; `prefix` is "" for validation, which comes first, and "test_" for the test."""
         split = prefix.removesuffix("_") or "val"
         self.predictions[split] = predictions
+        labels, chances = predictions["label"].numpy(), probabilities_of(predictions)
+        if split == "val":
+            self.decider.choose(labels, chances)
         classified = classify(predictions, self.rows[split], threshold=self.threshold)
         return [
+            *self.decider.sections(labels, chances, folder=folder, prefix=prefix),
             *ad_sections(predictions, threshold=self.threshold, folder=folder, prefix=prefix),
             *wrong_sections(classified, folder=folder, prefix=prefix, read_image=self.read_image),
         ]
@@ -57,14 +65,14 @@ class Inspector:
     @property
     def threshold(self) -> float:
         """The probability from which a sample counts as an ad, chosen on validation."""
-        validation = self.predictions["val"]
-        return threshold_for_f1(validation["label"].numpy(), probabilities_of(validation))
+        return self.decider.decision.threshold
 
 
 def write_outputs(inspector: Inspector, config: AdsConfig, folder: Path, _summary: Mapping[str, Any]) -> None:
-    """Write `results.json`, `test_predictions.json`, `test_report.md`, `checkpoint_best.ckpt` and `.hydra/config.yaml`.
+    """Write the run's decision, its results and predictions, and its checkpoint and settings under promised names.
 
-    Without test data the predictions and the report are those of validation.
+    These are `decision.json`, `results.json`, `test_predictions.json`, `test_report.md`, `checkpoint_best.ckpt` and
+    `.hydra/config.yaml`. Without test data the predictions and the report are those of validation.
 
     Args:
         inspector: It has seen the best checkpoint's predictions.
@@ -73,7 +81,9 @@ def write_outputs(inspector: Inspector, config: AdsConfig, folder: Path, _summar
     """
     known = inspector.predictions
     split = "test" if "test" in known else "val"
-    values = results(known["val"], known["test"] if split == "test" else None)
+    decision = inspector.decider.decision
+    write_decision(folder, decision)
+    values = results(decision, known["val"], known["test"] if split == "test" else None)
     write_json(folder / RESULTS, values)
     write_test_files(
         folder,

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 from torch import Tensor
 
@@ -17,16 +16,17 @@ from mlcore.base.errors import UserError
 from mlcore.base.files import write_json
 from mlcore.report.page import Picture, Text
 from mlcore.report.plots.contact_sheet import plot_contact_sheet
+from mlcore.run.decision import Decision, choose, parse_operating_point
 from quartet.apps.multimodal_ads.evaluation import (
+    CLASS_NAMES,
     ad_metrics,
     ad_sections,
     probabilities_of,
     results,
     split_results,
-    threshold_for_f1,
     undefined_figures,
 )
-from quartet.apps.multimodal_ads.plots import plot_operating_point, plot_values_by_class
+from quartet.apps.multimodal_ads.plots import plot_values_by_class
 
 
 def predictions(labels: list[int], logits: list[float]) -> dict[str, Tensor]:
@@ -41,34 +41,20 @@ def noisy(seed: int, samples: int = 60) -> dict[str, Tensor]:
     return predictions(labels.tolist(), np.round(2 * labels - 1 + rng.normal(0, 1.5, samples), 1).tolist())
 
 
-def best_by_trying(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
-    """The largest F1 over all thresholds that decide differently."""
-    return max(f1_score(labels, probabilities >= t, zero_division=0) for t in [*np.unique(probabilities), 2.0])
+def decided(rows: dict[str, Tensor], rule: str = "f1") -> Decision:
+    """What a run chooses on its validation data."""
+    asked = parse_operating_point(rule)
+    labels, chances = rows["label"].numpy(), probabilities_of(rows)
+    return choose(asked, labels=labels, probabilities=chances, class_names=CLASS_NAMES, kind="binary")
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_the_threshold_has_the_largest_f1_of_all_and_is_a_probability(seed: int) -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_the_threshold_has_the_largest_f1_of_all(seed: int) -> None:
     rows = noisy(seed)
     labels, chances = rows["label"].numpy(), probabilities_of(rows)
-    threshold = threshold_for_f1(labels, chances)
-    assert threshold in chances
-    assert f1_score(labels, chances >= threshold) == best_by_trying(labels, chances)
-    assert ad_metrics(rows, threshold)["f1"] == best_by_trying(labels, chances)
-
-
-def test_of_thresholds_with_the_same_f1_the_highest_is_taken() -> None:
-    # 0.9 finds one of two (F1 2/3); 0.5 finds both with two false alarms (F1 2/3).
-    assert threshold_for_f1([1, 0, 0, 1], [0.9, 0.7, 0.6, 0.5]) == 0.9
-
-
-@pytest.mark.parametrize("label", [0, 1])
-def test_with_one_class_the_threshold_is_one_half(label: int) -> None:
-    assert threshold_for_f1([label] * 3, [0.1, 0.2, 0.9]) == 0.5
-
-
-def test_equal_probabilities_stay_on_one_side() -> None:
-    labels, chances = np.array([1, 0, 1, 0]), np.array([0.8, 0.8, 0.3, 0.3])
-    assert threshold_for_f1(labels, chances) == 0.3
+    threshold = decided(rows).threshold
+    best = max(f1_score(labels, chances >= t, zero_division=0) for t in [*np.unique(chances), 2.0])
+    assert ad_metrics(rows, threshold)["f1"] == f1_score(labels, chances >= threshold) == best
 
 
 def test_figures_of_a_perfect_model() -> None:
@@ -104,29 +90,39 @@ def test_one_class_only_is_told_and_never_crashes(label: int, logit: float, miss
 
     sections = ad_sections(rows, threshold=0.5, folder=tmp_path)
     assert isinstance(sections[-1], Text)
-    assert not (tmp_path / "operating_point.png").exists()
-    assert "nothing to choose by" in results(rows)["threshold"]["note"]
+    about = results(decided(rows), rows)["threshold"]
+    assert about == {"value": 0.5, "chosen_on": None, "note": f"every sample is of class {label}: nothing to choose by"}
 
 
 def test_results_use_the_threshold_of_validation_on_the_test() -> None:
     validation, test = noisy(0), noisy(1)
-    values = results(validation, test)
-    chosen = threshold_for_f1(validation["label"], torch.as_tensor(probabilities_of(validation)))
+    decision = decided(validation)
+    values, chosen = results(decision, validation, test), decision.threshold
+    assert values["threshold"] == {"value": chosen, "chosen_on": "val", "maximises": "f1"}
     assert values["threshold"]["value"] == values["val"]["threshold"] == values["test"]["threshold"] == chosen
-    decided = probabilities_of(test) >= chosen
-    assert values["test"]["f1"] == f1_score(test["label"].numpy(), decided)
+    taken = probabilities_of(test) >= chosen
+    assert values["test"]["f1"] == f1_score(test["label"].numpy(), taken)
     (kept, alarms), (missed, found) = values["test"]["confusion_matrix"]["counts"]
     assert kept + alarms + missed + found == values["test"]["n"] == 60
     assert missed + found == values["test"]["positives"]
-    assert alarms + found == decided.sum()
+    assert alarms + found == taken.sum()
     interval = values["test"]["auroc_interval"]
     assert interval["low"] <= values["test"]["auroc"] <= interval["high"]
     assert sum(row["count"] for row in values["test"]["reliability_bins"]) == 60
-    assert "test" not in results(validation)
+    assert "test" not in results(decision, validation)
+
+
+def test_results_say_what_was_asked_and_not_reached() -> None:
+    rows = predictions([0, 1, 1, 0], [2.0, 1.0, 0.5, -3.0])
+    about = results(decided(rows, "precision=0.95"), rows)["threshold"]
+    assert (about["rule"], about["asked"], about["chosen_on"]) == ("precision", 0.95, "val")
+    assert about["note"].startswith("precision 0.95 is not reached on these data: the highest is 0.6667 (2 of 3)")
+    zones = results(decided(rows, "zones=0.6,0.9"), rows)["threshold"]
+    assert zones["lower"] < zones["value"] < 0.63
 
 
 def test_results_are_strict_json(tmp_path: Path) -> None:
-    write_json(tmp_path / "results.json", results(noisy(0), predictions([0, 0], [-1.0, -2.0])))
+    write_json(tmp_path / "results.json", results(decided(noisy(0)), noisy(0), predictions([0, 0], [-1.0, -2.0])))
     text = (tmp_path / "results.json").read_text("utf-8")
     assert json.loads(text, parse_constant=pytest.fail)["test"]["auroc"] is None
     assert "null" in text
@@ -149,13 +145,11 @@ def test_pictures_are_drawn(threshold: float, tmp_path: Path) -> None:
     sections = ad_sections(noisy(3), threshold=threshold, folder=tmp_path, prefix="test_")
     drawn = {section.path.name for section in sections if isinstance(section, Picture)}
     assert drawn == {path.name for path in tmp_path.iterdir()}
-    assert "test_operating_point.png" in drawn
+    assert "test_confusion_matrix.png" in drawn
     assert all(section.title.startswith("Test: ") for section in sections)
 
 
 def test_pictures_refuse_what_they_cannot_show(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="every sample is of class 1"):
-        plot_operating_point([1, 1], probabilities=[0.1, 0.2], threshold=0.5, path=tmp_path / "x.png")
     with pytest.raises(UserError, match="between 0 and 1"):
         plot_values_by_class([2.0], labels=[0], class_names=["a", "b"], path=tmp_path / "x.png", x_label="")
     with pytest.raises(UserError, match="at least one picture"):

@@ -36,7 +36,7 @@ def test_the_decision_of_validation_is_applied_to_the_test_and_to_new_data(
     figures = decision.figures
     assert list(figures) == ["val", "test"]
     assert sum(figures["test"][name].hits or 0 for name in ("accepted", "reviewed", "rejected")) == 12
-    for split in ("decision.png", "test_decision.png"):
+    for split in ("operating_point.png", "test_operating_point.png"):
         assert (zoned / split).is_file()
     summary = (zoned / "summary.md").read_text(encoding="utf-8")
     assert "chosen on the validation data" in summary

@@ -68,7 +68,7 @@ class Decider:
         return self.decision
 
     def sections(self, labels: Array, probabilities: Array, *, folder: Path, prefix: str = "") -> list[Section]:
-        """Figures of the decision on some data, which it remembers, and `{prefix}decision.png`.
+        """Figures of the decision on some data, which it remembers, and `{prefix}operating_point.png`.
 
         Args:
             labels: ``[N]`` class indices.
@@ -84,7 +84,7 @@ class Decider:
         truth = as_labels(labels)
         chances = self.decision.calibrated(as_probabilities(probabilities, rows=len(truth)))
         self.decision = self.decision.with_figures(split, measured(self.decision, labels=truth, probabilities=chances))
-        decision, path = self.decision, folder / f"{prefix}decision.png"
+        decision, path = self.decision, folder / f"{prefix}operating_point.png"
         drawn: list[Section] = []
         if decision.kind == "multiclass":
             least = decision.least or [0.0] * len(decision.class_names)
