@@ -16,6 +16,7 @@ from mlcore.metrics.ranking import Interval
 from mlcore.report.classification import measure_interval
 from mlcore.report.page import Section
 from mlcore.run.build import Data, TrainingSetup
+from mlcore.run.deciding import Decider
 from mlcore.training.evaluator import Predictions
 from quartet.apps.doc_ensemble.config import DocConfig
 from quartet.apps.doc_ensemble.data.augment import PageAugmentation
@@ -57,7 +58,8 @@ def build(config: DocConfig, world: World) -> TrainingSetup:
         extra=metadata,
     )
     data = partial(_data, config=config)
-    inspector = Inspector(splits, max_pixels=round(config.data.max_megapixels * 1e6))
+    decider = Decider(config.decision, class_names=splits.classes, kind="multiclass")
+    inspector = Inspector(splits, decider=decider, max_pixels=round(config.data.max_megapixels * 1e6))
     return TrainingSetup(
         task=task,
         train=_training_data(splits, config),

@@ -6,7 +6,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from mlcore.config.section import BEST, Section, field, reject
-from mlcore.config.sections import CheckpointConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
+from mlcore.config.sections import (
+    CheckpointConfig,
+    DecisionConfig,
+    RunConfig,
+    SchedulerConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "AugmentationConfig",
@@ -224,6 +231,7 @@ class DocConfig(Section):
     scheduler: SchedulerConfig = field(SchedulerConfig(), "Learning-rate schedule")
     kfold: KFoldConfig = field(KFoldConfig(), "Cross-validation")
     ensemble: EnsembleConfig = field(EnsembleConfig(), "Ensemble")
+    decision: DecisionConfig = field(DecisionConfig(), "Decision")
     run: RunConfig = field(RunConfig(), "Run")
     checkpoint: CheckpointConfig = field(CheckpointConfig(), "Checkpoints")
     tracking: TrackingConfig = field(TrackingConfig(), "Tracking")

@@ -9,12 +9,16 @@ from torch import Tensor
 from mlcore.base.files import csv_text, write_text
 from mlcore.metrics.classification import ClassificationReport
 from mlcore.report.page import Section
+from mlcore.run.deciding import Decider
+from mlcore.run.decision import Decision, write_decision
+from mlcore.run.predictor import ClassPrediction
 from quartet.apps.doc_ensemble.class_analysis import calibration_sections, confused_sections
 from quartet.apps.doc_ensemble.class_metrics import class_report, format_class_summary, write_class_files
 from quartet.apps.doc_ensemble.config import DocConfig
 from quartet.apps.doc_ensemble.data.pages import Page
 from quartet.apps.doc_ensemble.ensemble.folds import write_fold_predictions
 from quartet.apps.doc_ensemble.splits import Splits
+from quartet.apps.doc_ensemble.temperature import fit_temperature
 
 __all__ = ["Inspector", "write_outputs"]
 
@@ -24,11 +28,13 @@ class Inspector:
 
     Args:
         splits: The pages of the run.
+        decider: Chooses the decision.
         max_pixels: Larger images are not decoded for thumbnails.
     """
 
-    def __init__(self, splits: Splits, *, max_pixels: int) -> None:
+    def __init__(self, splits: Splits, *, decider: Decider, max_pixels: int) -> None:
         self.splits = splits
+        self.decider = decider
         self.predictions: dict[str, Mapping[str, Tensor]] = {}
         self._max_pixels = max_pixels
 
@@ -38,18 +44,23 @@ class Inspector:
         self.predictions[split] = predictions
         if split == "train":
             return []
+        labels, chances = predictions["label"].numpy(), predictions["probabilities"].numpy()
+        if split == "val":
+            temperature = fit_temperature(predictions["logits"].numpy(), labels=labels)
+            self.decider.choose(labels, chances, temperature=temperature)
         report = self._report(split)
         train = self._report("train") if split == "val" and "train" in self.predictions else None
         sections = write_class_files(report, folder=folder, train=train, prefix=f"{split}_")
         sections += confused_sections(
             self.splits.named()[split],
-            labels=predictions["label"].numpy(),
-            probabilities=predictions["probabilities"].numpy(),
+            labels=labels,
+            probabilities=chances,
             class_names=self.splits.classes,
             folder=folder,
             max_pixels=self._max_pixels,
             prefix=prefix,
         )
+        sections += self.decider.sections(labels, chances, folder=folder, prefix=prefix)
         last = "test" if self.splits.test is not None else "val"
         return sections if split != last else [*sections, *self._calibration(folder)]
 
@@ -68,26 +79,32 @@ class Inspector:
 
 
 def write_outputs(inspector: Inspector, config: DocConfig, folder: Path, _summary: Mapping[str, Any]) -> None:
-    """Write `val_predictions.csv` (and `test_`), print the summary, and for a fold keep what it is joined from.
+    """Write `decision.json` and `val_predictions.csv` (and `test_`), print the summary, and for a fold keep its part.
+
+    Tables hold what `predict.py` gives: probabilities at the decision's temperature.
 
     Args:
         inspector: It has seen the best checkpoint's predictions.
         config: The run's.
         folder: The run's.
     """
-    splits = inspector.splits
+    splits, decision = inspector.splits, inspector.decider.decision
+    write_decision(folder, decision)
     for split, pages in splits.named().items():
         if split != "train":
-            write_text(folder / f"{split}_predictions.csv", _table(inspector.predictions[split], pages, splits.classes))
+            table = _table(inspector.predictions[split], pages, decision)
+            write_text(folder / f"{split}_predictions.csv", csv_text(table))
     if config.kfold.fold is not None:
         write_fold_predictions(folder, config=config, splits=splits, predictions=inspector.predictions["val"])
     print(inspector.summary())
 
 
-def _table(predictions: Mapping[str, Tensor], pages: Sequence[Page], classes: Sequence[str]) -> str:
-    chances, labels = predictions["probabilities"].numpy(), predictions["label"].tolist()
-    guesses = chances.argmax(axis=1)
-    table = [("image", "label", "predicted", "probability", *(f"p_{name}" for name in classes))]
-    for page, label, guess, row in zip(pages, labels, guesses, chances, strict=True):
-        table.append((page.key, classes[label], classes[guess], f"{row[guess]:.6f}", *(f"{p:.6f}" for p in row)))
-    return csv_text(table)
+def _table(predictions: Mapping[str, Tensor], pages: Sequence[Page], decision: Decision) -> list[Sequence[object]]:
+    classes, labels = decision.class_names, predictions["label"].tolist()
+    answers = ClassPrediction.of_batch(predictions["probabilities"].double().numpy(), classes, decision)
+    columns = ClassPrediction.columns(classes, decision)
+    table: list[Sequence[object]] = [("image", "label", "predicted", *columns[1:])]
+    for page, label, answer in zip(pages, labels, answers, strict=True):
+        cells = [f"{value:.6f}" if isinstance(value, float) else value for value in answer.row()]
+        table.append((page.key, classes[label], *cells))
+    return table

@@ -15,6 +15,7 @@ from PIL import Image
 from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
 from mlcore.run.build import build_trainer, train_loader
+from mlcore.run.decision import read_decision
 from mlcore.training import losses
 from quartet.apps.doc_ensemble.build import build
 from quartet.apps.doc_ensemble.config import DocConfig
@@ -31,6 +32,9 @@ PROMISED = (
     "train_val_comparison.png",
     "val_predictions.csv",
     "calibration.json",
+    "decision.json",
+    "operating_point.png",
+    "test_operating_point.png",
     "report.html",
     "checkpoints/best_model.pth",
 )
@@ -72,6 +76,11 @@ def test_predictions_are_those_of_the_restored_model(finished: tuple[Path, str],
     sample = data.prepare(data.dataset[20])
     with torch.inference_mode():
         chances = torch.softmax(restored.model(torch.from_numpy(sample["pixels"])[None])[0], dim=0).numpy()
+    decision = read_decision(finished[0])
+    assert decision is not None
+    calibration = json.loads((finished[0] / "calibration.json").read_text("utf-8"))
+    assert decision.temperature == calibration["val"]["temperature"]
+    chances = decision.calibrated(chances[None])[0]
     written = np.array([float(rows[20][f"p_{name}"]) for name in restored.class_names])
     np.testing.assert_allclose(written, chances, atol=2e-6)
     assert rows[20]["label"] == restored.class_names[sample["label"]]
