@@ -18,6 +18,7 @@ from mlcore.remote.s3 import stored_file
 from mlcore.run.build import Data, TrainingSetup
 from mlcore.training.evaluator import Predictions
 from mlcore.training.optim import GroupRule
+from quartet.apps.sam_med3d_ich.choosing import Chooser
 from quartet.apps.sam_med3d_ich.config import DataConfig, ModelConfig, ObjectiveConfig, SamMed3DConfig
 from quartet.apps.sam_med3d_ich.data.cache import Cache
 from quartet.apps.sam_med3d_ich.data.case import Case
@@ -81,6 +82,7 @@ def build(config: SamMed3DConfig, world: World) -> TrainingSetup:
         for prefix, cases in (("", splits.validation), ("test_", splits.test))
         if cases is not None
     }
+    chooser = Chooser(task, config.decision)
     statistics = _statistics(splits, cache) if world.is_main else {}
     notes += told_of_units(statistics)
     return TrainingSetup(
@@ -97,8 +99,11 @@ def build(config: SamMed3DConfig, world: World) -> TrainingSetup:
         group_rules=learning_rates(model, config),
         overview=partial(statistics_sections, statistics) if world.is_main else None,
         interval=partial(_interval, task, whole),
-        analyse=Inspector(task=task, datasets=whole, window=task.segmenter.preprocessing.window),
-        finish=partial(write_outputs, task, config),
+        choose=chooser.choose,
+        analyse=Inspector(
+            task=task, datasets=whole, window=task.segmenter.preprocessing.window, decide=chooser.sections
+        ),
+        finish=partial(write_outputs, task, config, chooser),
         warnings=notes,
     )
 

@@ -150,8 +150,28 @@ class InferenceConfig(Section):
     threshold: float = field(
         0.5, "Probability from which a voxel belongs to the mask", gt=0, lt=1, continued="reset", resets=BEST
     )
+    min_volume_ml: float = field(
+        0.0,
+        "Connected parts of a mask that are smaller are left out",
+        unit="mL",
+        ge=0,
+        continued="reset",
+        resets=BEST,
+    )
     windows_per_batch: int = field(
         1, "Windows that go through the model together", unit="windows", ge=1, continued="applied"
+    )
+
+
+class MaskDecisionConfig(Section):
+    """What a trained model decides at; kept in the run's decision.json."""
+
+    rule: Literal["none", "score"] = field(
+        "none",
+        "none: inference.threshold and inference.min_volume_ml; score: at the end, the pair of them with the highest "
+        "score on the validation cases",
+        aliases=("decision_rule",),
+        continued="applied",
     )
 
 
@@ -162,6 +182,7 @@ class SamMed3DConfig(Section):
     model: ModelConfig = field(ModelConfig(), "Model")
     objective: ObjectiveConfig = field(ObjectiveConfig(), "Training objective")
     inference: InferenceConfig = field(InferenceConfig(), "Whole volumes")
+    decision: MaskDecisionConfig = field(MaskDecisionConfig(), "Decision")
     train: TrainConfig = field(TrainConfig(), "Training")
     scheduler: SchedulerConfig = field(SchedulerConfig(), "Learning-rate schedule")
     run: RunConfig = field(RunConfig(), "Run")

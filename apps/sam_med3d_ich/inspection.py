@@ -1,7 +1,7 @@
 """What people look at after an evaluation: tables of cases and pictures of the best, the median and the worst."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,13 @@ class Inspector:
         task: Segments again the few cases that are drawn.
         datasets: Cases by the prefix of their files ("" for validation, "test_").
         window: Level and width in HU of the pictures; None for percentiles.
+        decide: Sections on the decision (`choosing.Chooser.sections`).
     """
 
     task: IchTask
     datasets: Mapping[str, CaseDataset]
     window: tuple[float, float] | None
+    decide: Callable[..., Sequence[Section]]
 
     def __call__(self, predictions: Predictions, folder: Path, prefix: str) -> Sequence[Section]:
         """Write `{prefix}cases.csv`, the overlays and the figures' pictures; see `case_report.case_sections`."""
@@ -56,7 +58,10 @@ class Inspector:
             )
             for word, index in chosen.items()
         ]
-        return case_sections(rows, folder=folder, prefix=prefix, overlays=overlays)
+        return [
+            *case_sections(rows, folder=folder, prefix=prefix, overlays=overlays),
+            *self.decide(predictions, folder=folder, prefix=prefix),
+        ]
 
     def _overlay(self, case: Mapping[str, Any], *, title: str, path: Path) -> Picture:
         was_training = self.task.model.training

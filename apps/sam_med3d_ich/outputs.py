@@ -7,7 +7,9 @@ from typing import Any
 
 from mlcore.base.files import write_json
 from mlcore.config.dump import to_values
+from mlcore.run.decision import write_decision
 from mlcore.training.checkpoint import save_checkpoint
+from quartet.apps.sam_med3d_ich.choosing import Chooser
 from quartet.apps.sam_med3d_ich.config import SamMed3DConfig
 from quartet.apps.sam_med3d_ich.model.weights import encoder_state
 from quartet.apps.sam_med3d_ich.task import IchTask
@@ -15,15 +17,19 @@ from quartet.apps.sam_med3d_ich.task import IchTask
 ENCODER_KEY = "image_encoder_state_dict"
 
 
-def write_outputs(task: IchTask, config: SamMed3DConfig, folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write `sam_encoder.pth`, `config.json` and `training_summary_<date-time>.json`.
+def write_outputs(
+    task: IchTask, config: SamMed3DConfig, chooser: Chooser, folder: Path, summary: Mapping[str, Any]
+) -> None:
+    """Write `decision.json`, `sam_encoder.pth`, `config.json` and `training_summary_<date-time>.json`.
 
     Args:
         task: Its model has the best checkpoint's weights.
         config: The run's.
+        chooser: It has seen the evaluations.
         folder: The run's.
         summary: Results of the run.
     """
+    write_decision(folder, chooser.decision)
     metadata = task.metadata
     save_checkpoint(
         folder / "sam_encoder.pth",

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mlcore.run.decision import Decision
 from mlcore.run.restore import load_run_checkpoint, of_this_version, rebuild
 from quartet.apps.sam_med3d_ich.config import DataConfig, ModelConfig, SamMed3DConfig
 from quartet.apps.sam_med3d_ich.data.preprocess import WINDOWS, Preprocessing
@@ -72,12 +73,15 @@ def make_model(metadata: Mapping[str, Any], **options: Any) -> IchModel:
     )
 
 
-def make_segmenter(metadata: Mapping[str, Any], model: IchModel) -> Segmenter:
-    """A segmenter with the settings that `describe` noted."""
+def make_segmenter(metadata: Mapping[str, Any], model: IchModel, decision: Decision | None = None) -> Segmenter:
+    """A segmenter with the settings that `describe` noted, at the decision of its run where there is one."""
     given: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in metadata["preprocessing"].items()
     }
-    return Segmenter(model=model, preprocessing=Preprocessing(**given), **metadata["inference"])
+    noted = dict(metadata["inference"])
+    if decision is not None:
+        noted |= {"threshold": decision.threshold, "min_volume_ml": decision.min_volume_ml}
+    return Segmenter(model=model, preprocessing=Preprocessing(**given), **noted)
 
 
 def restore(path: Path, *, device: torch.device) -> Restored:
@@ -92,7 +96,8 @@ def restore(path: Path, *, device: torch.device) -> Restored:
     """
     read = load_run_checkpoint(path, app="sam_med3d_ich", config_cls=SamMed3DConfig)
     model = rebuild(lambda: make_model(read.metadata), read.weights, source=path).to(device)
+    decision = read.decision
     with of_this_version(path):
-        segmenter = make_segmenter(read.metadata, model)
+        segmenter = make_segmenter(read.metadata, model, decision)
         prompted = bool(read.metadata["prompted"])
     return Restored(segmenter=segmenter, prompted=prompted, config=read.config, step=read.step)

@@ -59,6 +59,7 @@ class Segmenter:
         preprocessing: How volumes come to the model's grid.
         overlap: Share of a window that the next one covers again, 0..1.
         threshold: Probability from which a voxel belongs to the mask.
+        min_volume_ml: Smaller connected parts (26 neighbours) are left out of the mask.
         windows_per_batch: Windows that go through the model together.
     """
 
@@ -66,6 +67,7 @@ class Segmenter:
     preprocessing: Preprocessing
     overlap: float = 0.5
     threshold: float = 0.5
+    min_volume_ml: float = 0.0
     windows_per_batch: int = 1
 
     def __call__(
@@ -82,7 +84,15 @@ class Segmenter:
         with torch.inference_mode():
             logits, score = self._logits(ready) if clicks is None else self._prompted(ready, clicks)
             probability = to_native(torch.sigmoid(logits), ready.grid)
-        return Segmentation(probability, (probability >= self.threshold).astype(np.uint8), score)
+        return Segmentation(probability, self._mask(probability, volume.voxel_ml), score)
+
+    def _mask(self, probability: NDArray[np.float32], voxel_ml: float) -> NDArray[np.uint8]:
+        inside = probability >= self.threshold
+        if self.min_volume_ml > 0:
+            parts, count = ndimage.label(inside, structure=EVERYWHERE)
+            large = np.bincount(parts.ravel(), minlength=count + 1) * voxel_ml >= self.min_volume_ml
+            inside &= large[parts]
+        return inside.astype(np.uint8)
 
     @property
     def _side(self) -> int:

@@ -19,13 +19,13 @@ MaskLoss = Callable[[Tensor, Tensor], Tensor]
 """Logits and target, both [B, 1, X, Y, Z], to one value per sample, [B]."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, kw_only=True)
 class IchTask:
     """A model of head CTs and what it is trained for.
 
     Attributes:
         model: The network.
-        segmenter: How it goes over whole volumes.
+        segmenter: How it goes over whole volumes; another one takes its place where validation chooses its point.
         mask_loss: Loss of a predicted mask.
         ich_weight: Weight of the image-level loss.
         prompted: Train and evaluate with simulated clicks.

@@ -97,6 +97,8 @@ class TrainingSetup:
         group_rules: Learning rates of parts of the model.
         overview: Makes report sections about the data (statistics, skipped samples), given the run folder, into which
             their pictures go.
+        choose: Chooses on validation what evaluations need, before those of the final one, with the best checkpoint's
+            weights; on every rank, given what gives a task's evaluation rows for the validation data.
         analyse: Makes report sections and pictures of predictions: `(predictions, folder, prefix) -> sections`.
         interval: The 95 % interval of a figure: `(split, predictions, metric) -> interval`, NaN where there is none.
         export_command: Command that exports a checkpoint into a folder and verifies it in fresh processes.
@@ -111,6 +113,7 @@ class TrainingSetup:
     transform: Transform | None = None
     group_rules: Sequence[GroupRule] = ()
     overview: Callable[[Path], Sequence[Section]] | None = None
+    choose: Callable[[Callable[[Any], Predictions]], None] | None = None
     analyse: Callable[[Predictions, Path, str], Sequence[Section]] | None = None
     interval: Callable[[str, Predictions, str], Interval] | None = None
     export_command: Callable[[Path, Path], list[str]] | None = None

@@ -97,6 +97,9 @@ def evaluate_best(
         step = int(state["progress"]["step"])
         check_metadata(setup.task, state, source=best)
         load_model_weights(setup.task.model, inference_weights(state, source=best), source=best)
+    if setup.choose is not None and "val" in setup.evaluation:
+        loader = evaluation_loader(config, setup.validation, world=world)
+        setup.choose(lambda task: Evaluator(task, loader, world=world).predict(setup.task.model, engine=trainer.engine))
     results: dict[str, dict[str, float]] = {}
     sections: list[Section] = []
     intervals: dict[str, Interval] = {}
