@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 
 from mlcore.base.errors import UserError
+from mlcore.run.decision import Decision, read_decision
 from mlcore.run.restore import RunCheckpoint, load_run_checkpoint, of_this_version, run_folder
 from mlcore.training.checkpoint import CheckpointError, load_model_weights
 from quartet.apps.multimodal_ads.config import AdsConfig
 from quartet.apps.multimodal_ads.data.batches import Pixels
+from quartet.apps.multimodal_ads.evaluation import CLASS_NAMES
 from quartet.apps.multimodal_ads.model.build import Parts, describe, make_parts
 from quartet.apps.multimodal_ads.model.classifier import AdClassifier
 from quartet.apps.multimodal_ads.outputs import RESULTS
@@ -21,7 +23,7 @@ from quartet.apps.multimodal_ads.text.encoder import load_text
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["Restored", "decision_threshold", "restore", "restored"]
+__all__ = ["Restored", "decision_of", "restore", "restored"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,23 +134,26 @@ def _check_former(kept: str, parts: Parts, path: Path) -> None:
         )
 
 
-def decision_threshold(checkpoint: Path, given: str | None = None) -> tuple[float, str | None]:
-    """Least probability of what is taken for an ad: the one that is given, or else the run's.
+def decision_of(checkpoint: Path, given: str | None = None) -> Decision:
+    """From which probability on an ad is taken for one: the threshold that is given, or else the run's decision.
 
-    Returns:
-        It, and the split that the run chose it on; None where there was nothing to choose by, or no choice is known.
+    Runs of earlier versions have their threshold in `results.json`; where there is none either, it is 0.5.
 
     Raises:
-        UserError: What is given is no probability.
+        UserError: What is given is no probability, or the run's decision is damaged.
     """
+    start = Decision(kind="binary", class_names=CLASS_NAMES)
     if given is not None:
         with suppress(ValueError):
             if 0 <= (value := float(given)) <= 1:
-                return value, None
+                return start.model_copy(update={"threshold": value})
         raise UserError(f"threshold={given}: expected a probability, from 0 to 1")
+    folder = run_folder(checkpoint)
+    if (kept := read_decision(folder)) is not None:
+        return kept
     try:
-        about = json.loads((run_folder(checkpoint) / RESULTS).read_text(encoding="utf-8"))["threshold"]
-        return float(about["value"]), about["chosen_on"]
+        about = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["threshold"]
+        return start.model_copy(update={"threshold": float(about["value"]), "chosen_on": about["chosen_on"]})
     except (OSError, ValueError, KeyError, TypeError):
-        _log.warning("no results.json beside %s: the threshold is 0.5; give --threshold for another", checkpoint)
-        return 0.5, None
+        _log.warning("no decision.json beside %s: the threshold is 0.5; give --threshold for another", checkpoint)
+        return start

@@ -11,6 +11,7 @@ import torch
 from mlcore.base.errors import UserError
 from mlcore.data.batch import MicroBatch
 from mlcore.data.images import SUFFIXES, read_image
+from mlcore.run.decision import REVIEW, Decision
 from mlcore.run.predictor import Item
 from mlcore.run.restore import RunCheckpoint
 from mlcore.training.engine import autocast
@@ -18,7 +19,7 @@ from quartet.apps.multimodal_ads.config import AdsConfig
 from quartet.apps.multimodal_ads.data.batches import collate
 from quartet.apps.multimodal_ads.data.table import clean_text
 from quartet.apps.multimodal_ads.evaluation import probabilities_of
-from quartet.apps.multimodal_ads.restore import Restored, decision_threshold, restored
+from quartet.apps.multimodal_ads.restore import Restored, decision_of, restored
 from quartet.apps.multimodal_ads.text.truncation import forewarn
 
 __all__ = ["AdPrediction", "AdScorer", "make_scorer"]
@@ -30,17 +31,20 @@ class AdPrediction:
 
     Attributes:
         probability: Of an ad.
-        predicted: "ad" from the threshold on, else "not_ad".
+        predicted: "ad" or "not_ad", as the decision has it; where a person decides, the more probable one.
         gate: Share of the picture in a gated fusion, 0..1; None without one.
+        review: Whether the decision leaves it to a person; None: it never does.
     """
 
     probability: float
     predicted: str
     gate: float | None = None
+    review: bool | None = None
 
     def row(self) -> list[object]:
-        """All three, as they stand."""
-        return [self.probability, self.predicted, self.gate]
+        """All of it, as it stands, and "yes" where a person should decide."""
+        review = [] if self.review is None else ["yes" if self.review else ""]
+        return [self.probability, self.predicted, self.gate, *review]
 
 
 def make_scorer(run: RunCheckpoint[AdsConfig], device: torch.device, options: Mapping[str, str]) -> "AdScorer":
@@ -50,8 +54,8 @@ def make_scorer(run: RunCheckpoint[AdsConfig], device: torch.device, options: Ma
         CheckpointError: As `quartet.apps.multimodal_ads.restore.restore`.
         UserError: Likewise, or the threshold is no probability.
     """
-    threshold, _ = decision_threshold(run.path, options.get("threshold"))
-    return AdScorer(restored(run, device=device), threshold=threshold, text=clean_text(options.get("text", "")))
+    decision = decision_of(run.path, options.get("threshold"))
+    return AdScorer(restored(run, device=device), decision=decision, text=clean_text(options.get("text", "")))
 
 
 class AdScorer:
@@ -59,16 +63,16 @@ class AdScorer:
 
     Args:
         found: The classifier.
-        threshold: Least probability of what is taken for an ad.
+        decision: From which probability on an ad is taken for one.
         text: Of items that bring none.
     """
 
-    columns = ("probability", "predicted", "gate")
     suffixes = SUFFIXES
     batch_size = 32
 
-    def __init__(self, found: Restored, *, threshold: float, text: str = "") -> None:
-        self._found, self._threshold, self._text = found, threshold, text
+    def __init__(self, found: Restored, *, decision: Decision, text: str = "") -> None:
+        self._found, self._decision, self._text = found, decision, text
+        self.columns = ("probability", "predicted", "gate", *(["review"] if decision.can_review else []))
         self._task, self._prepare, self._encoder = found.task, found.prepare, found.parts.text
         self.inputs: dict[str, Sequence[str]] = {}
         if self._prepare is not None:
@@ -98,11 +102,18 @@ class AdScorer:
         device = self._found.device
         with autocast(self._found.config.train.precision, device):
             rows = self._task.evaluation_step(self._found.model, MicroBatch(batch).to(device).data)
-        chances = probabilities_of({"logit": rows["logit"].cpu()}).tolist()
+        chances = probabilities_of({"logit": rows["logit"].cpu()})
         gates = rows["gate"].tolist() if "gate" in rows else [None] * len(chances)
         return [
-            AdPrediction(probability=chance, predicted="ad" if chance >= self._threshold else "not_ad", gate=gate)
-            for chance, gate in zip(chances, gates, strict=True)
+            AdPrediction(
+                probability=chance,
+                predicted="ad" if index == 1 or (index == REVIEW and chance >= 0.5) else "not_ad",
+                gate=gate,
+                review=index == REVIEW if self._decision.can_review else None,
+            )
+            for chance, index, gate in zip(
+                chances.tolist(), self._decision.decide(chances).tolist(), gates, strict=True
+            )
         ]
 
     def save(self, item: Item, prediction: AdPrediction, folder: Path) -> None:

@@ -20,7 +20,7 @@ from quartet.apps.multimodal_ads.data.batches import SampleSource, collate
 from quartet.apps.multimodal_ads.data.table import AdRow, read_table
 from quartet.apps.multimodal_ads.evaluation import split_results
 from quartet.apps.multimodal_ads.outputs import write_test_files
-from quartet.apps.multimodal_ads.restore import Restored, decision_threshold, restore
+from quartet.apps.multimodal_ads.restore import Restored, decision_of, restore
 from quartet.apps.multimodal_ads.text.truncation import forewarn
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,8 @@ def evaluate(
     with output_folder(output_dir or run_folder(model_path) / f"test_{csv.stem}") as folder:
         rows = read_table(csv, base_dir=base_dir)
         restored = restore(model_path, device=pick_device(device))
-        value, chosen_on = decision_threshold(model_path, threshold)
+        decision = decision_of(model_path, threshold)
+        value, chosen_on = decision.threshold, decision.chosen_on
         for warning in forewarn([row.text for row in rows], restored.parts.text):
             _log.warning("%s", warning)
         predictions = _predictions(restored, rows, batch_size=batch_size)

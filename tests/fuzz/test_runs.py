@@ -22,7 +22,7 @@ from mlcore.trackers.table import TableTracker, read_history
 from quartet.apps.doc_ensemble.ensemble.folds import _progress
 from quartet.apps.doc_ensemble.ensemble.stacking import Stacker, read_stacker
 from quartet.apps.multimodal_ads.data.ocr import _recorded
-from quartet.apps.multimodal_ads.restore import decision_threshold
+from quartet.apps.multimodal_ads.restore import decision_of
 from tests.fuzz.cases import Parser, Record, checks_of, explore, judge
 
 JSON = (b"{}", b"[]", b'"x": ', b"Infinity", b"NaN", b"true", b"1e400", b'{"a": [1]}', b"\\u0000", b"\\ud800", b"-1")
@@ -105,7 +105,7 @@ PARSERS = [
     Parser(
         name="threshold",
         write=runs,
-        read=lambda folder: decision_threshold(folder / "a" / "best.ckpt"),
+        read=lambda folder: decision_of(folder / "a" / "best.ckpt"),
         edited="a/results.json",
     ),
     Parser(

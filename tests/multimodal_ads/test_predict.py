@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 from mlcore.base.errors import UserError
+from mlcore.base.files import write_json
 from mlcore.run import load_run
+from mlcore.run.decision import read_decision, write_decision
 from mlcore.run.predictor import Item
 from quartet.apps.multimodal_ads.data.table import read_table
 from quartet.apps.multimodal_ads.text.encoder import TextEncoder
@@ -177,13 +179,44 @@ def test_the_threshold_decides_and_changes_no_probability(ads: Path, finished: P
             assert f"threshold={given}: expected a probability, from 0 to 1" in said
 
 
+def test_what_validation_chose_decides_and_may_leave_some_to_a_person(
+    ads: Path, finished: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    decision = read_decision(folder)
+    assert decision is not None
+    results = json.loads((folder / "results.json").read_text("utf-8"))["threshold"]
+    assert results == {"value": decision.threshold, "chosen_on": "val", "maximises": "f1"}
+    assert list(decision.figures) == ["val", "test"]
+
+    table = [
+        Item(row.origin, row.image, values=(("text", row.text),)) for row in read_table(ads / "test.csv", base_dir=None)
+    ]
+    chances = [one.probability for one in load_run(folder, device="cpu")(table)]
+    low, high = sorted(chances)[8], sorted(chances)[16]
+    write_decision(folder, decision.model_copy(update={"threshold": high, "lower": low}))
+    predictor = load_run(folder, device="cpu")
+    assert predictor.scorer.columns == ("probability", "predicted", "gate", "review")
+    for one in predictor(table):
+        assert one.review == (low <= one.probability < high)
+        assert one.review or one.predicted == ("ad" if one.probability >= high else "not_ad")
+        assert one.row()[-1] == ("yes" if one.review else "")
+
+    # A run of before has its threshold in results.json.
+    (folder / "decision.json").unlink()
+    write_json(folder / "results.json", {"threshold": {"value": high, "chosen_on": "val"}})
+    for one in load_run(folder, device="cpu")(table):
+        assert one.predicted == ("ad" if one.probability >= high else "not_ad")
+        assert one.review is None
+
+
 def test_a_checkpoint_away_from_its_run_decides_at_one_half_and_says_so(
     ads: Path, finished: Path, tmp_path: Path
 ) -> None:
     shutil.copy(finished / "checkpoint_best.ckpt", "moved.ckpt")
     code, said = predict(tmp_path / "moved.ckpt", "--csv", ads / "test.csv")
     assert code == 0, said
-    assert "no results.json beside" in said
+    assert "no decision.json beside" in said
     assert "the threshold is 0.5" in said
     for row in read_csv("predictions.csv"):
         assert row["predicted"] == ("ad" if float(row["probability"]) >= 0.5 else "not_ad")
