@@ -457,14 +457,15 @@ def as_command(app: str, *arguments: str) -> tuple[int, float, str, str]:
 def test_commands_find_each_of_them_within_a_minute(workplace: Path, request: pytest.FixtureRequest) -> None:
     rows, wrong = [], []
     for name, fault in FAULTS.items():
-        for action in (["--dry_run"], []):
-            flags = command(fault.app, *action, *shlex.split(fault.flags))
-            try:
-                with put_in(fault, name, workplace, request):
-                    code, seconds, error, out = as_command(fault.app, *flags)
-            except pytest.skip.Exception as skipped:
-                rows.append(f"| {name} | {fault.app} | - | - | skipped: {skipped} |")
-                continue
+        try:
+            with put_in(fault, name, workplace, request):
+                actions = (["--dry_run"], [])
+                flags = [command(fault.app, *action, *shlex.split(fault.flags)) for action in actions]
+                ended = [(action, *as_command(fault.app, *given)) for action, given in zip(actions, flags, strict=True)]
+        except pytest.skip.Exception as skipped:
+            rows.append(f"| {name} | {fault.app} | - | - | skipped: {skipped} |")
+            continue
+        for action, code, seconds, error, out in ended:
             found = code == 2 and seconds < SECONDS and re.search(fault.said, error) and re.search(fault.fix, error)
             stepped = "train/loss" in out or "trained" in out or any(workplace.glob("out*/checkpoints/*"))
             told = re.sub(r"\s+", " ", error).removeprefix("error: ")

@@ -28,10 +28,10 @@ def _samples(config: PerceiverConfig) -> Mapping[str, Any]:
     return samples_to_check(config.data, seed=config.run.seed)
 
 
-def _scorer(run: Any, device: Any, options: Mapping[str, str]) -> Any:
-    from quartet.apps.perceiver.scoring import make_scorer
+def _use() -> Any:
+    from quartet.apps.perceiver import scoring
 
-    return make_scorer(run, device, options)
+    return scoring
 
 
 def _run_name(config: PerceiverConfig) -> str:
@@ -46,7 +46,7 @@ APP = App(
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "perceiver",
     build=_build,
     samples=_samples,
-    scorer=_scorer,
+    use=_use,
     options={"on_missing": "gaps in sequences: error, mask or interpolate (default: as in training)"},
     run_name=_run_name,
     own_data="--dataset image_folder --data_dir DIR  (more kinds: docs/perceiver.md)",

@@ -8,12 +8,13 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlcore.base.errors import UserError
 from mlcore.data.images import SUFFIXES
-from mlcore.run.predictor import ClassPrediction, Item
-from mlcore.run.restore import RunCheckpoint
+from mlcore.run.networks import Network, Signature
+from mlcore.run.predictor import ClassPrediction, Item, decision_of
+from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
 from quartet.apps.perceiver.config import PerceiverConfig
 from quartet.apps.perceiver.data.arrays import read_npz
 from quartet.apps.perceiver.data.collate import PadCollate
@@ -23,48 +24,84 @@ from quartet.apps.perceiver.data.inspection import check_sample
 from quartet.apps.perceiver.data.patches import PatchLayout
 from quartet.apps.perceiver.data.samples import Array, SequenceDataset
 from quartet.apps.perceiver.data.ts_files import read_ts
-from quartet.apps.perceiver.restore import restored
+from quartet.apps.perceiver.restore import make_model
 
-__all__ = ["PerceiverScorer", "make_scorer"]
+__all__ = ["PerceiverScorer", "describe", "make_module", "make_scorer", "signature_of"]
 
 _SEQUENCES = (".ts", ".npz")
+_LONGEST_EXAMPLE = 33  # positions
 
 
-def make_scorer(
-    run: RunCheckpoint[PerceiverConfig], device: torch.device, options: Mapping[str, str]
-) -> "PerceiverScorer":
-    """The scorer of a run; the option `on_missing` says what to do with gaps in sequences.
+def describe(run: RunCheckpoint[PerceiverConfig]) -> dict[str, Any]:
+    """What the scorer of a run needs beside its network: plain values."""
+    data, train = run.config.data, run.config.train
+    with of_this_version(run.path):
+        pictures = dict(run.metadata["preprocessing"])
+        if pictures["kind"] == "image":
+            pictures["positions"] = _layout(pictures).positions.tolist()
+        return {
+            "class_names": [str(name) for name in run.metadata["class_names"]],
+            "model": dict(run.metadata["model"]),
+            "preprocessing": pictures,
+            "data": {
+                "max_seq_len": data.max_seq_len,
+                "on_too_long": data.on_too_long,
+                "on_missing": data.on_missing,
+                "max_megapixels": data.max_megapixels,
+            },
+            "batch_size": train.eval_batch_size or train.batch_size,
+        }
+
+
+def make_module(about: Mapping[str, Any], weights: Mapping[str, Tensor], source: Path) -> nn.Module:
+    """The network: `(input float32 [B, M, C], mask bool [B, M]) -> logits [B, classes]`."""
+    return rebuild(lambda: make_model(about["model"]), weights, source=source)
+
+
+def signature_of(about: Mapping[str, Any]) -> Signature:
+    """Inputs and outputs of the network."""
+    model = about["model"]
+    with torch.device("meta"):
+        longest = make_model(model).encoder.positions.longest
+    return Signature(
+        inputs={"input": ("batch", "length", model["input_dim"]), "mask": ("batch", "length")},
+        outputs={"logits": ("batch", model["num_classes"])},
+        longest={} if longest is None else {"length": longest},
+    )
+
+
+def make_scorer(about: Mapping[str, Any], network: Network, options: Mapping[str, str]) -> "PerceiverScorer":
+    """The scorer of what `describe` gave; the option `on_missing` says what to do with gaps in sequences.
 
     Raises:
-        CheckpointError: No model can be built of what the run notes.
         UserError: `on_missing` is none of its choices.
     """
-    on_missing: Any = options.get("on_missing", run.config.data.on_missing)
+    on_missing: Any = options.get("on_missing", about["data"]["on_missing"])
     if on_missing not in get_args(OnMissing):
         raise UserError(f"on_missing={on_missing}: expected {', '.join(get_args(OnMissing))}")
-    return PerceiverScorer(run, device, on_missing)
+    return PerceiverScorer(about, network, on_missing)
 
 
 class PerceiverScorer:
     """A `mlcore.run.predictor.Scorer`; an item's content is a sequence float32 [M, C], or an image uint8 [H, W, 3]."""
 
-    def __init__(self, run: RunCheckpoint[PerceiverConfig], device: torch.device, on_missing: OnMissing) -> None:
-        self._found, self._device, self._on_missing = restored(run), device, on_missing
-        self._model = self._found.model.to(device)
-        data, train = run.config.data, run.config.train
+    def __init__(self, about: Mapping[str, Any], network: Network, on_missing: OnMissing) -> None:
+        self.network = network
+        self._about, self._on_missing = about, on_missing
+        data, pictures = about["data"], about["preprocessing"]
         self._collate = PadCollate(
-            max_seq_len=data.max_seq_len or self._found.model.encoder.positions.longest, on_too_long=data.on_too_long
+            max_seq_len=data["max_seq_len"] or signature_of(about).longest.get("length"),
+            on_too_long=data["on_too_long"],
         )
-        about = self._found.metadata["preprocessing"]
         self._layout: PatchLayout | None = None
-        if about["kind"] == "image":
-            self._layout = PatchLayout(height=about["height"], width=about["width"], patch_size=about["patch_size"])
-        self._max_pixels = round(data.max_megapixels * 1e6)
-        self._decision = run.decision
-        self.columns = ClassPrediction.columns(self._found.class_names, self._decision)
+        if pictures["kind"] == "image":
+            self._layout = _layout(pictures)
+        self._max_pixels = round(data["max_megapixels"] * 1e6)
+        self._decision = decision_of(about)
+        self.columns = ClassPrediction.columns(about["class_names"], self._decision)
         self.suffixes: Sequence[str] = _SEQUENCES if self._layout is None else tuple(SUFFIXES)
         self.inputs = {"path": ("path", "input", "image", "file"), "part": ("row",)}
-        self.batch_size = train.eval_batch_size or train.batch_size
+        self.batch_size: int = about["batch_size"]
 
     def items(self, path: Path) -> Sequence[Item]:
         """A picture is one, a file of sequences as many as are in it; the table names them by line or row."""
@@ -81,7 +118,7 @@ class PerceiverScorer:
         check_sample(
             sample,
             num_classes=1,
-            channels=self._found.metadata["model"]["input_dim"],
+            channels=self._about["model"]["input_dim"],
             max_seq_len=self._collate.max_seq_len,
             on_too_long=self._collate.on_too_long,
         )
@@ -91,16 +128,24 @@ class PerceiverScorer:
         """Padded to the longest: `input` float32 [B, M, C] and `mask` [B, M]."""
         return self._collate(list(samples))
 
-    @torch.inference_mode()
     def predict(self, batch: dict[str, Tensor]) -> list[ClassPrediction]:
-        """Probabilities in the arithmetic of the run's evaluations, and classes at the run's decision."""
-        with self._found.autocast(self._device):
-            logits = self._model(batch["input"].to(self._device), batch["mask"].to(self._device))
-        chances = torch.softmax(logits.float(), dim=1).double().cpu().numpy()
-        return ClassPrediction.of_batch(chances, self._found.class_names, self._decision)
+        """Probabilities of the classes, and classes at the run's decision."""
+        chances = torch.softmax(self.network(batch)["logits"], dim=1).double().numpy()
+        return ClassPrediction.of_batch(chances, self._about["class_names"], self._decision)
 
     def save(self, item: Item, prediction: ClassPrediction, folder: Path) -> None:
         """Nothing beside the table."""
+
+    def examples(self) -> list[dict[str, Tensor]]:
+        """Inputs of the network at the edges of what it takes: one position, one sample, gaps, the longest."""
+        generator, channels = torch.Generator().manual_seed(0), self._about["model"]["input_dim"]
+        longest = min(self._collate.max_seq_len or _LONGEST_EXAMPLE, _LONGEST_EXAMPLE)
+        found = []
+        for batch, length in ((2, min(8, longest)), (1, 1), (3, longest)):
+            mask = torch.rand(batch, length, generator=generator) < 0.7
+            mask[:, 0] = True  # no sequence is empty
+            found.append({"input": torch.randn(batch, length, channels, generator=generator), "mask": mask})
+        return found
 
     def _sample(self, item: Item) -> dict[str, Any]:
         if self._layout is not None:
@@ -121,6 +166,10 @@ class PerceiverScorer:
             size = layout.width, layout.height
             image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC), dtype=np.uint8)
         return layout.sequence(image)
+
+
+def _layout(pictures: Mapping[str, Any]) -> PatchLayout:
+    return PatchLayout(**{key: pictures[key] for key in ("height", "width", "patch_size")})
 
 
 def _path(item: Item) -> Path:

@@ -3,6 +3,7 @@
     quartet train APP [--flag VALUE] [key=value] ...   train an app; without a data set, its demo
     quartet train APP --help                           what can be set
     quartet predict RUN INPUT ...                      a run's model on files, folders, or the rows of a table
+    quartet export RUN [--format onnx]                 a run's model as files that work elsewhere
     quartet run APP SCRIPT [...]                       another script of an app, such as predict or export
     quartet doctor [APP]                               check this machine (and libraries and settings of an app)
     quartet chaos APP [--kills N] [--faults NAME ...]  kill and damage runs of an app, and compare what they end with
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         listen()  # before what takes long to import
     try:
         if command in ("-h", "--help", "help") or (
-            rest[:1] in (["-h"], ["--help"]) and command not in ("compare", "predict")
+            rest[:1] in (["-h"], ["--help"]) and command not in ("compare", "predict", "export")
         ):
             print(f"{(__doc__ or '').strip()}\n\nApps: {', '.join(app_names())}")
             sys.exit(0)
@@ -74,6 +75,7 @@ def _run(command: str, rest: list[str]) -> int:
     known: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "predict": _predict,
+        "export": _export,
         "run": _script,
         "doctor": _doctor,
         "chaos": _chaos,
@@ -107,6 +109,12 @@ def _predict(rest: list[str]) -> int:
     from mlcore.use.command import predict
 
     return predict(rest)
+
+
+def _export(rest: list[str]) -> int:
+    from mlcore.use.command import export
+
+    return export(rest)
 
 
 def _script(rest: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""export.py: files that give the checkpoint's numbers without the code that trained it."""
+"""quartet export: files that give the run's numbers, also where this repository is not."""
 
 import json
 import subprocess
@@ -6,58 +6,81 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mlcore.base.errors import UserError
-from quartet.apps.perceiver import export as exporter
+from mlcore.run import load_run
+from mlcore.use.exporting import export
 from quartet.apps.perceiver.restore import make_model, restore
+
+FORMS = (None, "pt2", "onnx")
 
 # Runs in a fresh process that never imports the repository's code.
 WITHOUT_THE_REPOSITORY = """
-import sys, torch
-x, mask, logits = torch.load("case.pt", weights_only=True)
-program = torch.export.load("exported/model.pt2").module()
-assert not any(name.split(".")[0] in ("quartet", "mlcore") for name in sys.modules)
-print(float((program(x, mask) - logits).abs().max()))
+import runpy, sys
+sys.argv = ["predict.py", *sys.argv[1:]]
+runpy.run_path("exported/predict.py", run_name="__main__")
+assert not any(name.split(".")[0] in ("quartet", "mlcore", "torch") for name in sys.modules)
 """
 
 
 @pytest.fixture(scope="module")
 def exported(series_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "exported"
-    exporter.export(series_run / "checkpoints" / "best_model.pth", folder)
+    export(load_run(series_run, device="cpu"), folder, ["pt2", "onnx"])
     return folder
 
 
-def test_the_script_writes_both_files_and_proves_them(series_run: Path, script: Any) -> None:
-    ended = script("export", "--model_path", series_run / "checkpoints" / "best_model.pth", "--output_dir", "out")
-    assert ended.code == 0, ended.err  # the verification is a fresh process of its own; its result is the exit code
-    assert {path.name for path in Path("out").iterdir()} == {"model.safetensors", "model.pt2"}
-
-
-def test_the_program_needs_nothing_of_the_repository(exported: Path, series_run: Path) -> None:
-    model = restore(series_run / "checkpoints" / "best_model.pth").model
-    x, mask = torch.randn(3, 17, 4), torch.ones(3, 17, dtype=torch.bool)
-    mask[1, 5:] = False
-    with torch.inference_mode():
-        torch.save((x, mask, model(x, mask).clone()), exported.parent / "case.pt")
-    command = [sys.executable, "-c", WITHOUT_THE_REPOSITORY]
-    done = subprocess.run(command, cwd=exported.parent, capture_output=True, text=True)
+def read_elsewhere(folder: Path, *files: str) -> list[list[str]]:
+    command = [sys.executable, "-I", "-c", WITHOUT_THE_REPOSITORY, *files]
+    done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 1e-5
+    return [line.split() for line in done.stdout.splitlines()]
 
 
-def test_the_weights_file_says_what_it_is(exported: Path, series_run: Path) -> None:
-    with safe_open(exported / "model.safetensors", framework="pt") as file:
-        header = {key: json.loads(value) for key, value in file.metadata().items()}
-    assert header["class_names"] == ["sine", "square", "sawtooth"]
-    rebuilt = make_model(header["model"])
-    rebuilt.load_state_dict(load_file(exported / "model.safetensors"))
-    original = restore(series_run / "checkpoints" / "best_model.pth").model.state_dict()
-    assert all(torch.equal(value, original[key]) for key, value in rebuilt.state_dict().items())
+def test_the_script_writes_all_files_and_proves_them(series_run: Path, script: Any) -> None:
+    ended = script("export", "--model_path", series_run / "checkpoints" / "best_model.pth", "--output_dir", "out")
+    assert ended.code == 0, ended.err
+    names = {path.name for path in Path("out").iterdir()}
+    assert names == {"model.json", "model.safetensors", "model.pt2", "model.onnx", "predict.py"}
+    assert ended.out.count("largest difference from the run") == 3
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_predicts_what_the_run_does(form: str | None, exported: Path, series_run: Path) -> None:
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal((length, 4)) for length in (1, 5, 17)]
+    expected = load_run(series_run, device="cpu")(inputs)
+    found = load_run(exported, device="cpu", network=form)(inputs)
+    for one, other in zip(found, expected, strict=True):
+        assert one.class_names == ["sine", "square", "sawtooth"]
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
+def test_series_are_read_without_the_repository(exported: Path, series_run: Path) -> None:
+    inputs = np.random.default_rng(1).standard_normal((3, 9, 4)).astype(np.float32)
+    np.savez(exported.parent / "new.npz", inputs=inputs)
+    expected = load_run(series_run, device="cpu")(list(inputs))
+    found = read_elsewhere(exported, "new.npz")
+    assert [row[1] for row in found] == [one.predicted for one in expected]
+    assert [float(row[2]) for row in found] == pytest.approx([one.probability for one in expected], abs=1e-5)
+
+
+def test_pictures_are_read_without_the_repository(image_run: Path, tmp_path: Path) -> None:
+    predictor = load_run(image_run, device="cpu")
+    export(predictor, tmp_path / "exported", ["onnx"])
+    rng = np.random.default_rng(2)
+    files = []
+    for size in ((16, 16), (40, 23)):
+        files.append(str(tmp_path / f"{size[0]}.png"))
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(files[-1])
+    expected = predictor(files)
+    found = read_elsewhere(tmp_path / "exported", *files)
+    assert [float(row[2]) for row in found] == pytest.approx([one.probability for one in expected], abs=1e-5)
 
 
 @pytest.mark.parametrize("position", ["fourier", "learned", "none"])  # sinusoidal is what `exported` has
@@ -71,25 +94,56 @@ def test_every_kind_of_position_is_exported(position: str, longest: int, series_
     metadata = {**state["task"], "model": {**settings, "options": options}}
     checkpoint = tmp_path / "model.pth"
     torch.save({**state, "model": model.state_dict(), "task": metadata}, checkpoint)
-    exporter.export(checkpoint, tmp_path)
-    assert exporter.verify(checkpoint, tmp_path) == 0
+    export(load_run(checkpoint, device="cpu"), tmp_path / "out", ["pt2"])
     if position != "none" and longest > 1:
-        program = torch.export.load(tmp_path / "model.pt2").module()
-        x = torch.randn(3, longest, 4)
-        assert program(x, torch.ones(3, longest, dtype=torch.bool)).shape == (3, 3)
+        found = load_run(tmp_path / "out", device="cpu", network="pt2")(np.ones((longest, 4)))
+        assert len(found[0].probabilities) == 3
 
 
-def test_a_changed_weight_is_noticed(exported: Path, series_run: Path, tmp_path: Path) -> None:
-    weights = load_file(exported / "model.safetensors")
+def test_the_weights_are_the_runs(exported: Path, series_run: Path) -> None:
+    note = json.loads((exported / "model.json").read_text("utf-8"))
+    rebuilt = make_model(note["about"]["model"])
+    rebuilt.load_state_dict(load_file(exported / "model.safetensors"))
+    original = restore(series_run / "checkpoints" / "best_model.pth").model.state_dict()
+    assert all(torch.equal(value, original[key]) for key, value in rebuilt.state_dict().items())
+
+
+def test_a_network_that_gives_other_numbers_is_not_exported(series_run: Path, tmp_path: Path) -> None:
+    predictor = load_run(series_run, device="cpu")
+    network: Any = predictor.scorer.network
+    plain = type(network).__call__
+
+    class Other(type(network)):  # type: ignore[misc] # a class made of a value
+        def __call__(self, inputs: Any) -> Any:
+            return {name: value * 1.001 for name, value in plain(self, inputs).items()}
+
+    network.__class__ = Other
+    reason = r"could not be proved: model\.safetensors: logits is another than the run's by 9\.99e-04"
+    with pytest.raises(UserError, match=reason):
+        export(predictor, tmp_path / "out", [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_was_changed_is_refused_by_name(exported: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in exported.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    weights = load_file(copy / "model.safetensors")
     weights["head.project.bias"] = weights["head.project.bias"] + 0.01
-    with safe_open(exported / "model.safetensors", framework="pt") as file:
-        save_file(weights, tmp_path / "model.safetensors", metadata=file.metadata())
-    (tmp_path / "model.pt2").symlink_to(exported / "model.pt2")
-    with pytest.raises(UserError, match=r"model\.safetensors: differs from .* by .* \(relative\)"):
-        exporter.verify(series_run / "checkpoints" / "best_model.pth", tmp_path)
+    save_file(weights, copy / "model.safetensors")
+    with pytest.raises(UserError, match=r"copy/model\.safetensors: was changed after the export"):
+        load_run(copy)
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"copy/model\.safetensors: model\.json names this file, and it is not there"):
+        load_run(copy)
+    note = json.loads((exported / "model.json").read_text("utf-8"))
+    (copy / "model.json").write_text(json.dumps({**note, "layout": 99}), "utf-8")
+    with pytest.raises(UserError, match="written by a newer version"):
+        load_run(copy)
 
 
-def test_a_checkpoint_that_is_missing_leaves_nothing(script: Any) -> None:
+def test_what_cannot_be_exported_leaves_nothing(script: Any) -> None:
     ended = script("export", "--model_path", "none.pth", "--output_dir", "out")
     assert ended.code == 2
     assert "none.pth: no such checkpoint file" in ended.err

@@ -50,8 +50,10 @@ class App(Generic[ConfigT]):
             built setup.
         group: The `mlcore.run.group.RunGroup` that a configuration asks for (folds, seeds, ablations); None, or a
             function that returns None, where a run is one run.
-        scorer: From a run's `mlcore.run.restore.RunCheckpoint`, a device and texts of `options` to the
-            `mlcore.run.predictor.Scorer` of its model; None: the app's models cannot be put to use.
+        use: Gives the `mlcore.run.predictor.Use` of the app, which is a module with its functions; None: its models
+            cannot be put to use.
+        scorer: From a run's `mlcore.run.restore.RunCheckpoint`, a device and texts of `options` to a
+            `mlcore.run.predictor.Scorer`, of an app that has no `use`: its models cannot be exported.
         options: What people can choose when a model of this app predicts, by name, with a line of help.
         rehearsal: Arguments of a run of seconds on generated data that has all of the app's stages; `quartet chaos`
             disturbs it.
@@ -71,6 +73,7 @@ class App(Generic[ConfigT]):
     dry_run_config: Callable[[ConfigT], ConfigT] | None = None
     samples: Callable[[ConfigT], Mapping[str, Any]] | None = None
     group: Callable[[ConfigT], Any] | None = None
+    use: Callable[[], Any] | None = None
     scorer: Callable[[Any, Any, Mapping[str, str]], Any] | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     rehearsal: tuple[str, ...] = ("--demo", "--epochs", "2")

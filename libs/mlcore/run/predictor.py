@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from mlcore.base.distributed import pick_device
 from mlcore.base.errors import UserError
@@ -18,10 +20,12 @@ from mlcore.cli.apps import load_app
 from mlcore.config.text import nearest
 from mlcore.remote.s3 import stored_file
 from mlcore.run.decision import DECISION, REVIEW, Decision
+from mlcore.run.exported import ABOUT, WEIGHTS, read_about, read_weights
 from mlcore.run.final_evaluation import best_checkpoint
-from mlcore.run.restore import read_run_checkpoint, run_folder
+from mlcore.run.networks import FORMATS, Eager, Network, Signature, open_network
+from mlcore.run.restore import RunCheckpoint, of_this_version, read_run_checkpoint, run_folder
 
-__all__ = ["ClassPrediction", "Forewarning", "Item", "Prediction", "Predictor", "Scorer", "load_run"]
+__all__ = ["ClassPrediction", "Forewarning", "Item", "Prediction", "Predictor", "Scorer", "Use", "decision_of", "load_run"]
 
 
 @dataclass(frozen=True)
@@ -123,12 +127,29 @@ class ClassPrediction:
         return [ClassPrediction(row, class_names, index, flag) for row, index, flag in given]
 
 
+class Use(Protocol):
+    """What an app says of how its models are put to use: functions, of a module as a rule."""
+
+    def describe(self, run: RunCheckpoint[Any]) -> dict[str, Any]:
+        """What the scorer of a run needs beside the network: plain values, which travel with an export."""
+
+    def signature_of(self, about: Mapping[str, Any]) -> Signature:
+        """Inputs and outputs of the network; `about` is what `describe` gave, here and below."""
+
+    def make_module(self, about: Mapping[str, Any], weights: Mapping[str, Tensor], source: Path) -> nn.Module:
+        """The network with its weights, in evaluation mode; `source` is the file that they are of, for messages."""
+
+    def make_scorer(self, about: Mapping[str, Any], network: Network, options: Mapping[str, str]) -> "Scorer":
+        """The scorer; raises `UserError` where the value of an option cannot be used."""
+
+
 class Scorer(Protocol):
     """What an app says of how its models predict.
 
     `load` and `collate` run in processes that read ahead, `predict` in the one that has the network.
 
     Attributes:
+        network: Computes what `predict` needs.
         columns: Names of what a prediction's `row` gives.
         suffixes: Of the files that it takes from a folder, in lower case.
         inputs: Columns of a table that an item is made of, by what they are: "path" for its file, other names for
@@ -136,6 +157,7 @@ class Scorer(Protocol):
         batch_size: How many items go through the network together, unless the user says otherwise.
     """
 
+    network: Network
     columns: Sequence[str]
     suffixes: Sequence[str]
     inputs: Mapping[str, Sequence[str]]
@@ -156,6 +178,9 @@ class Scorer(Protocol):
     def save(self, item: Item, prediction: Any, folder: Path) -> None:
         """Write the files that belong to a prediction, such as a mask, into `folder`; most apps have none."""
 
+    def examples(self) -> Sequence[Mapping[str, Tensor]]:
+        """Inputs at the edges of what the network takes, after one in the middle; exports are tried on them."""
+
 
 @runtime_checkable
 class Forewarning(Protocol):
@@ -173,12 +198,14 @@ class Predictor:
         app: The run's app.
         scorer: How it predicts.
         source: The checkpoint, or the folder of an export.
+        about: What the scorer was made of, beside the network: plain values.
         identity: What the predictions depend on: app, weights, options; a job goes on only with the same.
     """
 
     app: App[Any]
     scorer: Scorer
     source: Path
+    about: Mapping[str, Any]
     identity: Mapping[str, Any]
 
     def __call__(self, inputs: Any, *, batch_size: int | None = None) -> list[Any]:
@@ -209,26 +236,73 @@ class Predictor:
         return [Item("input", content=one)]
 
 
-def load_run(source: str | Path, *, device: str = "auto", options: Mapping[str, str] | None = None) -> Predictor:
-    """The predictor of a run.
+def load_run(
+    source: str | Path, *, device: str = "auto", options: Mapping[str, str] | None = None, network: str | None = None
+) -> Predictor:
+    """The predictor of a run, or of its export.
 
     Args:
-        source: The run's folder, whose best checkpoint is taken; a checkpoint; or `s3://bucket/key` of one.
+        source: The run's folder, whose best checkpoint is taken; a checkpoint; `s3://bucket/key` of one; or a folder
+            that `quartet export` wrote.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
         options: The app's own, by name, as texts; it says itself what they may be.
+        network: What computes the network of an export: None, torch with the file of weights; "onnx", ONNX Runtime;
+            "pt2", the exported program, which is code: only of exports that you trust as you trust a program.
 
     Raises:
         UserError: There is no such run, it is damaged, unsafe, of an app or a version that is not here, or an option
             is unknown or has no sensible value.
     """
-    path = _checkpoint(stored_file(str(source)))
-    app, run = read_run_checkpoint(path, load_app)
-    if app.scorer is None:
-        raise UserError(f"{path}: the app '{app.name}' does not say how it predicts (`App.scorer`)")
-    scorer = app.scorer(run, pick_device(device), _known(options or {}, app))
-    identity = {"app": app.name, "weights": run.digest, "step": run.step, "options": dict(options or {})}
+    path, where = stored_file(str(source)), pick_device(device)
+    if (path / ABOUT).is_file():
+        return _exported(path, where, options or {}, network)
+    if network is not None:
+        raise UserError(f"{path}: is no export, and only those have a network for {network}; quartet export writes one")
+    app, run = read_run_checkpoint(_checkpoint(path), load_app)
+    identity: dict[str, Any] = {"app": app.name, "weights": run.digest, "options": dict(options or {})}
     identity["decision"] = None if run.decision is None else run.decision.identity
-    return Predictor(app=app, scorer=scorer, source=path, identity=identity)
+    if app.scorer is not None:
+        made = app.scorer(run, where, _known(options or {}, app))
+        return Predictor(app=app, scorer=made, source=run.path, about={}, identity=identity)
+    use = _use_of(app, run.path)
+    about = {**use.describe(run), "decision": None if run.decision is None else run.decision.model_dump(mode="json")}
+    module = use.make_module(about, run.weights, run.path)
+    eager = Eager(module, use.signature_of(about), device=where, precision=run.config.train.precision)
+    scorer = use.make_scorer(about, eager, _known(options or {}, app))
+    return Predictor(app=app, scorer=scorer, source=run.path, about=about, identity=identity)
+
+
+def _exported(folder: Path, device: torch.device, options: Mapping[str, str], network: str | None) -> Predictor:
+    """The predictor of an export, whose files are those that it was written with."""
+    note = read_about(folder)
+    app = load_app(note.app)
+    use = _use_of(app, folder)
+    with of_this_version(folder / ABOUT):
+        signature = use.signature_of(note.about)
+    found: Network
+    if network is None:
+        module = use.make_module(note.about, read_weights(folder), folder / WEIGHTS)
+        found = Eager(module, signature, device=device, precision="fp32")
+    elif network in FORMATS:
+        found = open_network(folder / FORMATS[network], signature, device=device)
+    else:
+        raise UserError(f"no kind of network '{network}'{nearest(network, FORMATS)}; there is: {', '.join(FORMATS)}")
+    with of_this_version(folder / ABOUT):
+        scorer = use.make_scorer(note.about, found, _known(options, app))
+    identity = {"app": app.name, "export": note.digest, "network": network, "options": dict(options)}
+    return Predictor(app=app, scorer=scorer, source=folder, about=note.about, identity=identity)
+
+
+def decision_of(about: Mapping[str, Any]) -> Decision | None:
+    """The decision of the run that a scorer is made for; `load_run` puts it beside what the app describes."""
+    return None if about.get("decision") is None else Decision.model_validate(about["decision"])
+
+
+def _use_of(app: App[Any], source: Path) -> Use:
+    if app.use is None:
+        raise UserError(f"{source}: the app '{app.name}' does not say how it is put to use (`App.use`)")
+    use: Use = app.use()
+    return use
 
 
 def _checkpoint(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The command line of `quartet predict`, the same for the models of every app."""
+"""The command lines of `quartet predict` and `quartet export`, the same for the models of every app."""
 
 import argparse
 import logging
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlcore.cli.app import App
     from mlcore.use.job import Done
 
-__all__ = ["predict", "predict_parser", "predict_script"]
+__all__ = ["export", "export_parser", "export_script", "predict", "predict_parser", "predict_script"]
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +31,19 @@ of them, or one table (.csv, .jsonl, .parquet) that names them; its columns are 
 predicted once. An input that cannot be used is a row with the reason in the column `problem`; the exit code is then 1,
 or 2 where none is left. A job that was killed goes on where it was when the same command is given again. With several
 processes: torchrun --nproc-per-node 4 -m quartet predict ...
+"""
+
+
+_EXPORT = """\
+Write a trained model as files that work elsewhere, and prove that they give the run's numbers.
+
+    quartet export RUN
+    quartet export RUN --format onnx --output model/
+
+The folder holds model.safetensors (the weights), model.json (what the model is, its preprocessing, classes, and the
+digest of every file), the whole network in the formats asked for, with free batch size, and predict.py, which reads
+them without this repository. A process of its own compares every form with the run before anything is there.
+`quartet predict` takes such a folder like a run.
 """
 
 
@@ -74,6 +87,46 @@ def predict_script(app: "App[Any]", description: str, *, on_bad: str = "") -> in
     given.strict |= getattr(given, on_bad, None) == "error"
     given.overwrite, given.inputs = True, [*given.inputs, *filter(None, [given.csv])]
     return _predict(given, {name: getattr(given, name) for name in app.options if getattr(given, name) is not None})
+
+
+def export_parser(prog: str = "quartet export") -> argparse.ArgumentParser:
+    """The parser of `quartet export`, which knows no app."""
+    parser = _parser(_EXPORT, prog)
+    parser.add_argument("run", metavar="RUN", help="a run's folder, a checkpoint, or s3://bucket/key")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="the folder (default: export/ in the run's folder)")
+    forms = "pt2: a torch.export program; onnx: for ONNX Runtime; several times (default: both)"
+    parser.add_argument("--format", action="append", choices=["safetensors", "pt2", "onnx"], help=forms)
+    return parser
+
+
+def export(arguments: Sequence[str], *, prog: str = "quartet export") -> int:
+    """Parse the command line of `quartet export` and do it; returns 0.
+
+    Raises:
+        UserError: The run cannot be used, or its model not be written in a format.
+    """
+    given = export_parser(prog).parse_args(arguments)
+    load_env()
+
+    from mlcore.base.console import setup_logging  # after parsing: torch takes seconds to import
+    from mlcore.run.predictor import load_run
+    from mlcore.run.restore import run_folder
+    from mlcore.use.exporting import export as write
+
+    setup_logging()
+    predictor = load_run(given.run, device="cpu")
+    formats = [name for name in given.format or ("pt2", "onnx") if name != "safetensors"]
+    write(predictor, given.output or run_folder(predictor.source) / "export", formats)
+    return 0
+
+
+def export_script(description: str) -> int:
+    """What an app's `export.py` does: the same, with the names that its flags always had."""
+    parser = _parser(description, None)
+    parser.add_argument("--model_path", required=True, help="a run's folder, a checkpoint, or s3://bucket/key")
+    parser.add_argument("--output_dir", help="the folder (default: export/ in the run's folder)")
+    given = parser.parse_args()
+    return export([given.model_path, *(["--output", given.output_dir] if given.output_dir else [])])
 
 
 def _parser(description: str, prog: str | None) -> argparse.ArgumentParser:

@@ -1,0 +1,207 @@
+"""Exports: a model's weights, or all of it as one file, in a folder that says what it is and was proved to be the same.
+
+After writing, a process of its own opens the folder as any user of it would and compares every form with the run.
+"""
+
+import io
+import logging
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from mlcore.base.env import child_environment
+from mlcore.base.errors import UserError
+from mlcore.base.files import atomic_write, partial_folder, write_json
+from mlcore.base.version import VERSION
+from mlcore.run.exported import ABOUT, LAYOUT, WEIGHTS, digest_of
+from mlcore.run.networks import FORMATS, Eager, Signature
+from mlcore.run.predictor import Predictor, load_run
+
+__all__ = ["TOLERANCE", "export", "verify"]
+
+_log = logging.getLogger(__name__)
+
+TOLERANCE = 1e-5
+"""Largest difference of an output from the run's, relative to the largest value."""
+
+READER = "predict.py"
+
+
+def export(predictor: Predictor, folder: Path, formats: Sequence[str]) -> None:
+    """Write a run's model into a folder, which is there as a whole or not at all, and prove it.
+
+    Args:
+        predictor: The run's, on the CPU.
+        folder: A former export in it is replaced.
+        formats: Of "pt2" and "onnx", beside the weights.
+
+    Raises:
+        UserError: The model cannot be written in a format, and why; or what was written gives other numbers.
+    """
+    if folder.exists() and not (folder / ABOUT).is_file() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is there and holds no export; give another --output")
+    network = predictor.scorer.network
+    assert isinstance(network, Eager)  # noqa: S101 - `load_run` of a run gives no other
+    with partial_folder(folder) as partial:
+        _write_weights(network.module, partial / WEIGHTS)
+        program = _program(predictor, network) if formats else None
+        if "pt2" in formats and program is not None:
+            _write_program(program, partial / FORMATS["pt2"])
+        if "onnx" in formats and program is not None:
+            _write_onnx(program, network.signature, partial / FORMATS["onnx"])
+        reader = predictor.app.source / "exported_reader.py"
+        if reader.is_file():
+            shutil.copyfile(reader, partial / READER)
+        _write_about(predictor, network.signature, partial)
+        _prove(predictor, partial, formats)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    _log.info("exported: %s (%s)", folder, ", ".join(sorted(path.name for path in folder.iterdir())))
+
+
+def _write_weights(module: nn.Module, path: Path) -> None:
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+    data = save(weights)
+    with atomic_write(path, size=len(data)) as file:
+        file.write(data)
+
+
+def _program(predictor: Predictor, network: Eager) -> ExportedProgram:
+    """The network as torch traces it, with the free axes of its signature."""
+    example, signature = predictor.scorer.examples()[0], network.signature
+    free: dict[str, Any] = {}
+    for axes in signature.inputs.values():
+        for axis in axes:
+            if isinstance(axis, str) and axis not in free:
+                free[axis] = Dim(axis, max=signature.longest.get(axis))
+    shapes = tuple(
+        # An axis of one is traced as the constant that it is.
+        {place: free[axis] for place, axis in enumerate(axes) if axis in free and example[name].shape[place] > 1}
+        for name, axes in signature.inputs.items()
+    )
+    given = tuple(example[name] for name in signature.inputs)
+    with _quietly(), _explained(predictor, "traced by torch.export"):
+        return torch.export.export(network.module, given, dynamic_shapes=shapes)
+
+
+def _write_program(program: ExportedProgram, path: Path) -> None:
+    buffer = io.BytesIO()
+    with _quietly():
+        torch.export.save(program, buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getvalue())
+
+
+def _write_onnx(program: ExportedProgram, signature: Signature, path: Path) -> None:
+    try:
+        import onnxscript  # noqa: F401 - what torch writes ONNX with
+    except ModuleNotFoundError:
+        raise UserError("writing ONNX needs the packages onnx and onnxscript: pip install onnx onnxscript") from None
+    with _quietly(), _explained(None, "written as ONNX"):
+        names = {"input_names": list(signature.inputs), "output_names": list(signature.outputs)}
+        written: Any = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    written.save(path)
+
+
+def _write_about(predictor: Predictor, signature: Signature, folder: Path) -> None:
+    files = {path.name: digest_of(path) for path in sorted(folder.iterdir())}
+    values = {
+        "layout": LAYOUT,
+        "version": VERSION,
+        "app": predictor.app.name,
+        "weights": predictor.identity["weights"],
+        "signature": asdict(signature),
+        "about": predictor.about,
+        "files": files,
+    }
+    write_json(folder / ABOUT, values)
+
+
+def _prove(predictor: Predictor, folder: Path, formats: Sequence[str]) -> None:
+    """Compare in a process that has nothing but the folder and what the run's network gives."""
+    network, cases = predictor.scorer.network, predictor.scorer.examples()
+    expected = [{"inputs": dict(case), "outputs": network(case)} for case in cases]
+    cases_file = folder / "cases.pt"
+    torch.save(expected, cases_file)
+    code = f"from mlcore.use.exporting import main; main({str(folder)!r}, {list(formats)!r})"
+    try:
+        done = subprocess.run(  # noqa: S603 - our own code
+            [sys.executable, "-c", code], check=False, env=child_environment(), capture_output=True, text=True
+        )
+    finally:
+        cases_file.unlink()
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
+        raise UserError(f"the export is not written, as it could not be proved: {reason}")
+    for line in done.stdout.splitlines():
+        _log.info("%s", line)
+
+
+def main(folder: str, formats: Sequence[str]) -> None:
+    """What the process that proves an export does; prints a line for each form."""
+    cases = torch.load(Path(folder) / "cases.pt", weights_only=True)
+    for form in (None, *formats):
+        name = WEIGHTS if form is None else FORMATS[form]
+        try:
+            worst = verify(load_run(folder, device="cpu", network=form), cases)
+        except UserError as error:
+            sys.exit(f"{name}: {error}")
+        print(f"{name}: largest difference from the run {worst:.1e} (relative, {len(cases)} batches)")
+
+
+def verify(predictor: Predictor, cases: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> float:
+    """The largest difference of a network's outputs from those expected, relative to the largest of these.
+
+    Raises:
+        UserError: It is more than `TOLERANCE`.
+    """
+    worst = 0.0
+    for case in cases:
+        found = predictor.scorer.network(case["inputs"])
+        for name, expected in case["outputs"].items():
+            error = float((found[name] - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+            if not error <= TOLERANCE:
+                shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in case["inputs"].items())
+                raise UserError(f"{name} is another than the run's by {error:.2e} (relative) at {shapes}")
+            worst = max(worst, error)
+    return worst
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what the exporters have to say of themselves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextmanager
+def _explained(predictor: Predictor | None, what: str) -> Iterator[None]:
+    """Say of a model that cannot be written what of it cannot, in a line."""
+    try:
+        yield
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        named = next((line for line in lines if "aten" in line or "operator" in line.lower()), lines[0])
+        whose = "" if predictor is None else f"{predictor.source}: "
+        raise UserError(f"{whose}the model cannot be {what} ({named[:300]})") from error
