@@ -110,7 +110,7 @@ def _write_onnx(program: ExportedProgram, signature: Signature, path: Path) -> N
     except ModuleNotFoundError:
         raise UserError("writing ONNX needs the packages onnx and onnxscript: pip install onnx onnxscript") from None
     with _quietly(), _explained(None, "written as ONNX"):
-        names = {"input_names": list(signature.inputs), "output_names": list(signature.outputs)}
+        names: dict[str, Any] = {"input_names": list(signature.inputs), "output_names": list(signature.outputs)}
         written: Any = torch.onnx.export(program, dynamo=True, verbose=False, **names)
     written.save(path)
 
