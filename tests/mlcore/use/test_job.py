@@ -71,7 +71,7 @@ class Upper:
 
 def predictor(scorer: Upper, weights: str = "w") -> Predictor:
     app: Any = SimpleNamespace(name="upper")
-    return Predictor(app=app, scorer=scorer, source=Path("best.pth"), identity={"weights": weights})
+    return Predictor(app=app, scorer=scorer, source=Path("best.pth"), about={}, identity={"weights": weights})
 
 
 def write_rows(path: Path, rows: int = ROWS) -> None:
