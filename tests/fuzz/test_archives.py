@@ -198,6 +198,7 @@ PARSERS = [
             "deep key": b"\x80\x02}" + b")" + b"\x85" * 300_000 + b"K\x01s.",
             "memo": PICKLE[2],
             "long frame": b"\x80\x04\x95" + struct.pack("<Q", 2**40) + b"N.",
+            "long array": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"N.",
         },
     ),
     Parser(name="CIFAR-10", write=cifar, read=lambda folder: load_cifar10(folder, "train"), edited="*1", share=0.5),
@@ -206,7 +207,11 @@ PARSERS = [
         name="checkpoint",
         write=saved("a.pth"),
         read=lambda folder: load_checkpoint(folder / "a.pth"),
-        found={"runs": pickle.dumps(Runs()), "deep": b"\x80\x02}" + b")" + b"\x85" * 300_000 + b"K\x01s."},
+        found={
+            "runs": pickle.dumps(Runs()),
+            "deep": b"\x80\x02}" + b")" + b"\x85" * 300_000 + b"K\x01s.",
+            "long array": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"N.",
+        },
     ),
     Parser(
         name="checkpoint before torch 1.6",

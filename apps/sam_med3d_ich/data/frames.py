@@ -18,7 +18,7 @@ from pydicom import uid
 from pydicom.encaps import generate_frames
 
 from mlcore.base.errors import UserError
-from mlcore.base.reading import check_unpacked, reading
+from mlcore.base.reading import Bounded, check_unpacked, reading
 from quartet.apps.sam_med3d_ich.data.geometry import by
 from quartet.apps.sam_med3d_ich.data.slices import Slice, numbers
 
@@ -46,13 +46,13 @@ def read_header(path: Path, *, tags: Sequence[str] | None = None) -> Any:
     Raises:
         UserError: It is damaged, or packed in a way that is not read.
     """
-    with reading(path, "a DICOM file"), path.open("rb") as file, warnings.catch_warnings():
+    with reading(path, "a DICOM file"), Bounded(path) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd values, which are checked where they matter
         start = file.read(132)
         if start[128:] != b"DICM" and start[:2] != b"\x08\x00":  # files of before 1993 begin with their first group
             return None
         if start[128:] == b"DICM":
-            _check_packing(path, pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID"))
+            _check_packing(path, _packing(file))
         file.seek(0)
         wanted = None if tags is None else list(tags)
         return pydicom.dcmread(file, defer_size=_DEFERRED, stop_before_pixels=True, force=True, specific_tags=wanted)
@@ -98,10 +98,17 @@ def frame_values(path: Path, frames: Sequence[Slice]) -> NDArray[np.float32]:
     expected = "a file whose frames, with slopes and intercepts of their own, can be unpacked; store it uncompressed"
     with reading(path, expected), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        stored = pydicom.dcmread(path).pixel_array
+        with Bounded(path) as file:
+            stored = pydicom.dcmread(file).pixel_array
     scale = np.array([frame.rescale or (1.0, 0.0) for frame in frames])  # [F, 2]
     values: NDArray[np.float32] = (stored * scale[:, 0, None, None] + scale[:, 1, None, None]).astype(np.float32)
     return values
+
+
+def _packing(file: Any) -> Any:
+    """How the pixels are packed."""
+    file.seek(0)
+    return pydicom.dcmread(file, specific_tags=[], stop_before_pixels=True).file_meta.get("TransferSyntaxUID")
 
 
 def _check_packing(path: Path, packing: Any) -> None:
@@ -112,7 +119,8 @@ def _check_packing(path: Path, packing: Any) -> None:
 
 def _check_pictures(path: Path, count: int, size: tuple[int, int]) -> None:
     """Compare the columns and rows within every JPEG picture with the header's: decoders go by them alone."""
-    pictures = generate_frames(pydicom.dcmread(path).PixelData, number_of_frames=count)
+    with Bounded(path) as file:
+        pictures = generate_frames(pydicom.dcmread(file).PixelData, number_of_frames=count)
     for number, picture in enumerate(pictures, start=1):
         found = _coded_size(picture)
         if found != size:

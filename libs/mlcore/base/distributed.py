@@ -1,6 +1,7 @@
 """One process group, started from torchrun's environment; every helper is a no-op in a single process."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ NO_MPS = "MPS has no float64, in which losses and metrics are summed"
 
 _PATIENCE = timedelta(days=1)
 """How long ranks wait for one that works alone, as rank 0 does when it looks for duplicates or fills a cache."""
+
+_GONE = re.compile(r"[Cc]onnection (closed|reset)|[Bb]roken pipe")
+"""What gloo and NCCL say when another process is no longer there."""
 
 _host: Any = None
 """The group for what travels through host memory; a collective on devices that takes minutes is a fault, not work."""
@@ -97,10 +101,25 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+@contextmanager
+def _with_peers() -> Iterator[None]:
+    """What fails in the block because another process is gone is no fault of this one's."""
+    try:
+        yield
+    except RuntimeError as error:
+        if _GONE.search(str(error)) is None:
+            raise
+        raise UserError(
+            "another process of this run has ended; what that one printed says why. The same command goes on from what "
+            "was saved"
+        ) from error
+
+
 def all_reduce_sum(values: Tensor) -> Tensor:
     """Sum `values` over ranks in place and return it."""
     if is_distributed():
-        dist.all_reduce(values)
+        with _with_peers():
+            dist.all_reduce(values)
     return values
 
 
@@ -109,7 +128,8 @@ def any_rank(flag: bool) -> bool:
     if not is_distributed():
         return flag
     votes = torch.tensor(int(flag))
-    dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=_host)
+    with _with_peers():
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=_host)
     return bool(votes)
 
 
@@ -118,7 +138,8 @@ def gather_objects(value: Any) -> list[Any]:
     if not is_distributed():
         return [value]
     gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, value, group=_host)
+    with _with_peers():
+        dist.all_gather_object(gathered, value, group=_host)
     return gathered
 
 
@@ -127,18 +148,21 @@ def broadcast_object(value: Any) -> Any:
     if not is_distributed():
         return value
     box = [value]
-    dist.broadcast_object_list(box, group=_host)
+    with _with_peers():
+        dist.broadcast_object_list(box, group=_host)
     return box[0]
 
 
 def broadcast(values: Tensor) -> Tensor:
     """Rank 0's `values`, on every rank; the same tensor."""
     if is_distributed() and values.numel():
-        dist.broadcast(values, src=0)
+        with _with_peers():
+            dist.broadcast(values, src=0)
     return values
 
 
 def barrier() -> None:
     """Wait for every rank, on the host: what devices still compute is not waited for."""
     if is_distributed():
-        dist.barrier(group=_host)
+        with _with_peers():
+            dist.barrier(group=_host)

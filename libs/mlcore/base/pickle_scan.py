@@ -34,6 +34,9 @@ class _Name(_Node):
 def scan_pickle(program: bytes | BinaryIO) -> set[str]:
     """Read the opcodes of one pickle; of a file from where it stands, up to the pickle's end.
 
+    Args:
+        program: Of files a `mlcore.base.reading.Bounded` one: lengths in a pickle are taken at their word.
+
     Returns:
         What it calls of the things that it names by GLOBAL, each as "module name".
 

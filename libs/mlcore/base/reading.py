@@ -4,6 +4,7 @@ Readers ask `check_unpacked` with what the file's own headers say, so that a few
 and read inside `reading`: on damaged or crafted files, readers of formats fail in any way they like.
 """
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from mlcore.base.errors import UserError
 
-__all__ = ["READ_GIB", "allowed_bytes", "check_unpacked", "reading"]
+__all__ = ["READ_GIB", "Bounded", "allowed_bytes", "check_unpacked", "reading"]
 
 READ_GIB = "QUARTET_READ_GIB"
 """Variable: files that unpack to at most this many GiB are read however small they are on disk."""
@@ -85,3 +86,23 @@ def allowed_bytes() -> float:
         return float(given) * 2**30
     except ValueError:
         raise UserError(f"{READ_GIB}={given}: expected a number of GiB") from None
+
+
+class Bounded(io.BufferedReader):
+    """A file, opened for reading, that is never asked for more bytes than it has left.
+
+    Readers of some formats take a length in a file at its word, and Python makes room for all of it before it reads.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Up to `size` bytes; all that are left where it is negative or None."""
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = min(size, max(0, self._size - self.tell()))
+        return super().read(size)

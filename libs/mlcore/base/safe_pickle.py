@@ -15,7 +15,7 @@ import numpy as np
 
 from mlcore.base.errors import UserError
 from mlcore.base.pickle_scan import ScanError, scan_pickle
-from mlcore.base.reading import reading
+from mlcore.base.reading import Bounded, reading
 
 _PLAIN_KINDS = "biufcSU"  # numbers and fixed-width strings
 
@@ -40,7 +40,7 @@ def load_pickle(
     with reading(name, "a complete pickle of arrays and plain containers"):
         try:
             if isinstance(source, Path):
-                with source.open("rb") as file:
+                with Bounded(source) as file:
                     return _load(file, encoding)
             return _load(io.BytesIO(source) if isinstance(source, bytes) else source, encoding)
         except (_Refused, ScanError) as error:

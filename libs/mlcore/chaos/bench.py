@@ -18,8 +18,7 @@ from mlcore.chaos.outcome import difference, outcome, windows, windows_differenc
 __all__ = ["VARIANTS", "Bench", "NotTried", "Row", "Variant", "Whole", "checkpoints", "counts", "tail", "tried"]
 
 _SHARED = (
-    *("--device", "cpu", "--num_threads", "1", "--no_tensorboard", "--resume", "auto"),
-    *("--log_every", "2", "--save_every_steps", "3", "--output_dir", "run"),
+    *("--device", "cpu", "--num_threads", "1", "--no_tensorboard", "--log_every", "2", "--save_every_steps", "3"),
 )
 
 
@@ -148,7 +147,8 @@ class Bench:
     ) -> Child:
         """Start a run in `place`, or go on with the one that is there; `extra` are further arguments."""
         known = {**(environment or {}), FAULTS: json.dumps(faults or {})}
-        command = [*self.command, *_SHARED, *variant.flags, *extra]
+        where = () if {"--resume", "--output_dir"} & {*extra} else ("--resume", "auto", "--output_dir", "run")
+        command = [*self.command, *_SHARED, *where, *variant.flags, *extra]
         return Child(command, place=place, environment=known, ranks=variant.ranks)
 
     def whole(self, variant: Variant, *, faults: Mapping[str, Any] | None = None) -> Whole:
@@ -165,7 +165,7 @@ class Bench:
             if code := child.wait():
                 raise UserError(f"{place}: the undisturbed run ended with {code}: {tail(child.said)}")
             seconds = time.monotonic() - begun
-            self._wholes[key] = Whole(place, outcome(place / "run"), windows(child.notes), seconds)
+            self._wholes[key] = Whole(place, outcome(place / "run", place=place), windows(child.notes), seconds)
         return self._wholes[key]
 
     def finished(
@@ -195,7 +195,7 @@ class Bench:
         place = child.place
         if code := child.wait():
             return f"{place.name}: exit code {code}: {tail(child.said)}"
-        found = difference(whole.items, outcome(folder or place / "run"))
+        found = difference(whole.items, outcome(folder or place / "run", place=place))
         found = found or windows_difference(whole.windows, windows(child.notes))
         if found is None:
             shutil.rmtree(place, ignore_errors=True)  # a file system may be mounted in it
@@ -204,9 +204,10 @@ class Bench:
     def kill_in_training(
         self, place: Path, variant: Variant, *extra: str, faults: Mapping[str, Any] | None = None
     ) -> None:
-        """Start a run and kill it up to half a second after its first checkpoint."""
+        """Start a run, or go on with it, and kill it up to half a second after its next checkpoint."""
+        before = set(checkpoints(place))
         child = self.start(place, variant, *extra, faults=faults)
-        child.until(lambda: bool(checkpoints(place)))
+        child.until(lambda: bool(set(checkpoints(place)) - before))
         child.wait_until(time.monotonic() + self.rng.uniform(0, 0.5))
         child.kill()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from mlcore.chaos.inside import PLACE
+from mlcore.chaos.inside import END, PLACE
 
 __all__ = ["PHASES", "Child", "phase_of"]
 
@@ -28,14 +28,13 @@ PHASES = (
     "final evaluation",
 )
 _POLL = 0.01  # seconds; short-lived files are looked for more often
-_OUTERMOST = ("in _run_module_as_main", "...")  # how a stack ends; very deep ones are cut
 
 
 def phase_of(stack: str, *, later: bool = False) -> str:
     """The phase that a process is in, of `PHASES`.
 
     Args:
-        stack: Of its main thread as `faulthandler` writes it; "" before it can say.
+        stack: Of its main thread as the process writes it; "" before it can say.
         later: Whether a run of its group is finished already.
     """
     frames = set(re.findall(r'/([\w.]+)", line \d+ in (\w+)', stack))
@@ -131,13 +130,13 @@ class Child:
         """Where the main thread of rank 0 is just now; "" if it cannot say, as before its first imports."""
         pid = self.pid_of(0)
         path = self.notes / f"stack.{pid}"
-        if pid is None or not path.exists() or not _catches(pid, signal.SIGUSR1):
+        if pid is None or not path.exists():
             return ""
         before = path.stat().st_size
         if not _send(pid, signal.SIGUSR1):
             return ""
         deadline, text = time.monotonic() + 1.0, ""
-        while time.monotonic() < deadline and not text.rstrip().endswith(_OUTERMOST):
+        while time.monotonic() < deadline and not text.rstrip().endswith(END):
             with path.open("rb") as file:
                 file.seek(before)
                 text = file.read().decode("utf-8", errors="replace")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlcore.chaos.bench import PLAIN, RANKS, WORKERS, Bench, NotTried, checkpoints, unwanted
+from mlcore.chaos.bench import PLAIN, RANKS, WORKERS, Bench, NotTried, Whole, checkpoints, unwanted
 
 __all__ = ["clock", "disk_full", "moved", "not_finite", "read_only", "worker_killed"]
 
@@ -20,11 +20,12 @@ Seen = tuple[str | None, str]
 
 
 @contextlib.contextmanager
-def _small_disk(place: Path) -> Iterator[Path | None]:
-    """A file system of 64 MiB in `place`, or None where mounting is not allowed."""
+def _small_disk(place: Path, whole: Whole) -> Iterator[Path | None]:
+    """A file system in `place` with room for what a run leaves, or None where mounting is not allowed."""
+    left = sum(path.stat().st_size for path in whole.place.rglob("*") if path.is_file())
     disk = place / "disk"
     disk.mkdir()
-    if not _mount("-t", "tmpfs", "-o", "size=64m", "none", str(disk)):
+    if not _mount("-t", "tmpfs", "-o", f"size={3 * left + (64 << 20)}", "none", str(disk)):
         yield None
         return
     try:
@@ -41,11 +42,10 @@ def _mount(*arguments: str) -> bool:
 
 def disk_full(bench: Bench, _number: int) -> Seen:
     """The disk fills up while a run trains: it ends with 2 and says so, nothing whole is lost, and it goes on."""
-    bench.whole(PLAIN)
-    place = bench.place("full")
-    with _small_disk(place) as disk:
+    whole, place = bench.whole(PLAIN), bench.place("full")
+    with _small_disk(place, whole) as disk:
         folder = (disk or place) / "run"
-        where = ("--output_dir", str(folder.relative_to(place)))
+        where = ("--resume", "auto", "--output_dir", str(folder.relative_to(place)))
         child = bench.start(place, PLAIN, *where)
         child.until(lambda: bool(checkpoints(place)))
         filler = place / "disk" / "filler"
@@ -71,12 +71,11 @@ def _fill(path: Path) -> None:
 
 def read_only(bench: Bench, _number: int) -> Seen:
     """The disk of a killed run can only be read when it is to go on: exit code 2; later it goes on."""
-    bench.whole(PLAIN)
-    place = bench.place("read_only")
-    with _small_disk(place) as disk:
+    whole, place = bench.whole(PLAIN), bench.place("read_only")
+    with _small_disk(place, whole) as disk:
         if disk is None:
             raise NotTried("a file system cannot be mounted here")
-        where = ("--output_dir", "disk/run")
+        where = ("--resume", "auto", "--output_dir", "disk/run")
         bench.kill_in_training(place, PLAIN, *where)
         _mount("-o", "remount,ro", str(disk))
         child = bench.start(place, PLAIN, *where)
@@ -129,5 +128,6 @@ def moved(bench: Bench, number: int) -> Seen:
     (place / "elsewhere").mkdir()
     folder = (place / "run").rename(place / "elsewhere" / "run")
     if number % 2:
-        return bench.finished(place, PLAIN, "--output_dir", "elsewhere/run", folder=folder), "found by --output_dir"
+        where = ("--resume", "auto", "--output_dir", "elsewhere/run")
+        return bench.finished(place, PLAIN, *where, folder=folder), "found by --output_dir"
     return bench.finished(place, PLAIN, "--resume", "elsewhere/run", folder=folder), "found by --resume"

@@ -1,17 +1,18 @@
 """What a training process does for the program that disturbs it: it says where it is, what it has and what it saw.
 
-Active where the environment names a folder in `QUARTET_CHAOS`. SIGUSR1 then writes the main thread's stack, at once and
-whatever is under way, SIGUSR2 how many Python objects there are; every window of training samples leaves a line
+Active where the environment names a folder in `QUARTET_CHAOS`. SIGUSR1 then writes the main thread's stack,
+SIGUSR2 how many Python objects there are; every window of training samples leaves a line
 with its digest. `QUARTET_CHAOS_FAULTS`, JSON, asks for what only the process itself can do: figures that are not finite
 in one window, and a clock that is set back. The training code knows nothing of any of it.
 """
 
-import faulthandler
 import gc
 import hashlib
 import json
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -22,10 +23,12 @@ from typing import Any
 
 from mlcore.cli.app import App
 
-__all__ = ["FAULTS", "PLACE", "observed"]
+__all__ = ["END", "FAULTS", "PLACE", "observed"]
 
 PLACE = "QUARTET_CHAOS"
 FAULTS = "QUARTET_CHAOS_FAULTS"
+END = "all of it"
+"""How a stack ends."""
 
 _AN_HOUR = 3600.0
 
@@ -35,13 +38,27 @@ def observed(app: App[Any]) -> App[Any]:
     if PLACE not in os.environ:
         return app
     place, faults = Path(os.environ[PLACE]), json.loads(os.environ.get(FAULTS, "{}"))
-    # Of the main thread, which gets the signal, alone: others may be changing their stacks while they are read. The
-    # file is never closed: the handler writes to its descriptor.
-    faulthandler.register(signal.SIGUSR1, file=(place / f"stack.{os.getpid()}").open("w"), all_threads=False)
+    # Not by faulthandler: reading a stack that is just changing, it now and then ends the process with SIGSEGV.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    threading.Thread(target=_tell_stack, args=(place,), daemon=True).start()
     signal.signal(signal.SIGUSR2, partial(_census, place))
     if shift := faults.get("clock"):
         _shift_clock(float(shift))
     return replace(app, build=partial(_build, app.build, place, faults))
+
+
+def _tell_stack(place: Path) -> None:
+    """Write where the main thread is whenever SIGUSR1 comes; a library that keeps the interpreter delays it."""
+    path, main = place / f"stack.{os.getpid()}", threading.main_thread().ident
+    path.touch()
+    while True:
+        signal.sigwait({signal.SIGUSR1})
+        frame, lines = sys._current_frames().get(main or 0), list[str]()
+        while frame is not None:
+            lines.append(f'  File "{frame.f_code.co_filename}", line {frame.f_lineno} in {frame.f_code.co_name}')
+            frame = frame.f_back
+        with path.open("a") as file:
+            file.write("\n".join([*lines, f"  {END}"]) + "\n")
 
 
 def _census(place: Path, _number: int, _frame: FrameType | None) -> None:

@@ -99,6 +99,9 @@ def sigterm_to_one_rank(bench: Bench, _number: int) -> tuple[str | None, str]:
     child.send(signal.SIGTERM, rank=1)
     if child.wait() == 0:
         return bench.judge(child, whole), "too late"
-    if "exitcode  : 75" not in child.said or "exitcode  : 1 " in child.said:  # as torchrun tells of its ranks
+    said = child.said
+    if "another process of this run has ended" in said and "Traceback (most recent call last):\n[rank" not in said:
+        return bench.finished(place, RANKS), "before the work began: one with 75, the other told so"
+    if "exitcode  : 75" not in said or "exitcode  : 1 " in said:  # as torchrun tells of its ranks
         return f"{place.name}: {tail(child.said)}", "not saved"
     return bench.finished(place, RANKS), "both ended with 75"

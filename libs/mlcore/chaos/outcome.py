@@ -39,15 +39,21 @@ def flat(state: Any, *, name: str) -> dict[str, Any]:
     return {key: leaf for key, leaf in found.items() if not _TIMES.search(key.removeprefix(name))}
 
 
-def outcome(folder: Path) -> dict[str, Any]:
-    """All items of a run folder, or of a group's, by file and place in it."""
+def outcome(folder: Path, *, place: Path | None = None) -> dict[str, Any]:
+    """All items of a run folder, or of a group's, by file and place in it.
+
+    Args:
+        folder: The run's.
+        place: Where it was trained, which texts in it may name; it is left out of them.
+    """
     items: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = _STAMP.sub("TIME", path.relative_to(folder).as_posix())
         if path.is_file() and not _FILES_LEFT_OUT.search(name):
             items[name] = True
             items.update(_items(path, name))
-    return items
+    here = str((place or folder.parent).absolute())
+    return {name: item.replace(here, "PLACE") if isinstance(item, str) else item for name, item in items.items()}
 
 
 def _items(path: Path, name: str) -> Mapping[str, Any]:

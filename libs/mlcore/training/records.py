@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from mlcore.base.errors import UserError
 from mlcore.base.pickle_scan import scan_pickle
+from mlcore.base.reading import Bounded
 from mlcore.base.safe_pickle import numpy_numbers
 
 __all__ = ["check_records", "more_than_data"]
@@ -36,7 +37,7 @@ def check_records(path: Path, *, allow: Sequence[type] = ()) -> None:
         UserError: A record is damaged, packed or not where torch would look, the file is TorchScript, or its program
             calls what makes no data and is no class of `allow`.
     """
-    with path.open("rb") as file:
+    with Bounded(path) as file:
         start = file.read(4)
         file.seek(0)
         if start != _ZIP:  # then torch takes it for one of its older formats
