@@ -5,11 +5,12 @@ A name from a file or a command line is only ever compared with those names; not
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlcore.base.errors import UserError
-from mlcore.cli.app import App
-from mlcore.config.text import nearest
+
+if TYPE_CHECKING:
+    from mlcore.cli.app import App
 
 __all__ = ["app_names", "load_app"]
 
@@ -19,12 +20,14 @@ def app_names() -> list[str]:
     return sorted(_places())
 
 
-def load_app(name: str) -> App[Any]:
+def load_app(name: str) -> "App[Any]":
     """The description of an app.
 
     Raises:
         UserError: There is none of this name.
     """
+    from mlcore.config.text import nearest  # its library may be what is missing, see `quartet.command`
+
     places = _places()
     if name not in places:
         raise UserError(f"no app named '{name}'{nearest(name, places)}; there is: {', '.join(sorted(places))}")

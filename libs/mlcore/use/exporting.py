@@ -60,7 +60,7 @@ def export(predictor: Predictor, folder: Path, formats: Sequence[str]) -> None:
             _write_program(program, partial / FORMATS["pt2"])
         if "onnx" in formats and program is not None:
             _write_onnx(program, network.signature, partial / FORMATS["onnx"])
-        reader = predictor.app.source / "exported_reader.py"
+        reader = predictor.app.source / "exported" / READER
         if reader.is_file():
             shutil.copyfile(reader, partial / READER)
         _write_about(predictor, network.signature, partial)
