@@ -25,7 +25,17 @@ from mlcore.run.final_evaluation import best_checkpoint
 from mlcore.run.networks import FORMATS, Eager, Network, Signature, open_network
 from mlcore.run.restore import RunCheckpoint, of_this_version, read_run_checkpoint, run_folder
 
-__all__ = ["ClassPrediction", "Forewarning", "Item", "Prediction", "Predictor", "Scorer", "Use", "decision_of", "load_run"]
+__all__ = [
+    "ClassPrediction",
+    "Forewarning",
+    "Item",
+    "Prediction",
+    "Predictor",
+    "Scorer",
+    "Use",
+    "decision_of",
+    "load_run",
+]
 
 
 @dataclass(frozen=True)
