@@ -27,6 +27,7 @@ def times(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_job_killed_in_its_third_fold_goes_on_there(tmp_path: Path, pages: Path, tiny: list[str], run) -> None:
     job = tmp_path / "job"

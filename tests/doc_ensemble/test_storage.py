@@ -164,6 +164,7 @@ def test_predictions_of_a_model_in_the_bucket_are_those_of_the_local_file(
     assert len((home / "stored.csv").read_text(encoding="utf-8").splitlines()) == 1 + 6
 
 
+@pytest.mark.slow
 def test_a_server_killed_in_the_middle_of_an_upload_harms_nothing_here(
     run: Run, settings: list[str], alone: Path, s3_server: Any, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +211,7 @@ def test_a_model_altered_in_the_bucket_is_refused_by_name(
     assert [path for path in home.rglob("*") if path.is_file()] == []  # neither half a model nor predictions of it
 
 
+@pytest.mark.slow
 def test_a_bucket_that_denies_is_told_and_only_stops_what_needs_it(
     run: Run, settings: list[str], scans: Path, alone: Path, s3_server: Any, home: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -108,7 +108,8 @@ def test_what_is_cut_off_of_texts_is_reported(ads: Path, backbone: list[str], tm
     assert expected.removeprefix("train: ") in said
 
 
-@pytest.mark.parametrize("pooling", ["mean", pytest.param("attention", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
 def test_the_cache_changes_nothing_but_time(ads: Path, backbone: list[str], tmp_path: Path, pooling: str) -> None:
     settings = [*backbone, f"pooling={pooling}", "--base_dir", ads]
     cached = train(tmp_path / "cached", *settings)
@@ -151,6 +152,7 @@ def test_a_stale_feature_is_never_used(
     assert computed() == 88  # the same weights in another architecture
 
 
+@pytest.mark.slow
 def test_lora_trains_and_saves_adapters_and_head_alone(ads: Path, backbone: list[str], tmp_path: Path) -> None:
     settings = [
         *backbone,
@@ -200,6 +202,7 @@ def minilm(tmp_path: Path) -> Path:
     return Path(shutil.copytree(Path(spec.submodule_search_locations[0]) / "model", tmp_path / "minilm"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_knows_its_text_encoder_by_what_is_loaded(
     ads: Path, backbone: list[str], minilm: Path, tmp_path: Path
 ) -> None:
@@ -220,6 +223,7 @@ def test_a_checkpoint_knows_its_text_encoder_by_what_is_loaded(
     assert "another text encoder than the one that is found now under the same name (another network)" in said
 
 
+@pytest.mark.slow
 def test_checkpoints_that_know_their_text_encoder_by_its_files_are_verified_so(
     ads: Path, backbone: list[str], minilm: Path, tmp_path: Path
 ) -> None:

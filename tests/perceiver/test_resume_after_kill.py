@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from mlcore.training.checkpoint import load_checkpoint
@@ -68,6 +69,7 @@ def assert_identical(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
+@pytest.mark.slow
 def test_five_kills_and_resumes_end_bit_identical(repository: Path, tmp_path: Path) -> None:
     rng = random.Random(0)
     whole, killed = tmp_path / "whole", tmp_path / "killed"

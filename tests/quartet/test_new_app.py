@@ -174,6 +174,7 @@ def python(copy: Path, *arguments: str | Path) -> subprocess.CompletedProcess[st
     return subprocess.run(command, cwd=copy, env=os.environ | paths, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.slow
 def test_it_passes_its_own_test(copy: Path) -> None:
     done = python(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{NAME}")
     assert done.returncode == 0, done.stdout
