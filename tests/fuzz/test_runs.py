@@ -16,6 +16,7 @@ from mlcore.config.section import Section, field
 from mlcore.data.generated import write_once
 from mlcore.report.page import Headline, Picture, RunReport, Table, Text, write_report
 from mlcore.report.tile import Tile
+from mlcore.run.decision import choose, parse_operating_point, read_decision, write_decision
 from mlcore.run.final_evaluation import read_results
 from mlcore.run.folder import choose_run_folder, finished_run
 from mlcore.trackers.table import TableTracker, read_history
@@ -90,6 +91,17 @@ def stacker(folder: Path) -> None:
     ).save(folder / "stacking.json")
 
 
+def decision(folder: Path) -> None:
+    (folder / "a").mkdir()
+    asked = parse_operating_point("class_precision=0.9")
+    chances = [[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.2, 0.3, 0.5]]
+    names, kind = ("a", "b", "c"), "multiclass"
+    write_decision(
+        folder / "a",
+        choose(asked, labels=[0, 1, 1], probabilities=chances, class_names=names, kind=kind, temperature=1.3),
+    )
+
+
 PARSERS = [
     Parser(name="metrics.jsonl", write=runs, read=lambda folder: read_history(folder / "a"), edited="a/metrics.jsonl"),
     Parser(
@@ -107,6 +119,13 @@ PARSERS = [
         write=runs,
         read=lambda folder: decision_of(folder / "a" / "best.ckpt"),
         edited="a/results.json",
+    ),
+    Parser(
+        name="decision",
+        write=decision,
+        read=lambda folder: read_decision(folder / "a"),
+        edited="a/decision.json",
+        found=JSON_FOUND,
     ),
     Parser(
         name="stacking model",

@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 _SCHEME = "s3://"
 _TRIAL = "quartet_write_test"  # key of what `check_bucket` writes and deletes
+_DECISION = "decision.json"  # what a run's validation chose, see `mlcore.run.decision`
+_CHECKPOINTS = (".pth", ".ckpt")
 _PART = 64 << 20  # bytes; S3 takes up to 10,000 parts, so files up to 640 GB
 _DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 _DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
@@ -82,7 +84,8 @@ def to_address(text: str) -> str:
 def stored_file(text: str) -> Path:
     """`type=` of an argument that is a file: a local path as it is; `s3://bucket/key` is downloaded first.
 
-    A copy that is there already is used again if its checksum is that of the object.
+    A copy that is there already is used again if its checksum is that of the object. With the checkpoint of a run comes
+    its decision, if the bucket has one.
 
     Raises:
         UserError: The object is missing, damaged or cannot be reached; the message says what to do.
@@ -92,7 +95,19 @@ def stored_file(text: str) -> Path:
     load_env()  # credentials
     path = fetch(text, cache_dir=CACHE)
     print(f"{text} -> {path}", file=sys.stderr)
+    if path.suffix in _CHECKPOINTS:
+        _fetch_beside(text.removesuffix(f"/{path.name}").removesuffix("/checkpoints"), _DECISION)
     return path
+
+
+def _fetch_beside(folder: str, name: str) -> None:
+    """Download an object that need not be there; then no former copy of it stays either."""
+    try:
+        fetch(f"{folder}/{name}", cache_dir=CACHE)
+    except StorageError as error:
+        if error.passing:
+            raise
+        (CACHE / folder.removeprefix(_SCHEME) / name).unlink(missing_ok=True)
 
 
 def fetch(uri: str, *, cache_dir: Path) -> Path:

@@ -43,6 +43,22 @@ def test_an_object_is_downloaded_beside_runs(s3_server: Any, capsys: pytest.Capt
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("key", ["run/checkpoints/best_model.pth", "run/checkpoint_best.ckpt"])
+def test_the_decision_of_a_run_comes_with_its_checkpoint(key: str, s3_server: Any) -> None:
+    client = boto3.client("s3")
+    client.put_object(Bucket="models", Key=key, Body=b"content")
+    client.put_object(Bucket="models", Key="run/decision.json", Body=b"{}")
+    assert read_text(stored_file(f"s3://models/{key}")) == "content"
+    assert read_text(Path("outputs/s3/models/run/decision.json")) == "{}"
+    client.delete_object(Bucket="models", Key="run/decision.json")
+    assert read_text(stored_file(f"s3://models/{key}")) == "content"
+    assert not Path("outputs/s3/models/run/decision.json").exists()
+
+
+def read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
 def test_all_apps_are_looked_at() -> None:
     assert {script.split("/")[1] for script, _ in FLAGS} == {
         path.parent.name for path in (REPOSITORY / "apps").glob("*/__init__.py")
