@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,22 +10,30 @@ from typing import Any
 import pytest
 
 from mlcore.run.decision import REVIEW, Decision, read_decision, write_decision
+from tests.perceiver.conftest import run
 
 
-def decision_of(run: Path) -> Decision:
-    decision = read_decision(run)
+def decision_of(folder: Path) -> Decision:
+    decision = read_decision(folder)
     assert decision is not None
     return decision
 
 
-@pytest.fixture
-def zoned(pictures: Path, tiny: Sequence[str], script: Any, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(pictures: Path, tiny: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on images of two classes that leaves some to a person; the training images are the test set, too."""
+    folder = tmp_path_factory.mktemp("zoned") / "run"
     where = ["--dataset", "image_folder", "--data_dir", pictures, "--patch_size", "8", "--val_fraction", "0.5"]
     rule = ["--test_path", pictures, "--decision_rule", "zones", "--decision_value", "0.9", "--decision_npv", "0.8"]
-    ended = script("train", *tiny, *where, *rule, "--output_dir", tmp_path / "run")
+    ended = run("train", *tiny, *where, *rule, "--output_dir", folder)
     assert ended.code == 0, ended.err
-    return tmp_path / "run"
+    return folder
+
+
+@pytest.fixture
+def zoned(trained: Path, tmp_path: Path) -> Path:
+    """A copy of that run, to be changed."""
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 def test_the_decision_of_validation_is_applied_to_the_test_and_to_new_data(
@@ -57,8 +66,8 @@ def test_the_decision_of_validation_is_applied_to_the_test_and_to_new_data(
         assert float(row["probability"]) == float(row[f"p_{row['class']}"])
 
 
-def predict(run: Path, data: Path, script: Any, output: Path) -> list[dict[str, str]]:
-    ended = script("predict", "--model_path", run, "--output", output, data)
+def predict(folder: Path, data: Path, script: Any, output: Path) -> list[dict[str, str]]:
+    ended = script("predict", "--model_path", folder, "--output", output, data)
     assert ended.code == 0, ended.err
     with output.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
