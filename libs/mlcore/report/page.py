@@ -167,12 +167,14 @@ def describe_environment(device: torch.device) -> dict[str, str]:
         )
     else:
         name = f"{device.type}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    called, *arguments = mask_arguments(sys.argv)
+    called = called if called.startswith("quartet ") else shlex.quote(called)  # "quartet train perceiver" is no file
     return {
         "Python": f"{platform.python_version()} on {platform.platform(terse=True)}",
         "torch": str(torch.__version__),
         "device": name,
         "commit": code_version(),
-        "command": shlex.join(mask_arguments(sys.argv)),
+        "command": " ".join([called, *map(shlex.quote, arguments)]),
     }
 
 

@@ -42,17 +42,23 @@ def next_steps(folder: Path, *, app: App[Any], train: TrainConfig, demo: bool) -
     steps = [("look at it", f"{python} -m webbrowser {run}/report.html")]
     best = best_checkpoint(folder / "checkpoints")
     if best is not None:
-        scripts = {"evaluate": ("inference", "test"), "predict": ("predict",), "export": ("export",)}
-        given = {"test": " --csv TABLE", "predict": " INPUT", "export": " --output_dir FOLDER"}
-        for what, names in scripts.items():
-            for name in names:
-                if (app.source / f"{name}.py").is_file():
-                    model = shlex.quote(str(best))
-                    steps.append((what, f"{quartet} run {app.name} {name} --model_path {model}{given.get(name, '')}"))
+        steps += _uses(best, run=run, app=app)
         settings = f"{'--demo ' if demo else ''}--config {run}/config.yaml"
         limit = f"--epochs {2 * train.epochs}" if train.max_steps is None else f"--max_steps {2 * train.max_steps}"
         steps.append(("continue, for longer", f"{quartet} train {app.name} {settings} --resume {run} {limit}"))
     return [*steps, ("compare with another run", f"{quartet} compare {run} OTHER_RUN")]
+
+
+def _uses(weights: Path, *, run: str, app: App[Any]) -> list[tuple[str, str]]:
+    """What the app can do with trained weights."""
+    scripts = {"inference": "", "test": " --csv TABLE", "predict": " INPUT", "export": " --output_dir FOLDER"}
+    there = {name: given for name, given in scripts.items() if (app.source / f"{name}.py").is_file()}
+    command, model = f"{_quartet()} run {app.name}", shlex.quote(str(weights))
+    found = {
+        {"inference": "evaluate", "test": "evaluate"}.get(name, name): f"{command} {name} --model_path {model}{given}"
+        for name, given in there.items()
+    }
+    return list((found | ({} if app.scorer is None else {"predict": f"{_quartet()} predict {run} INPUT"})).items())
 
 
 def _quartet() -> str:

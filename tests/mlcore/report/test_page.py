@@ -286,6 +286,8 @@ def test_the_environment_names_what_the_result_depends_on(monkeypatch: pytest.Mo
     facts = describe_environment(torch.device("cpu"))
     assert facts["command"] == "train.py --name 'two words'"
     assert facts["torch"] == str(torch.__version__)
+    monkeypatch.setattr("sys.argv", ["quartet train toy", "--demo"])
+    assert describe_environment(torch.device("cpu"))["command"] == "quartet train toy --demo"
     assert "cores" in facts["device"]
     assert facts["commit"]
     assert json.dumps(facts)
