@@ -222,7 +222,7 @@ def _overview(splits: Splits, cuts: Mapping[str, Truncation], folder: Path) -> l
         note = "Empty texts do not count. " + (
             "All is read." if limit is None else f"{limit} tokens of a text are read."
         )
-        sections.insert(1, Table("Texts", columns, [[name, *cut.row] for name, cut in cuts.items()], note=note))
+        sections.append(Table("Texts", columns, [[name, *cut.row] for name, cut in cuts.items()], note=note))
     return sections
 
 

@@ -205,7 +205,7 @@ def write_report(
 def wrong_sections(
     classified: Sequence[Classified], *, folder: Path, prefix: str = "", read_image: ReadImage
 ) -> list[Section]:
-    """Draw the most confident wrong ones and, for a gated fusion, the gate by class.
+    """Draw, for a gated fusion, the gate by class, and the most confident wrong ones.
 
     Writes `{prefix}wrong_ones.png` (if anything is wrong) and `{prefix}gate.png` (if there is a gate).
 
@@ -219,15 +219,7 @@ def wrong_sections(
         UserError: a file cannot be written.
     """
     title = {"": "Validation"}.get(prefix, prefix.strip("_").capitalize())
-    wrong = [sample for sample in worst_first(classified) if sample.is_wrong]
-    sections: list[Section] = (
-        [Text(f"{title}: wrong ones", f"None of {len(classified):,} samples.")] if not wrong else []
-    )
-    if wrong:
-        tiles = [_tile(sample, read_image) for sample in wrong[:_ON_SHEET]]
-        heading = f"Wrong, most confident first: {len(tiles)} of {len(wrong):,}"
-        sheet = plot_contact_sheet(tiles, path=folder / f"{prefix}wrong_ones.png", title=heading)
-        sections.append(Picture(f"{title}: wrong ones", sheet, note=heading, wide=True, tiles=tiles))
+    sections: list[Section] = []
     gates = [(sample.gate, sample.row.label) for sample in classified if sample.gate is not None]
     if gates:
         values, labels = zip(*gates, strict=True)
@@ -239,7 +231,13 @@ def wrong_sections(
             x_label="share of the picture (0: text only, 1: picture only)",
         )
         sections.append(Picture(f"{title}: gate", drawn, note="what it lets through; dashed: mean of the class"))
-    return sections
+    wrong = [sample for sample in worst_first(classified) if sample.is_wrong]
+    if not wrong:
+        return [*sections, Text(f"{title}: wrong ones", f"None of {len(classified):,} samples.")]
+    tiles = [_tile(sample, read_image) for sample in wrong[:_ON_SHEET]]
+    heading = f"Wrong, most confident first: {len(tiles)} of {len(wrong):,}"
+    sheet = plot_contact_sheet(tiles, path=folder / f"{prefix}wrong_ones.png", title=heading)
+    return [*sections, Picture(f"{title}: wrong ones", sheet, note=heading, wide=True, tiles=tiles)]
 
 
 def literal(text: str) -> str:

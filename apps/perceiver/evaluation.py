@@ -178,7 +178,8 @@ def _write(done: Evaluation, folder: Path, *, analyze: bool, world: World) -> No
         _log.warning("left out: %s", message)
     figures = measure(done.predictions, class_names=done.class_names)
     if analyze:
-        sections = classification_sections(done.predictions, class_names=done.class_names, folder=folder)
+        title = "Validation" if done.part == "val" else done.part.capitalize()
+        sections = classification_sections(done.predictions, class_names=done.class_names, folder=folder, title=title)
         rows = _rows(done)
         write_text(folder / "predictions.csv", csv_text([_COLUMNS, *rows]))
         mistakes = [row for row in rows if row[2] != row[3]][:_SHOWN]

@@ -177,7 +177,7 @@ def test_literal(text: str, shown: str) -> None:
 def test_pictures_of_the_report(rows: list[Row], tmp_path: Path) -> None:
     samples = classified(rows, [3.0, -3.0, 2.0, -1.0, 1.0, -2.0])
     sections = wrong_sections(samples, folder=tmp_path, prefix="test_", read_image=READ)
-    assert [section.title for section in sections] == ["Test: wrong ones", "Test: gate"]
+    assert [section.title for section in sections] == ["Test: gate", "Test: wrong ones"]
     for section in sections:
         assert isinstance(section, Picture)
         with Image.open(section.path) as picture:

@@ -61,7 +61,7 @@ def measure_interval(predictions: Mapping[str, Tensor], metric: str, units: Sequ
 
 
 def classification_sections(
-    predictions: Mapping[str, Tensor], *, class_names: Sequence[str], folder: Path, prefix: str = ""
+    predictions: Mapping[str, Tensor], *, class_names: Sequence[str], folder: Path, prefix: str = "", title: str = ""
 ) -> list[Section]:
     """Draw and tabulate an evaluation.
 
@@ -73,12 +73,13 @@ def classification_sections(
         class_names: C names.
         folder: Where the files go; it exists.
         prefix: Start of every file's name, such as "test_".
+        title: What all titles begin with; otherwise by the prefix, where "" is validation.
 
     Returns:
         Report sections that show them.
     """
     result = measure(predictions, class_names=class_names)
-    title = prefix.strip("_").capitalize() or "Evaluation"
+    title = title or prefix.strip("_").capitalize() or "Validation"
     rows = [list(asdict(row).values()) for row in result.rows]
     cells = [["" if isinstance(v, float) and np.isnan(v) else v for v in row] for row in rows]
     write_text(folder / f"{prefix}class_metrics.csv", csv_text([_COLUMNS, *cells]))
