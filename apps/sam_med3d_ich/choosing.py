@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mlcore.metrics.operating_points import Rate
 from mlcore.report.page import Picture, Section, Text
-from mlcore.report.plots.style import INK, PALETTE, picture
+from mlcore.report.plots.style import INK, PALETTE, SUBTITLE, picture
 from mlcore.run.deciding import figure_table
 from mlcore.run.decision import Decision, Figure
 from mlcore.training.evaluator import Predictions
@@ -129,7 +129,7 @@ class Chooser:
             best = float(np.nanmax(self._scores))
             axes.plot([decision.threshold], [best], "o", color=INK, fillstyle="none", markersize=13)
             used = f"voxels from {decision.threshold:g} on, parts from {decision.min_volume_ml:g} mL"
-            axes.set_title(f"used: {used}, score {best:.3f}")
+            axes.set_title(f"used: {used}, score {best:.3f}", **SUBTITLE)
             axes.set(xlabel="threshold: least probability of a voxel", ylabel="score of the validation cases")
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         return path

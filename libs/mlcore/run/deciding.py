@@ -100,7 +100,9 @@ class Decider:
             )
             drawn = [Picture(title, picture, wide=True)]
         if decision.kind == "binary" or decision.least:
-            drawn.append(figure_table(title, decision.figures[split], note=self._words(split)))
+            zones = () if decision.can_review else ("reviewed", "rejected")
+            figures = {name: figure for name, figure in decision.figures[split].items() if name not in zones}
+            drawn.append(figure_table(title, figures, note=self._words(split)))
         return [*drawn, *([Text(title, f"Note: {decision.note}.")] if decision.note else [])]
 
     def write(self, folder: Path, _summary: Mapping[str, Any]) -> None:

@@ -12,9 +12,11 @@ from mlcore.base.errors import UserError
 from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_labels, as_probabilities
 from mlcore.metrics.operating_points import OperatingPoint, Rate, measure_kept, measure_point, wilson_interval
 from mlcore.metrics.ranking import auroc, auroc_interval
-from mlcore.report.plots.style import DASHED, GOOD, INK, MUTED, TRAIN, VAL, note, picture
+from mlcore.report.plots.style import DASHED, GOOD, INK, MUTED, SUBTITLE, TRAIN, VAL, note, picture
 
 __all__ = ["plot_kept", "plot_operating_point"]
+
+_CLOSE = 0.4  # range of scores below which the axis shows no more than it
 
 
 def plot_operating_point(
@@ -52,7 +54,7 @@ def plot_operating_point(
     with picture(path, width=10.4, height=4.9) as figure:
         left, right = figure.subplots(1, 2, width_ratios=[1, 1.15])
         _roc(left, truth, chances, point, word=positive)
-        left.set_title(f"AUROC {area.value:.3f}, 95 % interval {low:.3f} to {high:.3f}")
+        left.set_title(f"AUROC {area.value:.3f}, 95 % interval {low:.3f} to {high:.3f}", **SUBTITLE)
         _over_threshold(right, truth, chances, point)
         words = (
             f"{int(truth.sum()):,} {positive} among {len(truth):,} samples. Dot with 95 % intervals, and dashed: used."
@@ -95,14 +97,14 @@ def plot_kept(labels: Array, *, probabilities: Array, least: Sequence[float] | F
         words = (
             f"kept {point.kept.value:.1%}, of them right {point.right.value:.1%}" if point.kept.hits else "none kept"
         )
-        axes.set_title(f"{words}   all {len(sure):,}: {right.mean():.1%}")
+        axes.set_title(f"{words}; all {len(sure):,}: {right.mean():.1%} right", **SUBTITLE)
         bottom = min(float(accuracy.min()), point.right.value if point.kept.hits else 1.0)
         axes.set(xlim=(0, 1.02), ylim=(max(0.0, bottom - 0.08), 1.01))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 1):g}%")
         axes.set_xlabel("share of predictions that is kept, the surest first")
         axes.set_ylabel("right ones of those kept")
-        axes.legend(loc="lower left")
+        axes.legend(loc="best")
     return path
 
 
@@ -133,7 +135,8 @@ def _roc(axes: Axes, truth: IntArray, chances: FloatArray, point: OperatingPoint
     rates = point.rates()
     alarms, found = rates["fpr"].value, rates["recall"].value
     _dot(axes, rates["fpr"], rates["recall"])
-    away = (12, -8) if alarms < 0.6 else (-12, -8)
+    low = found < 0.2  # words below it would be on the axis
+    away = (12 if alarms < 0.6 else -12, 8 if low else -8)
     axes.annotate(
         f"{found:.1%} of the {word} found,\n{alarms:.1%} of the others taken for one",
         (alarms, found),
@@ -141,7 +144,7 @@ def _roc(axes: Axes, truth: IntArray, chances: FloatArray, point: OperatingPoint
         textcoords="offset points",
         fontsize=8.5,
         color=INK,
-        va="top",
+        va="bottom" if low else "top",
         ha="left" if alarms < 0.6 else "right",
     )
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
@@ -163,8 +166,12 @@ def _over_threshold(axes: Axes, truth: IntArray, chances: FloatArray, point: Ope
         axes.axvline(edge, color=INK, linewidth=1.0, linestyle=DASHED)
     if point.lower < point.threshold:
         axes.axvspan(max(point.lower, 0.0), min(point.threshold, 1.0), color=MUTED, alpha=0.13, linewidth=0)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes.set_title(_used(point))
+    # All of 0 to 1, unless the scores lie so close together that nothing could be seen.
+    low, high = min([*edges, float(at[0])]), max([*edges, float(at[-1])])
+    low, high = (0.0, 1.0) if high - low > _CLOSE else (low, high)
+    room = 0.02 * (high - low) or 0.01
+    axes.set(xlim=(low - room, high + room), ylim=(-0.02, 1.02))
+    axes.set_title(_used(point), **SUBTITLE)
     axes.set_xlabel("threshold: least probability")
     axes.legend(loc="lower center", ncols=3, frameon=True, framealpha=1.0, edgecolor="none", borderaxespad=1.2)
 
