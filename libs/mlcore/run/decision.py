@@ -186,7 +186,9 @@ class Decision(BaseModel):
     @property
     def identity(self) -> Mapping[str, Any]:
         """What predictions depend on, as JSON has it."""
-        return self.model_dump(mode="json", exclude={"version", "rule", "value", "npv", "note", "figures"})
+        left_out = {"version", "rule", "value", "npv", "note", "figures"}
+        values: Mapping[str, Any] = json.loads(self.model_dump_json(exclude=left_out))  # null for what is infinite
+        return values
 
     def with_figures(self, split: str, figures: Mapping[str, Figure]) -> "Decision":
         """The same, knowing what it gives on one more split."""

@@ -130,6 +130,9 @@ def test_a_zone_that_cannot_be_had_survives_the_file(tmp_path: Path) -> None:
     assert read.threshold == math.inf
     assert read.decide(np.array(chances)).tolist() == [REVIEW, REVIEW, REVIEW, 0]
     assert "nothing is accepted" in read.note
+    assert json.loads(json.dumps(read.identity, allow_nan=False)) == read.identity
+    assert read.identity != decision.model_copy(update={"lower": 0.4}).identity
+    assert read.identity == decision.model_copy(update={"note": ""}).identity
 
 
 def test_runs_of_before_have_none(tmp_path: Path) -> None:
