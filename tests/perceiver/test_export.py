@@ -143,6 +143,12 @@ def test_an_export_that_was_changed_is_refused_by_name(exported: Path, tmp_path:
         load_run(copy)
 
 
+def test_an_export_is_not_exported_again(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is an export already"):
+        export(load_run(exported, device="cpu"), tmp_path / "out", [])
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_exported_leaves_nothing(script: Any) -> None:
     ended = script("export", "--model_path", "none.pth", "--output_dir", "out")
     assert ended.code == 2

@@ -54,6 +54,8 @@ def predict_parser(prog: str = "quartet predict") -> argparse.ArgumentParser:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, s3://bucket/key, or one table")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an option of the app's own")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
+    network = "what computes the network of an export (default: torch with its weights; pt2 is code, see docs/USE.md)"
+    parser.add_argument("--network", choices=["onnx", "pt2"], help=network)
     _add_flags(parser)
     return parser
 
@@ -85,8 +87,9 @@ def predict_script(app: "App[Any]", description: str, *, on_bad: str = "") -> in
         parser.add_argument(f"--{on_bad}", choices=("error", "skip"), help="error: the same as --strict")
     given = parser.parse_args()
     given.strict |= getattr(given, on_bad, None) == "error"
-    given.overwrite, given.inputs = True, [*given.inputs, *filter(None, [given.csv])]
-    return _predict(given, {name: getattr(given, name) for name in app.options if getattr(given, name) is not None})
+    given.overwrite, given.network, given.inputs = True, None, [*given.inputs, *filter(None, [given.csv])]
+    options = {name: getattr(given, name) for name in app.options if getattr(given, name) is not None}
+    return _predict(given, options, app=app)
 
 
 def export_parser(prog: str = "quartet export") -> argparse.ArgumentParser:
@@ -147,8 +150,8 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N (default: auto)")
 
 
-def _predict(given: argparse.Namespace, options: Mapping[str, str]) -> int:
-    """Predict what the command line says.
+def _predict(given: argparse.Namespace, options: Mapping[str, str], *, app: "App[Any] | None" = None) -> int:
+    """Predict what the command line says; `app`: the run has to be of it.
 
     Returns:
         0; 1 where some inputs could not be used.
@@ -176,7 +179,9 @@ def _predict(given: argparse.Namespace, options: Mapping[str, str]) -> int:
         raise UserError(f"{given.output}: is there already; give another --output, or --overwrite")
     with start_world(given.device) as world, ExitStack() as stack:
         setup_logging(is_main=world.is_main)
-        predictor = load_run(given.run, device=str(world.device), options=options)
+        predictor = load_run(given.run, device=str(world.device), options=options, network=given.network)
+        if app is not None and predictor.app.name != app.name:
+            raise UserError(f"{given.run}: a run of {predictor.app.name}, not of {app.name}; quartet predict takes any")
         job = Job(
             predictor=predictor,
             inputs=find_inputs(given.inputs, predictor.scorer, base_dir=given.base_dir),

@@ -51,8 +51,11 @@ def export(predictor: Predictor, folder: Path, formats: Sequence[str]) -> None:
     """
     if folder.exists() and not (folder / ABOUT).is_file() and any(folder.iterdir()):
         raise UserError(f"{folder}: is there and holds no export; give another --output")
+    if predictor.app.use is None:
+        raise UserError(f"{predictor.source}: models of {predictor.app.name} cannot be exported by this command")
     network = predictor.scorer.network
-    assert isinstance(network, Eager)  # noqa: S101 - `load_run` of a run gives no other
+    if "weights" not in predictor.identity or not isinstance(network, Eager):
+        raise UserError(f"{predictor.source}: is an export already; give the run")
     with partial_folder(folder) as partial:
         _write_weights(network.module, partial / WEIGHTS)
         program = _program(predictor, network) if formats else None
