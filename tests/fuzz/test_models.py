@@ -12,6 +12,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import BertConfig, BertModel, BertTokenizer, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from mlcore.remote.hub import read_json, read_weights, weight_files
+from mlcore.run.exported import digest_of, read_about
 from mlcore.training.checkpoint import save_checkpoint
 from quartet.apps.multimodal_ads.config import TextEncoderConfig, VisionEncoderConfig
 from quartet.apps.multimodal_ads.text.encoder import load_text
@@ -132,7 +133,22 @@ def qformer(folder: Path) -> None:
     save_file({"query_tokens": torch.zeros(1, 2, 8)}, folder / "q.safetensors", metadata={"sizes": json.dumps(sizes)})
 
 
+def export(folder: Path) -> None:
+    save_file({"a": torch.ones(2)}, folder / "model.safetensors")
+    files = {"model.safetensors": digest_of(folder / "model.safetensors")}
+    about = {"class_names": ["a", "b"], "model": {"width": 3}, "decision": None}
+    note = {"layout": 1, "version": "0.2.0", "app": "perceiver", "about": about, "files": files}
+    (folder / "model.json").write_text(json.dumps(note), encoding="utf-8")
+
+
 PARSERS = [
+    Parser(
+        name="export",
+        write=export,
+        read=lambda folder: (read_about(folder), read_weights(folder)),
+        found={"elsewhere": b'{"layout": 1, "app": "a", "about": {}, "files": {"../../etc/passwd": "0"}}'},
+        edited="model.json",
+    ),
     Parser(
         name="text model's folder",
         write=text_model,

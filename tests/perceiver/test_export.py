@@ -83,8 +83,13 @@ def test_pictures_are_read_without_the_repository(image_run: Path, tmp_path: Pat
     assert [float(row[2]) for row in found] == pytest.approx([one.probability for one in expected], abs=1e-5)
 
 
-@pytest.mark.parametrize("position", ["fourier", "learned", "none"])  # sinusoidal is what `exported` has
-@pytest.mark.parametrize("longest", [1, 5, 40])
+KINDS = [(position, longest) for position in ("fourier", "learned", "none") for longest in (1, 5, 40)]
+QUICK = {("fourier", 40), ("learned", 1)}  # the others are slow in all; sinusoidal is what `exported` has
+
+
+@pytest.mark.parametrize(
+    ("position", "longest"), [pytest.param(*kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in KINDS]
+)
 def test_every_kind_of_position_is_exported(position: str, longest: int, series_run: Path, tmp_path: Path) -> None:
     state = torch.load(series_run / "checkpoints" / "best_model.pth", weights_only=True)
     settings = state["task"]["model"]

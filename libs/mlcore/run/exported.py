@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load
-from torch import Tensor
-
 from mlcore.base.errors import UserError
 from mlcore.base.reading import reading
 from mlcore.base.version import VERSION
 
-__all__ = ["ABOUT", "LAYOUT", "WEIGHTS", "Exported", "digest_of", "read_about", "read_weights"]
+__all__ = ["ABOUT", "LAYOUT", "WEIGHTS", "Exported", "digest_of", "read_about"]
 
 ABOUT = "model.json"
 WEIGHTS = "model.safetensors"
@@ -69,13 +66,3 @@ def read_about(folder: Path) -> Exported:
         if digest_of(file) != digest:
             raise UserError(f"{file}: was changed after the export (another SHA-256 than in {path.name}); export again")
     return Exported(app, about, digest_of(path))
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of an export.
-
-    Raises:
-        UserError: They are missing or damaged.
-    """
-    with reading(folder / WEIGHTS, "a .safetensors file"):
-        return load((folder / WEIGHTS).read_bytes())

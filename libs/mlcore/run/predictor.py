@@ -18,9 +18,10 @@ from mlcore.base.errors import UserError
 from mlcore.cli.app import App
 from mlcore.cli.apps import load_app
 from mlcore.config.text import nearest
+from mlcore.remote.hub import read_weights
 from mlcore.remote.s3 import stored_file
 from mlcore.run.decision import DECISION, REVIEW, Decision
-from mlcore.run.exported import ABOUT, WEIGHTS, read_about, read_weights
+from mlcore.run.exported import ABOUT, WEIGHTS, read_about
 from mlcore.run.final_evaluation import best_checkpoint
 from mlcore.run.networks import FORMATS, Eager, Network, Signature, open_network
 from mlcore.run.restore import RunCheckpoint, of_this_version, read_run_checkpoint, run_folder
