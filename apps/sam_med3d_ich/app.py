@@ -28,6 +28,12 @@ def _samples(config: SamMed3DConfig) -> Mapping[str, Any]:
     return samples(config)
 
 
+def _scorer(run: Any, device: Any, options: Mapping[str, str]) -> Any:
+    from quartet.apps.sam_med3d_ich.scoring import VolumeScorer
+
+    return VolumeScorer(run, device, options)
+
+
 def _run_name(config: SamMed3DConfig) -> str:
     return config.data.train_csv.stem if config.data.train_csv else config.data.source
 
@@ -40,6 +46,15 @@ APP = App(
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "sam_med3d_ich",
     build=_build,
     samples=_samples,
+    scorer=_scorer,
+    options={
+        "array_spacing": "voxel size of arrays that carry none, X Y Z in mm (default: that of the run)",
+        "clicks": "X,Y,Z voxel indices inside the target of the one volume, X,Y,Z,0 outside it; spaces between",
+        "threshold": "probability from which a voxel is in the mask (default: that of the run's decision)",
+        "probability_map": "also write {name}_probability.nii.gz",
+        "overlays": "also write a picture of each volume",
+        "mask_dir": "true masks of a table's images, to compare with; the table says path and ich (0 or 1)",
+    },
     run_name=_run_name,
     own_data="--train_csv train.csv --val_csv val.csv --mask_dir masks  "
     "(making these from NIfTI or DICOM: docs/sam_med3d_ich.md)",

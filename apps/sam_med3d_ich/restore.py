@@ -1,14 +1,13 @@
-"""From the configuration, or from a checkpoint, to a segmenter: what training and `predict.py` both begin with."""
+"""From the configuration, or from a checkpoint, to a segmenter: what training and prediction both begin with."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from mlcore.run.decision import Decision
-from mlcore.run.restore import load_run_checkpoint, of_this_version, rebuild
+from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
 from quartet.apps.sam_med3d_ich.config import DataConfig, ModelConfig, SamMed3DConfig
 from quartet.apps.sam_med3d_ich.data.preprocess import WINDOWS, Preprocessing
 from quartet.apps.sam_med3d_ich.model.encoder import EncoderShape
@@ -25,13 +24,11 @@ class Restored:
         segmenter: Ready to use, in evaluation mode on the chosen device.
         prompted: Trained with clicks: it expects some.
         config: The training run's configuration.
-        step: Training step of the checkpoint.
     """
 
     segmenter: Segmenter
     prompted: bool
     config: SamMed3DConfig
-    step: int
 
 
 def describe(config: SamMed3DConfig) -> dict[str, Any]:
@@ -84,20 +81,15 @@ def make_segmenter(metadata: Mapping[str, Any], model: IchModel, decision: Decis
     return Segmenter(model=model, preprocessing=Preprocessing(**given), **noted)
 
 
-def restore(path: Path, *, device: torch.device) -> Restored:
-    """Load a checkpoint of this app.
-
-    Args:
-        path: `best_model.pth` or any other checkpoint of a run.
-        device: Where the model goes.
+def restored(read: RunCheckpoint[SamMed3DConfig], *, device: torch.device) -> Restored:
+    """The model of a checkpoint that is read, on `device`.
 
     Raises:
-        CheckpointError: The file is missing, damaged, unsafe, or no checkpoint of this app.
+        CheckpointError: No model can be built of what it notes.
     """
-    read = load_run_checkpoint(path, app="sam_med3d_ich", config_cls=SamMed3DConfig)
-    model = rebuild(lambda: make_model(read.metadata), read.weights, source=path).to(device)
+    model = rebuild(lambda: make_model(read.metadata), read.weights, source=read.path).to(device)
     decision = read.decision
-    with of_this_version(path):
+    with of_this_version(read.path):
         segmenter = make_segmenter(read.metadata, model, decision)
         prompted = bool(read.metadata["prompted"])
-    return Restored(segmenter=segmenter, prompted=prompted, config=read.config, step=read.step)
+    return Restored(segmenter=segmenter, prompted=prompted, config=read.config)

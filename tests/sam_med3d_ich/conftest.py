@@ -1,7 +1,8 @@
 """Models small enough for tests, filled so that no part of them is silent, and the real reference where it is there."""
 
+import functools
 import locale
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from quartet.apps.sam_med3d_ich.model.encoder import EncoderShape
 from quartet.apps.sam_med3d_ich.model.ich import IchModel
+from tests.scripts import run_script
 
 TINY = EncoderShape(
     image_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2, window=3, global_blocks=(1,), out_channels=48
@@ -62,6 +64,44 @@ def tiny_model() -> MakeModel:
 def filled() -> Callable[..., None]:
     """`filled(model, seed=0, scale=0.2)` sets every parameter and buffer to random values."""
     return fill
+
+
+SMALL = ["--demo", "--num_train", "3", "--num_val", "2", "--max_steps", "2", "--num_workers", "0", "--num_threads", "1"]
+SMALL += ["--spacing", "6", "6", "6", "--overlap", "0", "--no_tensorboard", "--eval_every", "1", "--batch_size", "2"]
+PROMPTED = ["--prompt_mode", "clicks", "--num_clicks", "2"]
+
+
+@pytest.fixture(scope="session")
+def small() -> Sequence[str]:
+    """Flags of a training of seconds."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the generated heads that `trained` is trained with: images, masks, train.csv, val.csv."""
+    return tmp_path_factory.mktemp("heads") / "phantoms"
+
+
+@pytest.fixture(scope="session")
+def folders(heads: Path) -> Sequence[str]:
+    """Flags that name them and their cache."""
+    return ["--phantom_dir", str(heads), "--cache_dir", str(heads.parent / "cache")]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, folders: Sequence[str]) -> Callable[[str], Path]:
+    """`trained("plain")`, `trained("clicks")`: the folder of a run of two steps, trained when it is first asked for."""
+
+    @functools.cache
+    def train(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name) / "run"
+        more = PROMPTED if name == "clicks" else []
+        ended = run_script("apps/sam_med3d_ich/train.py", *SMALL, *folders, *more, "--output_dir", folder)
+        assert not ended.code, ended.out + ended.err
+        return folder
+
+    return train
 
 
 @pytest.fixture(scope="session")

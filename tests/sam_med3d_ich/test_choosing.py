@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from mlcore.report.page import Picture, Table, Text
 from mlcore.run.decision import read_decision
+from mlcore.run.restore import load_run_checkpoint
 from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, case_metrics, summarise
 from quartet.apps.sam_med3d_ich.choosing import Chooser, grid_of_case
-from quartet.apps.sam_med3d_ich.config import MaskDecisionConfig
+from quartet.apps.sam_med3d_ich.config import MaskDecisionConfig, SamMed3DConfig
 from quartet.apps.sam_med3d_ich.data.preprocess import Preprocessing
 from quartet.apps.sam_med3d_ich.losses import dice_cross_entropy
 from quartet.apps.sam_med3d_ich.model.ich import IchModel
-from quartet.apps.sam_med3d_ich.restore import restore
+from quartet.apps.sam_med3d_ich.restore import restored
 from quartet.apps.sam_med3d_ich.segmentation import Segmentation, Segmenter
 from quartet.apps.sam_med3d_ich.task import IchTask
 from tests.scripts import run_script
@@ -42,6 +43,11 @@ def case(seed: int, *, bleed: bool = True) -> tuple[NDArray[np.float32], NDArray
 
 def segmenter(model: IchModel, **options: Any) -> Segmenter:
     return Segmenter(model=model, preprocessing=Preprocessing(spacing=None), **options)
+
+
+def segmenter_of(checkpoint: Path) -> Segmenter:
+    read = load_run_checkpoint(checkpoint, app="sam_med3d_ich", config_cls=SamMed3DConfig)
+    return restored(read, device=torch.device("cpu")).segmenter
 
 
 @pytest.mark.parametrize("bleed", [True, False])
@@ -178,8 +184,8 @@ def test_a_run_uses_what_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     # What the summary says of the best checkpoint is said at the point that was chosen.
     summary = json.loads(Path("run/summary.json").read_text(encoding="utf-8"))["results_of_best_checkpoint"]["val"]
     assert summary["score"] == decision.figures["val"]["score"].value
-    found = restore(Path("run/checkpoints/best_model.pth"), device=torch.device("cpu")).segmenter
+    found = segmenter_of(Path("run/checkpoints/best_model.pth"))
     assert (found.threshold, found.min_volume_ml) == (decision.threshold, decision.min_volume_ml)
     Path("run/decision.json").unlink()  # a run of before
-    found = restore(Path("run/checkpoints/best_model.pth"), device=torch.device("cpu")).segmenter
+    found = segmenter_of(Path("run/checkpoints/best_model.pth"))
     assert (found.threshold, found.min_volume_ml) == (0.5, 0.0)

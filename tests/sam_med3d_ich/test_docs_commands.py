@@ -81,7 +81,6 @@ def write_scans(root: Path) -> None:
             write_nifti(path, head.image, like_affine=affine)
     (root / "arrays").mkdir()
     np.save(root / "arrays/good.npy", head.image)
-    (root / "arrays/broken.npz").write_bytes(b"PK\x03\x04 and no more")
 
 
 def write_dicom(folder: Path, array: np.ndarray, *, uid: str) -> None:

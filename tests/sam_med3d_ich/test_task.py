@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,19 @@ from torch import Tensor
 
 from mlcore.base.distributed import World
 from mlcore.cli.parse import parse
+from mlcore.run.restore import load_run_checkpoint
 from mlcore.training.engine import StepOutput
 from quartet.apps.sam_med3d_ich.app import APP
 from quartet.apps.sam_med3d_ich.build import build
 from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, case_metrics
+from quartet.apps.sam_med3d_ich.config import SamMed3DConfig
 from quartet.apps.sam_med3d_ich.data.preprocess import Preprocessing
 from quartet.apps.sam_med3d_ich.data.volume import Volume
 from quartet.apps.sam_med3d_ich.losses import dice_cross_entropy
 from quartet.apps.sam_med3d_ich.model.ich import IchModel
-from quartet.apps.sam_med3d_ich.restore import restore
+from quartet.apps.sam_med3d_ich.restore import restored
 from quartet.apps.sam_med3d_ich.segmentation import Segmenter, clicks_from_mask
 from quartet.apps.sam_med3d_ich.task import IchTask
-from tests.scripts import run_script
 
 MakeModel = Callable[..., IchModel]
 SIDE = 16
@@ -194,27 +195,14 @@ def test_metrics_are_means_over_cases(tiny_model: MakeModel) -> None:
 # --------------------------------------------------------------------------------------------------------- end to end
 
 
-def run(name: str, *arguments: str | Path) -> None:
-    """Run a script of the app in this process; anything but exit code 0 fails the test."""
-    ended = run_script(f"apps/sam_med3d_ich/{name}.py", *arguments)
-    assert not ended.code, ended.out + ended.err
-
-
-SMALL = ["--demo", "--num_train", "3", "--num_val", "2", "--max_steps", "2", "--num_workers", "0", "--num_threads", "1"]
-SMALL += ["--spacing", "6", "6", "6", "--overlap", "0", "--no_tensorboard", "--eval_every", "1", "--batch_size", "2"]
 PROMPTED = ["--prompt_mode", "clicks", "--num_clicks", "2"]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Generated heads and their cache, shared by all runs of this file."""
-    root = tmp_path_factory.mktemp("phantoms")
-    return ["--phantom_dir", str(root / "phantoms"), "--cache_dir", str(root / "cache")]
-
-
 @pytest.mark.parametrize("more", [[], PROMPTED, ["--freeze_encoder"]], ids=["plain", "clicks", "frozen"])
-def test_a_problem_is_built_and_gives_finite_losses(folders: list[str], more: list[str]) -> None:
-    setup = build(parse(APP, [*SMALL, *folders, *more]).config, World())
+def test_a_problem_is_built_and_gives_finite_losses(
+    small: Sequence[str], folders: Sequence[str], more: list[str]
+) -> None:
+    setup = build(parse(APP, [*small, *folders, *more]).config, World())
     task, dataset = setup.task, setup.train.dataset
     assert isinstance(task, IchTask)
     assert setup.transform is not None
@@ -227,16 +215,14 @@ def test_a_problem_is_built_and_gives_finite_losses(folders: list[str], more: li
 
 
 @pytest.mark.parametrize("name", ["plain", "clicks"])
-def test_a_training_leaves_the_promised_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: list[str], name: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "run"
-    run("train", *SMALL, *folders, *(PROMPTED if name == "clicks" else []), "--output_dir", folder)
+def test_a_training_leaves_the_promised_files(trained: Callable[[str], Path], name: str) -> None:
+    folder = trained(name)
     state = torch.load(folder / "sam_encoder.pth", weights_only=True)
-    restored = restore(folder / "checkpoints" / "best_model.pth", device=torch.device("cpu"))
-    encoder = restored.segmenter.model.sam.image_encoder
-    assert restored.prompted is (name == "clicks")
+    best = folder / "checkpoints" / "best_model.pth"
+    read = load_run_checkpoint(best, app="sam_med3d_ich", config_cls=SamMed3DConfig)
+    found = restored(read, device=torch.device("cpu"))
+    encoder = found.segmenter.model.sam.image_encoder
+    assert found.prompted is (name == "clicks")
     for key, value in encoder.state_dict().items():
         assert torch.equal(state["image_encoder_state_dict"][key], value)
     assert state["image_encoder_state_dict"].keys() == encoder.state_dict().keys()

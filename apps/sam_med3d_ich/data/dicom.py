@@ -22,7 +22,7 @@ from quartet.apps.sam_med3d_ich.data.slices import Slice, Stack, stacked
 from quartet.apps.sam_med3d_ich.data.volume import Volume
 from quartet.apps.sam_med3d_ich.data.words import counted
 
-__all__ = ["Series", "find_series", "read_series", "series_in"]
+__all__ = ["Series", "find_series", "holds_series", "read_series", "series_in"]
 
 sitk: Any = SimpleITK  # half of it has no types
 
@@ -55,14 +55,27 @@ def series_in(folder: Path) -> list[Series]:
     found: dict[str, list[Path]] = {}
     described: dict[str, str] = {}
     for path in files:
-        header = read_header(path, tags=("SeriesInstanceUID", "SeriesDescription"))
-        with reading(path, "a DICOM file"):  # values are parsed when they are asked for
-            uid = "" if header is None else str(header.get("SeriesInstanceUID") or "")
-            about = "" if not uid else str(header.get("SeriesDescription") or "").strip()
+        uid, about = _series_of(path)
         if uid:
             found.setdefault(uid, []).append(path)
             described.setdefault(uid, about)
     return [Series(folder, uid, described[uid], tuple(found[uid])) for uid in sorted(found)]
+
+
+def holds_series(folder: Path) -> bool:
+    """Whether a DICOM file of a series, or what could be a damaged one, is in `folder` itself."""
+    try:
+        return any(_series_of(path)[0] for path in sorted(folder.iterdir()) if path.is_file())
+    except UserError:
+        return True
+
+
+def _series_of(path: Path) -> tuple[str, str]:
+    """UID and description of a file's series; both empty where it is of none."""
+    header = read_header(path, tags=("SeriesInstanceUID", "SeriesDescription"))
+    with reading(path, "a DICOM file"):  # values are parsed when they are asked for
+        uid = "" if header is None else str(header.get("SeriesInstanceUID") or "")
+        return uid, "" if not uid else str(header.get("SeriesDescription") or "").strip()
 
 
 def read_series(series: Series, *, even_out: bool = False) -> Volume:

@@ -19,7 +19,7 @@ from quartet.apps.sam_med3d_ich.data.case import Case
 from quartet.apps.sam_med3d_ich.data.volume import MASK_SUFFIXES, SUFFIXES, volume_name
 from quartet.apps.sam_med3d_ich.data.words import counted, listed
 
-__all__ = ["COLUMNS", "check_patients", "mask_key", "read_cases"]
+__all__ = ["COLUMNS", "MaskFolder", "check_patients", "mask_key", "read_cases"]
 
 COLUMNS = ("path", "ich", "patient_id")
 _ICH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}  # a table with gaps makes pandas write whole numbers as 1.0
@@ -37,13 +37,13 @@ def read_cases(csv_path: Path, *, mask_dir: Path) -> list[Case]:
     Raises:
         UserError: The table cannot be used; all its problems are named together, with their lines.
     """
-    masks = _masks_by_key(mask_dir)
+    masks = MaskFolder(mask_dir)
     problems: list[str] = []
     cases: list[Case] = []
     seen = _Seen()
     for line, row in read_records(csv_path, COLUMNS):
         found: list[str] = []
-        case = _case(row, found, csv_path=csv_path, line=line, masks=masks, mask_dir=mask_dir)
+        case = _case(row, found, csv_path=csv_path, line=line, masks=masks)
         if case is not None:
             found += seen.problems(case, line)
             cases.append(case)
@@ -87,6 +87,45 @@ def mask_key(name: str) -> str:
     return str(int(name)) if name.isascii() and name.isdecimal() else name
 
 
+class MaskFolder:
+    """The masks in a folder, found by the names of their images.
+
+    Args:
+        folder: It.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            paths = sorted(folder.iterdir())
+        except OSError as error:
+            raise UserError(f"{folder}: the mask folder cannot be read: {error.strerror or error}") from None
+        self._masks: dict[str, list[Path]] = {}
+        for path in paths:
+            if path.name.lower().endswith(MASK_SUFFIXES) and not path.name.startswith("."):
+                self._masks.setdefault(mask_key(volume_name(path)), []).append(path)
+
+    def case(self, image: Path, ich: str, *, patient_id: str, origin: str) -> Case:
+        """The case of an image; raises `UserError` where its mask or what is told of it (`ich`) cannot be used."""
+        name, told = volume_name(image), _read_ich(ich)
+        masks = self._masks.get(mask_key(name), [])
+        if len(masks) > 1:
+            names = " and ".join(path.name for path in masks)
+            raise UserError(f"{names} in {self._folder} could both be the mask of {image.name}; keep one")
+        if told and not masks:
+            raise UserError(f"ich is 1, but {self._folder} has no {name}.nii or {name}.nii.gz for {image}")
+        return Case(name, image, masks[0] if masks else None, told, patient_id, origin)
+
+
+def _read_ich(text: str) -> int:
+    if text not in _ICH:
+        raise UserError(f"ich is '{text}'; expected 0 or 1")
+    return _ICH[text]
+
+
 class _Seen:
     """Which line an image or a mask was met in before."""
 
@@ -105,31 +144,20 @@ class _Seen:
 
 
 def _case(
-    row: Mapping[str, str],
-    problems: list[str],
-    *,
-    csv_path: Path,
-    line: int,
-    masks: Mapping[str, Sequence[Path]],
-    mask_dir: Path,
+    row: Mapping[str, str], problems: list[str], *, csv_path: Path, line: int, masks: "MaskFolder"
 ) -> Case | None:
     """The row's case, or None; what is wrong is added to `problems`."""
     image = _image(row["path"], problems, folder=csv_path.parent)
-    if row["ich"] not in _ICH:
-        problems.append(f"ich is '{row['ich']}'; expected 0 or 1")
+    found = None
+    try:
+        _read_ich(row["ich"])
+        if image is not None:
+            found = masks.case(image, row["ich"], patient_id=row["patient_id"], origin=f"{csv_path}, line {line}")
+    except UserError as error:
+        problems.append(str(error))
     if not row["patient_id"]:
         problems.append("patient_id is empty")
-    if image is None or row["ich"] not in _ICH:
-        return None
-    name, ich = volume_name(image), _ICH[row["ich"]]
-    candidates = masks.get(mask_key(name), [])
-    if len(candidates) > 1:
-        names = " and ".join(path.name for path in candidates)
-        problems.append(f"{names} in {mask_dir} could both be the mask of {image.name}; keep one")
-    elif not candidates and ich:
-        problems.append(f"ich is 1, but {mask_dir} has no {name}.nii or {name}.nii.gz for {image}")
-    mask = candidates[0] if candidates else None
-    return Case(name, image, mask, ich, row["patient_id"], f"{csv_path}, line {line}")
+    return found
 
 
 def _image(text: str, problems: list[str], *, folder: Path) -> Path | None:
@@ -147,18 +175,6 @@ def _image(text: str, problems: list[str], *, folder: Path) -> Path | None:
         where = "" if Path(text).is_absolute() else f" (relative paths start at {folder.absolute()})"
         problems.append(f"no such file: {text}{where}")
     return found
-
-
-def _masks_by_key(mask_dir: Path) -> dict[str, list[Path]]:
-    try:
-        paths = sorted(mask_dir.iterdir())
-    except OSError as error:
-        raise UserError(f"{mask_dir}: the mask folder cannot be read: {error.strerror or error}") from None
-    masks: dict[str, list[Path]] = {}
-    for path in paths:
-        if path.name.lower().endswith(MASK_SUFFIXES) and not path.name.startswith("."):
-            masks.setdefault(mask_key(volume_name(path)), []).append(path)
-    return masks
 
 
 def _table(cases: Sequence[Case]) -> str:

@@ -57,6 +57,7 @@ __all__ = [
     "Volume",
     "check_fit",
     "check_header",
+    "checked_image",
     "fits",
     "mask_affine",
     "read_geometry",
@@ -134,10 +135,10 @@ def read_volume(path: Path, *, array_spacing: Spacing | None = None, reference: 
     """
     if _volume_suffix(path) in MASK_SUFFIXES:
         array, affine, remarks = _read_nifti(path)
-        return Volume(_checked_image(path, array), affine, remarks=remarks, source=str(path))
+        return Volume(checked_image(path, array), affine, remarks=remarks, source=str(path))
     content = load_arrays(path)
     raw, (known_spacing, known_affine) = the_array(path, content), stored_geometry(path, content)
-    array = _checked_image(path, as_float(path, raw))
+    array = checked_image(path, as_float(path, raw))
     if known_affine is None:
         known_affine = _array_affine(path, array.shape, known_spacing, array_spacing=array_spacing, reference=reference)
     return Volume(array, known_affine, source=str(path))
@@ -384,7 +385,8 @@ def _array_affine(
 # ------------------------------------------------------------------------------------------------------------ checks
 
 
-def _checked_image(path: Path, array: NDArray[np.float32]) -> NDArray[np.float32]:
+def checked_image(path: Path, array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The voxels of an image; a UserError where some are not finite or all are equal."""
     lowest, highest = float(array.min()), float(array.max())  # both are NaN where any voxel is
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         count = counted(int(array.size - np.isfinite(array).sum()), "voxel")

@@ -22,7 +22,8 @@ from mlcore.base.isolated import isolated
 from mlcore.base.reading import reading
 
 __all__ = [
-    "FORMATS", "SUFFIXES", "content_digest", "find_images", "image_pages", "image_size", "read_image", "read_pixels"
+    "FORMATS", "SUFFIXES", "content_digest", "find_images", "image_pages", "image_size", "is_hidden", "read_image",
+    "read_pixels"
 ]  # fmt: skip
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -130,8 +131,13 @@ def content_digest(path: Path) -> str:
 
 def find_images(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     """All files in `folder` and below with the suffixes of images, or others, sorted; what is hidden is left out."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
+    named = (path for path in folder.rglob("*") if path.name.lower().endswith(tuple(suffixes)))
+    return sorted(path for path in named if path.is_file() and not is_hidden(path, folder))
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether a file or folder in `folder`, or a folder between them, is hidden."""
+    return any(part[0] == "." for part in path.relative_to(folder).parts)
 
 
 def _named(source: Path | bytes) -> Path | str:

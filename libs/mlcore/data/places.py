@@ -19,16 +19,17 @@ class Places:
         table: The table.
         base_dir: Where relative paths start, and what absolute ones must stay in, too. None: relative paths start at
             the table's folder, absolute ones are free.
+        folders: Whether a folder, too, is something to find.
 
     Raises:
         UserError: `base_dir` is no folder.
     """
 
-    def __init__(self, table: Path, base_dir: Path | None) -> None:
+    def __init__(self, table: Path, base_dir: Path | None, *, folders: bool = False) -> None:
         if base_dir is not None and not base_dir.is_dir():
             raise UserError(f"{base_dir}: no such folder (base_dir)")
         self._base = (table.parent if base_dir is None else base_dir).absolute().resolve()
-        self._only_inside = base_dir is not None
+        self._only_inside, self._folders = base_dir is not None, folders
         self._seen: dict[Hashable, int] = {}
 
     def find(self, text: str) -> Path:
@@ -61,7 +62,7 @@ class Places:
             raise UserError(
                 f"{_short(text)} is outside of {self._base} (symbolic links followed), which paths must stay in"
             )
-        if path.is_file():
+        if path.is_file() or (self._folders and path.is_dir()):
             return path
         if path.exists():
             raise UserError(f"{_short(text)} is {'a folder' if path.is_dir() else 'a device'}; expected a file")

@@ -3,7 +3,7 @@
 An app says how with a `Scorer`; `load_run` makes one of a run and puts the same face before it in every app.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -28,8 +28,10 @@ from mlcore.run.restore import RunCheckpoint, of_this_version, read_run_checkpoi
 
 __all__ = [
     "ClassPrediction",
+    "FolderScorer",
     "Forewarning",
     "Item",
+    "JobScorer",
     "Prediction",
     "Predictor",
     "Scorer",
@@ -199,6 +201,34 @@ class Forewarning(Protocol):
 
     def forewarn(self, items: Sequence[Item]) -> Sequence[str]:
         """What people should know, seeing what the job begins with."""
+
+
+@runtime_checkable
+class FolderScorer(Protocol):
+    """A scorer for which a folder can be what a file is for others, such as one of DICOM slices."""
+
+    def takes(self, folder: Path) -> bool:
+        """Whether `items` has something to say of a folder, besides what the folders in it hold."""
+
+
+@runtime_checkable
+class JobScorer(Protocol):
+    """A scorer that also sees a job as a whole."""
+
+    def before(self, items: Iterable[Item], *, files: Path | None, strict: bool) -> None:
+        """Look at all items before the first is predicted, in every process of the job.
+
+        Args:
+            items: The different ones, as far as they are known to be items.
+            files: Where `save` will write; None: it is not called.
+            strict: Whether one that cannot be used is an error.
+
+        Raises:
+            UserError: They cannot be predicted together, or `strict` and what can be told of one at once.
+        """
+
+    def after(self, output: Path) -> None:
+        """Write what goes with the whole table `output`, which is there; the first process calls it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,13 +66,22 @@ def predict(arguments: Sequence[str], *, prog: str = "quartet predict") -> int:
     return _predict(given, _options(given.set))
 
 
-def predict_script(app: "App[Any]", description: str, *, on_bad: str = "") -> int:
+def predict_script(
+    app: "App[Any]",
+    description: str,
+    *,
+    on_bad: str = "",
+    output_dir: Path | None = None,
+    flags: Mapping[str, Mapping[str, Any]] | None = None,
+) -> int:
     """What an app's `predict.py` does: the same, with the names that its flags always had; as `_predict`.
 
     Args:
         app: It; each of its options is a flag.
         description: What `--help` begins with.
         on_bad: Name of its flag for what to do with an input that cannot be used; "error" is `--strict`.
+        output_dir: Default of its flag for the folder that the table and the files go to; None: there is no such flag.
+        flags: How options are given, where that is not as one text: keyword arguments of `add_argument` by name.
     """
     parser = _parser(description, None)
     parser.add_argument(
@@ -81,14 +90,20 @@ def predict_script(app: "App[Any]", description: str, *, on_bad: str = "") -> in
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="files, folders, or one table")
     parser.add_argument("--csv", help="a table, instead of inputs")
     for name, help_text in app.options.items():
-        parser.add_argument(f"--{name}", help=help_text)
+        parser.add_argument(f"--{name}", help=help_text, **(flags or {}).get(name, {}))
     _add_flags(parser)
     if on_bad:
         parser.add_argument(f"--{on_bad}", choices=("error", "skip"), help="error: the same as --strict")
+    if output_dir is not None:
+        folder = f"folder that the table and the files go to, unless said otherwise (default: {output_dir})"
+        parser.add_argument("--output_dir", type=Path, default=output_dir, help=folder)
     given = parser.parse_args()
+    if output_dir is not None:
+        given.output, given.files = given.output_dir / given.output, given.output_dir / (given.files or "")
     given.strict |= getattr(given, on_bad, None) == "error"
     given.overwrite, given.network, given.inputs = True, None, [*given.inputs, *filter(None, [given.csv])]
-    options = {name: getattr(given, name) for name in app.options if getattr(given, name) is not None}
+    chosen = {name: getattr(given, name) for name in app.options}
+    options = {name: _as_text(value) for name, value in chosen.items() if value not in (None, False)}
     return _predict(given, options, app=app)
 
 
@@ -210,6 +225,13 @@ def _told(done: "Done", output: Path) -> int:
     same = f", {done.predicted} of them different" if done.predicted < done.rows else ""
     _log.info("written: %s (%d inputs%s, %d could not be used)", output, done.rows, same, done.problems)
     return 1 if done.problems else 0
+
+
+def _as_text(value: Any) -> str:
+    """What a flag gives, as `--set` gives it."""
+    if value is True:
+        return "true"
+    return value if isinstance(value, str) else " ".join(map(str, value))
 
 
 def _options(given: Sequence[str]) -> dict[str, str]:

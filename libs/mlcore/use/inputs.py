@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
-from mlcore.data.images import find_images
+from mlcore.data.images import find_images, is_hidden
 from mlcore.data.places import Places
 from mlcore.data.tables import TABLES, Table, open_table
 from mlcore.remote.s3 import is_remote, stored_file
-from mlcore.run.predictor import Item, Scorer
+from mlcore.run.predictor import FolderScorer, Item, Scorer
 
 __all__ = ["Inputs", "find_inputs"]
 
@@ -52,7 +52,8 @@ def find_inputs(given: Sequence[str], scorer: Scorer, *, base_dir: Path | None =
     if tables and len(given) > 1:
         raise UserError(f"{tables[0]} is a table; give it alone, or files and folders")
     if tables:
-        return Rows(open_table(stored_file(tables[0])), scorer.inputs, base_dir=base_dir)
+        folders = isinstance(scorer, FolderScorer)
+        return Rows(open_table(stored_file(tables[0])), scorer.inputs, base_dir=base_dir, folders=folders)
     if base_dir is not None:
         raise UserError("--base_dir says where the paths of a table start, and no table is given")
     files = Files([place for text in given for place in _files(text, scorer)])
@@ -95,7 +96,7 @@ def _files(text: str, scorer: Scorer) -> list[Item | tuple[str, str]]:
         path = stored_file(text) if is_remote(text) else Path(text)
         paths = [path]
         if path.is_dir():
-            paths = find_images(path, scorer.suffixes)
+            paths = _inside(path, scorer)
             if not paths:
                 raise UserError(f"{path}: no file that this model reads; expected {', '.join(scorer.suffixes)}")
         elif not path.exists():
@@ -111,6 +112,15 @@ def _files(text: str, scorer: Scorer) -> list[Item | tuple[str, str]]:
     return found
 
 
+def _inside(folder: Path, scorer: Scorer) -> list[Path]:
+    """What is to be predicted of a folder: files, and where the scorer takes such, the folder and those in it."""
+    found = find_images(folder, scorer.suffixes)
+    if isinstance(scorer, FolderScorer):
+        folders = (path for path in (folder, *folder.rglob("*")) if path.is_dir())
+        found += (path for path in folders if not is_hidden(path, folder) and scorer.takes(path))
+    return sorted(found)
+
+
 class Rows:
     """The rows of a table.
 
@@ -118,14 +128,17 @@ class Rows:
         table: It, whose columns are all passed through.
         wanted: Columns of an item, as `Scorer.inputs` names them.
         base_dir: Where paths start, and must stay; None: in the table's own folder.
+        folders: Whether a path may be that of a folder.
 
     Raises:
         UserError: It has none of the columns.
     """
 
-    def __init__(self, table: Table, wanted: Mapping[str, Sequence[str]], *, base_dir: Path | None) -> None:
+    def __init__(
+        self, table: Table, wanted: Mapping[str, Sequence[str]], *, base_dir: Path | None, folders: bool = False
+    ) -> None:
         self.table = table
-        self._places = Places(table.path, base_dir)
+        self._places = Places(table.path, base_dir, folders=folders)
         self._named = {
             name: next(spelling for spelling in spellings if spelling in table.columns)
             for name, spellings in wanted.items()

@@ -25,7 +25,7 @@ from mlcore.base.files import ensure_folder, write_json, write_text
 from mlcore.base.reading import reading
 from mlcore.data.loader import BatchLoader, worker_count
 from mlcore.data.order import EpochOrder
-from mlcore.run.predictor import Forewarning, Item, Predictor, Scorer
+from mlcore.run.predictor import Forewarning, Item, JobScorer, Predictor, Scorer
 from mlcore.use.inputs import Inputs, Once
 from mlcore.use.writing import write_table
 
@@ -33,7 +33,8 @@ __all__ = ["Done", "Job", "run_job"]
 
 _log = logging.getLogger(__name__)
 
-_SHARD = 4096  # inputs at least; a shard holds whole batches
+_SHARD = 4096  # inputs at most, but whole batches
+_SHARDS = 1000  # of a smaller job: what a kill can cost is a thousandth of it, or a batch, such as one volume
 _LOOKED_AT = 10_000  # inputs, for what is said before the work
 _TOLD = 20  # inputs that cannot be used; the table has all of them
 _JOB = "job.json"
@@ -112,6 +113,9 @@ def run_job(job: Job, *, world: World | None = None) -> Done | None:
     """
     world = world or World()
     once = Once(job.inputs, strict=job.strict)
+    scorer = job.predictor.scorer
+    if isinstance(scorer, JobScorer):
+        scorer.before(_usable(once), files=job.files, strict=job.strict)
     if world.is_main:
         _begin(job, once)
         _forewarn(job)
@@ -125,9 +129,17 @@ def run_job(job: Job, *, world: World | None = None) -> Done | None:
     return _finish(job, once, shards) if world.is_main else None
 
 
+def _usable(once: Once) -> Iterator[Item]:
+    """The different inputs that are items."""
+    for place in once.places.tolist():
+        with suppress(UserError):
+            yield once.inputs.item(place)
+
+
 def _shards(count: int, batch_size: int) -> list[range]:
     """Places of the inputs of each shard."""
-    size = -(-_SHARD // batch_size) * batch_size
+    wanted = max(1, min(_SHARD, -(-count // _SHARDS)))
+    size = -(-wanted // batch_size) * batch_size
     return [range(start, min(count, start + size)) for start in range(0, count, size)]
 
 
@@ -257,6 +269,8 @@ def _finish(job: Job, once: Once, shards: Sequence[range]) -> Done:
 
     write_table(job.output, columns, rows())
     write_json(job.output.with_name(f"{job.output.name}.json"), _provenance(job, done))
+    if isinstance(job.predictor.scorer, JobScorer):
+        job.predictor.scorer.after(job.output)
     shutil.rmtree(job.folder)
     return done
 

@@ -1,6 +1,7 @@
 """Tables that are written row by row, all or nothing: CSV, JSON Lines, Parquet, as the file's suffix says."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -27,7 +28,7 @@ def check_table_name(path: Path) -> None:
 
 
 def write_table(path: Path, columns: Mapping[str, type], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table; numbers have seven digits, secrets are masked.
+    """Write a table; numbers have seven digits, what is not finite is missing, secrets are masked.
 
     Args:
         path: Its suffix is one of `TABLES`.
@@ -50,7 +51,7 @@ def _chunks(rows: Iterable[Sequence[object]]) -> Iterator[list[list[object]]]:
 
 def _short(value: object) -> object:
     if isinstance(value, float):
-        return float(f"{value:.{_DIGITS}g}")
+        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
     return mask_known(value) if isinstance(value, str) else value
 
 
