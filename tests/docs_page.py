@@ -50,6 +50,8 @@ class Page:
             given = dict(word.split("=", 1) for word in words[2:])
             assert words[1] == "train"
             return [f"apps/{self.app}/{given.get('SCRIPT', 'train.py')}", *shlex.split(given.get("ARGS", ""))]
+        if words[0] == "quartet":
+            return ["libs/quartet/__main__.py", *words[1:]]
         assert words[0] == "python", command
         return words[1:]
 

@@ -45,6 +45,18 @@ def _dry_run_config(config: DocConfig) -> DocConfig:
     return config.model_copy(update={"kfold": config.kfold.model_copy(update={"fold": 1})})
 
 
+def _use() -> Any:
+    from quartet.apps.doc_ensemble import scoring
+
+    return scoring
+
+
+def _ensemble(folder: Path, device: Any) -> Any:
+    from quartet.apps.doc_ensemble.ensemble_scoring import make_ensemble_scorer
+
+    return make_ensemble_scorer(folder, device)
+
+
 def _run_name(config: DocConfig) -> str:
     if config.data.source == "generated":
         return "generated"
@@ -61,6 +73,8 @@ APP = App(
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "doc_ensemble",
     build=_build,
     samples=_samples,
+    use=_use,
+    ensemble=_ensemble,
     run_name=_run_name,
     own_data="--data_dir DIR  (a folder per class; tables: docs/doc_ensemble.md)",
     demo_unless=("data.data_dir", "data.train_csv"),

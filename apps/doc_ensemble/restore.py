@@ -1,4 +1,4 @@
-"""From a checkpoint back to a classifier: what predict.py and ensembles begin with."""
+"""From a checkpoint back to a classifier: what ensembles begin with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,6 +63,7 @@ class CheckpointMember:
         model = outline(lambda: make_model(read.metadata["model"]), read.weights, source=path)
         self.name = name
         self.path = path
+        self.digest = read.digest
         self.config = read.config
         digests = read.metadata.get("trained_on")
         self.trained_on: frozenset[str] | None = None if digests is None else frozenset(map(str, digests))

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from mlcore.base.errors import UserError
 from mlcore.data.fingerprints import cache_file
+from mlcore.data.images import find_images
 from quartet.apps.doc_ensemble.config import DataConfig, DocConfig
 from quartet.apps.doc_ensemble.data.duplicates import check_duplicates, compared
-from quartet.apps.doc_ensemble.data.folders import Folders, find_files, read_folders, split_folders
+from quartet.apps.doc_ensemble.data.folders import Folders, read_folders, split_folders
 from quartet.apps.doc_ensemble.data.generated import write_generated
-from quartet.apps.doc_ensemble.data.pages import Page
+from quartet.apps.doc_ensemble.data.pages import PAGE_SUFFIXES, Page
 from quartet.apps.doc_ensemble.data.split import hold_out
 from quartet.apps.doc_ensemble.data.table import read_table
 
@@ -96,8 +97,8 @@ def places_of(settings: DataConfig) -> dict[str, Sequence[Page | Path]]:
         found = _tables(settings, None)
         return {name: pages for name in ("train", "val", "test") if (pages := getattr(found, name)) is not None}
     folder = _folder(settings)
-    parts = {path.name: find_files(path) for path in split_folders(folder)}
-    return {**parts} if parts else {"train": find_files(folder)}
+    parts = {path.name: find_images(path, PAGE_SUFFIXES) for path in split_folders(folder)}
+    return {**parts} if parts else {"train": find_images(folder, PAGE_SUFFIXES)}
 
 
 def _tables(settings: DataConfig, classes: Sequence[str] | None) -> Folders:

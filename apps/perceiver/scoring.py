@@ -85,6 +85,8 @@ def make_scorer(about: Mapping[str, Any], network: Network, options: Mapping[str
 class PerceiverScorer:
     """A `mlcore.run.predictor.Scorer`; an item's content is a sequence float32 [M, C], or an image uint8 [H, W, 3]."""
 
+    mean = staticmethod(ClassPrediction.mean)
+
     def __init__(self, about: Mapping[str, Any], network: Network, on_missing: OnMissing) -> None:
         self.network = network
         self._about, self._on_missing = about, on_missing

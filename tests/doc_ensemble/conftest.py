@@ -40,3 +40,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages") / "set"
     write_generated(folder, train=102, val=34, test=34, seed=1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, run: Run, tiny: list[str], pages: Path) -> tuple[Path, str]:
+    """A run on the drawn pages, and what it said."""
+    folder = tmp_path_factory.mktemp("run") / "plain"
+    code, said = run("run_experiment", *tiny, "--data_dir", pages, "--output_dir", folder)
+    assert code == 0, said
+    return folder, said

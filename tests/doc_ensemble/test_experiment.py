@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from mlcore.base.errors import UserError
+from mlcore.run import load_run
 from mlcore.training.checkpoint import load_checkpoint, save_checkpoint
 from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset
 from quartet.apps.doc_ensemble.data.folders import read_folders
@@ -58,6 +60,12 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def written(path: Path, classes: Sequence[str]) -> np.ndarray:
     return np.array([[float(row[f"p_{name}"]) for name in classes] for row in table(path)])
+
+
+def assert_applied(folder: Path, asked: Sequence[Page], expected: np.ndarray) -> None:
+    """The experiment's folder predicts, as a run does, what its own table says, to the last of six digits."""
+    found = load_run(folder, device="cpu")([page.path for page in asked], batch_size=10)
+    np.testing.assert_allclose([one.probabilities for one in found], expected, rtol=0, atol=1e-6)
 
 
 def file_of(tmp_path: Path, text: str) -> Path:
@@ -109,6 +117,7 @@ def test_a_weighted_ensemble_with_views_leaves_what_is_promised(
     np.testing.assert_allclose(found, 0.4 * looked[0] + 0.6 * looked[1], atol=2e-5)
     views = table(folder / "tta_predictions.csv")
     np.testing.assert_allclose(written(folder / "tta_predictions.csv", classes), found, atol=2e-6)
+    assert_applied(folder, asked, found)
     assert [row["without_tta"] for row in views] == [classes[best] for best in mixed.argmax(axis=1)]
     meta = json.loads((folder / "ensemble_predictions_meta.json").read_text(encoding="utf-8"))
     assert [model["weight"] for model in meta["models"]] == [0.4, 0.6]
@@ -144,6 +153,7 @@ def test_averaging_on_disk_is_numpys_and_low_memory_changes_nothing(
     found = written(tmp_path / "a" / "ensemble_predictions.csv", classes)
     np.testing.assert_allclose(found, expected, atol=2e-5)
     np.testing.assert_array_equal(found, written(tmp_path / "b" / "ensemble_predictions.csv", classes))
+    assert_applied(tmp_path / "a", asked, found)
     assert not (tmp_path / "a" / "tta_predictions.csv").exists()
     assert {row["member_resnet50"] for row in table(tmp_path / "a" / "ensemble_predictions.csv")} <= set(classes)
 
@@ -169,6 +179,37 @@ def test_a_job_is_the_mean_of_its_folds_and_can_be_stacked(
     scores += stacker["sharpness"] * np.log(np.maximum(mean, _SMALLEST))
     found = written(tmp_path / "out" / "ensemble_predictions.csv", classes)
     np.testing.assert_array_equal(found.argmax(axis=1), scores.argmax(axis=1))
+    assert_applied(tmp_path / "out", asked, found)
+    (tmp_path / "out" / "stacking.json").unlink()
+    with pytest.raises(UserError, match=r"stacking\.json: no such file"):
+        load_run(tmp_path / "out", device="cpu")
+
+
+def test_an_ensemble_follows_its_members_and_names_those_that_are_gone(
+    tmp_path: Path, pages: Path, classes: list[str], members: list[Path], run: Run
+) -> None:
+    text = WEIGHTED.replace("weighted", "voting")
+    folder = tmp_path / "team" / "out"
+    code, said = run("run_ensemble_experiment", "--config", file_of(tmp_path, text), "--output_dir", folder)
+    assert code == 0, said
+    asked = read_folders(pages).test
+    assert asked is not None
+    moved = tmp_path / "elsewhere"
+    (moved / "team").mkdir(parents=True)
+    for name in ("team/out", "checkpoints"):
+        (tmp_path / name).rename(moved / name)
+    assert_applied(moved / "team" / "out", asked, written(moved / "team" / "out" / "ensemble_predictions.csv", classes))
+    second = moved / "checkpoints" / members[1].name
+    write_checkpoint(second, seed=5, classes=classes, data_dir=pages)
+    with pytest.raises(UserError, match=r"its member 'efficientnet': .*efficientnet\.ckpt is another model than"):
+        load_run(moved / "team" / "out", device="cpu")
+    second.unlink()
+    with pytest.raises(UserError, match=r"its member 'efficientnet' is missing: .*efficientnet\.ckpt"):
+        load_run(moved / "team" / "out", device="cpu")
+    ensemble = moved / "team" / "out" / "ensemble.json"
+    ensemble.write_text(ensemble.read_text("utf-8").replace('"voting"', '"guessing"'), encoding="utf-8")
+    with pytest.raises(UserError, match=r"ensemble\.json: damaged or not an ensemble"):
+        load_run(moved / "team" / "out", device="cpu")
 
 
 def test_stacking_without_out_of_fold_predictions_says_how_to_make_them(
@@ -304,7 +345,7 @@ def test_each_member_fits_the_page_as_it_was_trained_in_any_order(
     paths = [page.path for page in asked]
     for order in (("resize", "letterbox"), ("letterbox", "resize")):
         models = [argument for fit in order for argument in ("--model_path", fits[fit])]
-        assert run("predict", *paths, *models, "--output", tmp_path / "p.csv", "--thumbnails", "0")[0] == 0
+        assert run("predict", *paths, *models, "--output", tmp_path / "p.csv")[0] == 0
         np.testing.assert_allclose(written(tmp_path / "p.csv", classes), expected, atol=2e-6)
         members = ", ".join(f"{{checkpoint_path: {fits[fit]}}}" for fit in order)
         folder = tmp_path / order[0]

@@ -103,7 +103,9 @@ def told(folder: Path) -> dict[str, str]:
 def chances(path: Path) -> dict[str, list[float]]:
     """The probabilities of each page in a table of predictions."""
     with path.open(encoding="utf-8", newline="") as file:
-        return {row["image"]: [float(row[f"p_{name}"]) for name in CLASSES] for row in csv.DictReader(file)}
+        rows = list(csv.DictReader(file))
+    first = next(iter(rows[0]))  # image, or input
+    return {row[first]: [float(row[f"p_{name}"]) for name in CLASSES] for row in rows}
 
 
 def members_of(places: Sequence[str | Path]) -> str:
@@ -134,7 +136,7 @@ def test_an_ensemble_of_members_in_the_bucket_is_that_of_local_ones_and_goes_the
     for path, place in zip(local, stored, strict=True):
         upload(path, place)
     models = [argument for path in local for argument in ("--model_path", path)]
-    code, said = run("predict", scans / "val", *models, "--device", "cpu", "--output", "local.csv", "--thumbnails", "0")
+    code, said = run("predict", scans / "val", *models, "--device", "cpu", "--output", "local.csv")
     assert code == 0, said
     code, said = run("run_ensemble_experiment", members_of(stored), "--device", "cpu", "--run_name", "both",
                      "--upload_to", "s3://models/team")  # fmt: skip
@@ -156,9 +158,10 @@ def test_an_ensemble_of_members_in_the_bucket_is_that_of_local_ones_and_goes_the
 def test_predictions_of_a_model_in_the_bucket_are_those_of_the_local_file(
     run: Run, scans: Path, alone: Path, s3_server: Any, home: Path
 ) -> None:
-    upload(alone / BEST, f"s3://models/run/{BEST}")
+    for name in (BEST, "decision.json"):  # as the copy of a run has them
+        upload(alone / name, f"s3://models/run/{name}")
     for model, table in ((alone / BEST, "local.csv"), (f"s3://models/run/{BEST}", "stored.csv")):
-        code, said = run("predict", scans / "val", "--model_path", model, "--output", table, "--thumbnails", "0")
+        code, said = run("predict", scans / "val", "--model_path", model, "--output", table)
         assert code == 0, said
     assert (home / "stored.csv").read_bytes() == (home / "local.csv").read_bytes()
     assert len((home / "stored.csv").read_text(encoding="utf-8").splitlines()) == 1 + 6

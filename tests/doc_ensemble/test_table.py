@@ -2,14 +2,20 @@
 
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mlcore.base.errors import UserError
-from quartet.apps.doc_ensemble.data.pages import Page, read_page
-from quartet.apps.doc_ensemble.data.table import read_rows, read_table
+from mlcore.use.inputs import find_inputs
+from quartet.apps.doc_ensemble.data.pages import read_page
+from quartet.apps.doc_ensemble.data.table import read_table
+from quartet.apps.doc_ensemble.scoring import DocScorer
+
+SCORER: Any = SimpleNamespace(inputs=DocScorer.inputs, suffixes=DocScorer.suffixes)
 
 
 @pytest.fixture
@@ -111,9 +117,8 @@ def test_relative_paths_stay_inside(folder: Path, form: str, given: bool) -> Non
     path = table(inside, f"image,label\n{form},x\n")
     with pytest.raises(UserError, match=r"line 2: .* is outside of"):
         read_table(path, base_dir=inside if given else None)
-    ((_, reason),) = read_rows(path, base_dir=inside if given else None)
-    assert "line 2" in str(reason)
-    assert "is outside of" in str(reason)
+    with pytest.raises(UserError, match=r"line 2: .* is outside of"):
+        find_inputs([str(path)], SCORER, base_dir=inside if given else None).item(0)
 
 
 def test_absolute_paths_stay_in_base_dir(folder: Path) -> None:
@@ -135,34 +140,41 @@ def test_a_folder_is_no_page(folder: Path) -> None:
 
 
 def test_without_labels(folder: Path) -> None:
-    rows = read_rows(table(folder, "image\na.png\nm.tif#2\n"))
-    assert [(text, page.name, page.label) for text, page in rows if isinstance(page, Page)] == [
-        ("a.png", "a.png", None),
-        ("m.tif#2", "m.tif#2", None),
+    rows = find_inputs([str(table(folder, "image\na.png\nm.tif#2\n"))], SCORER)
+    assert [(rows.item(row).name, rows.item(row).path, rows.item(row).part) for row in range(len(rows))] == [
+        ("a.png", (folder / "a.png").resolve(), 0),
+        ("m.tif#2", (folder / "m.tif").resolve(), 1),
     ]
     with pytest.raises(UserError, match="no rows below the header"):
-        read_rows(table(folder, "image\n"))
+        find_inputs([str(table(folder, "image\n"))], SCORER)
+
+
+def test_a_column_page_counts_from_one(folder: Path) -> None:
+    rows = find_inputs([str(table(folder, "image,page\nm.tif,2\nm.tif,\nm.tif#2,\nm.tif,0\nm.tif,two\n"))], SCORER)
+    assert [rows.item(row).part for row in range(3)] == [1, 0, 1]
+    for row, text in ((3, "0"), (4, "two")):
+        with pytest.raises(UserError, match=rf"line {row + 2}: page is '{text}'; expected a number from 1"):
+            rows.item(row)
 
 
 def test_rows_that_cannot_be_classified_keep_their_place_and_say_why(folder: Path) -> None:
-    path = table(folder, 'image,label\nnone.png,x\na.png,y\nm.tif#9,y\na.png,y\n,y\nb.png,x,y\n"b.png"x,y\nb.png,x\n')
-    rows = read_rows(path)
-    assert [text for text, _ in rows] == ["none.png", "a.png", "m.tif#9", "a.png", "", "b.png", "", "b.png"]
+    path = table(folder, 'image,label\nnone.png,x\na.png,y\nm.tif#0,y\na.png,y\n,y\nb.png,x,y\n"b.png"x,y\nb.png,x\n')
+    rows = find_inputs([str(path)], SCORER)
+    assert [rows.record(row)[0] for row in range(8)] == ["none.png", "a.png", "m.tif#0", "a.png", "", "", "", "b.png"]
     reasons = {
-        2: "no such file",
-        4: "no page 9",
-        5: "the same page as in line 3",
+        2: "no such file: none.png",
+        4: "no such file: m.tif#0",
         6: "the path of the image is empty",
-        7: "3 values, but the header names 2",
-        8: "not a CSV table",
+        7: "3 values, but there are 2 columns",
+        8: "not a row of a CSV table",
     }
-    for line, (_, found) in enumerate(rows, 2):
+    for line in range(2, 10):
         if line in reasons:
-            assert isinstance(found, str)
-            assert found.startswith(f"{path}, line {line}: {reasons[line]}")
+            with pytest.raises(UserError) as error:
+                rows.item(line - 2)
+            assert str(error.value).startswith(f"{path}, line {line}: {reasons[line]}")
         else:
-            assert isinstance(found, Page)
-            assert found.origin == f"{path}, line {line}"
+            assert rows.item(line - 2).path is not None
 
 
 def test_paths_whose_folders_are_composed_and_files_decomposed_are_found(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
@@ -39,14 +38,6 @@ PROMISED = (
     "checkpoints/best_model.pth",
 )
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, run, tiny, pages) -> tuple[Path, str]:
-    folder = tmp_path_factory.mktemp("run") / "plain"
-    code, said = run("run_experiment", *tiny, "--data_dir", pages, "--output_dir", folder)
-    assert code == 0, said
-    return folder, said
 
 
 def config_of(pages: Path, **sections: dict[str, object]) -> DocConfig:
@@ -267,80 +258,3 @@ def test_one_class_is_refused(tmp_path: Path, pages: Path) -> None:
     shutil.copytree(pages / "train" / "memo", tmp_path / "set" / "memo")
     with pytest.raises(UserError, match="only one class, memo"):
         build(config_of(tmp_path / "set", data={"data_dir": tmp_path / "set"}), World(device=CPU))
-
-
-def table_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_predictions_of_a_table_go_on_after_rows_that_name_no_page(
-    tmp_path: Path, pages: Path, finished: tuple[Path, str], run
-) -> None:
-    """Every row of the table is a row of the result, in its place and under its own name."""
-    good, other, *_ = sorted((pages / "test").rglob("*.jpg"))
-    shutil.copy(other, tmp_path / "other.jpg")
-    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.4 cut")
-    (tmp_path / "bad.png").write_bytes(b"")
-    csv_file, output = tmp_path / "pages.csv", tmp_path / "out" / "predictions.csv"
-    names = ["none.png", str(good), "bad.pdf", "bad.png", "none.png", "other.jpg", "other.jpg", ""]
-    csv_file.write_text("image\n" + "\n".join(names[:-1]) + '\n"x"y\n', encoding="utf-8")
-    options = ["--model_path", finished[0], "--output", output, "--thumbnails", "0"]
-    code, said = run("predict", "--csv", csv_file, *options)
-    assert code == 1, said
-    rows = table_of(output)
-    assert [row["image"] for row in rows] == names
-    assert [place for place, row in enumerate(rows) if row["class"]] == [1, 5]
-    assert "empty file" in rows[3]["problem"]
-    for place in (0, 2, 4, 6, 7):
-        assert rows[place]["problem"].startswith(f"{csv_file}, line {place + 2}: ")
-        assert f"left out: {rows[place]['problem']}" in said
-    assert "2 pages, 6 could not be read" in said
-
-
-@pytest.mark.parametrize("files", [["none.png"], ["bad.png"], ["none.png", "bad.png"]])
-def test_a_table_of_bad_rows_only_is_answered_with_their_reasons(
-    files: list[str], tmp_path: Path, finished: tuple[Path, str], run
-) -> None:
-    (tmp_path / "bad.png").write_bytes(b"")
-    csv_file, output = tmp_path / "pages.csv", tmp_path / "out" / "predictions.csv"
-    csv_file.write_text("image\n" + "\n".join(files) + "\n", encoding="utf-8")
-    code, said = run("predict", "--csv", csv_file, "--model_path", finished[0], "--output", output)
-    assert code == 2
-    rows = table_of(output)
-    assert [row["image"] for row in rows] == files
-    assert all(row["problem"] and not row["class"] for row in rows)
-    assert f"nothing could be classified, {output} has the reasons; the first: {rows[0]['problem']}" in said
-    assert not (output.parent / "predictions_pages").exists()
-
-
-def test_predict_reads_every_kind_of_page_and_goes_on_after_a_bad_one(
-    tmp_path: Path, pages: Path, finished: tuple[Path, str], run
-) -> None:
-    files = sorted((pages / "test").rglob("*.jpg"))[:3]
-    images = [Image.open(path) for path in files]
-    images[0].save(tmp_path / "two.tif", save_all=True, append_images=[images[1]], compression="tiff_lzw")
-    images[2].save(tmp_path / "one.pdf")
-    (tmp_path / "bad.png").write_bytes(b"")
-    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.4 cut")
-    model = finished[0] / "checkpoints" / "best_model.pth"
-    output = tmp_path / "out" / "predictions.csv"
-    code, said = run("predict", "--model_path", model, "--model_path", finished[0], "--output", output, tmp_path)
-    assert code == 1, said
-    rows = table_of(output)
-    names = ["bad.pdf", "bad.png#1", "one.pdf#1", "two.tif#1", "two.tif#2"]
-    assert [Path(row["image"]).name for row in rows] == names
-    good = [row for row in rows if not row["problem"]]
-    assert [Path(row["image"]).name for row in good] == ["one.pdf#1", "two.tif#1", "two.tif#2"]
-    problems = {Path(row["image"]).name: row["problem"] for row in rows if row["problem"]}
-    assert "damaged" in problems["bad.pdf"]
-    assert "empty file" in problems["bad.png#1"]
-    restored = restore(model, device=CPU)
-    from quartet.apps.doc_ensemble.data.dataset import Fit, Prepare
-
-    pixels = Prepare(Fit((64, 48)), mean=(0,), std=(1,)).pixels(np.asarray(images[1].convert("L"))[..., None])
-    with torch.inference_mode():
-        chances = torch.softmax(restored.model(torch.from_numpy(pixels)[None])[0], dim=0)
-    assert good[2]["class"] == restored.class_names[int(chances.argmax())]
-    assert float(good[2]["probability"]) == pytest.approx(float(chances.max()), abs=1e-5)
-    assert (tmp_path / "out" / "predictions_pages" / "0001.png").is_file()

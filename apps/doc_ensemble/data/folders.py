@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlcore.base.errors import UserError
+from mlcore.data.images import find_images
 from mlcore.data.records import failed
 from quartet.apps.doc_ensemble.data.pages import PAGE_SUFFIXES, Page, page_count
 from quartet.apps.doc_ensemble.data.table import class_names, label_of, normal
 
-__all__ = ["Folders", "find_files", "find_pages", "read_class_folder", "read_folders", "split_folders"]
+__all__ = ["Folders", "find_pages", "read_class_folder", "read_folders", "split_folders"]
 
 _log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def find_pages(folder: Path, *, label: int | None = None) -> list[Page]:
     """
     problems: list[str] = []
     pages: list[Page] = []
-    for path in find_files(folder):
+    for path in find_images(folder, PAGE_SUFFIXES):
         try:
             pages += [Page(path, number, label, str(path)) for number in range(page_count(path))]
         except UserError as error:
@@ -120,12 +121,6 @@ def find_pages(folder: Path, *, label: int | None = None) -> list[Page]:
     if problems:
         raise failed(folder, problems) if len(problems) > 1 else UserError(problems[0])
     return pages
-
-
-def find_files(folder: Path) -> list[Path]:
-    """All files in `folder` and below that may hold pages, by name; hidden files and folders are left out."""
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in PAGE_SUFFIXES and path.is_file())
-    return sorted(path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts))
 
 
 def _warn_of_others(folder: Path) -> None:

@@ -19,7 +19,7 @@ from mlcore.data.places import Places
 from mlcore.data.records import failed, read_records
 from quartet.apps.doc_ensemble.data.pages import Page, page_count
 
-__all__ = ["class_names", "label_of", "normal", "read_rows", "read_table"]
+__all__ = ["class_names", "label_of", "normal", "read_table"]
 
 _LONGEST_NUMBER = 9  # digits
 
@@ -60,37 +60,6 @@ def read_table(
     if problems:
         raise failed(path, problems)
     return pages, names
-
-
-def read_rows(path: Path, *, base_dir: Path | None = None) -> list[tuple[str, Page | str]]:
-    """Read a table of pages to be classified; labels are not looked at.
-
-    Args:
-        path: See `read_table`.
-        base_dir: See `read_table`.
-
-    Returns:
-        One entry for each row, in file order: what is in the column image, and the page, or the reason with the line
-        why there is none: no such file, no such page, the same page as in a row before, no row of a table.
-
-    Raises:
-        UserError: The file cannot be read, or has no column image or no row.
-    """
-    rows: list[tuple[str, Page | str]] = []
-    places = Places(path, base_dir)
-    broken: dict[int, str] = {}
-    for line, values in read_records(path, ("image",), broken=broken):
-        origin = f"{path}, line {line}"
-        try:
-            if line in broken:
-                raise UserError(broken[line])
-            page = _page(places, values["image"], line=line)
-            rows.append((values["image"], replace(page, origin=origin)))
-        except UserError as error:
-            rows.append((values.get("image", ""), f"{origin}: {error}"))
-    if not rows:
-        raise UserError(f"{path}: no rows below the header")
-    return rows
 
 
 def class_names(labels: set[str]) -> tuple[str, ...]:

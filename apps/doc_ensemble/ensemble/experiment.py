@@ -19,10 +19,12 @@ from mlcore.cli.invocation import Invocation
 from mlcore.config.dump import to_values, to_yaml
 from mlcore.run.build import configure_torch
 from mlcore.run.copy import Copied, RunCopy, copy_of
+from mlcore.run.decision import check_rule, choose, write_decision
 from mlcore.run.final_evaluation import Pages, write_pages
 from mlcore.run.folder import RunRecord, choose_run_folder, reason_of
 from mlcore.run.session import run as run_session
 from quartet.apps.doc_ensemble.config import DocConfig, EnsembleConfig
+from quartet.apps.doc_ensemble.ensemble.artefact import STACKING
 from quartet.apps.doc_ensemble.ensemble.combine import normalise_weights
 from quartet.apps.doc_ensemble.ensemble.folds_job import train_folds
 from quartet.apps.doc_ensemble.ensemble.members import check_members
@@ -85,6 +87,7 @@ def _run(app: App[DocConfig], invocation: Invocation[DocConfig]) -> int:
     if invocation.action == "test" or (invocation.action == "dry_run" and trains):
         return run_session(app, invocation)
     configure_torch(config)
+    check_rule(config.decision, kind="multiclass")
     if settings.tta.enabled:
         views_of(settings.tta)  # a mistake there is told before anything is trained
     if trains:
@@ -206,9 +209,23 @@ def _conducted(
     """Conduct the experiment and record it; returns what summary and report say."""
     begun = time.perf_counter()
     experiment = _conduct(invocation, settings, sources, prepared, folder=folder)
+    _decide(invocation.config, experiment, folder)
     seconds, seed = time.perf_counter() - begun, prepared.data.data.split_seed
     metadata = _metadata(invocation, values, name, seconds=seconds, seed=seed)
     return record_experiment(experiment, folder=folder, data=prepared.data, metadata=metadata)
+
+
+def _decide(config: DocConfig, experiment: Experiment, folder: Path) -> None:
+    """Keep what the validation pages choose for the chosen method; its probabilities stay as they are."""
+    predicted, chosen = experiment.predicted, experiment.outcome(experiment.chosen, "val", tta=experiment.tta)
+    decision = choose(
+        config.decision,
+        labels=predicted.votes["val"].labels,
+        probabilities=chosen.probabilities,
+        class_names=predicted.class_names,
+        kind="multiclass",
+    )
+    write_decision(folder, decision)
 
 
 def _copy(app: App[DocConfig], config: DocConfig, folder: Path, name: str) -> RunCopy | None:
@@ -255,7 +272,7 @@ def _conduct(
     stacker, seed = prepared.stacker, prepared.data.data.split_seed
     outcomes, chosen = compare(settings, sources, predicted, stacker=stacker, seed=seed)
     if stacker is not None:
-        stacker.save(folder / "stacking.json")
+        stacker.save(folder / STACKING)
     bad = predicted.problems
     unread = [f"{len(bad)} pages could not be read and are left out; the first: {bad[0]}"] if bad else []
     return Experiment(

@@ -16,7 +16,7 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ from mlcore.base.files import ensure_folder, format_bytes, free_bytes
 from quartet.apps.doc_ensemble.ensemble.members import InputFormat, Member, Network, check_members, format_of
 from quartet.apps.doc_ensemble.ensemble.views import IDENTITY, View
 
-__all__ = ["NoPageReadableError", "PagePredictions", "Pages", "predict_pages"]
+__all__ = ["PagePredictions", "Pages", "predict_pages"]
 
 _log = logging.getLogger(__name__)
 
@@ -61,18 +61,6 @@ class Pages(Generic[Item]):
     prepare: Callable[[Pixels, InputFormat], Pixels]
     skip_bad: bool = False
     workers: int = 2
-
-
-class NoPageReadableError(UserError):
-    """None of the pages that were to be predicted can be read.
-
-    Args:
-        problems: Place to message.
-    """
-
-    def __init__(self, problems: Mapping[int, str]) -> None:
-        super().__init__(f"none of the pages can be read; the first: {min(problems.items())[1]}")
-        self.problems = problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +126,7 @@ def predict_pages(
 
     Raises:
         UserError: Members that do not fit together, or one whose answers are not finite or not one per class; no pages,
-            or one that cannot be read; no room in `scratch`.
-        NoPageReadableError: A `UserError` where unreadable pages are left out, and all are.
+            or one that cannot be read, or none where these are left out; no room in `scratch`.
     """
     class_names = check_members(members)
     if not len(pages.items) or not views or batch_size < 1:
@@ -158,7 +145,7 @@ def predict_pages(
             for places, arrays in reader.batches(batch_size):
                 answers.ask(networks, places, arrays)
     if len(reader.problems) == len(pages.items):
-        raise NoPageReadableError(reader.problems)
+        raise UserError(f"none of the pages can be read; the first: {min(reader.problems.items())[1]}")
     rows = np.array([place for place in range(len(pages.items)) if place not in reader.problems], dtype=np.int64)
     return PagePredictions(
         probabilities=answers.values if len(rows) == len(pages.items) else answers.values[:, :, rows],

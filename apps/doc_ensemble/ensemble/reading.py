@@ -13,7 +13,7 @@ from quartet.apps.doc_ensemble.data.pages import Page, read_page
 from quartet.apps.doc_ensemble.ensemble.inference import Pages
 from quartet.apps.doc_ensemble.ensemble.members import InputFormat, Member
 
-__all__ = ["document_pages"]
+__all__ = ["document_pages", "prepare_page"]
 
 
 def document_pages(
@@ -37,7 +37,7 @@ def document_pages(
     return Pages(
         items=pages,
         read=partial(_read, max_pixels=max_pixels, grey=grey),
-        prepare=_prepare,
+        prepare=prepare_page,
         skip_bad=skip_bad,
         workers=workers or max(2, min(8, _cores())),
     )
@@ -51,7 +51,8 @@ def _read(page: Page, *, max_pixels: int, grey: bool) -> NDArray[np.uint8]:
     return read_page(page.path, page.number, max_pixels=max_pixels, grey=grey)
 
 
-def _prepare(image: NDArray[np.uint8], shape: InputFormat) -> NDArray[np.uint8]:
+def prepare_page(image: NDArray[np.uint8], shape: InputFormat) -> NDArray[np.uint8]:
+    """A page uint8 [H, W, 3 or 1] as a network takes it, uint8 [height, width, channels]."""
     if image.shape[2] > shape.channels:
         image = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)[..., None]
     return Fit((shape.height, shape.width), shape.fit)(image)

@@ -14,6 +14,7 @@ from mlcore.metrics.classification import ClassificationReport
 from mlcore.report.page import Headline, RunReport, describe_environment
 from mlcore.run.final_evaluation import Pages
 from quartet.apps.doc_ensemble.config import DocConfig, EnsembleConfig
+from quartet.apps.doc_ensemble.ensemble.artefact import write_chosen
 from quartet.apps.doc_ensemble.ensemble.methods import CrossFitted, Outcome, best_member
 from quartet.apps.doc_ensemble.ensemble.predicting import SplitPredictions
 from quartet.apps.doc_ensemble.ensemble.sections import (
@@ -125,6 +126,14 @@ def record_experiment(experiment: Experiment, *, folder: Path, data: DocConfig, 
     if len(experiment.sources) > 1:
         sections += cost_sections(predicted, folder=folder, seed=metadata.seed)
         sections.append(disagreement_section(predicted, split=experiment.split))
+    write_chosen(
+        folder,
+        sources=experiment.sources,
+        class_names=predicted.class_names,
+        rule=chosen["val"].fitted,
+        tta=experiment.settings.tta,
+        max_megapixels=data.data.max_megapixels,
+    )
     print(_printed(experiment))
     return Pages(
         summary=_summary(experiment, reports, metadata),

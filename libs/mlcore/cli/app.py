@@ -54,6 +54,8 @@ class App(Generic[ConfigT]):
             cannot be put to use.
         scorer: From a run's `mlcore.run.restore.RunCheckpoint`, a device and texts of `options` to a
             `mlcore.run.predictor.Scorer`, of an app that has no `use`: its models cannot be exported.
+        ensemble: From a folder with `ensemble.json` and a device to the scorer of what it names and a digest of that;
+            None: the app chooses none.
         options: What people can choose when a model of this app predicts, by name, with a line of help.
         rehearsal: Arguments of a run of seconds on generated data that has all of the app's stages; `quartet chaos`
             disturbs it.
@@ -75,6 +77,7 @@ class App(Generic[ConfigT]):
     group: Callable[[ConfigT], Any] | None = None
     use: Callable[[], Any] | None = None
     scorer: Callable[[Any, Any, Mapping[str, str]], Any] | None = None
+    ensemble: Callable[[Path, Any], tuple[Any, str]] | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     rehearsal: tuple[str, ...] = ("--demo", "--epochs", "2")
 

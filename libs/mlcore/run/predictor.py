@@ -3,6 +3,8 @@
 An app says how with a `Scorer`; `load_run` makes one of a run and puts the same face before it in every app.
 """
 
+import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +17,12 @@ from torch import Tensor, nn
 
 from mlcore.base.distributed import pick_device
 from mlcore.base.errors import UserError
+from mlcore.base.reading import reading
 from mlcore.cli.app import App
 from mlcore.cli.apps import load_app
 from mlcore.config.text import nearest
 from mlcore.remote.hub import read_weights
-from mlcore.remote.s3 import stored_file
+from mlcore.remote.s3 import CACHE, StorageError, fetch, is_remote, stored_file
 from mlcore.run.decision import DECISION, REVIEW, Decision
 from mlcore.run.exported import ABOUT, WEIGHTS, read_about
 from mlcore.run.final_evaluation import best_checkpoint
@@ -27,6 +30,7 @@ from mlcore.run.networks import FORMATS, Eager, Network, Signature, open_network
 from mlcore.run.restore import RunCheckpoint, of_this_version, read_run_checkpoint, run_folder
 
 __all__ = [
+    "ENSEMBLE",
     "ClassPrediction",
     "FolderScorer",
     "Forewarning",
@@ -39,6 +43,12 @@ __all__ = [
     "decision_of",
     "load_run",
 ]
+
+_log = logging.getLogger(__name__)
+
+ENSEMBLE = "ensemble.json"
+"""In a folder: names an app and what its experiment chose, which predicts like a run."""
+_LARGEST = 4 * 2**20  # bytes of it
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,16 @@ class ClassPrediction:
         return [self.predicted, self.probability, *self.probabilities.tolist(), *review]
 
     @staticmethod
+    def mean(predictions: Sequence["ClassPrediction"]) -> "ClassPrediction":
+        """The mean of the probabilities that several models give for the same input; decided by the largest of them.
+
+        A person should decide where one of the models leaves it to a person.
+        """
+        chances = np.mean([prediction.probabilities for prediction in predictions], axis=0)
+        flags = [prediction.review for prediction in predictions if prediction.review is not None]
+        return ClassPrediction(chances, predictions[0].class_names, review=any(flags) if flags else None)
+
+    @staticmethod
     def columns(class_names: Sequence[str], decision: Decision | None = None) -> list[str]:
         """Names of what `row` gives."""
         review = ["review"] if decision is not None and decision.can_review else []
@@ -124,8 +144,12 @@ class ClassPrediction:
             decision: The run's; None: the most probable class.
 
         Raises:
-            UserError: The decision is between other classes.
+            UserError: The decision is between other classes, or probabilities are not finite.
         """
+        if not np.isfinite(probabilities).all():
+            raise UserError(
+                "the model's answers are not finite: its training has diverged, or it overflows in this precision"
+            )
         if decision is None:
             return [ClassPrediction(row, class_names) for row in probabilities]
         if decision.class_names != tuple(class_names):
@@ -165,8 +189,9 @@ class Scorer(Protocol):
         network: Computes what `predict` needs.
         columns: Names of what a prediction's `row` gives.
         suffixes: Of the files that it takes from a folder, in lower case.
-        inputs: Columns of a table that an item is made of, by what they are: "path" for its file, other names for
-            `Item.values`; of several spellings the first one that the table has is taken.
+        inputs: Columns of a table that an item is made of, by what they are: "path" for its file, "part" for which of
+            the file's things is meant, from 0, or "page", from 1 (then "scan.pdf#3" in a path is its third page), other
+            names for `Item.values`; of several spellings the first one that the table has is taken.
         batch_size: How many items go through the network together, unless the user says otherwise.
     """
 
@@ -238,8 +263,8 @@ class Predictor:
     Attributes:
         app: The run's app.
         scorer: How it predicts.
-        source: The checkpoint, or the folder of an export.
-        about: What the scorer was made of, beside the network: plain values.
+        source: The checkpoint, or the folder of an export or ensemble; where runs are averaged, of the first.
+        about: What the scorer was made of, beside the network: plain values; none where it has several networks.
         identity: What the predictions depend on: app, weights, options; a job goes on only with the same.
     """
 
@@ -284,7 +309,7 @@ def load_run(
 
     Args:
         source: The run's folder, whose best checkpoint is taken; a checkpoint; `s3://bucket/key` of one; or a folder
-            that `quartet export` wrote.
+            that `quartet export` or an ensemble experiment wrote.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
         options: The app's own, by name, as texts; it says itself what they may be.
         network: What computes the network of an export: None, torch with the file of weights; "onnx", ONNX Runtime;
@@ -295,8 +320,12 @@ def load_run(
             is unknown or has no sensible value.
     """
     path, where = stored_file(str(source)), pick_device(device)
+    if is_remote(source):
+        _fetch_decision(str(source))
     if (path / ABOUT).is_file():
         return _exported(path, where, options or {}, network)
+    if (path / ENSEMBLE).is_file():
+        return _ensemble(path, where)
     if network is not None:
         raise UserError(f"{path}: is no export, and only those have a network for {network}; quartet export writes one")
     app, run = read_run_checkpoint(_checkpoint(path), load_app)
@@ -332,6 +361,28 @@ def _exported(folder: Path, device: torch.device, options: Mapping[str, str], ne
         scorer = use.make_scorer(note.about, found, _known(options, app))
     identity = {"app": app.name, "export": note.digest, "network": network, "options": dict(options)}
     return Predictor(app=app, scorer=scorer, source=folder, about=note.about, identity=identity)
+
+
+def _fetch_decision(address: str) -> None:
+    """Bring the decision of a run in a bucket to its checkpoint; older runs, and checkpoints alone, have none."""
+    folder = address.rpartition("/")[0].removesuffix("/checkpoints")
+    try:
+        fetch(f"{folder}/{DECISION}", cache_dir=CACHE)
+    except StorageError as error:
+        if error.passing:
+            raise
+        _log.info("%s: without a decision beside it, the most probable class counts (%s)", address, error)
+
+
+def _ensemble(folder: Path, device: torch.device) -> Predictor:
+    """The predictor of what the experiment of an app chose."""
+    with reading(folder / ENSEMBLE, "an ensemble"), (folder / ENSEMBLE).open("rb") as file:
+        app = load_app(str(json.loads(file.read(_LARGEST))["app"]))
+    if app.ensemble is None:
+        raise UserError(f"{folder / ENSEMBLE}: the app '{app.name}' has no ensembles (`App.ensemble`)")
+    scorer, digest = app.ensemble(folder, device)
+    identity = {"app": app.name, "weights": digest}
+    return Predictor(app=app, scorer=scorer, source=folder, about={}, identity=identity)
 
 
 def decision_of(about: Mapping[str, Any]) -> Decision | None:

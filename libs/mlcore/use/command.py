@@ -4,6 +4,7 @@ import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,15 @@ Predict with a trained model: a table with a row for each input, in the order gi
 
     quartet predict RUN picture.jpg scans/ bundle.pdf
     quartet predict RUN table.csv --output answers.parquet
+    quartet predict RUN RUN RUN bundle.pdf
 
-RUN is a run's folder (its best checkpoint is taken), a checkpoint, or s3://bucket/key of one. Inputs are files, folders
-of them, or one table (.csv, .jsonl, .parquet) that names them; its columns are passed through. Equal inputs are
-predicted once. An input that cannot be used is a row with the reason in the column `problem`; the exit code is then 1,
-or 2 where none is left. A job that was killed goes on where it was when the same command is given again. With several
-processes: torchrun --nproc-per-node 4 -m quartet predict ...
+RUN is a run's folder (its best checkpoint is taken), a checkpoint, or s3://bucket/key of one; of several, all before
+the inputs, the predictions are averaged. Inputs are files, folders of them, or one table (.csv, .jsonl, .parquet) that
+names them; its columns are passed through. Equal inputs are predicted once. An input that cannot be used is a row with
+the reason in the column `problem`; the exit code is then 1, or 2 where none is left. A job that was killed goes on
+where it was when the same command is given again. With several processes:
+
+    torchrun --nproc-per-node 4 -m quartet predict RUN INPUT ...
 """
 
 
@@ -51,7 +55,8 @@ def predict_parser(prog: str = "quartet predict") -> argparse.ArgumentParser:
     """The parser of `quartet predict`, which knows no app."""
     parser = _parser(_PREDICT, prog)
     parser.add_argument("run", metavar="RUN", help="a run's folder, a checkpoint, or s3://bucket/key")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, s3://bucket/key, or one table")
+    inputs = "files, folders, s3://bucket/key, or one table; before these, further runs"
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help=inputs)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an option of the app's own")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
     network = "what computes the network of an export (default: torch with its weights; pt2 is code, see docs/USE.md)"
@@ -63,6 +68,10 @@ def predict_parser(prog: str = "quartet predict") -> argparse.ArgumentParser:
 def predict(arguments: Sequence[str], *, prog: str = "quartet predict") -> int:
     """Parse the command line of `quartet predict` and do it; as `_predict`."""
     given = predict_parser(prog).parse_args(arguments)
+    from mlcore.run.averaged import is_run  # after parsing: torch takes seconds to import
+
+    further = list(takewhile(is_run, given.inputs))
+    given.run, given.inputs = [given.run, *further], given.inputs[len(further) :]
     return _predict(given, _options(given.set))
 
 
@@ -85,7 +94,11 @@ def predict_script(
     """
     parser = _parser(description, None)
     parser.add_argument(
-        "--model_path", dest="run", required=True, help="a run's folder, a checkpoint, or s3://bucket/key"
+        "--model_path",
+        dest="run",
+        action="append",
+        required=True,
+        help="a run's folder, a checkpoint, or s3://bucket/key; given several times, runs are averaged",
     )
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="files, folders, or one table")
     parser.add_argument("--csv", help="a table, instead of inputs")
@@ -184,7 +197,7 @@ def _predict(given: argparse.Namespace, options: Mapping[str, str], *, app: "App
     from mlcore.base.distributed import start_world
     from mlcore.base.files import output_folder
     from mlcore.base.signals import deferred, interruptible
-    from mlcore.run.predictor import load_run
+    from mlcore.run.averaged import load_runs
     from mlcore.use.inputs import find_inputs
     from mlcore.use.job import Job, run_job
     from mlcore.use.writing import check_table_name
@@ -194,9 +207,11 @@ def _predict(given: argparse.Namespace, options: Mapping[str, str], *, app: "App
         raise UserError(f"{given.output}: is there already; give another --output, or --overwrite")
     with start_world(given.device) as world, ExitStack() as stack:
         setup_logging(is_main=world.is_main)
-        predictor = load_run(given.run, device=str(world.device), options=options, network=given.network)
+        predictor = load_runs(given.run, device=str(world.device), options=options, network=given.network)
         if app is not None and predictor.app.name != app.name:
-            raise UserError(f"{given.run}: a run of {predictor.app.name}, not of {app.name}; quartet predict takes any")
+            raise UserError(
+                f"{given.run[0]}: a run of {predictor.app.name}, not of {app.name}; quartet predict takes any"
+            )
         job = Job(
             predictor=predictor,
             inputs=find_inputs(given.inputs, predictor.scorer, base_dir=given.base_dir),

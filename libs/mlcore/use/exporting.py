@@ -53,6 +53,8 @@ def export(predictor: Predictor, folder: Path, formats: Sequence[str]) -> None:
         raise UserError(f"{folder}: is there and holds no export; give another --output")
     if predictor.app.use is None:
         raise UserError(f"{predictor.source}: models of {predictor.app.name} cannot be exported by this command")
+    if not predictor.about:
+        raise UserError(f"{predictor.source}: several networks, of an ensemble or of several runs; give one run")
     network = predictor.scorer.network
     if "weights" not in predictor.identity or not isinstance(network, Eager):
         raise UserError(f"{predictor.source}: is an export already; give the run")

@@ -20,6 +20,9 @@ from mlcore.run.predictor import FolderScorer, Item, Scorer
 
 __all__ = ["Inputs", "find_inputs"]
 
+_FIRST = {"part": 0, "page": 1}  # what the first of a file's things is called in a column of this kind
+_DIGITS = 9
+
 
 class Inputs(Protocol):
     """What is to be predicted, in an order."""
@@ -46,14 +49,17 @@ def find_inputs(given: Sequence[str], scorer: Scorer, *, base_dir: Path | None =
         base_dir: Where the paths of a table start; None: in its own folder.
 
     Raises:
-        UserError: There is nothing, a table beside other things, or a table without the columns.
+        UserError: There is nothing, a table beside other things, or a table without rows or the columns.
     """
     tables = [text for text in given if Path(text).suffix.lower() in TABLES]
     if tables and len(given) > 1:
         raise UserError(f"{tables[0]} is a table; give it alone, or files and folders")
     if tables:
         folders = isinstance(scorer, FolderScorer)
-        return Rows(open_table(stored_file(tables[0])), scorer.inputs, base_dir=base_dir, folders=folders)
+        rows = Rows(open_table(stored_file(tables[0])), scorer.inputs, base_dir=base_dir, folders=folders)
+        if not len(rows):
+            raise UserError(f"{tables[0]}: no rows below the header")
+        return rows
     if base_dir is not None:
         raise UserError("--base_dir says where the paths of a table start, and no table is given")
     files = Files([place for text in given for place in _files(text, scorer)])
@@ -91,7 +97,7 @@ class Files:
 
 
 def _files(text: str, scorer: Scorer) -> list[Item | tuple[str, str]]:
-    """What is in a file or folder."""
+    """What is in a file or folder; hidden files and folders in a folder are left out."""
     try:
         path = stored_file(text) if is_remote(text) else Path(text)
         paths = [path]
@@ -144,6 +150,7 @@ class Rows:
             for name, spellings in wanted.items()
             if any(spelling in table.columns for spelling in spellings)
         }
+        self._paged = "page" in wanted
         if not self._named:
             expected = " or ".join(chain.from_iterable(wanted.values()))
             raise UserError(f"{table.path}: its columns are {', '.join(table.columns)}; expected one called {expected}")
@@ -160,14 +167,28 @@ class Rows:
         """What a row says."""
         record = self.table.record(place)
         values = {name: record[column] for name, column in self._named.items()}
-        text, part = values.pop("path", ""), values.pop("part", "") or "0"
+        text, numbers = values.pop("path", ""), {name: values.pop(name, "") for name in _FIRST}
         try:
-            if not part.isdigit():
-                raise UserError(f"{self._named['part']} is {part[:40]!r}; expected a number from 0")
-            path = self._places.find(text) if "path" in self._named else None
+            parts = [self._number(name, number) - _FIRST[name] for name, number in numbers.items() if number]
+            path, part = self._file(text) if "path" in self._named else (None, 0)
         except UserError as error:
             raise UserError(f"{self.table.where(place)}: {error}") from None
-        return Item(text or f"row {place}", path, int(part), tuple(sorted(values.items())))
+        return Item(text or f"row {place}", path, next(iter(parts), part), tuple(sorted(values.items())))
+
+    def _number(self, name: str, text: str) -> int:
+        if not (text.isdecimal() and len(text) <= _DIGITS and int(text) >= _FIRST[name]):
+            raise UserError(f"{self._named[name]} is {text[:40]!r}; expected a number from {_FIRST[name]}")
+        return int(text)
+
+    def _file(self, text: str) -> tuple[Path, int]:
+        """A file, and which part of it is meant; one whose own name ends in "#3" comes before a third page."""
+        name, _, number = text.rpartition("#")
+        try:
+            return self._places.find(text), 0
+        except UserError:
+            if not (self._paged and name and number.isdecimal() and len(number) <= _DIGITS and int(number)):
+                raise
+            return self._places.find(name), int(number) - 1
 
     def record(self, place: int) -> Sequence[str]:
         """The values of a row."""
