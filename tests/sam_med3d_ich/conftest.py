@@ -91,12 +91,12 @@ def folders(heads: Path) -> Sequence[str]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, folders: Sequence[str]) -> Callable[[str], Path]:
-    """`trained("plain")`, `trained("clicks")`: the folder of a run of two steps, trained when it is first asked for."""
+    """`trained("plain")`, "clicks" or "score" (rule of the decision): the folder of a run of two steps."""
 
     @functools.cache
     def train(name: str) -> Path:
         folder = tmp_path_factory.mktemp(name) / "run"
-        more = PROMPTED if name == "clicks" else []
+        more = {"clicks": PROMPTED, "score": ["--decision_rule", "score"]}.get(name, [])
         ended = run_script("apps/sam_med3d_ich/train.py", *SMALL, *folders, *more, "--output_dir", folder)
         assert not ended.code, ended.out + ended.err
         return folder

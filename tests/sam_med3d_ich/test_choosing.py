@@ -1,6 +1,7 @@
 """The point of a segmenter is what trying all pairs gives, in the figures of the app, and is used afterwards."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from mlcore.report.page import Picture, Table, Text
-from mlcore.run.decision import read_decision
+from mlcore.run.decision import read_decision, write_decision
 from mlcore.run.restore import load_run_checkpoint
 from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, case_metrics, summarise
 from quartet.apps.sam_med3d_ich.choosing import Chooser, grid_of_case
@@ -23,7 +24,6 @@ from quartet.apps.sam_med3d_ich.model.ich import IchModel
 from quartet.apps.sam_med3d_ich.restore import restored
 from quartet.apps.sam_med3d_ich.segmentation import Segmentation, Segmenter
 from quartet.apps.sam_med3d_ich.task import IchTask
-from tests.scripts import run_script
 
 MakeModel = Callable[..., IchModel]
 AFFINE = np.diag([1.0, 2.0, 2.5, 1.0])
@@ -160,32 +160,21 @@ def test_not_asked_the_settings_are_the_decision(task: IchTask, tmp_path: Path) 
     assert chooser.decision.figures["val"]["specificity"].of == 1
 
 
-def test_a_run_uses_what_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    small = ["--demo", "--num_train", "2", "--num_val", "2", "--max_steps", "1", "--num_workers", "0"]
-    small += [
-        "--num_threads",
-        "1",
-        "--spacing",
-        "6",
-        "6",
-        "6",
-        "--overlap",
-        "0",
-        "--no_tensorboard",
-        "--batch_size",
-        "2",
-    ]
-    ended = run_script("apps/sam_med3d_ich/train.py", *small, "--decision_rule", "score", "--output_dir", "run")
-    assert not ended.code, ended.out + ended.err
-    decision = read_decision(Path("run"))
+def test_a_run_uses_what_it_chose(trained: Callable[[str], Path], tmp_path: Path) -> None:
+    run = trained("score")
+    decision = read_decision(run)
     assert decision is not None
     assert (decision.kind, decision.rule, decision.chosen_on) == ("mask", "score", "val")
     # What the summary says of the best checkpoint is said at the point that was chosen.
-    summary = json.loads(Path("run/summary.json").read_text(encoding="utf-8"))["results_of_best_checkpoint"]["val"]
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))["results_of_best_checkpoint"]["val"]
     assert summary["score"] == decision.figures["val"]["score"].value
-    found = segmenter_of(Path("run/checkpoints/best_model.pth"))
+    assert (run / "operating_point.png").is_file()
+    found = segmenter_of(run / "checkpoints" / "best_model.pth")
     assert (found.threshold, found.min_volume_ml) == (decision.threshold, decision.min_volume_ml)
-    Path("run/decision.json").unlink()  # a run of before
-    found = segmenter_of(Path("run/checkpoints/best_model.pth"))
+
+    alone = shutil.copy(run / "checkpoints" / "best_model.pth", tmp_path / "best_model.pth")  # as a run of before
+    found = segmenter_of(alone)
     assert (found.threshold, found.min_volume_ml) == (0.5, 0.0)
+    write_decision(tmp_path, decision.model_copy(update={"threshold": 0.35, "min_volume_ml": 0.25}))
+    found = segmenter_of(alone)
+    assert (found.threshold, found.min_volume_ml) == (0.35, 0.25)

@@ -12,6 +12,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from mlcore.base.errors import UserError
 from mlcore.run import load_run
+from mlcore.run.decision import read_decision
 from quartet.apps.sam_med3d_ich.case_metrics import FIELDS
 from quartet.apps.sam_med3d_ich.data.volume import read_volume, write_nifti
 from quartet.apps.sam_med3d_ich.segmentation import Segmenter
@@ -62,8 +63,11 @@ def masks() -> list[str]:
 # ------------------------------------------------------------------------------------------------ the run's own figures
 
 
-def test_predictions_are_those_of_the_runs_own_validation(trained: Trained, heads: Path) -> None:
-    run = trained("plain")
+@pytest.mark.parametrize("name", ["plain", "score"])
+def test_predictions_are_those_of_the_runs_own_validation(name: str, trained: Trained, heads: Path) -> None:
+    run = trained(name)
+    decision = read_decision(run)
+    assert decision is not None
     cases = table(run / "cases.csv")
     images = [heads / row["path"] for row in table(heads / "val.csv")]
     found = load_run(run, device="cpu")(images)
@@ -74,7 +78,9 @@ def test_predictions_are_those_of_the_runs_own_validation(trained: Trained, head
         volume = read_volume(image)
         assert prediction.mask.shape == prediction.probability.shape == volume.array.shape
         assert prediction.mask.dtype == np.uint8
-        assert np.array_equal(prediction.mask, prediction.probability >= 0.5)
+        inside = prediction.probability >= decision.threshold
+        assert (prediction.mask <= inside).all()
+        assert decision.min_volume_ml or np.array_equal(prediction.mask, inside)
         assert np.array_equal(prediction.affine, volume.affine)
 
 
