@@ -14,6 +14,7 @@ from PIL import Image
 
 from mlcore.base.errors import UserError
 from mlcore.run import load_run, load_runs
+from mlcore.run.averaged import is_run
 from mlcore.run.decision import Decision, read_decision, write_decision
 from mlcore.run.networks import Eager
 from mlcore.use.command import predict
@@ -216,6 +217,14 @@ def test_an_export_predicts_as_the_run_does(finished: tuple[Path, str], pages: P
     together = load_runs([finished[0], tmp_path / "export"], device="cpu")
     with pytest.raises(UserError, match="several networks, of an ensemble"):
         export(together, tmp_path / "two", [])
+
+
+def test_runs_before_the_inputs_are_told_from_folders_of_pages(
+    finished: tuple[Path, str], members: list[Path], pages: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "model.json").touch()  # as in an export
+    assert all(map(is_run, map(str, [finished[0], finished[0] / "checkpoints", *members, tmp_path, "s3://b/a.ckpt"])))
+    assert not any(map(is_run, map(str, [pages, pages / "test", "page.png", "scan.pdf", "s3://b/table.csv"])))
 
 
 def test_runs_that_do_not_fit_together_are_named(members: list[Path], pages: Path, tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from mlcore.base.errors import UserError
+from mlcore.run.exported import ABOUT
 from mlcore.run.final_evaluation import best_checkpoint
-from mlcore.run.predictor import Forewarning, Item, Prediction, Predictor, Scorer, load_run
+from mlcore.run.predictor import ENSEMBLE, Forewarning, Item, Prediction, Predictor, Scorer, load_run
 
 __all__ = ["Averaging", "is_run", "load_runs"]
 
 _CHECKPOINTS = (".pth", ".ckpt")
+_NOTES = ("run.json", ABOUT, ENSEMBLE)  # of a run, an export, an ensemble
 
 
 @runtime_checkable
@@ -61,7 +63,7 @@ def is_run(text: str) -> bool:
         return True
     folder = Path(text)
     found = best_checkpoint(folder / "checkpoints") or best_checkpoint(folder)
-    return found is not None or (folder / "run.json").is_file()
+    return found is not None or any((folder / name).is_file() for name in _NOTES)
 
 
 def _check_together(path: str | Path, other_path: str | Path, one: Predictor, other: Predictor) -> None:
