@@ -12,8 +12,9 @@ from torch import Tensor
 from mlcore.base.errors import UserError
 from mlcore.run.decision import DECISION, read_decision
 from mlcore.run.networks import Eager
-from mlcore.run.predictor import ENSEMBLE, ClassPrediction, Item
+from mlcore.run.predictor import ENSEMBLE
 from mlcore.run.restore import load_run_checkpoint
+from mlcore.run.scorer import ClassPrediction, Item
 from quartet.apps.doc_ensemble.config import DocConfig
 from quartet.apps.doc_ensemble.ensemble.artefact import STACKING, ChosenModel, read_chosen, rule_of
 from quartet.apps.doc_ensemble.ensemble.combine import average_views
@@ -36,7 +37,7 @@ def make_ensemble_scorer(folder: Path, device: torch.device) -> tuple["EnsembleS
 
 
 class EnsembleScorer:
-    """A `mlcore.run.predictor.Scorer`; items as `DocScorer` takes them."""
+    """A `mlcore.run.scorer.Scorer`; items as `DocScorer` takes them."""
 
     mean = staticmethod(ClassPrediction.mean)
 

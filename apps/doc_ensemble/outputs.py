@@ -11,7 +11,7 @@ from mlcore.metrics.classification import ClassificationReport
 from mlcore.report.page import Section
 from mlcore.run.deciding import Decider
 from mlcore.run.decision import Decision, write_decision
-from mlcore.run.predictor import ClassPrediction
+from mlcore.run.scorer import ClassPrediction
 from quartet.apps.doc_ensemble.class_analysis import calibration_sections, confused_sections
 from quartet.apps.doc_ensemble.class_metrics import class_report, format_class_summary, write_class_files
 from quartet.apps.doc_ensemble.config import DocConfig

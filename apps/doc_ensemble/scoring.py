@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, ensure_folder
 from mlcore.run.networks import Network, Signature
-from mlcore.run.predictor import ClassPrediction, Item, decision_of
 from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
+from mlcore.run.scorer import ClassPrediction, Item, decision_of
 from quartet.apps.doc_ensemble.config import DocConfig
 from quartet.apps.doc_ensemble.data.pages import PAGE_SUFFIXES, Page, page_count, read_page
 from quartet.apps.doc_ensemble.ensemble.members import InputFormat
@@ -66,7 +66,7 @@ def make_scorer(about: Mapping[str, Any], network: Network, _options: Mapping[st
 
 
 class DocScorer:
-    """A `mlcore.run.predictor.Scorer`; an item's content is a page, uint8 [H, W, 3], [H, W, 1] or [H, W]."""
+    """A `mlcore.run.scorer.Scorer`; an item's content is a page, uint8 [H, W, 3], [H, W, 1] or [H, W]."""
 
     inputs: Mapping[str, Sequence[str]] = {"path": ("image", "path", "input", "file"), "page": ("page",)}
     suffixes: Sequence[str] = PAGE_SUFFIXES

@@ -12,8 +12,8 @@ from mlcore.base.errors import UserError
 from mlcore.data.batch import MicroBatch
 from mlcore.data.images import SUFFIXES, read_image
 from mlcore.run.decision import REVIEW, Decision
-from mlcore.run.predictor import Item
 from mlcore.run.restore import RunCheckpoint
+from mlcore.run.scorer import Item
 from mlcore.training.engine import autocast
 from quartet.apps.multimodal_ads.config import AdsConfig
 from quartet.apps.multimodal_ads.data.batches import collate
@@ -59,7 +59,7 @@ def make_scorer(run: RunCheckpoint[AdsConfig], device: torch.device, options: Ma
 
 
 class AdScorer:
-    """A `mlcore.run.predictor.Scorer`; an item's content is a picture uint8 [H, W, 3], its value "text" the text in it.
+    """A `mlcore.run.scorer.Scorer`; an item's content is a picture uint8 [H, W, 3], its value "text" the text in it.
 
     Args:
         found: The classifier.

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from mlcore.base.errors import UserError
 from mlcore.data.images import SUFFIXES
 from mlcore.run.networks import Network, Signature
-from mlcore.run.predictor import ClassPrediction, Item, decision_of
 from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
+from mlcore.run.scorer import ClassPrediction, Item, decision_of
 from quartet.apps.perceiver.config import PerceiverConfig
 from quartet.apps.perceiver.data.arrays import read_npz
 from quartet.apps.perceiver.data.collate import PadCollate
@@ -83,7 +83,7 @@ def make_scorer(about: Mapping[str, Any], network: Network, options: Mapping[str
 
 
 class PerceiverScorer:
-    """A `mlcore.run.predictor.Scorer`; an item's content is a sequence float32 [M, C], or an image uint8 [H, W, 3]."""
+    """A `mlcore.run.scorer.Scorer`; an item's content is a sequence float32 [M, C], or an image uint8 [H, W, 3]."""
 
     mean = staticmethod(ClassPrediction.mean)
 

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
-from mlcore.run.predictor import Item
 from mlcore.run.restore import RunCheckpoint
+from mlcore.run.scorer import Item
 from mlcore.training.engine import autocast
 from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, case_metrics
 from quartet.apps.sam_med3d_ich.comparison import write_comparison
@@ -92,7 +92,7 @@ class VolumePrediction:
 
 
 class VolumeScorer:
-    """A `mlcore.run.predictor.Scorer`; an item's content is a `Volume`, or an array [X, Y, Z] in HU.
+    """A `mlcore.run.scorer.Scorer`; an item's content is a `Volume`, or an array [X, Y, Z] in HU.
 
     Args:
         run: The run.

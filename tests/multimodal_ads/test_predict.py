@@ -15,7 +15,7 @@ from mlcore.base.errors import UserError
 from mlcore.base.files import write_json
 from mlcore.run import load_run
 from mlcore.run.decision import read_decision, write_decision
-from mlcore.run.predictor import Item
+from mlcore.run.scorer import Item
 from quartet.apps.multimodal_ads.data.table import read_table
 from quartet.apps.multimodal_ads.text.encoder import TextEncoder
 from tests.multimodal_ads.conftest import read_csv, run, train

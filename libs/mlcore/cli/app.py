@@ -50,10 +50,10 @@ class App(Generic[ConfigT]):
             built setup.
         group: The `mlcore.run.group.RunGroup` that a configuration asks for (folds, seeds, ablations); None, or a
             function that returns None, where a run is one run.
-        use: Gives the `mlcore.run.predictor.Use` of the app, which is a module with its functions; None: its models
+        use: Gives the `mlcore.run.scorer.Use` of the app, which is a module with its functions; None: its models
             cannot be put to use.
         scorer: From a run's `mlcore.run.restore.RunCheckpoint`, a device and texts of `options` to a
-            `mlcore.run.predictor.Scorer`, of an app that has no `use`: its models cannot be exported.
+            `mlcore.run.scorer.Scorer`, of an app that has no `use`: its models cannot be exported.
         ensemble: From a folder with `ensemble.json` and a device to the scorer of what it names and a digest of that;
             None: the app chooses none.
         options: What people can choose when a model of this app predicts, by name, with a line of help.

@@ -8,7 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 from mlcore.base.errors import UserError
 from mlcore.run.exported import ABOUT
 from mlcore.run.final_evaluation import best_checkpoint
-from mlcore.run.predictor import ENSEMBLE, Forewarning, Item, Prediction, Predictor, Scorer, load_run
+from mlcore.run.predictor import ENSEMBLE, Predictor, load_run
+from mlcore.run.scorer import Forewarning, Item, Prediction, Scorer
 
 __all__ = ["Averaging", "is_run", "load_runs"]
 

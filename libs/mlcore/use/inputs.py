@@ -16,7 +16,7 @@ from mlcore.data.images import find_images, is_hidden
 from mlcore.data.places import Places
 from mlcore.data.tables import TABLES, Table, open_table
 from mlcore.remote.s3 import is_remote, stored_file
-from mlcore.run.predictor import FolderScorer, Item, Scorer
+from mlcore.run.scorer import FolderScorer, Item, Scorer
 
 __all__ = ["Inputs", "find_inputs"]
 

@@ -25,7 +25,8 @@ from mlcore.base.files import ensure_folder, write_json, write_text
 from mlcore.base.reading import reading
 from mlcore.data.loader import BatchLoader, worker_count
 from mlcore.data.order import EpochOrder
-from mlcore.run.predictor import Forewarning, Item, JobScorer, Predictor, Scorer
+from mlcore.run.predictor import Predictor
+from mlcore.run.scorer import Forewarning, Item, JobScorer, Scorer
 from mlcore.use.inputs import Inputs, Once
 from mlcore.use.writing import write_table
 

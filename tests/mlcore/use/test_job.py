@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from mlcore.base.errors import UserError
-from mlcore.run.predictor import Item, Predictor
+from mlcore.run.predictor import Predictor
+from mlcore.run.scorer import Item
 from mlcore.use import job as module
 from mlcore.use.inputs import Inputs, find_inputs
 from mlcore.use.job import Done, Job, run_job
