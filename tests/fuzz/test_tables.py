@@ -83,7 +83,6 @@ PARSERS = [
     Parser(name="table to predict", write=ADS, read=lambda folder: rows_of(folder / "t.csv"), found=QUADRATIC),
     Parser(name="ads preparation", write=ADS, read=lambda folder: _table_rows(folder / "t.csv", LATER, [])),
     Parser(name="doc table", write=DOC, read=lambda folder: doc_table.read_table(folder / "t.csv")),
-    Parser(name="doc predictions", write=DOC, read=lambda folder: doc_table.read_rows(folder / "t.csv")),
     Parser(name="sam table", write=SAM, read=lambda folder: read_cases(folder / "t.csv", mask_dir=folder / "masks")),
 ]
 for parser in PARSERS:

@@ -98,7 +98,7 @@ def read_run_checkpoint(path: Path, find_app: Callable[[str], App[Any]]) -> tupl
     try:
         app = find_app(str(state.get("app")))
     except UserError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{path}: a checkpoint of the app '{state.get('app')}': {error}") from None
     return app, _as_run(path, state, weights, app.config_cls)
 
 

@@ -49,6 +49,8 @@ def export(predictor: Predictor, folder: Path, formats: Sequence[str]) -> None:
     Raises:
         UserError: The model cannot be written in a format, and why; or what was written gives other numbers.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: cannot be written, it is a file; give another --output")
     if folder.exists() and not (folder / ABOUT).is_file() and any(folder.iterdir()):
         raise UserError(f"{folder}: is there and holds no export; give another --output")
     if predictor.app.use is None:

@@ -12,10 +12,13 @@ import pytest
 from mlcore.remote.s3 import stored_file
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+SHARED = re.compile(r"(?:predict|export)_script\(")  # its flag is --model_path
 FLAGS = [
-    (str(path.relative_to(REPOSITORY)), flag)
+    (str(path.relative_to(REPOSITORY)), "--model_path" if flag.endswith("(") else flag)
     for path in sorted((REPOSITORY / "apps").glob("*/*.py"))
-    for flag in re.findall(r'"(--(?:model_path|checkpoint|encoder))",\s*type=', path.read_text(encoding="utf-8"))
+    for flag in re.findall(
+        rf'{SHARED.pattern}|(?<=")--(?:model_path|checkpoint|encoder)(?=",\s*type=)', path.read_text(encoding="utf-8")
+    )
 ]
 
 
@@ -63,6 +66,10 @@ def test_all_apps_are_looked_at() -> None:
     assert {script.split("/")[1] for script, _ in FLAGS} == {
         path.parent.name for path in (REPOSITORY / "apps").glob("*/__init__.py")
     }
+    scripts = {script for script, _ in FLAGS}
+    assert {
+        f"apps/{app}/predict.py" for app in ("doc_ensemble", "multimodal_ads", "perceiver", "sam_med3d_ich")
+    } <= scripts
 
 
 @pytest.mark.parametrize(("script", "flag"), FLAGS)
