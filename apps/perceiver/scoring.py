@@ -180,8 +180,12 @@ def _path(item: Item) -> Path:
     return item.path
 
 
-@lru_cache(maxsize=2)
 def _sequences(path: Path, on_missing: OnMissing) -> SequenceDataset:
-    """A file's sequences; the one that items are read of, one after another, stays in memory."""
+    """A file's sequences; the one that items are read of, one after another, stays in memory until it changes."""
+    return _read_sequences(path, path.stat().st_mtime_ns if path.is_file() else 0, on_missing)
+
+
+@lru_cache(maxsize=2)
+def _read_sequences(path: Path, _changed: int, on_missing: OnMissing) -> SequenceDataset:
     read = read_ts if path.suffix.lower() == ".ts" else read_npz
     return read(path, labelled=False, on_missing=on_missing, strict=False)
