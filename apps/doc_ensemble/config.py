@@ -5,10 +5,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from mlcore.config.decision import DecisionConfig
 from mlcore.config.section import BEST, Section, field, reject
 from mlcore.config.sections import (
     CheckpointConfig,
-    DecisionConfig,
     RunConfig,
     SchedulerConfig,
     TrackingConfig,

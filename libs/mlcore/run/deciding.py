@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlcore.config.sections import DecisionConfig
+from mlcore.config.decision import DecisionConfig
 from mlcore.metrics.arrays import Array, as_labels, as_probabilities
 from mlcore.report.page import Picture, Section, Table, Text
 from mlcore.report.plots.operating_points import plot_kept, plot_operating_point

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from mlcore.base.errors import UserError
 from mlcore.base.files import write_json
 from mlcore.base.reading import reading
-from mlcore.config.sections import DecisionConfig
+from mlcore.config.decision import DecisionConfig
 from mlcore.metrics.arrays import Array, FloatArray, IntArray, as_labels, as_probabilities
 from mlcore.metrics.operating_points import (
     OperatingPoint,

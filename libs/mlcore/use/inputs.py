@@ -232,16 +232,20 @@ class Once:
         return hashlib.blake2b(self._keys.tobytes(), digest_size=16).hexdigest()
 
     @cached_property
+    def _first(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of each input the first one that is the same, int64 [inputs]; and those of these, in order."""
+        _, first, kind = np.unique(self._keys, return_index=True, return_inverse=True)
+        return first[kind], np.sort(first)
+
+    @property
     def places(self) -> NDArray[np.int64]:
         """Of the inputs that are predicted, in their order: the first of each kind, int64 [kinds]."""
-        _, first = np.unique(self._keys, return_index=True)
-        return np.sort(first)
+        return self._first[1]
 
     @cached_property
     def kinds(self) -> NDArray[np.int64]:
         """For each input, its place in `places`, int64 [inputs]."""
-        _, first, kind = np.unique(self._keys, return_index=True, return_inverse=True)
-        return np.searchsorted(self.places, first[kind])
+        return np.searchsorted(self.places, self._first[0])
 
 
 def _state(path: Path | None) -> str:

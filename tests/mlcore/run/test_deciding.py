@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlcore.base.errors import UserError
-from mlcore.config.sections import DecisionConfig
+from mlcore.config.decision import DecisionConfig
 from mlcore.report.page import Picture, Section, Table, Text
 from mlcore.report.plots.operating_points import plot_operating_point
 from mlcore.run.deciding import Decider

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlcore.base.errors import UserError
-from mlcore.config.sections import DecisionConfig
+from mlcore.config.decision import DecisionConfig
 from mlcore.metrics.arrays import FloatArray, IntArray
 from mlcore.run.decision import (
     DECISION,
