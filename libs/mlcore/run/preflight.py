@@ -17,7 +17,7 @@ import psutil
 from mlcore.base.distributed import World, barrier, broadcast_object
 from mlcore.base.errors import UserError, listed
 from mlcore.base.files import format_bytes, free_bytes
-from mlcore.base.seeding import seed_everything
+from mlcore.base.seeding import rng_state, seed_everything
 from mlcore.base.version import code_version
 from mlcore.cli.app import App
 from mlcore.config.dump import to_values
@@ -118,6 +118,7 @@ def start(run: OpenRun, *, rehearsal: bool = False) -> Started:
     app, config, world = run.app, run.config, run.world
     resumed = _resumed(run)  # first, so that settings that do not fit are refused before anything is built
     seed(config, world)
+    begun = rng_state()
     rehearsed = app.dry_run_config if rehearsal else None
     setup: TrainingSetup = app.build(config if rehearsed is None else rehearsed(config), world)
     barrier()  # a rank may have worked alone for hours, which what waits on the device would take for a fault
@@ -130,6 +131,9 @@ def start(run: OpenRun, *, rehearsal: bool = False) -> Started:
         on_saved=None if rehearsal else run.submit(),
     )
     trainer.limits = run.remaining(trainer.limits)
+    # A library may draw when it is imported, which is once a process: that is no part of a run. Weights are torch's.
+    now = rng_state()
+    trainer.rng = {**begun, "torch": now["torch"], "cuda": now["cuda"]}
     if resumed is not None:
         _take_over(run, trainer, setup, resumed)
     _check(run, trainer)  # what does not fit is refused before any file of the run is touched

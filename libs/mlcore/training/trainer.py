@@ -56,6 +56,7 @@ class Trainer:
         max_bad_steps: Non-finite windows in a row after which training stops with a report.
         extra: Plain values that each checkpoint carries (configuration, code version).
         on_evaluation: Called on the main rank after each evaluation with step, metrics and predictions.
+        rng: What the generators are set to when training begins; None leaves them as they are.
     """
 
     task: Task
@@ -73,6 +74,7 @@ class Trainer:
     max_bad_steps: int = 10
     extra: Mapping[str, Any] = field(default_factory=dict)
     on_evaluation: Callable[[int, Mapping[str, float], Predictions], None] | None = None
+    rng: RngState | None = None
 
     def __post_init__(self) -> None:
         self.progress = Progress()
@@ -82,7 +84,6 @@ class Trainer:
         self._due: dict[str, float] | None = None  # an evaluation of this step is, and then this row is to be logged
         self._skipped = 0
         self._window: list[MicroBatch] = []
-        self._rng: RngState | None = None
         micro_batch, accumulation = self.loader.order.batch_size, self.accumulation
         self._advice = partial(
             advice_when_out_of_memory, device=self.engine.device, micro_batch=micro_batch, accumulation=accumulation
@@ -101,8 +102,8 @@ class Trainer:
         self._pace = Pace(self.total_steps, done=self.steps_done)
         self._begun = self._last_save = self._last_log = time.monotonic()
         self._seconds_before = self.progress.seconds
-        if self._rng is not None:  # last of all, so that nothing on the way here has drawn from the generators
-            set_rng_state(self._rng)
+        if self.rng is not None:  # last of all, so that nothing on the way here has drawn from the generators
+            set_rng_state(self.rng)
         with deferred(), self._advice():
             status = self._begin()
             self.engine.model.train()
@@ -389,7 +390,7 @@ class Trainer:
             watched = {"metric": self.monitor.metric, "mode": self.monitor.mode}  # by those that do not say what
             self.plateau.load_state_dict({**watched, **state["plateau"]})
         self.engine.scale_learning_rates(1.0 if self.plateau is None else self.plateau.scale)
-        self._rng = dict(enumerate(state["rng"])).get(self.engine.world.rank)
+        self.rng = dict(enumerate(state["rng"])).get(self.engine.world.rank, self.rng)
 
     def forget_best(self, *, alike: bool = False) -> None:
         """Let the next evaluation be the best so far; a plateau schedule goes on where judging stays `alike`."""

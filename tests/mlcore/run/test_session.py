@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import random
 import shlex
 import signal
 import weakref
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -215,6 +217,27 @@ def test_a_run_of_a_group_is_what_it_is_alone(call: Call, tmp_path: Path) -> Non
     assert call("--line.seeds", "2", "--output_dir", tmp_path / "job") == 0
     assert call("--seed", "1", "--output_dir", tmp_path / "alone") == 0
     assert torch.equal(weights(tmp_path / "job/seeds/seed_1"), weights(tmp_path / "alone"))
+
+
+def test_what_is_drawn_by_the_way_while_a_run_is_built_is_no_part_of_it(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points, drawn = toy.points, [0.0]
+
+    def importing(*args: Any, **kwargs: Any) -> Any:  # as some library does that is imported here
+        drawn.extend([random.random(), np.random.random()])
+        return points(*args, **kwargs)
+
+    assert call("--output_dir", tmp_path / "without") == 0
+    monkeypatch.setattr(toy, "points", importing)
+    assert call("--output_dir", tmp_path / "with") == 0
+    assert len(drawn) > 1
+    states = [
+        load_checkpoint(tmp_path / name / "checkpoints/latest_model.pth")["rng"][0] for name in ("without", "with")
+    ]
+    assert states[0]["python"] == states[1]["python"]
+    assert torch.equal(states[0]["numpy"], states[1]["numpy"])
+    assert states[0]["numpy_position"] == states[1]["numpy_position"]
 
 
 def test_an_interrupted_group_goes_on_in_the_run_where_it_was(
