@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.inferers.utils import sliding_window_inference
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -112,6 +111,8 @@ class Segmenter:
             scores.append(answer.ich.float())
             masks: Tensor = answer.masks.float()
             return masks
+
+        from monai.inferers.utils import sliding_window_inference  # seconds to import; trainings start without it
 
         blended = sliding_window_inference(
             self._tensor(prepared.image),

@@ -14,7 +14,6 @@ from typing import Any, Final, Literal
 import nibabel
 import numpy as np
 import torch
-from monai.transforms.spatial.array import Resize
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
@@ -310,8 +309,9 @@ def _resize(array: NDArray[np.float32], shape: Shape) -> NDArray[np.float32]:
 def _interpolate(array: NDArray[np.float32], shape: Shape) -> NDArray[np.float32]:
     if array.shape == shape:
         return array.copy()
-    resized = Resize(shape, mode="trilinear", align_corners=False)(torch.from_numpy(array)[None])[0]
-    return np.asarray(resized, dtype=np.float32)
+    given = torch.from_numpy(array)[None, None]
+    resized = torch.nn.functional.interpolate(given, size=shape, mode="trilinear", align_corners=False)
+    return resized[0, 0].numpy()
 
 
 def _to_canonical(array: NDArray[Any], grid: Grid) -> NDArray[Any]:
