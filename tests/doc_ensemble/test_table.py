@@ -97,7 +97,7 @@ def test_damaged_pages_are_named_by_row(folder: Path) -> None:
         ("image,label,label\na.png,x,y\n", "column label is there twice"),
         ("image,label\n", "no rows below the header"),
         ("image,label\na.png,x,y\n", "line 2: 3 values"),
-        ('image,label\n"a.png,x\n', "not a CSV table"),
+        ('image,label\n"a.png,x\n', "not a row of a CSV table"),
         ("", "the header is empty"),
     ],
 )
@@ -165,7 +165,7 @@ def test_rows_that_cannot_be_classified_keep_their_place_and_say_why(folder: Pat
         2: "no such file: none.png",
         4: "no such file: m.tif#0",
         6: "the path of the image is empty",
-        7: "3 values, but there are 2 columns",
+        7: "3 values, but the header names 2 columns",
         8: "not a row of a CSV table",
     }
     for line in range(2, 10):

@@ -222,7 +222,7 @@ def test_rows_of_a_table_that_cannot_be_used_are_left_out_one_by_one(pictures: P
         "no such file",
         "the same image as in line 2",
         "4 values",
-        "not a CSV table",
+        "not a row of a CSV table",
         "label is ''",
         "empty file",
     )

@@ -155,8 +155,8 @@ def test_a_table_needs_labels(folder: Path) -> None:
         (b"local_image_path,label\na.jpg,1\n", "no column text_info.*leave its values empty"),
         (HEADER.encode(), "no rows below the header"),
         (HEADER.encode() + b"a.jpg,1,x,y\n", "line 2: 4 values, but the header names 3"),
-        (HEADER.encode() + b'a.jpg,1,"never closed\n', "line 2: not a CSV table"),
-        (HEADER.encode() + "a.jpg,1,할인\n".encode("cp949"), "not a CSV table in UTF-8"),
+        (HEADER.encode() + b'a.jpg,1,"never closed\n', "line 2: not a row of a CSV table"),
+        (HEADER.encode() + "a.jpg,1,할인\n".encode("cp949"), "line 2: not UTF-8"),
         (b"label,label,local_image_path,text_info\n", "the column label is there twice"),
     ],
 )

@@ -19,10 +19,13 @@ from mlcore.base.errors import UserError
 from mlcore.base.files import plain_cell
 from mlcore.base.reading import check_unpacked, reading
 
-__all__ = ["TABLES", "Table", "open_table"]
+__all__ = ["NOT_UTF8", "TABLES", "CsvTable", "Table", "open_table"]
 
 TABLES = (".csv", ".jsonl", ".parquet")
 """Suffixes of the tables that can be read and written."""
+
+NOT_UTF8 = "not UTF-8; save the table as UTF-8 (in Excel: Save As, 'CSV UTF-8 (Comma delimited)')"
+"""What is wrong with a row in another encoding."""
 
 _LONGEST_LINE = 64 << 20  # bytes
 _MOST_COLUMNS = 10_000
@@ -64,11 +67,12 @@ def open_table(path: Path) -> Table:
         raise UserError(f"{path}: expected a table: {', '.join(TABLES)}")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    csv.field_size_limit(_FIELD)
     kinds: dict[str, Callable[[Path], Table]] = {".csv": CsvTable, ".jsonl": JsonLines, ".parquet": ParquetTable}
     table = kinds[suffix](path)
     if not table.columns:
         raise UserError(f"{path}: the table has no columns; expected their names in its first line")
+    if double := next((name for name, times in Counter(table.columns).items() if times > 1), None):
+        raise UserError(f"{path}: the column {double} is there twice")
     return table
 
 
@@ -98,10 +102,12 @@ class _Lines:
             while line := file.readline(_LONGEST_LINE):
                 if len(line) == _LONGEST_LINE:
                     raise UserError(f"{self.path}: a line of more than {_LONGEST_LINE >> 20} MiB; this is no table")
-                mark = len(_MARK) if end == 0 and line.startswith(_MARK) else 0
-                end += len(line)
-                self._end, self._taken = end, self._taken + 1
-                yield line[mark:].decode("utf-8", "surrogateescape")
+                parts = line.splitlines(keepends=True) if b"\r" in line else (line,)  # it ends a line alone, too
+                for part in parts:
+                    mark = len(_MARK) if end == 0 and part.startswith(_MARK) else 0
+                    end += len(part)
+                    self._end, self._taken = end, self._taken + 1
+                    yield part[mark:].decode("utf-8", "surrogateescape")
 
     def _note(self, offset: int, line: int) -> None:
         self._offsets.append(offset)
@@ -109,10 +115,8 @@ class _Lines:
 
     def _named(self, row: int, values: Sequence[str]) -> dict[str, str]:
         """Values by column."""
-        if len(values) > len(self.columns):
-            raise self._bad(row, f"{len(values)} values, but there are {len(self.columns)} columns")
         if any(_undecodable(value) for value in values):
-            raise self._bad(row, "not UTF-8; save the table as UTF-8")
+            raise self._bad(row, NOT_UTF8)
         return dict(zip(self.columns, [*values, *[""] * (len(self.columns) - len(values))], strict=True))
 
     def where(self, row: int) -> str:
@@ -128,36 +132,56 @@ class CsvTable(_Lines):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        begin, line, broken = 0, 1, 0
-        while begin < path.stat().st_size:
-            reader = csv.reader(self._from(begin), strict=True)
-            before = 0
+        _check_separator(path, next(self._from(0), ""))
+        for begin, line, values, problem in self._records(0, 1):
+            if begin == 0:
+                if problem:
+                    raise UserError(f"{path}, line 1: {problem}")
+                self.columns = _checked(values, path)
+            elif problem or any(values):
+                self._note(begin, line)
+
+    def rows(self) -> Iterator[tuple[int, list[str], str]]:
+        """All rows in one reading: the line each begins in, its stripped values, and why it is none ("": it is one)."""
+        if len(self):
+            for _, line, values, problem in self._records(self._offsets[0], self._numbers[0]):
+                if problem or any(values):
+                    yield line, values, problem
+
+    def record(self, row: int) -> Mapping[str, str]:
+        """The stripped values of a row, "" for those that are missing at its end."""
+        _, _, values, problem = next(self._records(self._offsets[row], self._numbers[row]))
+        if problem:
+            raise self._bad(row, problem)
+        return self._named(row, values)
+
+    def _records(self, begin: int, line: int) -> Iterator[tuple[int, int, list[str], str]]:
+        """From a place on: place and line of each record, its values, and what is wrong with it."""
+        csv.field_size_limit(_FIELD)
+        broken = 0
+        while True:
+            reader, before = csv.reader(self._from(begin), strict=True), 0
             try:
-                for values in reader:
-                    self._take(values, begin, line)
+                for cells in reader:
+                    values = [(plain_cell(cell) if cell[:1] == "'" else cell).strip() for cell in cells]
+                    yield begin, line, values, self._problem(values)
                     begin, line, before = self._end, line + self._taken - before, self._taken
                 return
             except csv.Error as error:  # a record that is none costs its first line only
                 broken += 1
-                if not self.columns or broken > _MOST_BROKEN:
-                    raise UserError(f"{path}, line {line}: damaged or not a CSV table ({error})") from None
-                self._note(begin, line)
+                if begin == 0 or broken > _MOST_BROKEN:
+                    raise UserError(f"{self.path}, line {line}: damaged or not a CSV table ({error})") from None
+                yield begin, line, [], f"not a row of a CSV table ({error})"
                 deque(islice(self._from(begin), 1))
                 begin, line = self._end, line + 1
 
-    def _take(self, values: Sequence[str], begin: int, line: int) -> None:
-        if not self.columns:
-            self.columns = _checked([value.strip() for value in values], self.path)
-        elif any(map(str.strip, values)):
-            self._note(begin, line)
-
-    def record(self, row: int) -> Mapping[str, str]:
-        """The stripped values of a row, "" for those that are missing at its end."""
-        try:
-            values = next(csv.reader(self._from(self._offsets[row]), strict=True))
-        except csv.Error as error:
-            raise self._bad(row, f"not a row of a CSV table ({error})") from None
-        return self._named(row, [plain_cell(value).strip() for value in values])
+    def _problem(self, values: Sequence[str]) -> str:
+        if _undecodable("".join(values)):
+            return NOT_UTF8
+        if len(values) > len(self.columns) > 0:
+            named = f"the header names {len(self.columns)} columns; put values with commas in quotes"
+            return f"{len(values)} values, but {named}"
+        return ""
 
 
 class JsonLines(_Lines):
@@ -234,10 +258,15 @@ def _checked(columns: Sequence[str], path: Path) -> Sequence[str]:
     if len(columns) > _MOST_COLUMNS:
         raise UserError(f"{path}: {len(columns)} columns; at most {_MOST_COLUMNS} are read")
     if any(_undecodable(name) for name in columns):
-        raise UserError(f"{path}, line 1: not UTF-8; save the table as UTF-8")
-    if double := next((name for name, times in Counter(columns).items() if times > 1), None):
-        raise UserError(f"{path}: the column {double} is there twice")
+        raise UserError(f"{path}, line 1: {NOT_UTF8}")
     return columns
+
+
+def _check_separator(path: Path, header: str) -> None:
+    for separator, name in ((";", "';'"), ("\t", "a tab")):
+        if separator in header and "," not in header:
+            expected = ",".join(cell.strip(' "\r\n') for cell in header.split(separator))
+            raise UserError(f"{path}: its separator seems to be {name}; expected commas: {expected}")
 
 
 def _as_text(value: Any) -> str:

@@ -35,6 +35,11 @@ def test_byte_order_mark_and_line_ends_of_windows(tmp_path: Path) -> None:
     ]
 
 
+def test_line_ends_of_old_macs(tmp_path: Path) -> None:
+    found = records(tmp_path, 'image,label\ra.png,x\r"two\rlines",y\rb.png,z\r')
+    assert [(line, row["image"]) for line, row in found] == [(2, "a.png"), (3, "two\rlines"), (5, "b.png")]
+
+
 def test_a_field_of_a_megabyte(tmp_path: Path) -> None:
     ((_, record),) = records(tmp_path, f"image,label\na.png,{'x' * 2**20}\n")
     assert len(record["label"]) == 2**20
@@ -64,10 +69,10 @@ def test_columns_nobody_reads_may_be_there_twice(tmp_path: Path) -> None:
         ('"image";"label"\n', "its separator seems to be ';'"),
         ("\ufeffimage\tlabel\n", "its separator seems to be a tab"),
         ("image,label\na,b\na,b,c\n", "line 3: 3 values, but the header names 2 columns"),
-        ('image,label\n"a,b\n', "line 2: not a CSV table"),
+        ('image,label\n"a,b\n', "line 2: not a row of a CSV table"),
         (
             "image,label\na,\ud560".encode("cp949", "replace") + b"\xff",
-            "not a CSV table in UTF-8; in Excel.*'CSV UTF-8",
+            r"line 2: not UTF-8; .*in Excel.*'CSV UTF-8",
         ),
     ],
 )
@@ -86,7 +91,7 @@ def test_records_that_are_no_rows_may_be_noted_and_cost_no_other_row(tmp_path: P
     assert dict(found)[7]["label"] == "two\nlines"
     assert broken.keys() == {3, 4, 6, 10}
     assert broken[3].startswith("3 values, but the header names 2 columns")
-    assert all("not a CSV table" in broken[line] for line in (4, 6, 10))
+    assert all("not a row of a CSV table" in broken[line] for line in (4, 6, 10))
 
 
 def test_a_missing_table(tmp_path: Path) -> None:

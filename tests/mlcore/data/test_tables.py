@@ -9,7 +9,7 @@ import pytest
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import csv_text
-from mlcore.data.tables import Table, open_table
+from mlcore.data.tables import NOT_UTF8, Table, open_table
 
 BAD = '\ufeffid,image,note\n1,a.png,"x\ny"\n\n2,"b""q.png",z\n3,"bad"x,1\n4,c.png,,5\n5,d.png\n'
 
@@ -31,7 +31,7 @@ def test_a_bad_row_of_a_csv_table_costs_itself_alone(tmp_path: Path) -> None:
     assert found[:2] == [{"id": "1", "image": "a.png", "note": "x\ny"}, {"id": "2", "image": 'b"q.png', "note": "z"}]
     assert [str(row).partition(": ")[0] for row in found[2:4]] == [f"{path}, line 6", f"{path}, line 7"]
     assert found[4] == {"id": "5", "image": "d.png", "note": ""}
-    assert str(found[5]) == f"{path}, line 9: not UTF-8; save the table as UTF-8"
+    assert str(found[5]) == f"{path}, line 9: {NOT_UTF8}"
     assert str(found[6]).startswith(f"{path}, line 10: not a row of a CSV table")
     assert found[7] == {"id": "8", "image": "e", "note": ""}
 
@@ -67,6 +67,7 @@ def test_json_lines_have_the_columns_of_all_their_objects(tmp_path: Path) -> Non
         (b"", "the table has no columns"),
         (b"a,b,a\n1,2,3\n", "the column a is there twice"),
         (b'"a,b\n1,2\n', "line 1: damaged or not a CSV table"),
+        (b"image;note\na.png;1\n", "its separator seems to be ';'; expected commas: image,note"),
         (b"\xff\xfe,b\n1,2\n", "line 1: not UTF-8"),
         (b'a,b\n"' + b'x\n"' * 500, "damaged or not a CSV table"),
     ],
