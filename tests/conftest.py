@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import base64
 import logging
 import os
 import re
@@ -20,6 +21,11 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["S3_BUCKET_NAME"] = ""  # nor does a .env file bring one: no test copies its runs anywhere unasked
 
 _HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+_DRAWN = re.compile("plot|report|page|overlay|statistics|wrong_ones|choosing|deciding|class_metrics|methods|evaluation")
+_ONE_PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
@@ -87,6 +93,20 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     running = S3Server(rclone, root)
     yield running
     running.kill()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _pictures_as_needed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """`make test` draws pictures only in the tests of pictures: elsewhere that is half of a tiny run's time.
+
+    Everything that goes into them is computed everywhere; `make test-all` draws all of them.
+    """
+    if _DRAWN.search(request.node.name) or "not slow" not in request.config.getoption("-m"):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlcore.report.plots.style._png", lambda figure: _ONE_PIXEL)
+        yield
 
 
 @pytest.fixture

@@ -133,10 +133,20 @@ def picture(path: Path, *, width: float, height: float, title: str = "") -> Iter
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         yield figure
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", metadata={"Software": None})  # the same values give the same bytes
+        drawn = _png(figure)
     with atomic_write(path) as file:
-        file.write(drawn.getvalue())
+        file.write(drawn)
+
+
+def _png(figure: Figure) -> bytes:
+    """Lay out once and draw: `savefig` alone would go through the whole figure a second time for its layout."""
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        layout.execute(figure)
+    figure.set_layout_engine("none")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", metadata={"Software": None})  # the same values give the same bytes
+    return drawn.getvalue()
 
 
 def displayable(names: Sequence[str], *, room: int = _LONGEST_NAME) -> Names:
