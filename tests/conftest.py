@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import base64
+import gc
 import logging
 import os
 import re
@@ -22,13 +23,18 @@ os.environ["S3_BUCKET_NAME"] = ""  # nor does a .env file bring one: no test cop
 
 _HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-_DRAWN = re.compile("plot|report|page|overlay|statistics|wrong_ones|choosing|deciding|class_metrics|methods|evaluation")
 _ONE_PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
 )
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+def pytest_collection_finish() -> None:
+    """Modules and thousands of collected tests stay: the collector need not go through them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -97,11 +103,11 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture(autouse=True, scope="module")
 def _pictures_as_needed(request: pytest.FixtureRequest) -> Iterator[None]:
-    """`make test` draws pictures only in the tests of pictures: elsewhere that is half of a tiny run's time.
+    """`make test` draws pictures only in modules marked `pictures`: elsewhere that is half of a tiny run's time.
 
     Everything that goes into them is computed everywhere; `make test-all` draws all of them.
     """
-    if _DRAWN.search(request.node.name) or "not slow" not in request.config.getoption("-m"):
+    if request.node.get_closest_marker("pictures") or "not slow" not in request.config.getoption("-m"):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:

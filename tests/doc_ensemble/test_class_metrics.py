@@ -29,6 +29,8 @@ from quartet.apps.doc_ensemble.data.pages import Page
 from quartet.apps.doc_ensemble.temperature import fit_temperature, measure_temperature, softmax
 from quartet.apps.doc_ensemble.train_val_plot import plot_train_val_comparison
 
+pytestmark = pytest.mark.pictures
+
 NAMES = ("송장", "letter", "form", "unused")
 
 

@@ -28,6 +28,8 @@ from quartet.apps.doc_ensemble.ensemble.methods import (
 from quartet.apps.doc_ensemble.ensemble.methods_plot import method_rows, plot_methods, write_methods
 from quartet.apps.doc_ensemble.ensemble.selection import growing_order
 
+pytestmark = pytest.mark.pictures
+
 K, V, C = 3, 2, 4
 NAMES = ("합성곱", "vit", "resnet")
 VIEW_WEIGHTS = np.array([1.0, 0.5])

@@ -28,6 +28,8 @@ from quartet.apps.multimodal_ads.evaluation import (
 )
 from quartet.apps.multimodal_ads.plots import plot_values_by_class
 
+pytestmark = pytest.mark.pictures
+
 
 def predictions(labels: list[int], logits: list[float]) -> dict[str, Tensor]:
     """Evaluation rows."""

@@ -11,6 +11,8 @@ from mlcore.report.page import Picture, RunReport, Table, write_report
 from quartet.apps.multimodal_ads.data.statistics import DatasetStatistics, dataset_statistics, statistics_sections
 from quartet.apps.multimodal_ads.data.table import AdRow
 
+pytestmark = pytest.mark.pictures
+
 
 def make_rows(folder: Path, *, ads: int, others: int) -> list[AdRow]:
     """Pictures of height 10 and width 10 + n; every third has no text, the others one of n + 1 characters."""

@@ -27,6 +27,8 @@ from quartet.apps.multimodal_ads.wrong_ones import (
     wrong_sections,
 )
 
+pytestmark = pytest.mark.pictures
+
 READ = partial(read_image, max_pixels=10_000)
 EVIL = "a | b `c` <img src=http://x.y/z.png> ![w](http://x.y/z.png)\n\n# head *i* _u_ [l](http://x.y) &lt; $x$ \\"
 

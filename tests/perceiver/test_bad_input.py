@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+pytestmark = pytest.mark.pictures
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SYNTHETIC = shlex.split("--dataset synthetic --num_samples 60 --seq_len_range 5 12 --feature_dim 4 --num_classes 3")
 

@@ -18,6 +18,8 @@ from quartet.apps.sam_med3d_ich import case_report
 from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, CaseMetrics
 from quartet.apps.sam_med3d_ich.case_report import COLUMNS, CaseRow, case_sections, plot_dice, plot_roc, write_cases
 
+pytestmark = pytest.mark.pictures
+
 
 def _row(name: str, *, ich: int = 1, score: float = 0.5, **values: float) -> CaseRow:
     given = {"volume_ml": 3.0, "predicted_ml": 2.5, "volume_error_ml": -0.5, "lesions": 1.0, "found": 1.0}

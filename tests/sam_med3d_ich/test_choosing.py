@@ -25,6 +25,8 @@ from quartet.apps.sam_med3d_ich.restore import restored
 from quartet.apps.sam_med3d_ich.segmentation import Segmentation, Segmenter
 from quartet.apps.sam_med3d_ich.task import IchTask
 
+pytestmark = pytest.mark.pictures
+
 MakeModel = Callable[..., IchModel]
 AFFINE = np.diag([1.0, 2.0, 2.5, 1.0])
 VOXEL_ML = 0.005

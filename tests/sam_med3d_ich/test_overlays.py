@@ -17,6 +17,8 @@ from mlcore.base.errors import UserError
 from quartet.apps.sam_med3d_ich import overlays
 from quartet.apps.sam_med3d_ich.overlays import CONTOUR, MISSED, RIGHT, WRONG, best_median_worst, plot_overlay
 
+pytestmark = pytest.mark.pictures
+
 BRAIN = (40.0, 80.0)
 CORONAL, SAGITTAL, ENLARGED, BARE = (1, 0), (1, 1), (1, 2), (1, 3)  # row and column of the picture
 SIX = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]

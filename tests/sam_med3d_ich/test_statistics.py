@@ -19,6 +19,8 @@ from quartet.apps.sam_med3d_ich.data.preprocess import WINDOWS, Preprocessing
 from quartet.apps.sam_med3d_ich.data.statistics import DatasetStatistics, dataset_statistics, statistics_sections
 from quartet.apps.sam_med3d_ich.data.volume import Volume, read_volume, write_nifti
 
+pytestmark = pytest.mark.pictures
+
 
 def make_cases(folder: Path, *, bleeds: int, others: int) -> list[Case]:
     """Heads of 2 x 2 x 5 mm voxels (0.02 mL); bleed k has lesions of 8 (k + 1) and 1 voxels at 70 HU."""

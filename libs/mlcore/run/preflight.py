@@ -114,7 +114,8 @@ def start(run: OpenRun, *, rehearsal: bool = False) -> Started:
     Raises:
         UserError: The checkpoint does not fit, data or settings are of no use, or the disk is too full.
     """
-    gc.collect()  # a trainer's callbacks refer to it; of an earlier run of a group nothing is to stay in memory
+    if run.group is not None:
+        gc.collect()  # a trainer's callbacks refer to it; of an earlier run nothing is to stay in memory
     app, config, world = run.app, run.config, run.world
     resumed = _resumed(run)  # first, so that settings that do not fit are refused before anything is built
     seed(config, world)

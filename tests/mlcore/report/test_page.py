@@ -21,6 +21,8 @@ from mlcore.base.errors import UserError
 from mlcore.report.page import Headline, Picture, RunReport, Table, Text, describe_environment, write_report
 from mlcore.report.tile import Tile
 
+pytestmark = pytest.mark.pictures
+
 ATTACK = "<script>alert('x')</script> & \"quotes\" | `tick` </style> {{ 7 * 7 }} {% raw %}"
 
 

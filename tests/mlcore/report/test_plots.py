@@ -25,6 +25,8 @@ from mlcore.report.plots.confidence import plot_accuracy_by_confidence, plot_con
 from mlcore.report.plots.curves import plot_lr_finder, plot_panels
 from mlcore.report.plots.style import _add_new_fonts, displayable, picture
 
+pytestmark = pytest.mark.pictures
+
 KOREAN = ["비행기", "자동차", "고양이"]
 STEPS = list(range(0, 100, 10))
 FALLING = [math.exp(-step / 30) for step in STEPS]

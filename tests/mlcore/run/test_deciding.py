@@ -12,6 +12,8 @@ from mlcore.report.plots.operating_points import plot_operating_point
 from mlcore.run.deciding import Decider
 from mlcore.run.decision import parse_operating_point, read_decision
 
+pytestmark = pytest.mark.pictures
+
 LABELS = np.array([1, 1, 0, 1, 0, 0, 1, 0])
 CHANCES = np.array([0.95, 0.9, 0.6, 0.55, 0.5, 0.3, 0.2, 0.1])
 THREE = np.array([[0.8, 0.1, 0.1], [0.2, 0.6, 0.2], [0.3, 0.3, 0.4], [0.5, 0.4, 0.1]])
