@@ -12,6 +12,8 @@ from mlcore.config.sections import SchedulerConfig
 from quartet.apps.doc_ensemble import example_env_usage, example_scheduler_usage
 from tests.docs_page import REPOSITORY, run_script
 
+pytestmark = pytest.mark.pictures
+
 FOLDER = "apps/doc_ensemble"
 CONSTANT_BETWEEN = {"cosine", "step", "exponential", "plateau", "cosine_warm_restart"}  # changes once an epoch
 
@@ -123,6 +125,7 @@ def test_the_example_of_class_metrics_runs(
     assert "클래스별 성능 요약" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_example_of_convnext_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run_script([f"{FOLDER}/example_convnext_usage.py"], monkeypatch)
     shown = capsys.readouterr().out
@@ -131,6 +134,7 @@ def test_the_example_of_convnext_runs(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_the_example_of_ensembles_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_script([f"{FOLDER}/example_ensemble_usage.py", "--output", str(tmp_path)], monkeypatch)
     assert {"ensemble_predictions.csv", "cost_curve.png"} <= {path.name for path in tmp_path.iterdir()}

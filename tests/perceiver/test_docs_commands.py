@@ -24,7 +24,7 @@ PAGE = Page("perceiver")
 MODEL = "--d_model 16 --num_heads 2 --num_latents 4 --num_cross_attention_layers 1 --num_self_attention_layers 1"
 SMALLER = f"{MODEL} --num_samples 40 --seq_len_range 5 9 --feature_dim 4 --num_classes 3 --epochs 1 --num_workers 0"
 # Several processes each, or an export: `make test-all` has the time.
-SLOW = {"Training": ("--dry_run", " -m ", "NPROC=")}
+SLOW = {"Training": ("--dry_run", " -m ", "NPROC="), "Exporting": ("export",)}
 
 PROMISED = r"""
 python apps/perceiver/example_usage.py
@@ -139,12 +139,17 @@ def test_commands_of_several_processes_run(command: str, there: Path) -> None:
     run_apart(shrunk(PAGE.as_python(command)), processes=2 if "NPROC=2" in command else 1)
 
 
-@pytest.mark.parametrize("block", PAGE.blocks("python"), ids=lambda block: block.heading)
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, id=block.heading, marks=pytest.mark.slow if block.heading in SLOW else [])
+        for block in PAGE.blocks("python")
+    ],
+)
 def test_python_blocks_run(block: Block, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "exported/" in block.text and not Path("exported").exists():
-        from quartet.apps.perceiver.export import export
-
-        export(Path("checkpoints/best_model.pth"), Path("exported"))
+        (command,) = [command for heading, command in COMMANDS if heading == block.heading and "exported/" in command]
+        run_script(PAGE.as_python(command), monkeypatch)
     PAGE.execute(block)
 
 

@@ -87,6 +87,7 @@ KINDS = [(position, longest) for position in ("fourier", "learned", "none") for 
 QUICK = {("fourier", 40), ("learned", 1)}  # the others are slow in all; sinusoidal is what `exported` has
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("position", "longest"), [pytest.param(*kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in KINDS]
 )
