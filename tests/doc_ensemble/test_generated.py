@@ -11,6 +11,8 @@ from quartet.apps.doc_ensemble.data.generated import TYPES, draw_page, write_gen
 from quartet.apps.doc_ensemble.data.pages import page_size, read_page
 from quartet.apps.doc_ensemble.data.statistics import page_statistics, statistics_sections
 
+pytestmark = pytest.mark.pictures
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

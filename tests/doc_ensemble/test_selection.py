@@ -13,6 +13,8 @@ from mlcore.metrics.classification import accuracy, class_scores
 from quartet.apps.doc_ensemble.ensemble.curve import cost_curve, plot_cost_curve, single_points, write_cost_curve
 from quartet.apps.doc_ensemble.ensemble.selection import fast_macro_f1, log_loss, select
 
+pytestmark = pytest.mark.pictures
+
 C = 4
 NAMES = ("resnet", "vit", "convnext", "합성곱")
 

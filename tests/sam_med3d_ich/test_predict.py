@@ -19,6 +19,8 @@ from quartet.apps.sam_med3d_ich.segmentation import Segmenter
 from tests.sam_med3d_ich.test_prepare import series_volume, write_series
 from tests.scripts import Ended, run_script
 
+pytestmark = pytest.mark.pictures
+
 SHAPE, SPACING = (32, 32, 16), (6.0, 6.0, 10.0)
 AFFINE = np.diag([*SPACING, 1.0])
 COLUMNS = ["input", "mask", "millilitres", "ich_score", "remark", "problem"]

@@ -19,6 +19,8 @@ from mlcore.metrics.ranking import Interval
 from mlcore.report.plots.runs import Bar, plot_runs
 from mlcore.run.folder import RunRecord
 
+pytestmark = pytest.mark.pictures
+
 CONFIG = {"train": {"lr": 0.1, "epochs": 3}, "run": {"output_dir": "x", "seed": 0}, "tracking": {"log_every": 10}}
 
 
