@@ -62,7 +62,7 @@ bench: $(APP_STAMPS) $(STAMPS)/benchmarks ## Measure against the peers, side by 
 	@$(call THREADS,2) $(VENV_PYTHON) benchmarks/run.py $(ARGS)
 
 ##@ Shipping and upkeep
-.PHONY: new-app wheel docker lock sbom clean help
+.PHONY: new-app wheel docker lock sbom pictures clean help
 new-app: $(STAMPS)/base ## Write a small, complete app, ready to be changed: NAME=toy
 	@$(VENV_PYTHON) -m quartet new-app $(NAME)
 
@@ -78,6 +78,9 @@ lock: $(STAMPS)/dev ## Write requirements/*.txt (all pins, with hashes) from the
 
 sbom: check-app $(STAMPS)/$(APP) $(STAMPS)/dev ## Write dist/quartet-APP.cdx.json: the packages of APP, licences, hashes (CycloneDX)
 	@$(VENV_PYTHON) scripts/sbom.py $(APP)
+
+pictures: $(APP_STAMPS) ## Train the four demos and make the pictures of the README from what they leave: [ARGS="--app x"]
+	@$(VENV_PYTHON) scripts/pictures.py $(ARGS)
 
 clean: ## Remove caches and build leftovers; outputs/ and .venv stay
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache build dist

@@ -213,7 +213,7 @@ def test_the_page_shows_the_house_as_it_is(repository: Path) -> None:
     assert (repository / PAGE).read_text("utf-8") == page_with_house(repository), "run scripts/architecture.py"
 
 
-@pytest.mark.parametrize("pattern", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md", "docs/adr/*.md"])
+@pytest.mark.parametrize("pattern", ["README*.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md", "docs/adr/*.md"])
 def test_the_documentation_names_only_what_is_there(repository: Path, pattern: str) -> None:
     modules = sources(repository, benchmarks=True)
     for page in repository.glob(pattern):
