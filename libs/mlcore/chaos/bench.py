@@ -1,6 +1,7 @@
 """Where faults are tried: undisturbed runs to compare with, places for disturbed ones, and the verdict."""
 
 import json
+import os
 import random
 import shutil
 import time
@@ -234,8 +235,9 @@ def counts(counter: Counter[str]) -> str:
 
 
 def checkpoints(place: Path) -> list[Path]:
-    """The files of single steps in a place, of all its runs."""
-    return sorted(place.glob("**/checkpoints/step_*.pth"))
+    """The files of single steps in a place, of all its runs, of which folders come and go meanwhile."""
+    folders = [Path(folder) for folder, _, _ in os.walk(place) if Path(folder).name == "checkpoints"]
+    return sorted(path for folder in folders for path in folder.glob("step_*.pth"))
 
 
 def tail(said: str, lines: int = 4) -> str:
