@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -52,7 +51,12 @@ class UNetModel(nn.Module):
             strides=(2, 2, 2),
             num_res_units=2,
         )
-        self.sam = SimpleNamespace(shape=SimpleNamespace(image_size=side))
+        self.side = side
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.parameters()).device
 
     def forward(self, image: Tensor) -> Answer:  # noqa: D102
         return Answer(self.net(image), image.new_zeros(len(image)))
@@ -97,7 +101,7 @@ def measure(options: Options) -> Report:
         prepare_data(source, base / "data", Preparation(sizes=sizes, link=True))
         sides: dict[str, Callable[[IchTask], IchTask]] = {
             "SAM-Med3D vit_tiny (ours)": lambda task: task,
-            "MONAI UNet": lambda task: _with_model(task, UNetModel(task.segmenter.model.sam.shape.image_size)),
+            "MONAI UNet": lambda task: _with_model(task, UNetModel(task.segmenter.model.side)),
         }
         results = {name: _train(base, change, minutes=minutes) for name, change in sides.items()}
     ours, unet = results.values()

@@ -29,10 +29,10 @@ def _samples(config: AdsConfig) -> Mapping[str, Any]:
     return samples(config)
 
 
-def _scorer(run: Any, device: Any, options: Mapping[str, str]) -> Any:
-    from quartet.apps.multimodal_ads.scoring import make_scorer
+def _use() -> Any:
+    from quartet.apps.multimodal_ads import scoring
 
-    return make_scorer(run, device, options)
+    return scoring
 
 
 def _group(config: AdsConfig) -> RunGroup[AdsConfig] | None:
@@ -79,7 +79,7 @@ APP = App(
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "multimodal_ads",
     build=_build,
     samples=_samples,
-    scorer=_scorer,
+    use=_use,
     options={
         "text": "text of all inputs; a table brings its own in the column text_info (default: none)",
         "threshold": "probability from which an input is an ad (default: chosen on validation)",

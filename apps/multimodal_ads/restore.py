@@ -1,4 +1,4 @@
-"""From a checkpoint back to a classifier with its encoders: what test.py, predict.py and export.py begin with."""
+"""From a checkpoint back to a classifier with its encoders: what prediction and test.py begin with."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from mlcore.base.errors import UserError
-from mlcore.run.decision import Decision, read_decision
+from mlcore.run.decision import DECISION, Decision, read_decision
 from mlcore.run.restore import RunCheckpoint, load_run_checkpoint, of_this_version, run_folder
 from mlcore.training.checkpoint import CheckpointError, load_model_weights
 from quartet.apps.multimodal_ads.config import AdsConfig
@@ -23,7 +23,7 @@ from quartet.apps.multimodal_ads.text.encoder import load_text
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["Restored", "decision_of", "restore", "restored"]
+__all__ = ["Restored", "as_it_was_read", "decided", "decision_of", "kept_decision", "restore", "restored"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +84,7 @@ def restored(read: RunCheckpoint[AdsConfig], *, device: torch.device) -> Restore
     with of_this_version(path):
         kept = dict(read.metadata["frozen_weights"])
         text, vision = kept["text_fingerprint"], kept["vision_weights"]
-    former = str(text).startswith("text 1 ")
-    config = _as_it_was_read(read.config) if former else read.config
+    config, former = as_it_was_read(read), _is_former(read)
     parts = make_parts(config, device=device)
     found = describe(config, parts)["frozen_weights"]
     if vision != found["vision_weights"]:
@@ -114,10 +113,15 @@ def _differing(kept: str | None, found: str | None) -> str:
     return f" (another {names})" if names else ""
 
 
-def _as_it_was_read(config: AdsConfig) -> AdsConfig:
+def _is_former(read: RunCheckpoint[AdsConfig]) -> bool:
+    """Whether it knows its text encoder by all files of the model's folder, as earlier versions did."""
+    return str(read.metadata["frozen_weights"]["text_fingerprint"]).startswith("text 1 ")
+
+
+def as_it_was_read(read: RunCheckpoint[AdsConfig]) -> AdsConfig:
     """Runs whose encoder was known by its files cut texts to the model's own limit, even if asked for a longer one."""
-    settings = config.text_encoder
-    if settings.max_length is None:
+    config, settings = read.config, read.config.text_encoder
+    if settings.max_length is None or not _is_former(read):
         return config
     own = load_text(settings.model_copy(update={"max_length": None})).limit
     length = settings.max_length if own is None else min(own, settings.max_length)
@@ -125,7 +129,7 @@ def _as_it_was_read(config: AdsConfig) -> AdsConfig:
 
 
 def _check_former(kept: str, parts: Parts, path: Path) -> None:
-    """Compare by files; only the name of the length may differ, see `_as_it_was_read`."""
+    """Compare by files; only the name of the length may differ, see `as_it_was_read`."""
     found = None if parts.text is None else parts.text.former_fingerprint()
     if found is None or found.rpartition(" max_length=")[0] != kept.rpartition(" max_length=")[0]:
         raise CheckpointError(
@@ -135,12 +139,20 @@ def _check_former(kept: str, parts: Parts, path: Path) -> None:
 
 
 def decision_of(checkpoint: Path, given: str | None = None) -> Decision:
-    """From which probability on an ad is taken for one: the threshold that is given, or else the run's decision.
+    """`decided` of a checkpoint's run."""
+    return decided(kept_decision(checkpoint), given, checkpoint)
 
-    Runs of earlier versions have their threshold in `results.json`; where there is none either, it is 0.5.
+
+def decided(kept: Decision | None, given: str | None, source: object) -> Decision:
+    """From which probability on an ad is taken for one: the threshold that is given, or else what the run decided.
+
+    Args:
+        kept: The run's; None: it left none.
+        given: What the user says.
+        source: Of the run, for messages.
 
     Raises:
-        UserError: What is given is no probability, or the run's decision is damaged.
+        UserError: What is given is no probability, or the decision is of another kind.
     """
     start = Decision(kind="binary", class_names=CLASS_NAMES)
     if given is not None:
@@ -148,12 +160,26 @@ def decision_of(checkpoint: Path, given: str | None = None) -> Decision:
             if 0 <= (value := float(given)) <= 1:
                 return start.model_copy(update={"threshold": value})
         raise UserError(f"threshold={given}: expected a probability, from 0 to 1")
+    if kept is None:
+        _log.warning("no decision.json beside %s: the threshold is 0.5; give --threshold for another", source)
+        return start
+    if (kept.kind, kept.class_names) != (start.kind, start.class_names):
+        found = ", ".join(kept.class_names) or kept.kind
+        raise UserError(f"{DECISION} of {source}: of {found}, not of {' and '.join(CLASS_NAMES)}; it is another run's")
+    return kept
+
+
+def kept_decision(checkpoint: Path) -> Decision | None:
+    """What the run of a checkpoint decided; those of earlier versions have their threshold in `results.json`.
+
+    Raises:
+        UserError: It is damaged.
+    """
     folder = run_folder(checkpoint)
     if (kept := read_decision(folder)) is not None:
         return kept
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         about = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["threshold"]
-        return start.model_copy(update={"threshold": float(about["value"]), "chosen_on": about["chosen_on"]})
-    except (OSError, ValueError, KeyError, TypeError):
-        _log.warning("no decision.json beside %s: the threshold is 0.5; give --threshold for another", checkpoint)
-        return start
+        values = {"threshold": float(about["value"]), "chosen_on": about["chosen_on"]}
+        return Decision(kind="binary", class_names=CLASS_NAMES, **values)
+    return None

@@ -1,5 +1,6 @@
 """How a trained ad classifier predicts: a picture, a text, or both to the probability of an ad."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,22 +8,42 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from mlcore.base.errors import UserError
-from mlcore.data.batch import MicroBatch
 from mlcore.data.images import SUFFIXES, read_image
 from mlcore.run.decision import REVIEW, Decision
-from mlcore.run.restore import RunCheckpoint
-from mlcore.run.scorer import Item
-from mlcore.training.engine import autocast
+from mlcore.run.networks import Network, Signature
+from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
+from mlcore.run.scorer import Item, decision_of
 from quartet.apps.multimodal_ads.config import AdsConfig
-from quartet.apps.multimodal_ads.data.batches import collate
 from quartet.apps.multimodal_ads.data.table import clean_text
 from quartet.apps.multimodal_ads.evaluation import probabilities_of
-from quartet.apps.multimodal_ads.restore import Restored, decision_of, restored
+from quartet.apps.multimodal_ads.model.build import bare_parts
+from quartet.apps.multimodal_ads.model.network import TEXT_INPUTS, AdNetwork
+from quartet.apps.multimodal_ads.restore import as_it_was_read, decided, kept_decision, restored
+from quartet.apps.multimodal_ads.text.encoder import load_text
+from quartet.apps.multimodal_ads.text.network import make_text_network
+from quartet.apps.multimodal_ads.text.reading import TextReader
 from quartet.apps.multimodal_ads.text.truncation import forewarn
+from quartet.apps.multimodal_ads.vision.encoder import make_processor, make_vision, outline_vision
+from quartet.apps.multimodal_ads.vision.lora import merge_adapters
 
-__all__ = ["AdPrediction", "AdScorer", "make_scorer"]
+__all__ = ["AdPrediction", "AdScorer", "describe", "make_module", "make_scorer", "signature_of"]
+
+_log = logging.getLogger(__name__)
+
+_TOKENIZER = "tokenizer.json"
+_ARCHITECTURE: Any = {
+    "vision_encoder": True,
+    "text_encoder": True,
+    "pooling": True,
+    "fusion": True,
+    "head": True,
+    "train": {"modality", "align_weight", "freeze_backbone", "finetune_layers", "lora"},
+}
+_PICTURES = ("local_image_path", "image", "path")
+_TEXTS = ("text_info", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,35 +55,120 @@ class AdPrediction:
         predicted: "ad" or "not_ad", as the decision has it; where a person decides, the more probable one.
         gate: Share of the picture in a gated fusion, 0..1; None without one.
         review: Whether the decision leaves it to a person; None: it never does.
+        threshold: Probability from which it would be an ad.
     """
 
     probability: float
     predicted: str
     gate: float | None = None
     review: bool | None = None
+    threshold: float = 0.5
 
     def row(self) -> list[object]:
-        """All of it, as it stands, and "yes" where a person should decide."""
+        """What the columns say, and "yes" where a person should decide."""
         review = [] if self.review is None else ["yes" if self.review else ""]
         return [self.probability, self.predicted, self.gate, *review]
 
 
-def make_scorer(run: RunCheckpoint[AdsConfig], device: torch.device, options: Mapping[str, str]) -> "AdScorer":
-    """The scorer of a run; options are "text" and "threshold".
+def describe(run: RunCheckpoint[AdsConfig]) -> dict[str, Any]:
+    """What the scorer of a run needs beside its network: plain values, and the tokenizer as a file.
 
     Raises:
-        CheckpointError: As `quartet.apps.multimodal_ads.restore.restore`.
-        UserError: Likewise, or the threshold is no probability.
+        CheckpointError: The run is not of this version.
+        UserError: The files of an encoder cannot be had.
     """
-    decision = decision_of(run.path, options.get("threshold"))
-    return AdScorer(restored(run, device=device), decision=decision, text=clean_text(options.get("text", "")))
+    decision = kept_decision(run.path)
+    with of_this_version(run.path):
+        config = as_it_was_read(run)
+        about: dict[str, Any] = {
+            "class_names": ["not_ad", "ad"],
+            "config": config.model_dump(mode="json", include=_ARCHITECTURE),
+            "frozen_weights": dict(run.metadata["frozen_weights"]),
+            "text_width": run.metadata["text_width"],
+            "max_megapixels": config.data.max_megapixels,
+            "decision": None if decision is None else decision.model_dump(mode="json"),
+        }
+    pictures = config.train.modality != "text_only"
+    about["vision"] = outline_vision(config.vision_encoder) if pictures else None
+    about["text"] = None
+    if about["text_width"] is not None:
+        about["text"], tokenizer = load_text(config.text_encoder).outline()
+        about["files"] = {_TOKENIZER: tokenizer}
+    return about
+
+
+def make_module(about: Mapping[str, Any], weights: Mapping[str, Tensor], source: Path) -> nn.Module:
+    """The network with adapters merged; see `AdNetwork`.
+
+    Args:
+        about: What `describe` gave.
+        weights: Of an export all; of a run what was trained: the rest comes from where the run had it from.
+        source: The file that they are of.
+
+    Raises:
+        CheckpointError: They do not fit together, or an encoder is another than the run's.
+        UserError: An encoder's weights cannot be had.
+    """
+    with of_this_version(source):
+        pixels = [] if about["vision"] is None else list(_blank(about))
+        config = AdsConfig.model_validate(about["config"], strict=False)
+    if any(name.startswith("classifier.") for name in weights):
+        return rebuild(lambda: _bare(about, config, pixels), weights, source=source)
+    run = RunCheckpoint(path=source, weights=weights, metadata=about, config=config, step=0)
+    found = restored(run, device=torch.device("cpu"))
+    if found.model.vision is not None:
+        merge_adapters(found.model.vision)
+    text = None if found.parts.text is None else found.parts.text.network()
+    return AdNetwork(found.model, text, pixels).requires_grad_().eval()
+
+
+def _bare(about: Mapping[str, Any], config: AdsConfig, pixels: Sequence[str]) -> nn.Module:
+    vision = None if about["vision"] is None else make_vision(about["vision"])
+    text = None if about["text"] is None else make_text_network(about["text"])
+    classifier = bare_parts(config, vision=vision, text_width=about["text_width"]).classifier()
+    return AdNetwork(classifier, text, pixels).requires_grad_()
+
+
+def signature_of(about: Mapping[str, Any]) -> Signature:
+    """Inputs and outputs of the network."""
+    inputs: dict[str, Sequence[int | str]] = {}
+    if about["vision"] is not None:
+        inputs |= {name: ("batch", *value.shape[1:]) for name, value in _blank(about).items()}
+    if about["text"] is not None:
+        inputs |= dict(zip(TEXT_INPUTS, (("texts", "tokens"), ("texts", "tokens"), ("batch",)), strict=True))
+    both = about["vision"] is not None and about["text"] is not None
+    gated = both and about["config"]["fusion"]["name"] == "gated"
+    limit = None if about["text"] is None else about["text"]["limit"]
+    return Signature(
+        inputs=inputs,
+        outputs={"logits": ("batch",), **({"gate": ("batch",)} if gated else {})},
+        longest={} if limit is None else {"tokens": limit},
+    )
+
+
+def _blank(about: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What the backbone takes of a black picture."""
+    return make_processor(about["vision"])([np.zeros((64, 64, 3), dtype=np.uint8)])
+
+
+def make_scorer(about: Mapping[str, Any], network: Network, options: Mapping[str, str]) -> "AdScorer":
+    """The scorer of what `describe` gave; options are "text" and "threshold".
+
+    Raises:
+        UserError: The threshold is no probability, or the run's decision is of another kind.
+    """
+    if "text" in options and about["text"] is None:
+        _log.warning("the text is not looked at: this model was trained with pictures alone")
+    decision = decided(decision_of(about), options.get("threshold"), "the model")
+    return AdScorer(about, network, decision=decision, text=clean_text(options.get("text", "")))
 
 
 class AdScorer:
     """A `mlcore.run.scorer.Scorer`; an item's content is a picture uint8 [H, W, 3], its value "text" the text in it.
 
     Args:
-        found: The classifier.
+        about: What `describe` gave.
+        network: The classifier.
         decision: From which probability on an ad is taken for one.
         text: Of items that bring none.
     """
@@ -70,58 +176,94 @@ class AdScorer:
     suffixes = SUFFIXES
     batch_size = 32
 
-    def __init__(self, found: Restored, *, decision: Decision, text: str = "") -> None:
-        self._found, self._decision, self._text = found, decision, text
+    def __init__(self, about: Mapping[str, Any], network: Network, *, decision: Decision, text: str = "") -> None:
+        self.network = network
+        self._decision, self._text = decision, text
+        self._max_pixels = round(about["max_megapixels"] * 1e6)
+        self._processor = None if about["vision"] is None else make_processor(about["vision"])
+        self._reader = None if about["text"] is None else TextReader(about["text"], about["files"][_TOKENIZER])
         self.columns = ("probability", "predicted", "gate", *(["review"] if decision.can_review else []))
-        self._task, self._prepare, self._encoder = found.task, found.prepare, found.parts.text
-        self.inputs: dict[str, Sequence[str]] = {}
-        if self._prepare is not None:
-            self.inputs["path"] = ("local_image_path", "image", "path")
-        if self._encoder is not None:
-            self.inputs["text"] = ("text_info", "text")
+        pictures: dict[str, Sequence[str]] = {} if self._processor is None else {"path": _PICTURES}
+        self.inputs: dict[str, Sequence[str]] = pictures if self._reader is None else {**pictures, "text": _TEXTS}
+        self.ignored = (*(_PICTURES if self._processor is None else ()), *(_TEXTS if self._reader is None else ()))
 
     def items(self, path: Path) -> Sequence[Item]:
-        """A file is one picture, which a model of texts does not look at."""
-        return [Item(str(path), None if self._prepare is None else path)]
+        """A file is one picture."""
+        return [Item(str(path), path)]
 
-    def load(self, item: Item) -> dict[str, Any]:
-        """What `collate` takes of a sample: no label, as nothing is compared."""
-        text = self._text_of(item)
-        sample: dict[str, Any] = {"label": 0, "has_text": bool(text)}
-        if self._encoder is not None:
-            sample["text"] = text
-        return sample if self._prepare is None else self._prepare({**sample, "image": self._picture(item)})
+    def load(self, item: Item) -> tuple[dict[str, Tensor], str]:
+        """Its picture as the backbone takes it, and its text."""
+        prepared: dict[str, Tensor] = {}
+        if self._processor is not None:
+            prepared = {key: value[0] for key, value in self._processor([self._picture(item)]).items()}
+        return prepared, "" if self._reader is None else self._text_of(item)
 
-    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """A batch as the classifier takes it."""
-        return collate(samples)
+    def collate(self, samples: Sequence[tuple[dict[str, Tensor], str]]) -> tuple[dict[str, Tensor], list[str]]:
+        """Pictures [B, ...] and texts."""
+        pictures = {key: torch.stack([picture[key] for picture, _ in samples]) for key in samples[0][0]}
+        return pictures, [text for _, text in samples]
 
-    @torch.inference_mode()
-    def predict(self, batch: dict[str, Any]) -> list[AdPrediction]:
-        """Probabilities in the arithmetic of the run's evaluations."""
-        device = self._found.device
-        with autocast(self._found.config.train.precision, device):
-            rows = self._task.evaluation_step(self._found.model, MicroBatch(batch).to(device).data)
-        chances = probabilities_of({"logit": rows["logit"].cpu()})
-        gates = rows["gate"].tolist() if "gate" in rows else [None] * len(chances)
+    def predict(self, batch: tuple[dict[str, Tensor], list[str]]) -> list[AdPrediction]:
+        """Probabilities, and classes at the decision."""
+        pictures, texts = batch
+        found = self.network({**pictures, **self._tokens(texts)})
+        chances = probabilities_of({"logit": found["logits"]})
+        gates = found["gate"].tolist() if "gate" in found else [None] * len(chances)
+        decided = self._decision.decide(chances).tolist()
         return [
             AdPrediction(
                 probability=chance,
                 predicted="ad" if index == 1 or (index == REVIEW and chance >= 0.5) else "not_ad",
                 gate=gate,
                 review=index == REVIEW if self._decision.can_review else None,
+                threshold=self._decision.threshold,
             )
-            for chance, index, gate in zip(
-                chances.tolist(), self._decision.decide(chances).tolist(), gates, strict=True
-            )
+            for chance, index, gate in zip(chances.tolist(), decided, gates, strict=True)
         ]
+
+    @staticmethod
+    def mean(predictions: Sequence[AdPrediction]) -> AdPrediction:
+        """The mean over several runs, decided at that of their thresholds, or by a person where one of them says so."""
+        chance = float(np.mean([one.probability for one in predictions]))
+        threshold = float(np.mean([one.threshold for one in predictions]))
+        gates = [one.gate for one in predictions if one.gate is not None]
+        flags = [one.review for one in predictions if one.review is not None]
+        return AdPrediction(
+            probability=chance,
+            predicted="ad" if chance >= threshold else "not_ad",
+            gate=float(np.mean(gates)) if gates else None,
+            review=any(flags) if flags else None,
+            threshold=threshold,
+        )
 
     def save(self, item: Item, prediction: AdPrediction, folder: Path) -> None:
         """Nothing beside the table."""
 
     def forewarn(self, items: Sequence[Item]) -> Sequence[str]:
-        """That all texts are missing, or how much of them is cut off."""
-        return forewarn([self._text_of(item) for item in items], self._encoder)
+        """That all texts are missing, how much of them is cut off, or that nobody looks at the files."""
+        unseen = self._processor is None and any(item.path is not None for item in items)
+        said = ["the pictures are not looked at: this model was trained with texts alone"] if unseen else []
+        return [*said, *forewarn([self._text_of(item) for item in items], self._reader)]
+
+    def examples(self) -> list[dict[str, Tensor]]:
+        """Pictures of several shapes and texts of several lengths: three inputs, one, two, and one without a text."""
+        rng, found = np.random.default_rng(0), []
+        for count, texts in ((3, ["sale", "50 % off, today only", "sale"]), (1, ["sale " * 10_000]), (2, ["now", ""])):
+            pictures: dict[str, Tensor] = {}
+            if self._processor is not None:
+                shapes = [(64, 48 + 16 * place, 3) for place in range(count)]
+                pictures = self._processor([rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes])
+            found.append({**pictures, **self._tokens(texts)})
+        return found
+
+    def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """See `TEXT_INPUTS`; equal texts are encoded once, and none where there is none."""
+        if self._reader is None:
+            return {}
+        different = {text: place for place, text in enumerate(dict.fromkeys(text for text in texts if text))}
+        tokens = self._reader([*different] or ["."])  # the network wants one
+        places = torch.tensor([different.get(text, -1) for text in texts])
+        return dict(zip(TEXT_INPUTS, (*tokens, places), strict=True))
 
     def _text_of(self, item: Item) -> str:
         given = dict(item.values)
@@ -134,5 +276,5 @@ class AdScorer:
                 raise UserError(f"{item.name}: {image.dtype} {[*image.shape]}; expected a picture uint8 [H, W, 3]")
             return image
         if item.path is None:
-            raise UserError(f"{item.name}: names no picture; expected a file in the column {self.inputs['path'][0]}")
-        return read_image(item.path, max_pixels=self._found.max_pixels, name=item.name)
+            raise UserError(f"{item.name}: names no picture; expected a file in the column {_PICTURES[0]}")
+        return read_image(item.path, max_pixels=self._max_pixels, name=item.name)

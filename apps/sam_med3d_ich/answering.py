@@ -1,6 +1,7 @@
 """What `blip2.py` does: a volume to image tokens, and image tokens and a question to text."""
 
 import logging
+from argparse import Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from mlcore.base.seeding import seed_everything
 from mlcore.remote.hub import find_model
 from quartet.apps.sam_med3d_ich.data.crops import cut, starts
 from quartet.apps.sam_med3d_ich.data.preprocess import EVERYWHERE, Prepared, prepare
-from quartet.apps.sam_med3d_ich.data.volume import Spacing, read_volume
+from quartet.apps.sam_med3d_ich.data.volume import read_volume
 from quartet.apps.sam_med3d_ich.vision_tower import (
     EncoderTower,
     QFormerSizes,
@@ -43,7 +44,7 @@ from quartet.apps.sam_med3d_ich.vision_tower import (
     read_encoder,
 )
 
-__all__ = ["Language", "Request", "ask", "central_cube", "demo_language", "load_language", "run"]
+__all__ = ["Language", "ask", "central_cube", "demo_language", "load_language", "run"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,23 +52,6 @@ _IMAGE_TOKEN = "<image>"  # noqa: S105 - no password
 _DEMO_SIZES = QFormerSizes(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, num_query_tokens=8
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """The script's arguments; see its help."""
-
-    encoder: Path
-    image: Path
-    prompt: str
-    language_model: str | None
-    demo: bool
-    qformer: Path | None
-    array_spacing: Spacing | None
-    max_new_tokens: int
-    tokens_out: Path | None
-    output: Path | None
-    device: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +71,11 @@ class Language:
     unsaid: tuple[int, ...] = ()
 
 
-def run(request: Request) -> int:
+def run(request: Namespace) -> int:
     """Do what the script promises.
+
+    Args:
+        request: The script's arguments; see its help.
 
     Returns:
         Exit code 0.
@@ -236,7 +223,7 @@ def _with_image_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     return Language(model, tokenizer, token)
 
 
-def _read_cube(request: Request, trained: TrainedEncoder) -> tuple[Tensor, list[int]]:
+def _read_cube(request: Namespace, trained: TrainedEncoder) -> tuple[Tensor, list[int]]:
     volume = read_volume(request.image, array_spacing=request.array_spacing)
     try:
         cube, corner = central_cube(prepare(volume, trained.preprocessing), side=trained.encoder.shape.image_size)
@@ -254,7 +241,7 @@ def _write_tokens(tower: EncoderTower, cube: Tensor, path: Path) -> dict[str, An
     return {"file": str(path), "shape": list(tokens.shape)}
 
 
-def _models(request: Request, trained: TrainedEncoder) -> tuple[VolumeBlip2, Language]:
+def _models(request: Namespace, trained: TrainedEncoder) -> tuple[VolumeBlip2, Language]:
     seed_everything(0)  # what is random is the same every time
     language = demo_language() if request.language_model is None else load_language(request.language_model)
     if request.demo:

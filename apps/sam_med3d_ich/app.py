@@ -28,10 +28,10 @@ def _samples(config: SamMed3DConfig) -> Mapping[str, Any]:
     return samples(config)
 
 
-def _scorer(run: Any, device: Any, options: Mapping[str, str]) -> Any:
-    from quartet.apps.sam_med3d_ich.scoring import VolumeScorer
+def _use() -> Any:
+    from quartet.apps.sam_med3d_ich import scoring
 
-    return VolumeScorer(run, device, options)
+    return scoring
 
 
 def _run_name(config: SamMed3DConfig) -> str:
@@ -46,11 +46,12 @@ APP = App(
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "sam_med3d_ich",
     build=_build,
     samples=_samples,
-    scorer=_scorer,
+    use=_use,
     options={
         "array_spacing": "voxel size of arrays that carry none, X Y Z in mm (default: that of the run)",
         "clicks": "X,Y,Z voxel indices inside the target of the one volume, X,Y,Z,0 outside it; spaces between",
         "threshold": "probability from which a voxel is in the mask (default: that of the run's decision)",
+        "flips": "true: also seen mirrored left to right, the mean of both; or along axes of R, A and S, such as RA",
         "probability_map": "also write {name}_probability.nii.gz",
         "overlays": "also write a picture of each volume",
         "mask_dir": "true masks of a table's images, to compare with; the table says path and ich (0 or 1)",

@@ -38,17 +38,17 @@ def main() -> int:
     add("--tokens_out", type=Path, metavar="FILE", help="write the image tokens (.npy)")
     add("--output", type=Path, metavar="FILE", help="write the answer (.json)")
     add("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N (default: auto)")
-    given = vars(parser.parse_args())
-    if given["language_model"] is None and not given["demo"] and given["tokens_out"] is None:
+    given = parser.parse_args()
+    if given.language_model is None and not given.demo and given.tokens_out is None:
         parser.error("nothing to do: give --language_model NAME, --demo or --tokens_out FILE")
-    if given["max_new_tokens"] < 1:
+    if given.max_new_tokens < 1:
         parser.error("--max_new_tokens must be at least 1")
 
-    from quartet.apps.sam_med3d_ich.answering import Request, run  # after parsing: transformers takes seconds to import
+    from quartet.apps.sam_med3d_ich.answering import run  # after parsing: transformers takes seconds to import
 
-    given["qformer"] = None if given["qformer"] == "none" else Path(given["qformer"])
-    given["array_spacing"] = tuple(given["array_spacing"]) if given["array_spacing"] else None
-    return run(Request(**given))
+    given.qformer = None if given.qformer == "none" else Path(given.qformer)
+    given.array_spacing = tuple(given.array_spacing) if given.array_spacing else None
+    return run(given)
 
 
 if __name__ == "__main__":

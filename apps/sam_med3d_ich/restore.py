@@ -13,7 +13,7 @@ from quartet.apps.sam_med3d_ich.data.preprocess import WINDOWS, Preprocessing
 from quartet.apps.sam_med3d_ich.model.encoder import EncoderShape
 from quartet.apps.sam_med3d_ich.model.ich import IchModel
 from quartet.apps.sam_med3d_ich.model.sam import PRESETS
-from quartet.apps.sam_med3d_ich.segmentation import Segmenter
+from quartet.apps.sam_med3d_ich.segmentation import Segmenter, WindowModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +21,13 @@ class Restored:
     """A trained segmenter with what belongs to it.
 
     Attributes:
-        segmenter: Ready to use, in evaluation mode on the chosen device.
+        model: In evaluation mode on the chosen device.
+        segmenter: It, ready to use.
         prompted: Trained with clicks: it expects some.
         config: The training run's configuration.
     """
 
+    model: IchModel
     segmenter: Segmenter
     prompted: bool
     config: SamMed3DConfig
@@ -70,7 +72,7 @@ def make_model(metadata: Mapping[str, Any], **options: Any) -> IchModel:
     )
 
 
-def make_segmenter(metadata: Mapping[str, Any], model: IchModel, decision: Decision | None = None) -> Segmenter:
+def make_segmenter(metadata: Mapping[str, Any], model: WindowModel, decision: Decision | None = None) -> Segmenter:
     """A segmenter with the settings that `describe` noted, at the decision of its run where there is one."""
     given: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in metadata["preprocessing"].items()
@@ -92,4 +94,4 @@ def restored(read: RunCheckpoint[SamMed3DConfig], *, device: torch.device) -> Re
     with of_this_version(read.path):
         segmenter = make_segmenter(read.metadata, model, decision)
         prompted = bool(read.metadata["prompted"])
-    return Restored(segmenter=segmenter, prompted=prompted, config=read.config)
+    return Restored(model=model, segmenter=segmenter, prompted=prompted, config=read.config)

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mlcore.base.errors import UserError
-from mlcore.run.restore import RunCheckpoint
-from mlcore.run.scorer import Item
-from mlcore.training.engine import autocast
+from mlcore.run.decision import DECISION, Decision
+from mlcore.run.networks import Network
+from mlcore.run.scorer import Item, decision_of
 from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, case_metrics
 from quartet.apps.sam_med3d_ich.comparison import write_comparison
-from quartet.apps.sam_med3d_ich.config import SamMed3DConfig
 from quartet.apps.sam_med3d_ich.data.arrays import as_float
 from quartet.apps.sam_med3d_ich.data.case import Case, check_case_header, load_case
 from quartet.apps.sam_med3d_ich.data.dicom import holds_series, read_series, series_in
@@ -30,19 +30,20 @@ from quartet.apps.sam_med3d_ich.data.volume import (
     check_header,
     checked_image,
     read_volume,
-    volume_name,
     write_nifti,
 )
 from quartet.apps.sam_med3d_ich.data.words import counted, together
 from quartet.apps.sam_med3d_ich.inspection import draw_case
-from quartet.apps.sam_med3d_ich.restore import restored
+from quartet.apps.sam_med3d_ich.naming import PROBABILITY, names_of, stem
+from quartet.apps.sam_med3d_ich.restore import make_segmenter
 from quartet.apps.sam_med3d_ich.segmentation import Click, clicks_from_mask
+from quartet.apps.sam_med3d_ich.windows import Windows, describe, make_module, signature_of
 
-__all__ = ["VolumePrediction", "VolumeScorer"]
+__all__ = ["VolumePrediction", "VolumeScorer", "describe", "make_module", "make_scorer", "signature_of"]
 
 _log = logging.getLogger(__name__)
 
-_PROBABILITY = "_probability"
+_AXES = "RAS"
 _BETWEEN = "a probability between 0 and 1"
 _VOXEL = "X,Y,Z or X,Y,Z,0 (outside), voxel indices of the volume"
 
@@ -63,6 +64,8 @@ class VolumePrediction:
         remark: Why the volume may not be in HU; mostly empty.
         target: The true mask, where it is known.
         mask_file: Name of the mask's file, once it is written.
+        threshold: Probability from which a voxel is inside.
+        min_volume_ml: Smaller parts were left out.
     """
 
     volume: Volume
@@ -72,6 +75,8 @@ class VolumePrediction:
     remark: str = ""
     target: Mask | None = None
     mask_file: str = ""
+    threshold: float = 0.5
+    min_volume_ml: float = 0.0
 
     @property
     def affine(self) -> NDArray[np.float64]:
@@ -91,26 +96,43 @@ class VolumePrediction:
         return row
 
 
+def make_scorer(about: Mapping[str, Any], network: Network, options: Mapping[str, str]) -> "VolumeScorer":
+    """The scorer of what `describe` gave, with the options that `APP.options` names.
+
+    Raises:
+        UserError: An option has no sensible value, the run needs clicks and has none or its export cannot take them, or
+            its decision is not about masks.
+    """
+    decision = decision_of(about)
+    if decision is not None and decision.kind != "mask":
+        classes = f" ({', '.join(decision.class_names)})" if decision.class_names else ""
+        raise UserError(f"{DECISION} is between classes{classes}, and this model marks voxels: it is another run's")
+    return VolumeScorer(about, network, options, decision)
+
+
 class VolumeScorer:
     """A `mlcore.run.scorer.Scorer`; an item's content is a `Volume`, or an array [X, Y, Z] in HU.
 
     Args:
-        run: The run.
-        device: Where its network goes.
-        options: Those that `APP.options` names, as texts.
+        about: What `describe` gave.
+        network: Computes windows.
+        options: As texts.
+        decision: The run's; None: it left none.
 
     Raises:
-        CheckpointError: No model can be built of what the run notes.
-        UserError: An option has no sensible value, or the run needs clicks and has none.
+        UserError: As `make_scorer`.
     """
 
     batch_size = 1
     suffixes: Sequence[str] = SUFFIXES
 
-    def __init__(self, run: RunCheckpoint[SamMed3DConfig], device: torch.device, options: Mapping[str, str]) -> None:
-        found = restored(run, device=device)
-        self._prompted, self._segmenter, self._device = found.prompted, found.segmenter, device
-        self._precision, self._spacing = found.config.train.precision, found.config.data.array_spacing
+    def __init__(
+        self, about: Mapping[str, Any], network: Network, options: Mapping[str, str], decision: Decision | None
+    ) -> None:
+        self.network, self._about = network, about
+        windows = Windows(about, network)
+        self._segmenter = replace(make_segmenter(about, windows, decision), flips=_flips(options.get("flips", "false")))
+        self._prompted, self._spacing = about["prompted"], about["array_spacing"]
         if "threshold" in options:
             self._segmenter = replace(self._segmenter, threshold=_threshold(options["threshold"]))
         if "array_spacing" in options:
@@ -124,18 +146,23 @@ class VolumeScorer:
         self.inputs: Mapping[str, Sequence[str]] = {"path": ("path", "image")}
         if self._masks is not None:
             self.columns, self.inputs = (*self.columns, *FIELDS), {**self.inputs, "ich": ("ich",)}
-        self._check_clicks(run.path)
+        self._check_clicks(windows)
 
-    def _check_clicks(self, path: Path) -> None:
-        if self._prompted and not self._clicks and self._masks is None:
-            raise UserError(f"{path} was trained with clicks: give clicks, X,Y,Z (voxel indices)")
+    def _check_clicks(self, windows: Windows) -> None:
+        if self._clicks and not windows.takes_clicks:
+            raise UserError("this network was written without clicks; give the run, or the export's weights")
         if self._clicks and not self._prompted:
-            _log.warning("%s was trained without clicks; how well it follows them is unknown", path)
+            _log.warning("the model was trained without clicks; how well it follows them is unknown")
         if self._clicks and not any(click.inside for click in self._clicks):
             _log.warning(
                 "all clicks are outside (,0), so nothing says where the bleed is and the mask may be empty or "
                 "anywhere; give at least one inside"
             )
+
+    def _want_clicks(self) -> None:
+        """Raise `UserError` where nothing says where to look; an export, which has nothing to look at, needs none."""
+        if self._prompted and not self._clicks and self._masks is None:
+            raise UserError("the model was trained with clicks: give clicks, X,Y,Z (voxel indices)")
 
     @property
     def _window(self) -> tuple[float, float] | None:
@@ -166,12 +193,13 @@ class VolumeScorer:
                 wanted and have no place; masks without a table; `strict`, and headers say that inputs cannot be used.
         """
         found = list(items)
+        self._want_clicks()
         if self._clicks and len(found) > 1:
             raise UserError(f"clicks belong to one volume, and there are {len(found)}; give one input")
         if self._masks is not None and not all("ich" in dict(item.values) for item in found):
             raise UserError("mask_dir goes with a table, whose columns path and ich say whose masks they are")
         if files is not None:
-            self._names = _names(found, files)
+            self._names = names_of(found, files)
         elif self._maps or self._overlays:
             raise UserError("probability_map and overlays are files; say where they go with --files DIR")
         problems = [problem for item in found if (problem := self._problem(item))]
@@ -187,6 +215,7 @@ class VolumeScorer:
 
     def load(self, item: Item) -> Read:
         """The volume as stored and on the model's grid; raises `UserError` where it is none."""
+        self._want_clicks()
         volume, target = self._volume(item)
         known = np.zeros(volume.array.shape, dtype=np.uint8) if target is None else target
         doubts = "; ".join(not_hu(case_metadata(volume, known), self._window))
@@ -201,13 +230,41 @@ class VolumeScorer:
         """Masks of the path and the arithmetic of the run's evaluations."""
         return [self._predict(*one) for one in batch]
 
+    def mean(self, predictions: Sequence[VolumePrediction]) -> VolumePrediction:
+        """Means of the probabilities and scores that several runs give a volume, at the mean of their points."""
+        first = predictions[0]
+        probability = np.asarray(np.mean([one.probability for one in predictions], axis=0, dtype=np.float32))
+        names = ("threshold", "min_volume_ml", "ich_score")
+        least, smallest, score = (float(np.mean([getattr(one, name) for one in predictions])) for name in names)
+        together = replace(self._segmenter, threshold=least, min_volume_ml=smallest)
+        return replace(
+            first,
+            probability=probability,
+            mask=together.mask(probability, first.volume.voxel_ml),
+            ich_score=score,
+            threshold=least,
+            min_volume_ml=smallest,
+        )
+
+    def examples(self) -> list[dict[str, Tensor]]:
+        """Windows of noise: two, one, three; with clicks a few, one, and one that is no point."""
+        generator, side = torch.Generator().manual_seed(0), self._segmenter.model.side
+        found: list[dict[str, Tensor]] = []
+        for batch, clicks in ((2, 3), (1, 1), (3, 2)):
+            example = {"image": torch.randn(batch, 1, side, side, side, generator=generator)}
+            if self._prompted:
+                example["positions"] = torch.rand(batch, clicks, 3, generator=generator) * (side - 1)
+                example["labels"] = torch.randint(-1, 2, (batch, clicks), generator=generator)
+            found.append(example)
+        return found
+
     def save(self, item: Item, prediction: VolumePrediction, folder: Path) -> None:
         """Write `{name}.nii.gz`, and where asked for `{name}_probability.nii.gz` and `{name}.png`."""
-        name = self._names.get((item.path, item.part)) or _stem(item)
+        name = self._names.get((item.path, item.part)) or stem(item)
         prediction.mask_file = f"{name}.nii.gz"
         write_nifti(folder / prediction.mask_file, prediction.mask, like_affine=prediction.affine)
         if self._maps:
-            path = folder / f"{name}{_PROBABILITY}.nii.gz"
+            path = folder / f"{name}{PROBABILITY}.nii.gz"
             write_nifti(path, prediction.probability, like_affine=prediction.affine)
         if self._overlays:
             path = folder / f"{name}.png"
@@ -220,8 +277,7 @@ class VolumeScorer:
         clicks: Sequence[Click] | None = self._clicks or None
         if clicks is None and self._prompted and target is not None:
             clicks = clicks_from_mask(target, volume.affine)
-        with autocast(self._precision, self._device):
-            found = self._segmenter(volume, clicks=clicks, prepared=prepared)
+        found = self._segmenter(volume, clicks=clicks, prepared=prepared)
         if remark:
             _log.warning("%s: %s", item.name, remark)
         return VolumePrediction(
@@ -231,6 +287,8 @@ class VolumeScorer:
             ich_score=found.ich_score,
             remark=remark,
             target=target,
+            threshold=self._segmenter.threshold,
+            min_volume_ml=self._segmenter.min_volume_ml,
         )
 
     def _volume(self, item: Item) -> tuple[Volume, Mask | None]:
@@ -283,45 +341,6 @@ def _of_series(folder: Path, number: int) -> Volume:
     return read_series(series[max(0, number - 1)])
 
 
-# ------------------------------------------------------------------------------------------------------ names of files
-
-
-def _stem(item: Item) -> str:
-    path = Path(item.name) if item.path is None else item.path
-    return (path.absolute().name if path.is_dir() else volume_name(path)) + (f"_{item.part}" if item.part else "")
-
-
-def _names(items: Sequence[Item], folder: Path) -> dict[tuple[Path | None, int], str]:
-    """How the files of each item begin: its own name, with as many folders before it as tell it from the others.
-
-    Raises:
-        UserError: A mask would overwrite an input, or two are alike whatever is put before them.
-    """
-    items = list({(item.path, item.part): item for item in items}.values())
-    above = [[] if item.path is None else [*item.path.absolute().parent.parts[1:]] for item in items]
-    names = [_stem(item) for item in items]
-    while places := _doubles(names):
-        if not any(above[place] for place in places):
-            first, second = (items[place].name for place in places[:2])
-            raise UserError(f"{first} and {second} would both become {names[places[0]]}.nii.gz; predict them apart")
-        for place in places:
-            names[place] = "_".join([*above[place][-1:], names[place]])
-            above[place] = above[place][:-1]
-    inputs = {item.path.resolve() for item in items if item.path is not None}
-    for written in (folder / f"{name}{end}.nii.gz" for name in names for end in ("", _PROBABILITY)):
-        if written.resolve() in inputs:
-            raise UserError(f"{written} would be overwritten by a mask; give another folder for the files")
-    return {(item.path, item.part): name for item, name in zip(items, names, strict=True)}
-
-
-def _doubles(names: Sequence[str]) -> list[int]:
-    """Places of names of which a file could be another's, those of the same name together."""
-    found: dict[str, list[int]] = {}
-    for place, name in enumerate(names):
-        found.setdefault(name.removesuffix(_PROBABILITY), []).append(place)
-    return [place for places in found.values() if len(places) > 1 for place in places]
-
-
 # ------------------------------------------------------------------------------------------------------------- options
 
 
@@ -347,6 +366,14 @@ def _click(text: str) -> Click:
     if inside not in ([], [0], [1]):
         raise UserError(f"clicks={text}: expected {_VOXEL}")
     return Click((x, y, z), inside=inside != [0])
+
+
+def _flips(text: str) -> tuple[int, ...]:
+    """Axes of the model's grid."""
+    letters = {"false": "", "true": "R"}.get(text, text)
+    if len(set(letters)) != len(letters) or not set(letters) <= set(_AXES):
+        raise UserError(f"flips={text}: expected false, true (left and right), or some of the axes RAS")
+    return tuple(_AXES.index(letter) for letter in letters)
 
 
 def _yes(name: str, options: Mapping[str, str]) -> bool:

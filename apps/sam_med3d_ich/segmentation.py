@@ -1,8 +1,9 @@
 """Whole volumes through the model: the one path that validation, `predict.py` and pictures share."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,9 +16,27 @@ from mlcore.base.errors import UserError
 from quartet.apps.sam_med3d_ich.data.crops import cut, starts
 from quartet.apps.sam_med3d_ich.data.preprocess import EVERYWHERE, Prepared, Preprocessing, prepare, to_native
 from quartet.apps.sam_med3d_ich.data.volume import Volume
-from quartet.apps.sam_med3d_ich.model.ich import IchModel
+from quartet.apps.sam_med3d_ich.model.ich import Answer
 
 _NEVER = -20.0  # logit of voxels that no window with a click covers
+
+
+class WindowModel(Protocol):
+    """What answers a window: the network itself, or whatever computes it."""
+
+    @property
+    def side(self) -> int:
+        """Voxels along each side of a window."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where windows go."""
+
+    def __call__(self, image: Tensor, /) -> Answer:
+        """Answer windows [B, 1, S, S, S]."""
+
+    def after_clicks(self, image: Tensor, positions: Tensor, labels: Tensor) -> Answer:
+        """See `IchModel.after_clicks`."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +73,22 @@ class Segmenter:
     """Segments volumes of any size.
 
     Attributes:
-        model: The network; it runs on the device its parameters are on.
+        model: The network.
         preprocessing: How volumes come to the model's grid.
         overlap: Share of a window that the next one covers again, 0..1.
         threshold: Probability from which a voxel belongs to the mask.
         min_volume_ml: Smaller connected parts (26 neighbours) are left out of the mask.
         windows_per_batch: Windows that go through the model together.
+        flips: Axes (0 R, 1 A, 2 S) along which the volume is also seen mirrored: means over all their combinations.
     """
 
-    model: IchModel
+    model: WindowModel
     preprocessing: Preprocessing
     overlap: float = 0.5
     threshold: float = 0.5
     min_volume_ml: float = 0.0
     windows_per_batch: int = 1
+    flips: tuple[int, ...] = ()
 
     def __call__(
         self, volume: Volume, *, clicks: Sequence[Click] | None = None, prepared: Prepared | None = None
@@ -80,12 +101,19 @@ class Segmenter:
             prepared: The volume on the model's grid, if that is known already.
         """
         ready = prepared or prepare(volume, self.preprocessing)
+        views = [axes for count in range(len(self.flips) + 1) for axes in combinations(self.flips, count)]
+        chances, scores = list[Tensor](), list[float]()
         with torch.inference_mode():
-            logits, score = self._logits(ready) if clicks is None else self._prompted(ready, clicks)
-            probability = to_native(torch.sigmoid(logits), ready.grid)
-        return Segmentation(probability, self._mask(probability, volume.voxel_ml), score)
+            for axes in views:
+                view = replace(ready, image=np.flip(ready.image, axes))
+                logits, score = self._logits(view) if clicks is None else self._prompted(view, clicks, axes)
+                chances.append(torch.sigmoid(logits).flip(axes))
+                scores.append(score)
+            probability = to_native(torch.stack(chances).mean(dim=0) if len(views) > 1 else chances[0], ready.grid)
+        return Segmentation(probability, self.mask(probability, volume.voxel_ml), float(np.mean(scores)))
 
-    def _mask(self, probability: NDArray[np.float32], voxel_ml: float) -> NDArray[np.uint8]:
+    def mask(self, probability: NDArray[np.float32], voxel_ml: float) -> NDArray[np.uint8]:
+        """What reaches the threshold, uint8 [X, Y, Z], without parts that are too small."""
         inside = probability >= self.threshold
         if self.min_volume_ml > 0:
             parts, count = ndimage.label(inside, structure=EVERYWHERE)
@@ -93,14 +121,9 @@ class Segmenter:
             inside &= large[parts]
         return inside.astype(np.uint8)
 
-    @property
-    def _side(self) -> int:
-        return self.model.sam.shape.image_size
-
     def _tensor(self, image: NDArray[np.float32]) -> Tensor:
         """[1, 1, X, Y, Z] on the model's device."""
-        device = next(self.model.parameters()).device
-        return torch.from_numpy(np.array(image, dtype=np.float32))[None, None].to(device)
+        return torch.from_numpy(np.array(image, dtype=np.float32))[None, None].to(self.model.device)
 
     def _logits(self, prepared: Prepared) -> tuple[Tensor, float]:
         """Mask logits [X', Y', Z'] of overlapping windows, blended with Gaussian weights."""
@@ -116,7 +139,7 @@ class Segmenter:
 
         blended = sliding_window_inference(
             self._tensor(prepared.image),
-            (self._side,) * 3,
+            (self.model.side,) * 3,
             self.windows_per_batch,
             predictor,
             overlap=self.overlap,
@@ -126,30 +149,27 @@ class Segmenter:
         assert isinstance(blended, Tensor)  # noqa: S101 - one tensor in, one tensor out
         return blended[0, 0], float(torch.sigmoid(torch.cat(scores)).max())
 
-    def _prompted(self, prepared: Prepared, clicks: Sequence[Click]) -> tuple[Tensor, float]:
-        """Mask logits from windows around clicks, each answered and then refined once, as in training."""
+    def _prompted(self, prepared: Prepared, clicks: Sequence[Click], flipped: Sequence[int]) -> tuple[Tensor, float]:
+        """Mask logits from windows around clicks; those are of the stored volume, which is `flipped` on the grid."""
         shape = np.array(prepared.grid.shape)
         logits = np.full(shape, _NEVER, dtype=np.float32)
         scores = [0.0]
-        for corner, inside in _click_windows(prepared, clicks, side=self._side):
-            window = self._tensor(cut(prepared.image, corner, (self._side,) * 3, fill=prepared.background))
+        for corner, inside in _click_windows(prepared, clicks, side=self.model.side, flipped=flipped):
+            window = self._tensor(cut(prepared.image, corner, (self.model.side,) * 3, fill=prepared.background))
             positions = torch.tensor([[position for position, _ in inside]], device=window.device)
             labels = torch.tensor([[int(label) for _, label in inside]], device=window.device)
-            embedding = self.model.encode(window)
-            _, ich = self.model.head(embedding)
-            blank = embedding.new_zeros(1, 1, *(4 * size for size in embedding.shape[2:]))
-            first = self.model.segment(embedding, points=(positions, labels), mask=blank)
-            answer = self.model.enlarge(self.model.segment(embedding, mask=first))[0, 0].float().cpu().numpy()
-            low, high = np.maximum(corner, 0), np.minimum(corner + self._side, shape)
+            found = self.model.after_clicks(window, positions, labels)
+            answer = found.masks[0, 0].float().cpu().numpy()
+            low, high = np.maximum(corner, 0), np.minimum(corner + self.model.side, shape)
             there = tuple(slice(*ends) for ends in zip(low, high, strict=True))
             here = tuple(slice(*ends) for ends in zip(low - corner, high - corner, strict=True))
             logits[there] = np.maximum(logits[there], answer[here])
-            scores.append(float(torch.sigmoid(ich.float())))
+            scores.append(float(torch.sigmoid(found.ich.float())))
         return torch.from_numpy(logits), max(scores)
 
 
 def _click_windows(
-    prepared: Prepared, clicks: Sequence[Click], *, side: int
+    prepared: Prepared, clicks: Sequence[Click], *, side: int, flipped: Sequence[int] = ()
 ) -> Iterator[tuple[NDArray[np.int64], list[tuple[list[float], bool]]]]:
     """Corners [3] of windows that cover all clicks, with the clicks in each, relative to the corner.
 
@@ -162,6 +182,8 @@ def _click_windows(
         raise UserError(f"a click lies outside the volume of {' x '.join(map(str, native))} voxels; indices begin at 0")
     # Clipped, because a click on the outer face may come out beyond it by rounding, and no window would hold it.
     points = prepared.grid.from_native(voxels).clip(-0.5, np.array(prepared.grid.shape) - 0.5)
+    for axis in flipped:
+        points[:, axis] = prepared.grid.shape[axis] - 1 - points[:, axis]
     allowed = starts(prepared.grid.shape, size=side)
     left = list(range(len(clicks)))
     while left:

@@ -1,6 +1,7 @@
 """Folders of tiny models, written by the libraries' own classes, as the hub has them, and a run made with one."""
 
 import csv
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -161,3 +162,18 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def finished(tmp_path_factory: pytest.TempPathFactory, ads: Path, backbone: list[str]) -> Path:
     """A finished run."""
     return train(tmp_path_factory.mktemp("finished") / "run", *backbone, "--base_dir", ads)
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory, ads: Path, backbone: list[str]) -> dict[str, Path]:
+    """Runs of one modality each, with validation data and no test data."""
+    tables = ["--train_csv", ads / "train.csv", "--val_csv", ads / "val.csv", "--epochs", "1"]
+    modalities = ("vision_only", "text_only")
+    root = tmp_path_factory.mktemp("alone")
+    return {name: train(root / name, *backbone, *tables, f"train.modality={name}") for name in modalities}
+
+
+def own_rows(folder: Path) -> list[dict[str, Any]]:
+    """What a run predicted in its own evaluation."""
+    rows: list[dict[str, Any]] = json.loads((folder / "test_predictions.json").read_text("utf-8"))
+    return rows

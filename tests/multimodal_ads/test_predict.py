@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import write_json
-from mlcore.run import load_run
-from mlcore.run.decision import read_decision, write_decision
+from mlcore.run import load_run, load_runs
+from mlcore.run.decision import Decision, read_decision, write_decision
 from mlcore.run.scorer import Item
 from quartet.apps.multimodal_ads.data.table import read_table
-from quartet.apps.multimodal_ads.text.encoder import TextEncoder
-from tests.multimodal_ads.conftest import read_csv, run, train
+from tests.multimodal_ads.conftest import own_rows, read_csv, run
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -29,20 +27,6 @@ def predict(model: Path, *arguments: str | Path) -> tuple[int, str]:
 
 def write_table(path: str, lines: Sequence[str]) -> None:
     Path(path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, ads: Path, backbone: list[str]) -> dict[str, Path]:
-    """Runs of one modality each, with validation data and no test data."""
-    tables = ["--train_csv", ads / "train.csv", "--val_csv", ads / "val.csv", "--epochs", "1"]
-    modalities = ("vision_only", "text_only")
-    root = tmp_path_factory.mktemp("alone")
-    return {name: train(root / name, *backbone, *tables, f"train.modality={name}") for name in modalities}
-
-
-def own_rows(folder: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads((folder / "test_predictions.json").read_text("utf-8"))
-    return rows
 
 
 @pytest.mark.parametrize(
@@ -131,9 +115,17 @@ def test_a_model_wants_what_it_looks_at_and_nothing_else(ads: Path, alone: dict[
     assert "4 inputs, 2 of them different, 0 could not be used" in said
     first, second, third, fourth = read_csv("predictions.csv")
     assert first["probability"] == third["probability"] == fourth["probability"] != second["probability"]
-    assert predict(alone["text_only"], *pictures, "--text", "50 % off")[0] == 0
+    code, said = predict(alone["text_only"], *pictures, "--text", "50 % off")
+    assert code == 0, said
+    assert said.count("the pictures are not looked at: this model was trained with texts alone") == 1
     for row in read_csv("predictions.csv"):
         assert float(row["probability"]) == pytest.approx(float(first["probability"]), abs=1e-6)
+    code, said = predict(alone["vision_only"], *pictures, "--text", "50 % off")
+    assert code == 0, said
+    assert said.count("the text is not looked at: this model was trained with pictures alone") == 1
+    assert [row["probability"] for row in read_csv("predictions.csv")] == by_table
+    assert "does not look at the column text_info" in predict(alone["vision_only"], "--csv", ads / "val.csv")[1]
+    assert "does not look at the column local_image_path" in predict(alone["text_only"], "--csv", ads / "val.csv")[1]
     for model, table, expected in (
         ("vision_only", "texts.csv", "expected one called local_image_path or image or path"),
         ("text_only", "pictures.csv", "expected one called text_info or text"),
@@ -242,16 +234,45 @@ def test_pictures_classified_without_texts_are_told_once(ads: Path, finished: Pa
 
 
 def test_equal_texts_are_encoded_once(ads: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-    scorer: Any = load_run(finished, device="cpu").scorer
-    encoder: TextEncoder = scorer._encoder
     texts = ["sale", "", "annual report", "sale", ""]
-    expected = torch.cat([encoder.encode([text]) for text in texts])
-    assert encoder._model is not None
-    encode = encoder._model.encode
-    monkeypatch.setattr(encoder._model, "encode", lambda given, **more: seen.extend(given) or encode(given, **more))
-    assert torch.allclose(encoder.encode(texts), expected, atol=1e-6)
-    assert seen == ["sale", "", "annual report"]
+    predictor, seen = load_run(finished, device="cpu"), list[Any]()
+    scorer: Any = predictor.scorer
+    network = scorer.network
+    monkeypatch.setattr(scorer, "network", lambda inputs: seen.append(inputs) or network(inputs))
+    picture = min((ads / "images").iterdir())
+    found = predictor([Item("x", picture, values=(("text", text),)) for text in texts])
+    (inputs,) = seen
+    assert inputs["text_of"].tolist() == [0, -1, 1, 0, -1]
+    assert len(inputs["input_ids"]) == 2
+    assert found[0] == found[3] != found[1] == found[4]
+    for text, one in zip(texts[:3], found, strict=False):
+        (alone,) = load_run(finished, device="cpu", options={"text": text})(picture)
+        assert one.probability == pytest.approx(alone.probability, abs=1e-6)
+
+
+def test_runs_are_averaged_also_of_other_modalities(ads: Path, finished: Path, alone: dict[str, Path]) -> None:
+    items = [
+        Item(row.origin, row.image, values=(("text", row.text),)) for row in read_table(ads / "val.csv", base_dir=None)
+    ]
+    runs = [finished, alone["vision_only"], alone["text_only"]]
+    each = [[one.probability for one in load_run(run, device="cpu")(items)] for run in runs]
+    found = load_runs(runs, device="cpu")(items)
+    assert [one.probability for one in found] == pytest.approx(np.mean(each, axis=0), abs=1e-7)
+    at = np.mean([load_run(run, device="cpu")(items[0])[0].threshold for run in runs])
+    assert [one.predicted for one in found] == ["ad" if one.probability >= at else "not_ad" for one in found]
+    gates = [one.gate for one in load_run(finished, device="cpu")(items)]
+    assert [one.gate for one in found] == pytest.approx(gates, abs=1e-6), "of the run that has one"
+    other = load_runs(runs, device="cpu", options={"threshold": "0.9"})(items)
+    assert [one.predicted for one in other] == ["ad" if one.probability >= 0.9 else "not_ad" for one in found]
+
+
+def test_a_decision_between_other_classes_is_refused(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    write_decision(folder, Decision(kind="mask", threshold=0.4))
+    with pytest.raises(
+        UserError, match=r"decision\.json of the model: of mask, not of not an ad and ad; it is another run's"
+    ):
+        load_run(folder, device="cpu")
 
 
 def test_a_place_that_cannot_be_written_to_is_told_before_the_work(ads: Path, finished: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_figures_on_the_grid_are_those_of_the_masks_themselves(tiny_model: MakeM
     model = tiny_model()
     for place, threshold in enumerate(thresholds):
         for size, volume in enumerate(volumes):
-            mask = segmenter(model, threshold=threshold, min_volume_ml=volume)._mask(probability, VOXEL_ML)
+            mask = segmenter(model, threshold=threshold, min_volume_ml=volume).mask(probability, VOXEL_ML)
             expected = dict(zip(FIELDS, case_metrics(mask, target=target, affine=AFFINE).to_row(), strict=True))
             found = dict(zip(FIELDS, grid[place, size], strict=True))
             del expected["hd95_mm"], found["hd95_mm"]
@@ -74,7 +74,7 @@ def test_small_parts_are_left_out_by_their_volume(tiny_model: MakeModel) -> None
     probability[5, 5, 4] = 0.9  # shares a corner: one part of five voxels
     model = tiny_model()
     for volume, left in ((0.0, 7), (0.01, 7), (0.0101, 5), (0.025, 5), (0.03, 0)):
-        mask = segmenter(model, min_volume_ml=volume)._mask(probability, VOXEL_ML)
+        mask = segmenter(model, min_volume_ml=volume).mask(probability, VOXEL_ML)
         assert mask.sum() == left
         assert mask.dtype == np.uint8
 
@@ -92,7 +92,7 @@ class Cases:
     def _row(self, task: Any, probability: NDArray[np.float32], target: NDArray[np.uint8]) -> Mapping[str, Any]:
         volume = type("Volume", (), {"voxel_ml": VOXEL_ML, "affine": AFFINE})
         inner = getattr(task, "task", task)
-        inner.segment = lambda _: Segmentation(probability, inner.segmenter._mask(probability, VOXEL_ML), 0.5)
+        inner.segment = lambda _: Segmentation(probability, inner.segmenter.mask(probability, VOXEL_ML), 0.5)
         rows: Mapping[str, Any] = task.evaluation_step(
             None, [{"volume": volume, "mask": target, "ich": int(target.any())}]
         )
@@ -106,7 +106,7 @@ def task(tiny_model: MakeModel) -> IchTask:
 
 
 def score_at(cases: Cases, task: IchTask, threshold: float, volume: float) -> float:
-    masks = [segmenter(task.model, threshold=threshold, min_volume_ml=volume)._mask(p, VOXEL_ML) for p, _ in cases.maps]
+    masks = [segmenter(task.model, threshold=threshold, min_volume_ml=volume).mask(p, VOXEL_ML) for p, _ in cases.maps]
     rows = [
         case_metrics(mask, target=target, affine=AFFINE) for mask, (_, target) in zip(masks, cases.maps, strict=True)
     ]

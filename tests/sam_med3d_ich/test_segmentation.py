@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from mlcore.base.errors import UserError
 from quartet.apps.sam_med3d_ich.data.crops import starts
 from quartet.apps.sam_med3d_ich.data.preprocess import EVERYWHERE, Preprocessing, prepare
 from quartet.apps.sam_med3d_ich.data.volume import Volume, read_volume, write_nifti
-from quartet.apps.sam_med3d_ich.model.ich import IchModel
+from quartet.apps.sam_med3d_ich.model.ich import Answer, IchModel
 from quartet.apps.sam_med3d_ich.segmentation import Click, Segmentation, Segmenter, _click_windows, clicks_from_mask
 
 MakeModel = Callable[..., IchModel]
@@ -303,3 +304,29 @@ def test_a_real_scan_keeps_its_place_through_a_file(tiny_model: MakeModel, scan:
     order, flips = (1, 2, 0), (1, 0, 1)
     copy = segmenter(moved(given, order, flips))
     assert np.array_equal(copy.mask, stored_otherwise(found.mask, order, flips))
+
+
+class Pointwise:
+    """A model that is the same from all sides: each voxel's logit is its own value."""
+
+    side, device = SIDE, torch.device("cpu")
+
+    def __call__(self, image: torch.Tensor) -> Answer:
+        return Answer(2 * image - 0.5, image.mean(dim=(1, 2, 3, 4)))
+
+    def after_clicks(self, image: torch.Tensor, positions: torch.Tensor, labels: torch.Tensor) -> Answer:
+        """Inside a sphere about the clicks."""
+        place = torch.stack(torch.meshgrid(*[torch.arange(SIDE)] * 3, indexing="ij"), dim=-1).reshape(-1, 3)
+        near = torch.cdist(place.float(), positions[0]).amin(dim=1).reshape(1, 1, SIDE, SIDE, SIDE)
+        return Answer(3 - near, labels.sum(dim=1).float())
+
+
+@pytest.mark.parametrize("clicks", [None, [Click((3.0, 9.0, 5.0)), Click((15.0, 2.0, 6.0))]])
+def test_mirrored_views_of_a_symmetric_model_change_nothing(clicks: Sequence[Click] | None) -> None:
+    given = volume((17, 16, 9))
+    plain = Segmenter(model=Pointwise(), preprocessing=Preprocessing(), overlap=0.25)
+    found = replace(plain, flips=(0, 1, 2))(given, clicks=clicks)
+    expected = plain(given, clicks=clicks)
+    assert expected.mask.any()
+    np.testing.assert_allclose(found.probability, expected.probability, atol=1e-5)
+    assert found.ich_score == pytest.approx(expected.ich_score, abs=0.05 if clicks is None else 1e-6)

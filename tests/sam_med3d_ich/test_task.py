@@ -221,7 +221,7 @@ def test_a_training_leaves_the_promised_files(trained: Callable[[str], Path], na
     best = folder / "checkpoints" / "best_model.pth"
     read = load_run_checkpoint(best, app="sam_med3d_ich", config_cls=SamMed3DConfig)
     found = restored(read, device=torch.device("cpu"))
-    encoder = found.segmenter.model.sam.image_encoder
+    encoder = found.model.sam.image_encoder
     assert found.prompted is (name == "clicks")
     for key, value in encoder.state_dict().items():
         assert torch.equal(state["image_encoder_state_dict"][key], value)

@@ -106,6 +106,20 @@ def make_parts(config: AdsConfig, *, device: torch.device) -> Parts:
     )
 
 
+def bare_parts(config: AdsConfig, *, vision: VisionEncoder | None, text_width: int | None) -> Parts:
+    """Parts of a classifier whose weights, frozen ones and merged adapters too, are all loaded afterwards.
+
+    Args:
+        config: Sections of the classifier.
+        vision: With any weights; None where pictures are not looked at.
+        text_width: Width of the text embeddings; None where texts are not looked at.
+    """
+    if vision is not None and config.pooling.name != "cls":
+        vision.drop_summary()
+    pooling = None if vision is None else _pooling(config.pooling, vision)
+    return Parts(config=config, vision=vision, base_digest=None, pooling=pooling, text=None, text_width=text_width)
+
+
 def describe(config: AdsConfig, parts: Parts) -> dict[str, Any]:
     """Plain values that a checkpoint carries, so that it is only used with the encoders that it was trained with."""
     return {

@@ -17,6 +17,8 @@ from mlcore.remote.hub import find_model
 from quartet.apps.multimodal_ads.config import TextEncoderConfig
 from quartet.apps.multimodal_ads.text.identity import describe_encoder, files_digest
 from quartet.apps.multimodal_ads.text.library import LIMITLESS, load_model, most_tokens
+from quartet.apps.multimodal_ads.text.network import TextNetwork, outline_text
+from quartet.apps.multimodal_ads.text.reading import count_tokens, start
 from quartet.apps.multimodal_ads.text.safety import check_folder
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ __all__ = ["TextEncoder", "load_text"]
 
 _SETTING = "text_encoder.model"
 _PROCESSING = "2"  # raise when `encode` changes what it makes of a text; 1 digested all files of the folder
-_MOST_TOKENS = 8192  # no sentence encoder in use reads more
 
 
 class TextEncoder:
@@ -71,12 +72,10 @@ class TextEncoder:
         """
         if not texts:
             return torch.zeros(0, self.width)
-        if self._model is None:
-            self._model = load_model(self._folder, max_length=self._max_length).to(self._device)
-            self._bare = None
+        model = self._loaded()
         different = list(dict.fromkeys(texts))  # many pictures have the same text, or none
-        features = self._model.encode(
-            [self._prefix + self._start(text) for text in different],
+        features = model.encode(
+            [self._prefix + start(text, self.limit) for text in different],
             prompt="",  # never one that the folder's files ask for: prefixes are in the configuration
             batch_size=batch_size,
             show_progress_bar=False,
@@ -84,6 +83,34 @@ class TextEncoder:
         )
         place = {text: number for number, text in enumerate(different)}
         return features.float().cpu()[[place[text] for text in texts]]  # a copy: the library's are inference tensors
+
+    def network(self) -> TextNetwork:
+        """What `encode` computes with, for tokens; raises as `encode`."""
+        model = self._loaded()
+        return TextNetwork(model[0].model, list(model)[1:])
+
+    def outline(self) -> tuple[dict[str, Any], str]:
+        """Plain values from which `TextReader` and `make_text_network` are made, and the tokenizer's JSON.
+
+        Raises:
+            UserError: As `encode`, or the encoder is of a kind that cannot be described so.
+        """
+        model = self._reader()
+        tokenizer: Any = model[0].tokenizer
+        if not tokenizer.is_fast:
+            raise UserError(f"{self._folder}: its tokenizer is none of the library `tokenizers`")
+        side, cut = tokenizer.padding_side, tokenizer.truncation_side
+        padding = {"pad_id": tokenizer.pad_token_id, "pad_token": tokenizer.pad_token, "direction": side}
+        reading = {"prefix": self._prefix, "limit": self.limit, "most": self.most, "padding": padding}
+        values = {**reading, "truncation": {"direction": cut}, **outline_text(model)}
+        return values, tokenizer.backend_tokenizer.to_str()
+
+    def _loaded(self) -> "SentenceTransformer":
+        """The model with its weights."""
+        if self._model is None:
+            self._model = load_model(self._folder, max_length=self._max_length).to(self._device)
+            self._bare = None
+        return self._model
 
     def count_tokens(self, texts: Sequence[str]) -> Tensor:
         """Tokens of each text with its prefix, int64 [N], as if it were not cut; 0 for an empty text.
@@ -93,17 +120,13 @@ class TextEncoder:
         Raises:
             UserError: As `encode`.
         """
-        whole = [self._prefix + text for text in texts]
-        starts = [self._prefix + self._start(text) for text in texts]
-        if not texts:
-            return torch.zeros(0, dtype=torch.int64)
         tokenizer: Any = self._reader()[0].tokenizer
-        tokens = tokenizer(starts, truncation=False, padding=False, verbose=False)["input_ids"]
-        counts = [
-            round(len(found) * (1 if start == text else len(text) / len(start)))
-            for found, start, text in zip(tokens, starts, whole, strict=True)
-        ]
-        return torch.tensor(counts) * torch.tensor([bool(text) for text in texts])
+
+        def count(starts: list[str]) -> list[int]:
+            tokens = tokenizer(starts, truncation=False, padding=False, verbose=False)["input_ids"]
+            return [len(found) for found in tokens]
+
+        return count_tokens(texts, self._prefix, self.limit, count)
 
     @property
     def limit(self) -> int | None:
@@ -123,11 +146,6 @@ class TextEncoder:
             UserError: As `encode`.
         """
         return most_tokens(self._reader()[0].model)
-
-    def _start(self, text: str) -> str:
-        """What the model can read of a text; the tokenizer would take seconds for the rest of a megabyte."""
-        most = 64 * (self.limit or _MOST_TOKENS)  # characters, far more than there are in so many tokens
-        return text if len(text) <= most else " ".join(text.split())[:most]
 
     def _reader(self) -> "SentenceTransformer":
         """The model, perhaps without weights, for what comes before the network."""

@@ -3,12 +3,18 @@
 timm and transformers are imported by the functions that need them: each takes seconds, and a run needs at most one.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
+from mlcore.base.errors import UserError
 from quartet.apps.multimodal_ads.config import VisionEncoderConfig
 from quartet.apps.multimodal_ads.vision.interface import Processor, Tokens, VisionEncoder
 from quartet.apps.multimodal_ads.vision.published import PUBLISHED
 
-__all__ = ["Processor", "Tokens", "VisionEncoder", "load_vision", "meta_vision"]
+__all__ = ["Processor", "Tokens", "VisionEncoder", "load_vision", "make_processor", "make_vision", "meta_vision"]
+__all__ += ["outline_vision"]
 
+_LARGEST = 8192
 _WAYS_OUT = "Or set vision_encoder.pretrained=false to start from random weights (weaker with few pictures)."
 
 
@@ -32,6 +38,49 @@ def load_vision(config: VisionEncoderConfig) -> VisionEncoder:
     from quartet.apps.multimodal_ads.vision.transformer_models import load_transformer
 
     return load_transformer(config, ways_out=_WAYS_OUT)
+
+
+def outline_vision(config: VisionEncoderConfig) -> dict[str, Any]:
+    """Plain values from which `make_vision` makes the backbone again, wherever its files are not.
+
+    Raises:
+        UserError: As `load_vision`.
+    """
+    if config.kind == "timm":
+        from quartet.apps.multimodal_ads.vision.timm_models import outline_timm
+
+        return outline_timm(config)
+    from quartet.apps.multimodal_ads.vision.transformer_models import outline_transformer
+
+    return outline_transformer(config, ways_out=_WAYS_OUT)
+
+
+def make_vision(outline: Mapping[str, Any]) -> VisionEncoder:
+    """The backbone of `outline_vision`, with random weights."""
+    if outline["kind"] == "timm":
+        from quartet.apps.multimodal_ads.vision.timm_models import make_timm
+
+        return make_timm(outline)
+    from quartet.apps.multimodal_ads.vision.transformer_models import make_transformer
+
+    return make_transformer(outline)
+
+
+def make_processor(outline: Mapping[str, Any]) -> Processor:
+    """What prepares its pictures.
+
+    Raises:
+        UserError: They would be larger than any backbone takes.
+    """
+    if any(side > _LARGEST for side in outline["processor"].get("size", {}).values()):
+        raise UserError(f"pictures of more than {_LARGEST} pixels a side; no backbone takes such")
+    if outline["kind"] == "timm":
+        from quartet.apps.multimodal_ads.vision.timm_models import timm_processor
+
+        return timm_processor(outline["processor"])
+    from quartet.apps.multimodal_ads.vision.processors import HubProcessor
+
+    return HubProcessor(outline["kind"], outline["processor"])
 
 
 def meta_vision(name: str) -> VisionEncoder:

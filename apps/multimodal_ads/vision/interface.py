@@ -56,6 +56,11 @@ class Processor(Protocol):
         """Text that differs whenever a setting differs that changes pixels."""
         ...
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Plain values from which it is made again, spelled as in a `preprocessor_config.json`."""
+        ...
+
 
 class VisionEncoder(nn.Module):
     """A vision backbone without a classifier.

@@ -84,6 +84,16 @@ class HubProcessor:
         """See `Processor`."""
         return self._described
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See `Processor`."""
+        own: Any = self._processor
+        names = sorted(_SWITCHES | _NUMBERS | _TRIPLES)
+        found = {name: getattr(own, name) for name in names if getattr(own, name, None) is not None}
+        found |= {"resample": int(own.resample)} | {name: list(found[name]) for name in _TRIPLES & found.keys()}
+        sides = {side: getattr(own.size, side, None) for side in ("height", "width")}
+        return {**found, "size": sides} if all(sides.values()) else found
+
     def _resized(self, image: NDArray[np.uint8]) -> Tensor:
         """[3, h, w]: the processor's own resizing, without the copy to planes that it makes of the large image before.
 

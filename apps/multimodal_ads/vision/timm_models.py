@@ -21,7 +21,7 @@ from mlcore.remote.model_folder import check_model_folder
 from quartet.apps.multimodal_ads.config import VisionEncoderConfig
 from quartet.apps.multimodal_ads.vision.interface import Run, Tokens, VisionEncoder
 
-__all__ = ["TimmProcessor", "load_timm", "meta_timm"]
+__all__ = ["TimmProcessor", "load_timm", "make_timm", "meta_timm", "outline_timm", "timm_processor"]
 
 _SETTING = "vision_encoder.model"
 
@@ -51,6 +51,14 @@ class TimmProcessor:
             crop_pct=1.0,
             crop_mode="squash",
         )
+        self.size = size
+        self._settings = {
+            "size": {"height": size[0], "width": size[1]},
+            "resample": int(Image.Resampling[interpolation.upper()]),
+            "image_mean": list(mean),
+            "image_std": list(std),
+            "rescale_factor": 1 / 255,
+        }
         self._described = f"timm {timm.__version__} {size} {tuple(mean)} {tuple(std)} {interpolation} squash"
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> dict[str, Tensor]:
@@ -61,6 +69,11 @@ class TimmProcessor:
         """See `Processor`."""
         return self._described
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See `Processor`."""
+        return self._settings
+
 
 def load_timm(config: VisionEncoderConfig, *, ways_out: str) -> VisionEncoder:
     """Build a timm model with its published weights, with those of a folder, or at random.
@@ -68,8 +81,7 @@ def load_timm(config: VisionEncoderConfig, *, ways_out: str) -> VisionEncoder:
     Raises:
         UserError: timm has no such model, its weights cannot be had or do not fit, or it takes no other input size.
     """
-    folder = Path(config.model).expanduser()
-    metadata = _folder_metadata(folder) if folder.is_dir() else _named_metadata(config.model)
+    folder, metadata = _found(config)
     overlay: dict[str, Any] = {}
     if config.pretrained:
         if not folder.is_dir():
@@ -85,7 +97,51 @@ def load_timm(config: VisionEncoderConfig, *, ways_out: str) -> VisionEncoder:
     except (RuntimeError, TypeError, AssertionError, KeyError) as error:
         problem = str(error).strip()[:1000]
         raise UserError(f"{_SETTING}={config.model}: timm cannot build it from these weights: {problem}") from None
-    return _encoder(model, metadata, size=config.image_size or metadata["size"], arguments=arguments)
+    return _encoder(model, metadata["architecture"], _processor(config, metadata), arguments)
+
+
+def outline_timm(config: VisionEncoderConfig) -> dict[str, Any]:
+    """Plain values from which `make_timm` makes the same network without weights."""
+    _, metadata = _found(config)
+    return {
+        "kind": "timm",
+        "architecture": metadata["architecture"],
+        "arguments": _arguments(config, metadata),
+        "processor": _processor(config, metadata).settings,
+    }
+
+
+def make_timm(outline: Mapping[str, Any]) -> VisionEncoder:
+    """The backbone that `outline_timm` describes, with random weights.
+
+    Raises:
+        UserError: timm has no such model, or an argument is more than a number, a word or a switch.
+    """
+    name, arguments = outline["architecture"], plain_arguments(outline["arguments"], where=_SETTING)
+    if not timm.is_model(name):
+        raise UserError(f"{_SETTING}: timm has no model {name}")
+    return _encoder(timm.create_model(name, **arguments), name, timm_processor(outline["processor"]), arguments)
+
+
+def timm_processor(settings: Mapping[str, Any]) -> TimmProcessor:
+    """The processor of its `settings`."""
+    return TimmProcessor(
+        (settings["size"]["height"], settings["size"]["width"]),
+        mean=settings["image_mean"],
+        std=settings["image_std"],
+        interpolation=Image.Resampling(settings["resample"]).name.lower(),
+    )
+
+
+def _processor(config: VisionEncoderConfig, metadata: Mapping[str, Any]) -> TimmProcessor:
+    size = config.image_size or metadata["size"]
+    return TimmProcessor(size, **{name: metadata[name] for name in ("mean", "std", "interpolation")})
+
+
+def _found(config: VisionEncoderConfig) -> tuple[Path, dict[str, Any]]:
+    """Where the model's folder would be, and what is known of it."""
+    folder = Path(config.model).expanduser()
+    return folder, _folder_metadata(folder) if folder.is_dir() else _named_metadata(config.model)
 
 
 def meta_timm(name: str) -> VisionEncoder:
@@ -93,7 +149,8 @@ def meta_timm(name: str) -> VisionEncoder:
     metadata = _named_metadata(name)
     with torch.device("meta"):
         model = timm.create_model(metadata["architecture"])
-    return _encoder(model, metadata, size=metadata["size"], arguments={})
+    processor = _processor(VisionEncoderConfig(kind="timm", model=name), metadata)
+    return _encoder(model, metadata["architecture"], processor, {})
 
 
 def _named_metadata(name: str) -> dict[str, Any]:
@@ -163,20 +220,16 @@ def _arguments(config: VisionEncoderConfig, metadata: Mapping[str, Any]) -> dict
     return arguments
 
 
-def _encoder(
-    model: nn.Module, metadata: Mapping[str, Any], *, size: tuple[int, int], arguments: Mapping[str, Any]
-) -> VisionEncoder:
-    layout, width = _drop_head(model, metadata["architecture"], size=size, arguments=arguments)
+def _encoder(model: nn.Module, name: str, processor: TimmProcessor, arguments: Mapping[str, Any]) -> VisionEncoder:
+    layout, width = _drop_head(model, name, size=processor.size, arguments=arguments)
     return VisionEncoder(
         model,
         run=_RUN[layout],
-        architecture=json.dumps({"timm": metadata["architecture"], **arguments}, sort_keys=True),
+        architecture=json.dumps({"timm": name, **arguments}, sort_keys=True),
         width=width,
         blocks=[(block, ()) for block in _blocks(model)],
         tail=[],  # timm groups what follows the last layer with it
-        processor=TimmProcessor(
-            size, mean=metadata["mean"], std=metadata["std"], interpolation=metadata["interpolation"]
-        ),
+        processor=processor,
         use_checkpointing=_use_checkpointing,
     )
 

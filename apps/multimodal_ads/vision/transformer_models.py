@@ -32,7 +32,7 @@ from quartet.apps.multimodal_ads.vision.interface import Run, Tokens, VisionEnco
 from quartet.apps.multimodal_ads.vision.processors import HubProcessor, processor_settings
 from quartet.apps.multimodal_ads.vision.published import PUBLISHED, Published
 
-__all__ = ["load_transformer", "meta_transformer"]
+__all__ = ["load_transformer", "make_transformer", "meta_transformer", "outline_transformer"]
 
 _SETTING = "vision_encoder.model"
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
@@ -72,12 +72,8 @@ def load_transformer(config: VisionEncoderConfig, *, ways_out: str) -> VisionEnc
         UserError: The weights cannot be had or are not exactly those of the model, or the settings do not go together.
     """
     family = _FAMILIES[config.kind]
-    folder = Path(config.model).expanduser()
-    if config.pretrained:
-        folder = find_model(config.model, setting=_SETTING, ways_out=ways_out)
-    published = _of_folder(folder, config.kind) if folder.is_dir() else _known(config)
-    architecture = family.config(**published.architecture)
-    architecture._attn_implementation = "sdpa"  # never what a file asks for: some values fetch code from the hub
+    folder, published = _found(config, ways_out)
+    architecture = _architecture(family, published.architecture)
     if config.pretrained:
         model = _load_weights(family, architecture, folder)
     else:
@@ -85,13 +81,40 @@ def load_transformer(config: VisionEncoderConfig, *, ways_out: str) -> VisionEnc
     return _encoder(model, config.kind, _processor(config, published.processor))
 
 
+def outline_transformer(config: VisionEncoderConfig, *, ways_out: str) -> dict[str, Any]:
+    """Plain values from which `make_transformer` makes the same network without weights."""
+    _, published = _found(config, ways_out)
+    processor = _processor(config, published.processor)
+    return {"kind": config.kind, "architecture": dict(published.architecture), "processor": processor.settings}
+
+
+def make_transformer(outline: Mapping[str, Any]) -> VisionEncoder:
+    """The backbone that `outline_transformer` describes, with random weights."""
+    family = _FAMILIES[outline["kind"]]
+    known = {key: value for key, value in outline["architecture"].items() if key in _own_settings(family)}
+    model = family.model(_architecture(family, known), **family.arguments)
+    return _encoder(model, outline["kind"], HubProcessor(outline["kind"], outline["processor"]))
+
+
 def meta_transformer(name: str) -> VisionEncoder:
     """The published model called `name`, on the meta device: shapes without memory."""
-    published = PUBLISHED[name]
-    family = _FAMILIES[published.kind]
+    known = PUBLISHED[name]
     with torch.device("meta"):
-        model = family.model(family.config(**published.architecture), **family.arguments)
-    return _encoder(model, published.kind, HubProcessor(published.kind, published.processor))
+        return make_transformer({"kind": known.kind, "architecture": known.architecture, "processor": known.processor})
+
+
+def _found(config: VisionEncoderConfig, ways_out: str) -> tuple[Path, Published]:
+    """The model's folder, if there is one, and its settings."""
+    folder = Path(config.model).expanduser()
+    if config.pretrained:
+        folder = find_model(config.model, setting=_SETTING, ways_out=ways_out)
+    return folder, _of_folder(folder, config.kind) if folder.is_dir() else _known(config)
+
+
+def _architecture(family: _Family, values: Mapping[str, Any]) -> PreTrainedConfig:
+    architecture = family.config(**values)
+    architecture._attn_implementation = "sdpa"  # never what a file asks for: some values fetch code from the hub
+    return architecture
 
 
 def _known(config: VisionEncoderConfig) -> Published:

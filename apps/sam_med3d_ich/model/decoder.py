@@ -141,7 +141,7 @@ class MaskDecoder(nn.Module):
         Returns:
             Logits [B, 1 or 3, 4g, 4g, 4g] and predicted IoU [B, 1 or 3].
         """
-        batch, grid = len(embedding), embedding.shape[2:]
+        batch, grid = embedding.shape[0], embedding.shape[2:]  # not len(): that is a constant in an export
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own.expand(batch, -1, -1), sparse], dim=1)
         image = (embedding + dense).flatten(2).transpose(1, 2)

@@ -67,7 +67,7 @@ class PatchEmbed(nn.Module):
         """[B, 1, X, Y, Z] to tokens [B, D, H, W, C]."""
         p = self.patch_size
         d, h, w = (size // p for size in x.shape[2:])
-        patches = x.view(len(x), d, p, h, p, w, p).permute(0, 1, 3, 5, 2, 4, 6).reshape(len(x), d, h, w, p**3)
+        patches = x.view(-1, d, p, h, p, w, p).permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, d, h, w, p**3)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 

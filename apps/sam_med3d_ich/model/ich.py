@@ -79,6 +79,16 @@ class IchModel(nn.Module):
         prompts.no_mask_embed.requires_grad_(not prompted)
         self.sam.image_encoder.requires_grad_(not freeze_encoder)
 
+    @property
+    def side(self) -> int:
+        """Voxels along each side of a crop."""
+        return self.sam.shape.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.head.score.weight.device
+
     def encode(self, image: Tensor) -> Tensor:
         """Image [B, 1, S, S, S] to embedding [B, C, g, g, g]."""
         embedding: Tensor = self.sam.image_encoder(image)
@@ -90,7 +100,7 @@ class IchModel(nn.Module):
 
     def enlarge(self, masks: Tensor) -> Tensor:
         """Logits of the decoder to the size of the input, [B, K, S, S, S]."""
-        size = (self.sam.shape.image_size,) * 3
+        size = (self.side,) * 3
         if masks.shape[2:] == size:
             return masks
         return F.interpolate(masks, size=size, mode="trilinear", align_corners=False)
@@ -108,6 +118,21 @@ class IchModel(nn.Module):
         if target is None or draws is None:
             return Answer(self.enlarge(self.segment(embedding)), ich)
         return Answer(self._along_clicks(embedding, target, draws), ich)
+
+    def after_clicks(self, image: Tensor, positions: Tensor, labels: Tensor) -> Answer:
+        """Segment crops where clicks are known: answered, and then refined once, as training ends.
+
+        Args:
+            image: [B, 1, S, S, S], normalised.
+            positions: Voxel indices of the crop, [B, N, 3].
+            labels: 1 (inside), 0 (outside) or -1 (no point), [B, N].
+        """
+        embedding = self.encode(image)
+        _, ich = self.head(embedding)
+        side = 4 * self.sam.shape.grid
+        blank = embedding.new_zeros(embedding.shape[0], 1, side, side, side)
+        first = self.segment(embedding, points=(positions, labels), mask=blank)
+        return Answer(self.enlarge(self.segment(embedding, mask=first)), ich)
 
     def _along_clicks(self, embedding: Tensor, target: Tensor, draws: Tensor) -> Tensor:
         """Click after click on what is wrong; the middle and the last round only refine. After the released training.
@@ -131,3 +156,21 @@ class IchModel(nn.Module):
             masks.append(shown)
             shown = shown.detach()
         return torch.cat(masks, dim=1)
+
+
+class IchNetwork(nn.Module):
+    """The trained model as one network of plain tensors: what predicts a window, and what is exported.
+
+    Args:
+        model: The trained model.
+        prompted: Whether it takes clicks.
+    """
+
+    def __init__(self, model: IchModel, *, prompted: bool) -> None:
+        super().__init__()
+        self.model, self.prompted = model, prompted
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """What `IchModel.after_clicks` takes, or an image alone, to logits of masks [B, 1, S, S, S] and `ich` [B]."""
+        answer = self.model.after_clicks(*tensors) if self.prompted else self.model(*tensors)
+        return answer.masks, answer.ich

@@ -51,10 +51,11 @@ class SamMed3D(nn.Module):
         Returns:
             Mask logits [B, 1 or 3, 4g, 4g, 4g], predicted IoU [B, 1 or 3].
         """
-        sparse = embedding.new_zeros(len(embedding), 0, embedding.shape[1])
+        batch = embedding.shape[0]  # not len(): that is a constant in an export
+        sparse = embedding.new_zeros(batch, 0, embedding.shape[1])
         if points is not None:
             sparse = self.prompt_encoder.points(*points)
-        dense = self.prompt_encoder.mask(mask, batch=len(embedding))
+        dense = self.prompt_encoder.mask(mask, batch=batch)
         masks, iou = self.mask_decoder(
             embedding, self.prompt_encoder.dense_pe(), sparse=sparse, dense=dense, multimask=multimask
         )

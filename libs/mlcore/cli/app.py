@@ -52,8 +52,6 @@ class App(Generic[ConfigT]):
             function that returns None, where a run is one run.
         use: Gives the `mlcore.run.scorer.Use` of the app, which is a module with its functions; None: its models
             cannot be put to use.
-        scorer: From a run's `mlcore.run.restore.RunCheckpoint`, a device and texts of `options` to a
-            `mlcore.run.scorer.Scorer`, of an app that has no `use`: its models cannot be exported.
         ensemble: From a folder with `ensemble.json` and a device to the scorer of what it names and a digest of that;
             None: the app chooses none.
         options: What people can choose when a model of this app predicts, by name, with a line of help.
@@ -76,7 +74,6 @@ class App(Generic[ConfigT]):
     samples: Callable[[ConfigT], Mapping[str, Any]] | None = None
     group: Callable[[ConfigT], Any] | None = None
     use: Callable[[], Any] | None = None
-    scorer: Callable[[Any, Any, Mapping[str, str]], Any] | None = None
     ensemble: Callable[[Path, Any], tuple[Any, str]] | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     rehearsal: tuple[str, ...] = ("--demo", "--epochs", "2")

@@ -22,6 +22,7 @@ LAYOUT = 1
 """Version of what `model.json` holds."""
 
 _LONGEST = 16 << 20  # bytes of model.json
+_LONGEST_TEXT = 256 << 20  # of a text that lies beside it, such as a tokenizer
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Exported:
 
     Attributes:
         app: Whose model it is.
-        about: What its scorer is made of, beside the network.
+        about: What its scorer is made of, beside the network; "files" are texts by name, of the files they lie in.
         digest: Of `model.json` itself.
     """
 
@@ -57,6 +58,7 @@ def read_about(folder: Path) -> Exported:
             raise UserError(f"{path}: more than {_LONGEST >> 20} MiB; no export has such a description")
         note = json.loads(path.read_text(encoding="utf-8"))
         layout, app, about, files = int(note["layout"]), str(note["app"]), dict(note["about"]), dict(note["files"])
+        texts = [str(name) for name in about.get("files", ())]
     if layout > LAYOUT:
         raise UserError(f"{path}: written by a newer version ({note.get('version')}; this is {VERSION}); update it")
     for name, digest in files.items():
@@ -65,4 +67,12 @@ def read_about(folder: Path) -> Exported:
             raise UserError(f"{file}: {path.name} names this file, and it is not there; export again")
         if digest_of(file) != digest:
             raise UserError(f"{file}: was changed after the export (another SHA-256 than in {path.name}); export again")
-    return Exported(app, about, digest_of(path))
+    return Exported(app, {**about, "files": {name: _text(folder, name, files) for name in texts}}, digest_of(path))
+
+
+def _text(folder: Path, name: str, files: Mapping[str, str]) -> str:
+    """A text of an export, one of the files whose digests were compared."""
+    with reading(folder / name, "a text of an export"):
+        if name not in files or (folder / name).stat().st_size > _LONGEST_TEXT:
+            raise UserError(f"{folder / name}: no text that belongs to {ABOUT}; export again")
+        return (folder / name).read_text(encoding="utf-8")

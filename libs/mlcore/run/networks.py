@@ -63,6 +63,10 @@ class Eager:
         self.signature = signature
         self._device, self._precision = device, precision
 
+    def of(self, module: nn.Module, signature: Signature) -> "Eager":
+        """Another module, on the same device and in the same arithmetic."""
+        return Eager(module, signature, device=self._device, precision=self._precision)
+
     @torch.inference_mode()
     def __call__(self, inputs: Tensors) -> dict[str, Tensor]:
         """Outputs of the inputs."""

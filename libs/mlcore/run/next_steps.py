@@ -58,7 +58,7 @@ def _uses(weights: Path, *, run: str, app: App[Any]) -> list[tuple[str, str]]:
         {"inference": "evaluate", "test": "evaluate"}.get(name, name): f"{command} {name} --model_path {model}{given}"
         for name, given in there.items()
     }
-    verbs = [] if app.use is None and app.scorer is None else [("predict", " INPUT")]
+    verbs = [] if app.use is None else [("predict", " INPUT")]
     verbs += [] if app.use is None else [("export", "")]
     return list((found | {name: f"{_quartet()} {name} {run}{given}" for name, given in verbs}).items())
 

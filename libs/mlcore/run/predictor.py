@@ -111,11 +111,9 @@ def load_run(
     app, run = read_run_checkpoint(_checkpoint(path), load_app)
     identity: dict[str, Any] = {"app": app.name, "weights": run.digest, "options": dict(options or {})}
     identity["decision"] = None if run.decision is None else run.decision.identity
-    if app.scorer is not None:
-        made = app.scorer(run, where, _known(options or {}, app))
-        return Predictor(app=app, scorer=made, source=run.path, about={}, identity=identity)
     use = _use_of(app, run.path)
-    about = {**use.describe(run), "decision": None if run.decision is None else run.decision.model_dump(mode="json")}
+    decision = None if run.decision is None else run.decision.model_dump(mode="json")
+    about = {"decision": decision, **use.describe(run)}
     module = use.make_module(about, run.weights, run.path)
     eager = Eager(module, use.signature_of(about), device=where, precision=run.config.train.precision)
     scorer = use.make_scorer(about, eager, _known(options or {}, app))

@@ -18,9 +18,11 @@ from mlcore.run.networks import Network, Signature
 from mlcore.run.restore import RunCheckpoint
 
 __all__ = [
+    "Bundling",
     "ClassPrediction",
     "FolderScorer",
     "Forewarning",
+    "Ignoring",
     "Item",
     "JobScorer",
     "Prediction",
@@ -147,7 +149,10 @@ class Use(Protocol):
     """What an app says of how its models are put to use: functions, of a module as a rule."""
 
     def describe(self, run: RunCheckpoint[Any]) -> dict[str, Any]:
-        """What the scorer of a run needs beside the network: plain values, which travel with an export."""
+        """What the scorer of a run needs beside the network: plain values, which travel with an export.
+
+        "decision" is the run's, unless it is described here; "files" are texts by name, own files of an export.
+        """
 
     def signature_of(self, about: Mapping[str, Any]) -> Signature:
         """Inputs and outputs of the network; `about` is what `describe` gave, here and below."""
@@ -157,6 +162,14 @@ class Use(Protocol):
 
     def make_scorer(self, about: Mapping[str, Any], network: Network, options: Mapping[str, str]) -> "Scorer":
         """The scorer; raises `UserError` where the value of an option cannot be used."""
+
+
+@runtime_checkable
+class Bundling(Protocol):
+    """A `Use` of models that MONAI can run."""
+
+    def write_bundle(self, about: Mapping[str, Any], folder: Path) -> None:
+        """Write all of a MONAI bundle but `models/model.pt2`, its program; `UserError` where it cannot be one."""
 
 
 class Scorer(Protocol):
@@ -205,6 +218,17 @@ class Forewarning(Protocol):
 
     def forewarn(self, items: Sequence[Item]) -> Sequence[str]:
         """What people should know, seeing what the job begins with."""
+
+
+@runtime_checkable
+class Ignoring(Protocol):
+    """A scorer of an app whose models do not all look at the same things.
+
+    Attributes:
+        ignored: Columns that others of its models look at and this one does not.
+    """
+
+    ignored: Sequence[str]
 
 
 @runtime_checkable

@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 _STRICT = "; without --strict such an input is a row with the reason, and the others go on"
 
+_VERIFY = "only compare an export that is there with the run"
+
 _PREDICT = """\
 Predict with a trained model: a table with a row for each input, in the order given.
 
@@ -125,8 +127,10 @@ def export_parser(prog: str = "quartet export") -> argparse.ArgumentParser:
     parser = _parser(_EXPORT, prog)
     parser.add_argument("run", metavar="RUN", help="a run's folder, a checkpoint, or s3://bucket/key")
     parser.add_argument("--output", type=Path, metavar="DIR", help="the folder (default: export/ in the run's folder)")
-    forms = "pt2: a torch.export program; onnx: for ONNX Runtime; several times (default: both)"
-    parser.add_argument("--format", action="append", choices=["safetensors", "pt2", "onnx"], help=forms)
+    forms = "pt2: a torch.export program; onnx: for ONNX Runtime; several times (default: both, where possible)"
+    forms += "; monai, alone: a bundle, of apps that have one"
+    parser.add_argument("--format", action="append", choices=["safetensors", "pt2", "onnx", "monai"], help=forms)
+    parser.add_argument("--verify", action="store_true", help=_VERIFY)
     return parser
 
 
@@ -140,14 +144,25 @@ def export(arguments: Sequence[str], *, prog: str = "quartet export") -> int:
     load_env()
 
     from mlcore.base.console import setup_logging  # after parsing: torch takes seconds to import
+    from mlcore.run.networks import FORMATS
     from mlcore.run.predictor import load_run
     from mlcore.run.restore import run_folder
+    from mlcore.use.exporting import bundle, prove
     from mlcore.use.exporting import export as write
 
     setup_logging()
     predictor = load_run(given.run, device="cpu")
     formats = [name for name in given.format or ("pt2", "onnx") if name != "safetensors"]
-    write(predictor, given.output or run_folder(predictor.source) / "export", formats)
+    if "monai" in formats:
+        if given.format != ["monai"] or given.verify:
+            raise UserError("--format monai writes a folder of another kind; give it alone")
+        bundle(predictor, given.output or run_folder(predictor.source) / "monai")
+        return 0
+    folder: Path = given.output or run_folder(predictor.source) / "export"
+    if given.verify:
+        prove(predictor, folder, [name for name in formats if (folder / FORMATS[name]).is_file()])
+    else:
+        write(predictor, folder, formats, asked=given.format is not None)
     return 0
 
 
@@ -156,8 +171,10 @@ def export_script(description: str) -> int:
     parser = _parser(description, None)
     parser.add_argument("--model_path", required=True, help="a run's folder, a checkpoint, or s3://bucket/key")
     parser.add_argument("--output_dir", help="the folder (default: export/ in the run's folder)")
+    parser.add_argument("--verify", action="store_true", help=_VERIFY)
     given = parser.parse_args()
-    return export([given.model_path, *(["--output", given.output_dir] if given.output_dir else [])])
+    more = ["--output", given.output_dir] if given.output_dir else []
+    return export([given.model_path, *more, *(["--verify"] if given.verify else [])])
 
 
 def _parser(description: str, prog: str | None) -> argparse.ArgumentParser:

@@ -3,11 +3,13 @@
 After writing, a process of its own opens the folder as any user of it would and compares every form with the run.
 """
 
+import inspect
 import io
 import logging
 import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,13 +24,14 @@ from torch.export import Dim, ExportedProgram
 
 from mlcore.base.env import child_environment
 from mlcore.base.errors import UserError
-from mlcore.base.files import atomic_write, partial_folder, write_json
+from mlcore.base.files import atomic_write, ensure_folder, partial_folder, write_json, write_text
 from mlcore.base.version import VERSION
 from mlcore.run.exported import ABOUT, LAYOUT, WEIGHTS, digest_of
-from mlcore.run.networks import FORMATS, Eager, Signature
+from mlcore.run.networks import FORMATS, Eager, Network, Signature, open_network
 from mlcore.run.predictor import Predictor, load_run
+from mlcore.run.scorer import Bundling
 
-__all__ = ["TOLERANCE", "export", "verify"]
+__all__ = ["TOLERANCE", "bundle", "export", "prove", "verify"]
 
 _log = logging.getLogger(__name__)
 
@@ -36,22 +39,64 @@ TOLERANCE = 1e-5
 """Largest difference of an output from the run's, relative to the largest value."""
 
 READER = "predict.py"
+_BUNDLE = "configs/metadata.json"
 
 
-def export(predictor: Predictor, folder: Path, formats: Sequence[str]) -> None:
+def export(predictor: Predictor, folder: Path, formats: Sequence[str], *, asked: bool = True) -> None:
     """Write a run's model into a folder, which is there as a whole or not at all, and prove it.
 
     Args:
         predictor: The run's, on the CPU.
         folder: A former export in it is replaced.
         formats: Of "pt2" and "onnx", beside the weights.
+        asked: Whether one that cannot be written is an error; otherwise it is left out, and why is said.
 
     Raises:
         UserError: The model cannot be written in a format, and why; or what was written gives other numbers.
     """
+    network = _exportable(predictor, folder, mark=ABOUT)
+    with partial_folder(folder) as partial:
+        _write_weights(network.module, partial / WEIGHTS)
+        written = _write_programs(predictor, network, partial, formats, asked=asked)
+        for name, text in predictor.about.get("files", {}).items():
+            write_text(partial / name, text)
+        reader = predictor.app.source / "exported" / READER
+        if reader.is_file() and "onnx" in written:
+            shutil.copyfile(reader, partial / READER)
+        _write_about(predictor, network.signature, partial)
+        prove(predictor, partial, written)
+        _replace(folder, partial)
+
+
+def bundle(predictor: Predictor, folder: Path) -> None:
+    """Write a run's model as a MONAI bundle, and prove its program.
+
+    Args:
+        predictor: The run's, on the CPU.
+        folder: A former bundle in it is replaced.
+
+    Raises:
+        UserError: The app's models are none that MONAI runs, or as `export`.
+    """
+    network = _exportable(predictor, folder, mark=_BUNDLE)
+    use = predictor.app.use() if predictor.app.use is not None else None
+    if not isinstance(use, Bundling):
+        raise UserError(f"{predictor.source}: models of {predictor.app.name} cannot be written as a MONAI bundle")
+    with partial_folder(folder) as partial:
+        use.write_bundle(predictor.about, partial)
+        path = ensure_folder(partial / "models") / FORMATS["pt2"]
+        _write_program(_program(predictor, network), path)
+        program = open_network(path, network.signature, device=torch.device("cpu"))
+        cases = [{"inputs": dict(case), "outputs": network(case)} for case in predictor.scorer.examples()]
+        _log.info("%s: largest difference from the run %.1e (relative)", path.name, verify(program, cases))
+        _replace(folder, partial)
+
+
+def _exportable(predictor: Predictor, folder: Path, *, mark: str) -> Eager:
+    """The network of a run, if it can be written into a folder, which may hold something with `mark`."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: cannot be written, it is a file; give another --output")
-    if folder.exists() and not (folder / ABOUT).is_file() and any(folder.iterdir()):
+    if folder.exists() and not (folder / mark).is_file() and any(folder.iterdir()):
         raise UserError(f"{folder}: is there and holds no export; give another --output")
     if predictor.app.use is None:
         raise UserError(f"{predictor.source}: models of {predictor.app.name} cannot be exported by this command")
@@ -60,21 +105,13 @@ def export(predictor: Predictor, folder: Path, formats: Sequence[str]) -> None:
     network = predictor.scorer.network
     if "weights" not in predictor.identity or not isinstance(network, Eager):
         raise UserError(f"{predictor.source}: is an export already; give the run")
-    with partial_folder(folder) as partial:
-        _write_weights(network.module, partial / WEIGHTS)
-        program = _program(predictor, network) if formats else None
-        if "pt2" in formats and program is not None:
-            _write_program(program, partial / FORMATS["pt2"])
-        if "onnx" in formats and program is not None:
-            _write_onnx(program, network.signature, partial / FORMATS["onnx"])
-        reader = predictor.app.source / "exported" / READER
-        if reader.is_file():
-            shutil.copyfile(reader, partial / READER)
-        _write_about(predictor, network.signature, partial)
-        _prove(predictor, partial, formats)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+    return network
+
+
+def _replace(folder: Path, partial: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
     _log.info("exported: %s (%s)", folder, ", ".join(sorted(path.name for path in folder.iterdir())))
 
 
@@ -99,8 +136,30 @@ def _program(predictor: Predictor, network: Eager) -> ExportedProgram:
         for name, axes in signature.inputs.items()
     )
     given = tuple(example[name] for name in signature.inputs)
-    with _quietly(), _explained(predictor, "traced by torch.export"):
-        return torch.export.export(network.module, given, dynamic_shapes=shapes)
+    parameters = inspect.signature(network.module.forward).parameters.values()
+    starred = any(one.kind is one.VAR_POSITIONAL for one in parameters)
+    with torch.no_grad(), _quietly(), _explained(predictor, "traced by torch.export"):
+        return torch.export.export(network.module, given, dynamic_shapes=(shapes,) if starred else shapes)
+
+
+def _write_programs(
+    predictor: Predictor, network: Eager, folder: Path, formats: Sequence[str], *, asked: bool
+) -> list[str]:
+    """Write the whole network in the formats; those that could be written."""
+    written = list[str]()
+    try:
+        program = _program(predictor, network) if formats else None
+        if "pt2" in formats and program is not None:
+            _write_program(program, folder / FORMATS["pt2"])
+            written.append("pt2")
+        if "onnx" in formats and program is not None:
+            _write_onnx(program, network.signature, folder / FORMATS["onnx"])
+            written.append("onnx")
+    except UserError as error:
+        if asked:
+            raise UserError(f"{error}; --format safetensors writes the weights alone") from None
+        _log.warning("not written: %s (%s)", ", ".join(FORMATS[name] for name in formats if name not in written), error)
+    return written
 
 
 def _write_program(program: ExportedProgram, path: Path) -> None:
@@ -116,10 +175,24 @@ def _write_onnx(program: ExportedProgram, signature: Signature, path: Path) -> N
         import onnxscript  # noqa: F401 - what torch writes ONNX with
     except ModuleNotFoundError:
         raise UserError("writing ONNX needs the packages onnx and onnxscript: pip install onnx onnxscript") from None
+    _own_memory(program)
     with _quietly(), _explained(None, "written as ONNX"):
         names: dict[str, Any] = {"input_names": list(signature.inputs), "output_names": list(signature.outputs)}
         written: Any = torch.onnx.export(program, dynamo=True, verbose=False, **names)
     written.save(path)
+
+
+def _own_memory(program: ExportedProgram) -> None:
+    """Copy what gets another shape: as fused attention leaves it a view is enough, as ONNX has it not."""
+    aten = torch.ops.aten
+    for node in list(program.graph.nodes):
+        if node.target in (aten.view.default, aten.reshape.default, aten.flatten.using_ints):
+            with program.graph.inserting_before(node):
+                own = {"memory_format": torch.contiguous_format}
+                copy = program.graph.call_function(aten.clone.default, (node.args[0],), own)
+            copy.meta = dict(node.args[0].meta)
+            node.args = (copy, *node.args[1:])
+    program.graph_module.recompile()
 
 
 def _write_about(predictor: Predictor, signature: Signature, folder: Path) -> None:
@@ -130,45 +203,47 @@ def _write_about(predictor: Predictor, signature: Signature, folder: Path) -> No
         "app": predictor.app.name,
         "weights": predictor.identity["weights"],
         "signature": asdict(signature),
-        "about": predictor.about,
+        "about": {**predictor.about, "files": list(predictor.about.get("files", ()))},
         "files": files,
     }
     write_json(folder / ABOUT, values)
 
 
-def _prove(predictor: Predictor, folder: Path, formats: Sequence[str]) -> None:
-    """Compare in a process that has nothing but the folder and what the run's network gives."""
+def prove(predictor: Predictor, folder: Path, formats: Sequence[str]) -> None:
+    """Compare, in a process that has nothing but the folder and what the run's network gives.
+
+    Raises:
+        UserError: The folder cannot be read, or a form in it gives other numbers.
+    """
     network, cases = predictor.scorer.network, predictor.scorer.examples()
     expected = [{"inputs": dict(case), "outputs": network(case)} for case in cases]
-    cases_file = folder / "cases.pt"
-    torch.save(expected, cases_file)
-    code = f"from mlcore.use.exporting import main; main({str(folder)!r}, {list(formats)!r})"
-    try:
+    with tempfile.TemporaryDirectory() as scratch:
+        cases_file = str(Path(scratch) / "cases.pt")
+        torch.save(expected, cases_file)
+        code = f"from mlcore.use.exporting import main; main({str(folder)!r}, {list(formats)!r}, {cases_file!r})"
         done = subprocess.run(  # noqa: S603 - our own code
             [sys.executable, "-c", code], check=False, env=child_environment(), capture_output=True, text=True
         )
-    finally:
-        cases_file.unlink()
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
-        raise UserError(f"the export is not written, as it could not be proved: {reason}")
+        raise UserError(f"the export could not be proved: {reason}")
     for line in done.stdout.splitlines():
         _log.info("%s", line)
 
 
-def main(folder: str, formats: Sequence[str]) -> None:
+def main(folder: str, formats: Sequence[str], cases_file: str) -> None:
     """What the process that proves an export does; prints a line for each form."""
-    cases = torch.load(Path(folder) / "cases.pt", weights_only=True)
+    cases = torch.load(cases_file, weights_only=True)
     for form in (None, *formats):
         name = WEIGHTS if form is None else FORMATS[form]
         try:
-            worst = verify(load_run(folder, device="cpu", network=form), cases)
+            worst = verify(load_run(folder, device="cpu", network=form).scorer.network, cases)
         except UserError as error:
             sys.exit(f"{name}: {error}")
         print(f"{name}: largest difference from the run {worst:.1e} (relative, {len(cases)} batches)")
 
 
-def verify(predictor: Predictor, cases: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> float:
+def verify(network: Network, cases: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> float:
     """The largest difference of a network's outputs from those expected, relative to the largest of these.
 
     Raises:
@@ -176,7 +251,7 @@ def verify(predictor: Predictor, cases: Sequence[Mapping[str, Mapping[str, Tenso
     """
     worst = 0.0
     for case in cases:
-        found = predictor.scorer.network(case["inputs"])
+        found = network(case["inputs"])
         for name, expected in case["outputs"].items():
             error = float((found[name] - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
             if not error <= TOLERANCE:

@@ -1,6 +1,7 @@
 """What a model is to predict: files, folders, or the rows of one table, each an `Item` or the reason why it is none."""
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +17,11 @@ from mlcore.data.images import find_images, is_hidden
 from mlcore.data.places import Places
 from mlcore.data.tables import TABLES, Table, open_table
 from mlcore.remote.s3 import is_remote, stored_file
-from mlcore.run.scorer import FolderScorer, Item, Scorer
+from mlcore.run.scorer import FolderScorer, Ignoring, Item, Scorer
 
 __all__ = ["Inputs", "find_inputs"]
+
+_log = logging.getLogger(__name__)
 
 _FIRST = {"part": 0, "page": 1}  # what the first of a file's things is called in a column of this kind
 _DIGITS = 9
@@ -59,6 +62,9 @@ def find_inputs(given: Sequence[str], scorer: Scorer, *, base_dir: Path | None =
         rows = Rows(open_table(stored_file(tables[0])), scorer.inputs, base_dir=base_dir, folders=folders)
         if not len(rows):
             raise UserError(f"{tables[0]}: no rows below the header")
+        unseen = [name for name in rows.columns if isinstance(scorer, Ignoring) and name in scorer.ignored]
+        if unseen:
+            _log.warning("%s: this model does not look at the column %s", tables[0], ", ".join(unseen))
         return rows
     if base_dir is not None:
         raise UserError("--base_dir says where the paths of a table start, and no table is given")

@@ -1,0 +1,55 @@
+"""Tell ads from others with an exported classifier; needs numpy, onnxruntime, and Pillow or tokenizers, or both.
+
+python predict.py picture.jpg ...                      a model of pictures
+python predict.py picture.jpg "text in it" ...         of both: pairs, "" where there is no text
+python predict.py "text" ...                           of texts
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+HERE = Path(__file__).resolve().parent
+
+
+def pixels(path: str, how: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """A picture as the model takes it: resized as a whole, scaled and normalised, float32 [1, 3, H, W]."""
+    from PIL import Image
+
+    size = how["size"]["width"], how["size"]["height"]
+    image = np.asarray(Image.open(path).convert("RGB").resize(size, Image.Resampling(how["resample"])), np.float32)
+    normal = (image * how["rescale_factor"] - how["image_mean"]) / how["image_std"]
+    return {"pixel_values": normal.transpose(2, 0, 1)[None].astype(np.float32)}
+
+
+def tokens(text: str, how: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """A text as the model takes it; `text_of` is -1 where there is none."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
+    tokenizer.no_padding()
+    if how["limit"] is not None:
+        tokenizer.enable_truncation(how["limit"], **how["truncation"])
+    ids = np.array([tokenizer.encode(how["prefix"] + (text.strip() or ".")).ids], np.int64)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "text_of": np.array([0 if text.strip() else -1])}
+
+
+def main(given: list[str]) -> None:
+    """Print a line for each picture, text, or pair of both."""
+    about = json.loads((HERE / "model.json").read_text(encoding="utf-8"))["about"]
+    session = onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])
+    pictures, texts, least = about["vision"], about["text"], (about["decision"] or {"threshold": 0.5})["threshold"]
+    step = 2 if pictures and texts else 1
+    for place in range(0, len(given), step):
+        picture = pixels(given[place], pictures["processor"]) if pictures else {}
+        text = tokens(given[place + step - 1], texts) if texts else {}
+        chance = 1 / (1 + np.exp(-float(session.run(["logits"], {**picture, **text})[0][0])))
+        print(given[place], "not_ad" if least is None or chance < least else "ad", f"{chance:.6f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,39 @@
+"""The whole classifier as one network of plain tensors: what predicts, and what is exported."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from quartet.apps.multimodal_ads.model.classifier import AdClassifier, full_precision
+from quartet.apps.multimodal_ads.text.network import TextNetwork
+
+__all__ = ["TEXT_INPUTS", "AdNetwork"]
+
+TEXT_INPUTS = ("input_ids", "attention_mask", "text_of")
+"""Tokens of T texts int64 [T, L], where there are some int64 [T, L], and the text of each input int64 [B], -1: none."""
+
+
+class AdNetwork(nn.Module):
+    """Prepared pictures, tokens of texts, or both, to logits [B], and for a gated fusion the mean of the gate [B].
+
+    Args:
+        classifier: Without frozen weights or adapters, so that its state dict holds all.
+        text: The frozen text encoder's; None where texts are not looked at.
+        pixels: Names of the processor's tensors, which come first; none where pictures are not looked at.
+    """
+
+    def __init__(self, classifier: AdClassifier, text: TextNetwork | None, pixels: Sequence[str]) -> None:
+        super().__init__()
+        self.classifier, self.text, self._pixels = classifier, text, tuple(pixels)
+
+    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """The processor's tensors in their order, then those of `TEXT_INPUTS`."""
+        count = len(self._pixels)
+        batch: dict[str, object] = {"pixels": dict(zip(self._pixels, tensors[:count], strict=True))}
+        if self.text is not None:
+            tokens, mask, place = tensors[count:]
+            with full_precision(tokens.device):  # as the embeddings of training are computed
+                embeddings: Tensor = self.text(tokens, mask)
+            batch |= {"text": embeddings[place.clamp(min=0)], "has_text": place >= 0}
+        found = self.classifier(batch)
+        return found.logits if found.gate is None else (found.logits, found.gate.float().mean(dim=1))
