@@ -15,6 +15,7 @@ from mlcore.base.errors import UserError
 from mlcore.run.decision import DECISION, Decision
 from mlcore.run.networks import Network
 from mlcore.run.scorer import Item, decision_of
+from quartet.apps.sam_med3d_ich.bundle.writing import write_bundle
 from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, case_metrics
 from quartet.apps.sam_med3d_ich.comparison import write_comparison
 from quartet.apps.sam_med3d_ich.data.arrays import as_float
@@ -40,6 +41,7 @@ from quartet.apps.sam_med3d_ich.segmentation import Click, clicks_from_mask
 from quartet.apps.sam_med3d_ich.windows import Windows, describe, make_module, signature_of
 
 __all__ = ["VolumePrediction", "VolumeScorer", "describe", "make_module", "make_scorer", "signature_of"]
+__all__ += ["write_bundle"]
 
 _log = logging.getLogger(__name__)
 
