@@ -155,6 +155,11 @@ class TtaConfig(Section):
 
     enabled: bool = field(default=False, description="Average over views of each page", continued="applied")
     augmentations: tuple[ViewConfig, ...] = field((), "Kinds of views, besides the page as it is", continued="applied")
+    choose: bool = field(
+        default=True,
+        description="Take only the views that help on the validation pages; otherwise all",
+        continued="applied",
+    )
 
 
 class MemberConfig(Section):

@@ -43,7 +43,7 @@ class EnsembleScorer:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         chosen = read_chosen(folder)
-        self._names, self._views = chosen.class_names, views_of(chosen.tta)
+        self._names, self._views = chosen.class_names, views_of(chosen.tta, chosen.views)
         self._rule = rule_of(chosen, folder)
         self._counts = [len(models) for models in chosen.members.values()]
         self._parts: list[DocScorer] = []

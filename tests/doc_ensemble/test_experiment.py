@@ -89,6 +89,7 @@ ensemble:
     augmentations:
       - type: "horizontal_flip"
         probability: 0.5
+    choose: false
 """
 
 

@@ -49,7 +49,8 @@ class Chosen(BaseModel):
         method: What makes one answer of theirs; stacking: `stacking.json` does.
         average: What is averaged.
         weights: weighted: of each member.
-        tta: The views that are averaged.
+        tta: The views that were looked at.
+        views: Names of those of them that are averaged; None, in older files: all.
         max_megapixels: Larger pages are refused.
     """
 
@@ -62,6 +63,7 @@ class Chosen(BaseModel):
     average: Average = "probabilities"
     weights: tuple[float, ...] | None = None
     tta: TtaConfig
+    views: tuple[str, ...] | None = None
     max_megapixels: float
 
 
@@ -72,6 +74,7 @@ def write_chosen(
     class_names: Sequence[str],
     rule: Rule,
     tta: TtaConfig,
+    views: Sequence[str],
     max_megapixels: float,
 ) -> None:
     """Write `ensemble.json`.
@@ -81,7 +84,8 @@ def write_chosen(
         sources: The members.
         class_names: C.
         rule: Fitted on all validation pages.
-        tta: Whether and how views are averaged.
+        tta: Which views were looked at.
+        views: Names of those that are averaged.
         max_megapixels: As the pages of the experiment were read.
     """
     base = {"class_names": tuple(class_names), "members": {source.name: _noted(source, folder) for source in sources}}
@@ -93,7 +97,7 @@ def write_chosen(
             how = {"method": "weighted", "weights": tuple(float(place == index) for place in range(len(sources)))}
         case _:
             how = {"method": "stacking"}
-    chosen = Chosen.model_validate({**base, **how, "tta": tta, "max_megapixels": max_megapixels})
+    chosen = Chosen.model_validate({**base, **how, "tta": tta, "views": tuple(views), "max_megapixels": max_megapixels})
     write_json(folder / ENSEMBLE, chosen.model_dump(mode="json"))
 
 

@@ -41,9 +41,10 @@ from quartet.apps.doc_ensemble.ensemble.predicting import SplitPredictions, pred
 from quartet.apps.doc_ensemble.ensemble.recording import Experiment, Metadata, record_experiment
 from quartet.apps.doc_ensemble.ensemble.sources import Source, data_of, find_sources, out_of_fold, trained_on
 from quartet.apps.doc_ensemble.ensemble.stacking import Stacker, fit_stacker
+from quartet.apps.doc_ensemble.ensemble.view_choice import ViewChoice, choose_views
 from quartet.apps.doc_ensemble.splits import Splits, load_splits
 
-__all__ = ["compare", "run"]
+__all__ = ["Compared", "compare", "run"]
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +60,23 @@ class _Prepared:
     notes: Sequence[str]
     shares: Sequence[float]
     stacker: Stacker | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What `compare` finds.
+
+    Attributes:
+        outcomes: Of all methods.
+        chosen: Name of the chosen one.
+        predicted: What the members said, of the views that count only.
+        choice: How these were chosen; None: they were not.
+    """
+
+    outcomes: Sequence[Outcome]
+    chosen: str
+    predicted: SplitPredictions
+    choice: ViewChoice | None
 
 
 def run(app: App[DocConfig], invocation: Invocation[DocConfig]) -> int:
@@ -110,8 +128,8 @@ def compare(
     *,
     stacker: Stacker | None,
     seed: int,
-) -> tuple[list[Outcome], str]:
-    """Apply all methods; returns their outcomes and the name of the chosen one.
+) -> Compared:
+    """Choose the views of the chosen method, and apply all methods with these.
 
     Args:
         settings: Whether and how members are combined.
@@ -123,8 +141,17 @@ def compare(
     methods = member_methods(predicted.member_names)
     if settings.enabled:
         methods += methods_of(settings, shares=_shares(settings, sources), stacker=stacker)
+        name = chosen_method(settings)
+    else:
+        name = best_member(apply_methods(methods, predicted.votes, view_weights=None, seed=seed))
+    choice = None
+    if settings.tta.choose and predicted.view_weights is not None:
+        method = next(method for method in methods if method.name == name)
+        choice = choose_views(method, predicted.votes["val"], views=predicted.views, seed=seed)
+        predicted = predicted.looking(choice.chosen)
+        _log.info("views that help on the validation pages: %s", ", ".join(choice.names[1:]) or "none")
     outcomes = apply_methods(methods, predicted.votes, view_weights=predicted.view_weights, seed=seed)
-    return outcomes, chosen_method(settings) if settings.enabled else best_member(outcomes)
+    return Compared(outcomes=outcomes, chosen=name, predicted=predicted, choice=choice)
 
 
 def _train(app: App[DocConfig], invocation: Invocation[DocConfig]) -> tuple[int, Path]:
@@ -270,7 +297,7 @@ def _conduct(
 ) -> Experiment:
     predicted = _predict(invocation.config, settings, sources, prepared.splits, data=prepared.data, scratch=folder)
     stacker, seed = prepared.stacker, prepared.data.data.split_seed
-    outcomes, chosen = compare(settings, sources, predicted, stacker=stacker, seed=seed)
+    compared = compare(settings, sources, predicted, stacker=stacker, seed=seed)
     if stacker is not None:
         stacker.save(folder / STACKING)
     bad = predicted.problems
@@ -279,9 +306,10 @@ def _conduct(
         settings=settings,
         sources=sources,
         shares=prepared.shares,
-        predicted=predicted,
-        outcomes=outcomes,
-        chosen=chosen,
+        predicted=compared.predicted,
+        outcomes=compared.outcomes,
+        chosen=compared.chosen,
+        choice=compared.choice,
         notes=[*prepared.notes, *unread],
     )
 

@@ -34,6 +34,7 @@ __all__ = [
     "apply_methods",
     "best_member",
     "chosen_method",
+    "cross_fit",
     "halves",
     "is_voting",
     "member_methods",
@@ -246,7 +247,7 @@ def apply_methods(
         chances = {split: said.chances(weights) for split, said in votes.items()}
         for method in methods:
             fitted = method.fit(chances["val"], votes["val"].labels)
-            crossed = _cross_fit(method, chances["val"], votes["val"].labels, half) if method.learns else fitted
+            crossed = cross_fit(method, chances["val"], votes["val"].labels, half) if method.learns else fitted
             for split, said in votes.items():
                 rule = crossed if split == "val" else fitted
                 found.append(
@@ -304,8 +305,8 @@ def _fixed(name: str, rule: Rule, *, kind: Kind = "ensemble") -> Method:
     return Method(name=name, fit=lambda _chances, _labels: rule, kind=kind)
 
 
-def _cross_fit(method: Method, chances: FloatArray, labels: IntArray, half: NDArray[np.bool_]) -> CrossFitted:
-    """What is fitted on one half combines the other."""
+def cross_fit(method: Method, chances: FloatArray, labels: IntArray, half: NDArray[np.bool_]) -> CrossFitted:
+    """What is fitted on one half (see `halves`) combines the other."""
     first, second = (method.fit(chances[:, half == side], labels[half == side]) for side in (True, False))
     return CrossFitted(half, (first, second))
 

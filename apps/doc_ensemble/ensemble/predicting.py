@@ -1,7 +1,7 @@
 """What all members predict of all pages of an experiment, in one pass."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,16 @@ class SplitPredictions:
     def view_weights(self) -> FloatArray | None:
         """[V]; None where the pages are looked at as they are only."""
         return np.array([view.weight for view in self.views]) if len(self.views) > 1 else None
+
+    def looking(self, places: Sequence[int]) -> "SplitPredictions":
+        """The same with some of the views only."""
+        kept = list(places)
+        return replace(
+            self,
+            votes={split: replace(said, by_view=said.by_view[:, kept]) for split, said in self.votes.items()},
+            views=tuple(self.views[place] for place in kept),
+            member_seconds=self.member_seconds * len(kept) / len(self.views),
+        )
 
 
 def predict_splits(
@@ -125,8 +135,8 @@ def mean_of_parts(probabilities: Array, counts: Sequence[int]) -> FloatArray:
     return np.stack([chances[end - count : end].mean(axis=0) for count, end in zip(counts, ends, strict=True)])
 
 
-def views_of(tta: TtaConfig) -> tuple[View, ...]:
-    """The configured views, behind the page as it is.
+def views_of(tta: TtaConfig, names: Sequence[str] | None = None) -> tuple[View, ...]:
+    """The configured views, behind the page as it is; with `names` those of them that are called so.
 
     Raises:
         UserError: As `views.with_identity`, or test-time augmentation is on without any.
@@ -138,4 +148,5 @@ def views_of(tta: TtaConfig) -> tuple[View, ...]:
             "ensemble.tta.enabled is true, but ensemble.tta.augmentations is empty; list kinds of views, such as "
             "- {type: multi_scale, scales: [0.9, 1.1]}"
         )
-    return with_identity([ViewKind(**kind.model_dump()) for kind in tta.augmentations])
+    views = with_identity([ViewKind(**kind.model_dump()) for kind in tta.augmentations])
+    return views if names is None else tuple(view for view in views if view.name in names)

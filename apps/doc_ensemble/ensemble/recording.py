@@ -23,9 +23,11 @@ from quartet.apps.doc_ensemble.ensemble.sections import (
     disagreement_section,
     member_section,
     method_sections,
+    view_section,
     weights_of,
 )
 from quartet.apps.doc_ensemble.ensemble.sources import Source
+from quartet.apps.doc_ensemble.ensemble.view_choice import ViewChoice
 from quartet.apps.doc_ensemble.ensemble.writing import (
     EnsemblePredictions,
     write_ensemble_meta,
@@ -51,6 +53,7 @@ class Experiment:
         predicted: What the members said.
         outcomes: Of all methods on all splits.
         chosen: Name of the configured method; of the best member where members are only predicted.
+        choice: How its views were chosen; None: all that are configured count.
         notes: What the reader must know.
     """
 
@@ -60,6 +63,7 @@ class Experiment:
     predicted: SplitPredictions
     outcomes: Sequence[Outcome]
     chosen: str
+    choice: ViewChoice | None
     notes: Sequence[str]
 
     @property
@@ -120,6 +124,8 @@ def record_experiment(experiment: Experiment, *, folder: Path, data: DocConfig, 
         chosen, predicted, folder=folder, max_pixels=round(data.data.max_megapixels * 1e6)
     )
     sections = method_sections(experiment.outcomes, folder=folder)
+    if experiment.choice is not None:
+        sections.append(view_section(experiment.choice, method=experiment.chosen, folder=folder))
     sections.append(
         member_section(experiment.sources, predicted, shares=experiment.shares, outcomes=experiment.outcomes)
     )
@@ -132,6 +138,7 @@ def record_experiment(experiment: Experiment, *, folder: Path, data: DocConfig, 
         class_names=predicted.class_names,
         rule=chosen["val"].fitted,
         tta=experiment.settings.tta,
+        views=[view.name for view in predicted.views],
         max_megapixels=data.data.max_megapixels,
     )
     print(_printed(experiment))
@@ -209,6 +216,7 @@ def _summary(experiment: Experiment, reports: Mapping[str, ClassificationReport]
         "demo": metadata.demo,
         "method": experiment.chosen,
         "tta": experiment.tta,
+        "views": [view.name for view in experiment.predicted.views],
         "best_member": best,
         "members": list(experiment.predicted.member_names),
         "methods": [
