@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlcore.cli.app import App
-from quartet.apps.doc_ensemble.config import DocConfig
+from quartet.apps.doc_ensemble.config import DocConfig, UnaskedConfig
 
 if TYPE_CHECKING:
     from mlcore.base.distributed import World
@@ -39,7 +39,9 @@ def _group(config: DocConfig) -> RunGroup[DocConfig] | None:
 
 
 def _dry_run_config(config: DocConfig) -> DocConfig:
-    """A dry run of a cross-validation is one of its first fold."""
+    """A dry run of a cross-validation is one of its first fold; a teacher is opened and asked nothing."""
+    if config.distill.teacher is not None:
+        config = config.model_copy(update={"distill": UnaskedConfig(**config.distill.model_dump())})
     if not config.kfold.folds or config.kfold.fold is not None:
         return config
     return config.model_copy(update={"kfold": config.kfold.model_copy(update={"fold": 1})})

@@ -26,10 +26,12 @@ from quartet.apps.doc_ensemble.data.mixing import Mixing
 from quartet.apps.doc_ensemble.data.pages import Page
 from quartet.apps.doc_ensemble.data.statistics import page_statistics, statistics_sections
 from quartet.apps.doc_ensemble.ensemble.folds import one_fold
+from quartet.apps.doc_ensemble.keeping import Keeping
 from quartet.apps.doc_ensemble.model.classifier import DocClassifier, create_model
 from quartet.apps.doc_ensemble.outputs import Inspector, write_outputs
 from quartet.apps.doc_ensemble.splits import Splits, load_splits, places_of
 from quartet.apps.doc_ensemble.task import DocTask, Objective
+from quartet.apps.doc_ensemble.teaching import Taught, Teacher, ask_teacher
 
 __all__ = ["build", "samples"]
 
@@ -45,11 +47,14 @@ def build(config: DocConfig, world: World) -> TrainingSetup:
     splits = broadcast_object(load_splits(config) if world.is_main else None)
     if config.kfold.fold is not None:
         splits = one_fold(splits, config.kfold, seed=config.data.split_seed)
+    teacher = ask_teacher(config, splits, world)
     model = _model(config, splits.classes)
+    more = () if teacher is None else teacher.unlabelled
     metadata = {
         "model": model.metadata,
         "fit": config.data.fit,
-        "trained_on": sorted({page.digest for page in splits.train}),
+        "trained_on": sorted({page.digest for page in (*splits.train, *more)}),
+        **({} if teacher is None else {"teacher": teacher.digest}),
     }
     task = DocTask(
         model=model,
@@ -60,16 +65,18 @@ def build(config: DocConfig, world: World) -> TrainingSetup:
     data = partial(_data, config=config)
     decider = Decider(config.decision, class_names=splits.classes, kind="multiclass")
     inspector = Inspector(splits, decider=decider, max_pixels=round(config.data.max_megapixels * 1e6))
+    keeping = None if teacher is None else Keeping(inspector, teacher, splits.named())
     return TrainingSetup(
         task=task,
-        train=_training_data(splits, config),
+        train=_training_data(splits, config, teacher),
         evaluation={name: data(pages) for name, pages in splits.named().items()},
         transform=PageAugmentation(config.augmentation.name),
         overview=partial(_overview, splits),
-        analyse=inspector,
+        analyse=keeping or inspector,
         interval=partial(_interval, splits),
         finish=partial(write_outputs, inspector, config),
-        warnings=[*splits.notes, *_doubts(config)],
+        figures=None if keeping is None else lambda: {"distillation": keeping.figures},
+        warnings=[*splits.notes, *_doubts(config), *(() if teacher is None else teacher.notes)],
     )
 
 
@@ -130,18 +137,22 @@ def _objective(config: DocConfig, train: Sequence[Page], classes: Sequence[str])
         focal_alpha=model.alpha if model.use_focal_loss else 1.0,
         label_smoothing=loss.label_smoothing,
         class_weights=weights,
+        temperature=config.distill.temperature,
+        taught=config.distill.weight,
     )
 
 
-def _training_data(splits: Splits, config: DocConfig) -> Data:
-    """Training pages with what makes batches of them: balanced classes, mixed pages."""
-    data = _data(splits.train, config=config)
+def _training_data(splits: Splits, config: DocConfig, teacher: Teacher | None) -> Data:
+    """Training pages with what makes batches of them: a teacher's answers, balanced classes, mixed pages."""
+    data = _data([*splits.train, *(() if teacher is None else teacher.unlabelled)], config=config)
     settings = config.augmentation
     collate: Collate | None = None
     if settings.mixup or settings.cutmix:
         mixing = Mixing(len(splits.classes), mixup=settings.mixup, cutmix=settings.cutmix)
         collate = partial(_mixed, mixing=mixing)
     dataset = data.dataset
+    if teacher is not None:
+        dataset = Taught(dataset, teacher.answers, temperature=config.distill.temperature)
     if config.loss.balanced_sampling:
         dataset = Balanced(dataset, labels=[_label(page) for page in splits.train], seed=config.run.seed)
     return Data(dataset=dataset, prepare=data.prepare, collate=collate)

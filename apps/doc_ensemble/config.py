@@ -1,7 +1,7 @@
 """Typed configuration of the document classifier; `quartet.apps.doc_ensemble.build` turns it into objects."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,7 @@ from mlcore.config.sections import (
 __all__ = [
     "AugmentationConfig",
     "DataConfig",
+    "DistillConfig",
     "DocConfig",
     "EnsembleConfig",
     "KFoldConfig",
@@ -25,6 +26,7 @@ __all__ = [
     "MemberConfig",
     "ModelConfig",
     "TtaConfig",
+    "UnaskedConfig",
     "ViewConfig",
 ]
 
@@ -206,6 +208,39 @@ class EnsembleConfig(Section):
         return self
 
 
+class DistillConfig(Section):
+    """Learning from a teacher's answers beside the labels."""
+
+    asked: ClassVar[bool] = True
+    teacher: str | None = field(
+        None,
+        "A run or an ensemble whose answers are learned, too: its folder, a checkpoint, s3://bucket/key",
+        continued="applied",
+    )
+    temperature: float = field(
+        2.0, "By which the logits of teacher and student are divided", gt=0, continued="reset", resets=BEST
+    )
+    weight: float = field(
+        0.7, "Share of the teacher's answers in the loss; the labels have the rest", ge=0, le=1, continued="reset",
+        resets=BEST,
+    )  # fmt: skip
+    unlabelled: Path | None = field(
+        None, "Folder or table of further pages, of which only the teacher's answers are learned", continued="applied"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.unlabelled is not None and self.teacher is None:
+            reject("unlabelled", "expected null without distill.teacher, whose answers are what is learned of them")
+        return self
+
+
+class UnaskedConfig(DistillConfig):
+    """The same for a dry run, which opens the teacher and asks it nothing."""
+
+    asked: ClassVar[bool] = False
+
+
 class KFoldConfig(Section):
     """Cross-validation over the training pages; the validation and test pages stay apart."""
 
@@ -231,6 +266,7 @@ class DocConfig(Section):
     data: DataConfig = field(DataConfig(), "Data")
     model: ModelConfig = field(ModelConfig(), "Model")
     loss: LossConfig = field(LossConfig(), "Loss")
+    distill: DistillConfig = field(DistillConfig(), "Distillation")
     augmentation: AugmentationConfig = field(AugmentationConfig(), "Augmentation")
     train: TrainConfig = field(TrainConfig(), "Training")
     scheduler: SchedulerConfig = field(SchedulerConfig(), "Learning-rate schedule")

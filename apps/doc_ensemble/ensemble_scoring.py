@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,16 @@ from torch import Tensor
 from mlcore.base.errors import UserError
 from mlcore.run.decision import DECISION, read_decision
 from mlcore.run.networks import Eager
-from mlcore.run.predictor import ENSEMBLE
+from mlcore.run.predictor import ENSEMBLE, Predictor
 from mlcore.run.restore import load_run_checkpoint
 from mlcore.run.scorer import ClassPrediction, Item
-from quartet.apps.doc_ensemble.config import DocConfig
-from quartet.apps.doc_ensemble.ensemble.artefact import STACKING, ChosenModel, read_chosen, rule_of
+from quartet.apps.doc_ensemble.config import DocConfig, TtaConfig
+from quartet.apps.doc_ensemble.ensemble.artefact import STACKING, Chosen, ChosenModel, read_chosen, rule_of
 from quartet.apps.doc_ensemble.ensemble.combine import average_views
 from quartet.apps.doc_ensemble.ensemble.predicting import mean_of_parts, views_of
 from quartet.apps.doc_ensemble.scoring import DocScorer, Pixels, describe, make_module, signature_of
 
-__all__ = ["EnsembleScorer", "make_ensemble_scorer"]
+__all__ = ["EnsembleScorer", "best_member", "make_ensemble_scorer"]
 
 
 def make_ensemble_scorer(folder: Path, device: torch.device) -> tuple["EnsembleScorer", str]:
@@ -41,23 +42,25 @@ class EnsembleScorer:
 
     mean = staticmethod(ClassPrediction.mean)
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        chosen = read_chosen(folder)
-        self._names, self._views = chosen.class_names, views_of(chosen.tta, chosen.views)
+    def __init__(self, folder: Path, device: torch.device, chosen: Chosen | None = None) -> None:
+        chosen = chosen or read_chosen(folder)
+        self.class_names, self._views = chosen.class_names, views_of(chosen.tta, chosen.views)
         self._rule = rule_of(chosen, folder)
         self._counts = [len(models) for models in chosen.members.values()]
         self._parts: list[DocScorer] = []
+        self.trained_on: frozenset[str] = frozenset()
         for name, models in chosen.members.items():
             for model in models:
                 where = f"{folder / ENSEMBLE}: its member {name!r}"
-                part = _scorer(model, folder, device, where=where, max_megapixels=chosen.max_megapixels)
+                part, known = _scorer(model, folder, device, where=where, max_megapixels=chosen.max_megapixels)
+                self.trained_on |= known
                 if part.class_names != chosen.class_names:
                     raise UserError(f"{where}: {model.path} is of other classes than the ensemble, or another order")
                 self._parts.append(part)
         self._readers = {part.format: part for part in self._parts}
         first = self._parts[0]
         self._decision = read_decision(folder)
-        self.columns = ClassPrediction.columns(self._names, self._decision)
+        self.columns = ClassPrediction.columns(self.class_names, self._decision)
         self.suffixes, self.inputs = first.suffixes, first.inputs
         self.items, self.save = first.items, first.save
         self.network, self.examples = first.network, first.examples
@@ -79,14 +82,30 @@ class EnsembleScorer:
         by_view = mean_of_parts(answers, self._counts)  # [K, V, B, C]
         weights = [view.weight for view in self._views]
         chances = average_views(by_view, weights=weights) if len(weights) > 1 else by_view[:, 0]
-        return ClassPrediction.of_batch(self._rule(chances), self._names, self._decision)
+        return ClassPrediction.of_batch(self._rule(chances), self.class_names, self._decision)
 
     def _seen(self, pixels: Tensor) -> list[Tensor]:
         return [view.apply(pixels).contiguous(memory_format=torch.channels_last) for view in self._views]
 
 
-def _scorer(model: ChosenModel, folder: Path, device: torch.device, *, where: str, max_megapixels: float) -> DocScorer:
-    """A model where it was, or where it is as seen from the folder."""
+def best_member(ensemble: Predictor, device: torch.device) -> tuple[str, Predictor] | None:
+    """Name and predictor of the best member of an ensemble; None of a plain run, or where none is noted."""
+    if not isinstance(ensemble.scorer, EnsembleScorer):
+        return None
+    chosen = read_chosen(ensemble.source)
+    name = chosen.best_member
+    if name is None or name not in chosen.members:
+        return None
+    alone = {"members": {name: chosen.members[name]}, "method": "averaging", "average": "probabilities"}
+    update = {**alone, "weights": None, "tta": TtaConfig(), "views": None}
+    scorer = EnsembleScorer(ensemble.source, device, chosen.model_copy(update=update))
+    return name, replace(ensemble, scorer=scorer, identity={**ensemble.identity, "member": name})
+
+
+def _scorer(
+    model: ChosenModel, folder: Path, device: torch.device, *, where: str, max_megapixels: float
+) -> tuple[DocScorer, frozenset[str]]:
+    """A model where it was, or where it is as seen from the folder, and digests of the pages that it was trained on."""
     places = (Path(model.path), folder / model.beside)
     path = next((place for place in places if place.is_file()), None)
     if path is None:
@@ -96,4 +115,5 @@ def _scorer(model: ChosenModel, folder: Path, device: torch.device, *, where: st
         raise UserError(f"{where}: {path} is another model than the one the experiment chose; repeat the experiment")
     about = {**describe(run), "max_megapixels": max_megapixels}
     module = make_module(about, run.weights, path)
-    return DocScorer(about, Eager(module, signature_of(about), device=device, precision="fp32"))
+    scorer = DocScorer(about, Eager(module, signature_of(about), device=device, precision="fp32"))
+    return scorer, frozenset(map(str, run.metadata.get("trained_on", ())))

@@ -18,11 +18,11 @@ from quartet.apps.doc_ensemble.data.pages import PAGE_SUFFIXES, Page
 from quartet.apps.doc_ensemble.data.split import hold_out
 from quartet.apps.doc_ensemble.data.table import read_table
 
-__all__ = ["Splits", "load_splits", "places_of"]
+__all__ = ["OUTPUTS", "Splits", "load_splits", "places_of"]
 
 _log = logging.getLogger(__name__)
 
-_OUTPUTS = Path("outputs") / "doc_ensemble"
+OUTPUTS = Path("outputs") / "doc_ensemble"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def load_splits(config: DocConfig, *, classes: Sequence[str] | None = None) -> S
     pages, copies = compared(
         [page for part in parts.values() for page in part],
         max_pixels=round(settings.max_megapixels * 1e6),
-        cache=cache_file(_OUTPUTS / "fingerprints", _place(settings)),
+        cache=cache_file(OUTPUTS / "fingerprints", _place(settings)),
     )
     known = iter(pages)
     parts = {name: list(islice(known, len(part))) for name, part in parts.items()}
@@ -135,5 +135,5 @@ def _folder(settings: DataConfig) -> Path:
 def _place(settings: DataConfig) -> Path:
     """The folder of the data set."""
     if settings.source == "generated":
-        return settings.generated_dir or _OUTPUTS / "generated"
+        return settings.generated_dir or OUTPUTS / "generated"
     return settings.data_dir or (settings.train_csv or Path()).parent

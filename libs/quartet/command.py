@@ -4,6 +4,7 @@
     quartet train APP --help                           what can be set
     quartet predict RUN INPUT ...                      a run's model on files, folders, or the rows of a table
     quartet export RUN [--format onnx]                 a run's model as files that work elsewhere
+    quartet distill RUN [--flag VALUE] ...             train one network on the answers of a run or an ensemble
     quartet run APP SCRIPT [...]                       another script of an app, such as predict or export
     quartet doctor [APP]                               check this machine (and libraries and settings of an app)
     quartet chaos APP [--kills N] [--faults NAME ...]  kill and damage runs of an app, and compare what they end with
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         argv: Arguments; the process's own by default.
     """
     command, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
-    if command in ("train", "predict"):
+    if command in ("train", "predict", "distill"):
         listen()  # before what takes long to import
     try:
         if command in ("-h", "--help", "help") or (
@@ -76,6 +77,7 @@ def _run(command: str, rest: list[str]) -> int:
         "train": _train,
         "predict": _predict,
         "export": _export,
+        "distill": _distill,
         "run": _script,
         "doctor": _doctor,
         "chaos": _chaos,
@@ -115,6 +117,13 @@ def _export(rest: list[str]) -> int:
     from mlcore.use.command import export
 
     return export(rest)
+
+
+def _distill(rest: list[str]) -> int:
+    """The script of the one app that has it."""
+    folders = {name: Path(importlib.import_module(f"quartet.apps.{name}").__path__[0]) for name in app_names()}
+    app = next(name for name, folder in folders.items() if (folder / "distill.py").is_file())
+    return _script([app, "distill", *rest])
 
 
 def _script(rest: list[str]) -> int:

@@ -26,6 +26,8 @@ _KEYS, _DRAWS = 21, 22  # streams of random numbers
 class Mixing:
     """`mixing(batch)` adds `target`, float32 [B, C], and mixes `pixels` [B, ...] of a collated batch.
 
+    What a teacher says of the pages (`teacher` [B, C]), if it is there, is mixed by the same shares.
+
     Args:
         classes: C.
         mixup: Parameter of the Beta distribution of what is kept; 0: no mixup.
@@ -44,11 +46,11 @@ class Mixing:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch's `key` int64 [B] and `label` int64 [B] say what is mixed with what; they stay as they are."""
+        target = F.one_hot(batch["label"], self.classes).to(torch.float32)
+        rows = [target, batch["teacher"]] if "teacher" in batch else [target]
         keys = batch["key"].tolist()
-        pixels, target = mix(
-            batch["pixels"], batch["label"], keys, classes=self.classes, mixup=self.mixup, cutmix=self.cutmix
-        )
-        return {**batch, "pixels": pixels, "target": target}
+        pixels, mixed = _mixed(batch["pixels"], rows, keys, mixup=self.mixup, cutmix=self.cutmix)
+        return {**batch, "pixels": pixels, **dict(zip(("target", "teacher"), mixed, strict=False))}
 
 
 def sample_keys(seed: int, epoch: int, ids: Sequence[int]) -> list[int]:
@@ -74,15 +76,23 @@ def mix(
         area for cutmix, goes to its own class.
     """
     target = F.one_hot(labels, classes).to(torch.float32)
+    pixels, (mixed,) = _mixed(pixels, [target], keys, mixup=mixup, cutmix=cutmix)
+    return pixels, mixed
+
+
+def _mixed(
+    pixels: Tensor, rows: Sequence[Tensor], keys: Sequence[int], *, mixup: float, cutmix: float
+) -> tuple[Tensor, list[Tensor]]:
+    """Pixels, and rows float32 [B, C] that belong to them, mixed by the same shares."""
     if not mixup and not cutmix:
-        return pixels, target
+        return pixels, list(rows)
     height, width = pixels.shape[2:]
     kept = np.stack([_kept(key, (height, width), mixup=mixup, cutmix=cutmix) for key in keys])  # [B, H, W]
     partner = torch.from_numpy(_partners(keys)).to(pixels.device)
-    share = torch.from_numpy(kept.mean(axis=(1, 2), dtype=np.float64).astype(np.float32)).to(target)[:, None]
+    share = torch.from_numpy(kept.mean(axis=(1, 2), dtype=np.float64).astype(np.float32)).to(rows[0])[:, None]
     own = torch.from_numpy(kept).to(pixels)[:, None]  # [B, 1, H, W]
     mixed = own * pixels + (1 - own) * pixels[partner]
-    return mixed, share * target + (1 - share) * target[partner]
+    return mixed, [share * row + (1 - share) * row[partner] for row in rows]
 
 
 def _partners(keys: Sequence[int]) -> NDArray[np.int64]:

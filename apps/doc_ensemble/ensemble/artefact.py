@@ -11,7 +11,7 @@ from mlcore.base.errors import UserError
 from mlcore.base.files import write_json
 from mlcore.base.reading import reading
 from mlcore.run.predictor import ENSEMBLE
-from quartet.apps.doc_ensemble.config import TtaConfig
+from quartet.apps.doc_ensemble.config import DataConfig, TtaConfig
 from quartet.apps.doc_ensemble.ensemble.combine import Average
 from quartet.apps.doc_ensemble.ensemble.methods import Alone, Combined, Rule, Stacked
 from quartet.apps.doc_ensemble.ensemble.sources import Source
@@ -51,6 +51,8 @@ class Chosen(BaseModel):
         weights: weighted: of each member.
         tta: The views that were looked at.
         views: Names of those of them that are averaged; None, in older files: all.
+        best_member: On the validation pages.
+        data: Where the pages are that it was evaluated on, and those of its members' training.
         max_megapixels: Larger pages are refused.
     """
 
@@ -64,6 +66,8 @@ class Chosen(BaseModel):
     weights: tuple[float, ...] | None = None
     tta: TtaConfig
     views: tuple[str, ...] | None = None
+    best_member: str | None = None
+    data: DataConfig | None = None
     max_megapixels: float
 
 
@@ -75,7 +79,8 @@ def write_chosen(
     rule: Rule,
     tta: TtaConfig,
     views: Sequence[str],
-    max_megapixels: float,
+    best_member: str,
+    data: DataConfig,
 ) -> None:
     """Write `ensemble.json`.
 
@@ -86,7 +91,8 @@ def write_chosen(
         rule: Fitted on all validation pages.
         tta: Which views were looked at.
         views: Names of those that are averaged.
-        max_megapixels: As the pages of the experiment were read.
+        best_member: Name of the best one on the validation pages.
+        data: How the pages of the experiment were found and read.
     """
     base = {"class_names": tuple(class_names), "members": {source.name: _noted(source, folder) for source in sources}}
     how: dict[str, object]
@@ -97,7 +103,9 @@ def write_chosen(
             how = {"method": "weighted", "weights": tuple(float(place == index) for place in range(len(sources)))}
         case _:
             how = {"method": "stacking"}
-    chosen = Chosen.model_validate({**base, **how, "tta": tta, "views": tuple(views), "max_megapixels": max_megapixels})
+    seen = {"tta": tta, "views": tuple(views), "best_member": best_member}
+    read = {"data": data, "max_megapixels": data.max_megapixels}
+    chosen = Chosen.model_validate({**base, **how, **seen, **read})
     write_json(folder / ENSEMBLE, chosen.model_dump(mode="json"))
 
 

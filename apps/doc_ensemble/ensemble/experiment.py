@@ -44,7 +44,7 @@ from quartet.apps.doc_ensemble.ensemble.stacking import Stacker, fit_stacker
 from quartet.apps.doc_ensemble.ensemble.view_choice import ViewChoice, choose_views
 from quartet.apps.doc_ensemble.splits import Splits, load_splits
 
-__all__ = ["Compared", "compare", "run"]
+__all__ = ["compare", "run"]
 
 _log = logging.getLogger(__name__)
 
@@ -60,23 +60,6 @@ class _Prepared:
     notes: Sequence[str]
     shares: Sequence[float]
     stacker: Stacker | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compared:
-    """What `compare` finds.
-
-    Attributes:
-        outcomes: Of all methods.
-        chosen: Name of the chosen one.
-        predicted: What the members said, of the views that count only.
-        choice: How these were chosen; None: they were not.
-    """
-
-    outcomes: Sequence[Outcome]
-    chosen: str
-    predicted: SplitPredictions
-    choice: ViewChoice | None
 
 
 def run(app: App[DocConfig], invocation: Invocation[DocConfig]) -> int:
@@ -128,7 +111,7 @@ def compare(
     *,
     stacker: Stacker | None,
     seed: int,
-) -> Compared:
+) -> tuple[list[Outcome], str, SplitPredictions, ViewChoice | None]:
     """Choose the views of the chosen method, and apply all methods with these.
 
     Args:
@@ -137,6 +120,10 @@ def compare(
         predicted: What they said.
         stacker: Fitted on their out-of-fold predictions, where there are any.
         seed: Draws the halves of the validation pages.
+
+    Returns:
+        The methods' outcomes, the name of the chosen one, what was said of the views that count, and how these were
+        chosen (None: they were not).
     """
     methods = member_methods(predicted.member_names)
     if settings.enabled:
@@ -151,7 +138,7 @@ def compare(
         predicted = predicted.looking(choice.chosen)
         _log.info("views that help on the validation pages: %s", ", ".join(choice.names[1:]) or "none")
     outcomes = apply_methods(methods, predicted.votes, view_weights=predicted.view_weights, seed=seed)
-    return Compared(outcomes=outcomes, chosen=name, predicted=predicted, choice=choice)
+    return outcomes, name, predicted, choice
 
 
 def _train(app: App[DocConfig], invocation: Invocation[DocConfig]) -> tuple[int, Path]:
@@ -297,7 +284,7 @@ def _conduct(
 ) -> Experiment:
     predicted = _predict(invocation.config, settings, sources, prepared.splits, data=prepared.data, scratch=folder)
     stacker, seed = prepared.stacker, prepared.data.data.split_seed
-    compared = compare(settings, sources, predicted, stacker=stacker, seed=seed)
+    outcomes, chosen, predicted, choice = compare(settings, sources, predicted, stacker=stacker, seed=seed)
     if stacker is not None:
         stacker.save(folder / STACKING)
     bad = predicted.problems
@@ -306,10 +293,10 @@ def _conduct(
         settings=settings,
         sources=sources,
         shares=prepared.shares,
-        predicted=compared.predicted,
-        outcomes=compared.outcomes,
-        chosen=compared.chosen,
-        choice=compared.choice,
+        predicted=predicted,
+        outcomes=outcomes,
+        chosen=chosen,
+        choice=choice,
         notes=[*prepared.notes, *unread],
     )
 

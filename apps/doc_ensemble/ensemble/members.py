@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mlcore.base.errors import UserError
 
-__all__ = ["InputFormat", "Member", "Network", "check_members", "format_of"]
+__all__ = ["InputFormat", "Member", "Network", "check_members", "class_difference", "format_of"]
 
 Network = Callable[[Tensor], Tensor]
 """Pixels float32 [B, C, H, W] in 0..1 (C 1: grey, 3: RGB) to logits [B, classes]; normalising is its own business."""
@@ -79,12 +79,13 @@ def check_members(members: Sequence[Member]) -> tuple[str, ...]:
         if names != first:
             raise UserError(
                 f"the members {members[0].name!r} and {member.name!r} do not fit together: "
-                f"{_difference(first, names)}. Train {member.name!r} on the same classes, or leave it out"
+                f"{class_difference(first, names)}. Train {member.name!r} on the same classes, or leave it out"
             )
     return first
 
 
-def _difference(expected: tuple[str, ...], found: tuple[str, ...]) -> str:
+def class_difference(expected: tuple[str, ...], found: tuple[str, ...]) -> str:
+    """In which way the names of two lists of classes are not the same, in words."""
     missing, extra = [n for n in expected if n not in found], [n for n in found if n not in expected]
     if missing or extra:
         parts = [("the second lacks", missing), ("the first lacks", extra)]

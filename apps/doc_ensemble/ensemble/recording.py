@@ -139,7 +139,8 @@ def record_experiment(experiment: Experiment, *, folder: Path, data: DocConfig, 
         rule=chosen["val"].fitted,
         tta=experiment.settings.tta,
         views=[view.name for view in predicted.views],
-        max_megapixels=data.data.max_megapixels,
+        best_member=best_member(experiment.outcomes),
+        data=data.data,
     )
     print(_printed(experiment))
     return Pages(

@@ -16,7 +16,7 @@ from quartet.apps.doc_ensemble.ensemble.methods_plot import COLUMNS, method_rows
 from quartet.apps.doc_ensemble.ensemble.predicting import SplitPredictions
 from quartet.apps.doc_ensemble.ensemble.selection import growing_order
 from quartet.apps.doc_ensemble.ensemble.sources import Source
-from quartet.apps.doc_ensemble.ensemble.view_choice import Judgement, ViewChoice
+from quartet.apps.doc_ensemble.ensemble.view_choice import ViewChoice
 
 __all__ = [
     "class_sections",
@@ -49,16 +49,12 @@ def method_sections(outcomes: Sequence[Outcome], *, folder: Path) -> list[Sectio
 
 def view_section(choice: ViewChoice, *, method: str, folder: Path) -> Table:
     """What each view does to a method on the validation pages, and whether it was taken; writes `views.csv`."""
-
-    def row(name: str, weight: object, taken: str, found: Judgement) -> list[object]:
-        gains = (now - before for now, before in zip(found.macro_f1, choice.plain.macro_f1, strict=True))
-        return [name, weight, taken, found.macro_f1[0], found.log_loss[0] or "", *gains]
-
+    taken = ["yes" if place in choice.chosen else "no" for place in range(len(choice.views))]
+    what = [(view.name, view.weight, yes) for view, yes in zip(choice.views, taken, strict=True)]
     rows = [
-        row(view.name, view.weight, "yes" if place in choice.chosen else "no", choice.tried[place])
-        for place, view in enumerate(choice.views)
+        [*names, found[0, 0], found[0, 1] or "", *(found[:, 0] - choice.tried[0, :, 0])]
+        for names, found in zip([*what, ("all of them", "", "")], [*choice.tried, choice.together], strict=True)
     ]
-    rows.append(row("all of them", "", "", choice.together))
     columns = ("view", "weight", "taken", "macro F1", "log loss", "gain", "on one half", "on the other")
     write_text(folder / "views.csv", csv_text([columns, *rows]))
     note = (

@@ -11,52 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlcore.metrics.arrays import FloatArray, IntArray
+from quartet.apps.doc_ensemble.ensemble.combine import average_views
 from quartet.apps.doc_ensemble.ensemble.methods import Method, Votes, cross_fit, halves, is_voting
 from quartet.apps.doc_ensemble.ensemble.selection import fast_macro_f1, log_loss
 from quartet.apps.doc_ensemble.ensemble.views import View
 
-__all__ = ["Judgement", "ViewChoice", "choose_views"]
+__all__ = ["ViewChoice", "better", "choose_views"]
 
 _LEAST = 1e-3  # nats; a smaller difference of log loss is none
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """How good a method is with some views: macro F1 and log loss (0 of votes) of all validation pages and of halves.
-
-    Attributes:
-        macro_f1: Of all, and of either half.
-        log_loss: Likewise.
-    """
-
-    macro_f1: tuple[float, float, float]
-    log_loss: tuple[float, float, float]
-
-    def better_than(self, other: "Judgement") -> bool:
-        """Whether it is on all pages and on both halves."""
-        f1 = np.subtract(self.macro_f1, other.macro_f1)
-        loss = np.subtract(other.log_loss, self.log_loss)
-        return bool(np.where(np.abs(f1) > 1e-12, f1 > 0, loss > _LEAST).all())
-
-
 @dataclass(frozen=True, kw_only=True)
 class ViewChoice:
-    """What was chosen.
+    """What was chosen; figures are macro F1 and log loss (0 of votes), of all validation pages and of halves, [3, 2].
 
     Attributes:
         views: V, of which the first is the page as it is.
         chosen: Places of those that count, ascending; the first is among them.
-        plain: The method on the page as it is.
-        tried: For each view, in their order, the method with it: of a chosen one when it was added, of another beside
-            all that were chosen; `plain` of the first.
+        tried: [V, 3, 2] the method with each view: a chosen one when it was added, another beside all that were chosen;
+            the first: the page as it is.
         together: The method with all views.
     """
 
     views: tuple[View, ...]
     chosen: tuple[int, ...]
-    plain: Judgement
-    tried: tuple[Judgement, ...]
-    together: Judgement
+    tried: FloatArray
+    together: FloatArray
 
     @property
     def names(self) -> list[str]:
@@ -76,45 +56,41 @@ def choose_views(method: Method, votes: Votes, *, views: Sequence[View], seed: i
     Raises:
         UserError: There are less than two pages.
     """
-    half = halves(votes.pages, seed=seed)
-    weights = np.array([view.weight for view in views])
+    half, weights = halves(votes.pages, seed=seed), np.array([view.weight for view in views])
 
-    def judged(places: Sequence[int]) -> Judgement:
-        some = Votes(
-            split=votes.split, pages=votes.pages, labels=votes.labels, by_view=votes.by_view[:, sorted(places)]
-        )
-        chances = some.chances(weights[sorted(places)] if len(places) > 1 else None)
+    def judged(places: Sequence[int]) -> FloatArray:
+        kept = sorted(places)
+        chances = average_views(votes.by_view[:, kept], weights=weights[kept])
         return _judged(method, chances, votes.labels, half)
 
-    plain = now = judged([0])
-    chosen, tried = [0], {0: plain}
+    chosen, tried = [0], {0: judged([0])}
     while left := [place for place in range(len(views)) if place not in chosen]:
-        found = {place: judged([*chosen, place]) for place in left}
-        tried |= found
-        helpful = [place for place in left if found[place].better_than(now)]
+        now = tried[chosen[-1]]
+        tried |= {place: judged([*chosen, place]) for place in left}
+        helpful = [place for place in left if better(tried[place], now)]
         if not helpful:
             break
-        best = max(helpful, key=lambda place: (found[place].macro_f1[0], -found[place].log_loss[0]))
-        chosen, now = [*chosen, best], found[best]
+        chosen.append(max(helpful, key=lambda place: (tried[place][0, 0], -tried[place][0, 1])))
     return ViewChoice(
         views=tuple(views),
         chosen=tuple(sorted(chosen)),
-        plain=plain,
-        tried=tuple(tried[place] for place in range(len(views))),
+        tried=np.stack([tried[place] for place in range(len(views))]),
         together=judged(range(len(views))),
     )
 
 
-def _judged(method: Method, chances: FloatArray, labels: IntArray, half: NDArray[np.bool_]) -> Judgement:
+def better(new: FloatArray, old: FloatArray) -> bool:
+    """Whether figures [3, 2] are better than others on all pages and on both halves."""
+    gained, lost = (new - old).T
+    return bool(np.where(np.abs(gained) > 1e-12, gained > 0, lost < -_LEAST).all())
+
+
+def _judged(method: Method, chances: FloatArray, labels: IntArray, half: NDArray[np.bool_]) -> FloatArray:
     rule = cross_fit(method, chances, labels, half) if method.learns else method.fit(chances, labels)
-    votes = not method.learns and is_voting(rule)
     answers = rule(chances)
-    scores = [
-        (
-            fast_macro_f1(answers[rows].argmax(axis=1), labels[rows], classes=answers.shape[1]),
-            0.0 if votes else log_loss(answers[rows], labels[rows]),
-        )
-        for rows in (np.full(len(half), fill_value=True), ~half, half)
-    ]
-    f1, loss = zip(*scores, strict=True)
-    return Judgement(f1, loss)
+
+    def figures(rows: NDArray[np.bool_]) -> tuple[float, float]:
+        f1 = fast_macro_f1(answers[rows].argmax(axis=1), labels[rows], classes=answers.shape[1])
+        return f1, 0.0 if is_voting(rule) else log_loss(answers[rows], labels[rows])
+
+    return np.array([figures(rows) for rows in (half | True, ~half, half)])

@@ -45,19 +45,22 @@ def measure_interval(predictions: Mapping[str, Tensor], metric: str, units: Sequ
     label, classes = predictions["label"].numpy(), predictions["probabilities"].shape[1]
     guess, loss = predictions["probabilities"].numpy().argmax(axis=1), predictions["loss"].numpy()
 
-    def macro_f1(times: IntArray) -> float:
-        right = np.bincount(label[label == guess], weights=times[label == guess], minlength=classes)
-        total = np.bincount(label, weights=times, minlength=classes) + np.bincount(guess, times, minlength=classes)
-        return float((2 * right[total > 0] / total[total > 0]).mean())
-
     figures: dict[str, Callable[[IntArray], float]] = {
         "accuracy": lambda times: float(np.average(label == guess, weights=times)),
         "loss": lambda times: float(np.average(loss, weights=times)),
-        "macro_f1": macro_f1,
+        "macro_f1": lambda times: resampled_macro_f1(label, guess, times=times, classes=classes),
     }
     if metric not in figures:
         return Interval(float("nan"), float("nan"))
     return bootstrap_interval(figures[metric], units=units or range(len(label)))
+
+
+def resampled_macro_f1(labels: IntArray, predicted: IntArray, *, times: IntArray, classes: int) -> float:
+    """Macro F1 of samples each of which counts some times: labels, predicted classes and counts, ``[N]`` each."""
+    hit = labels == predicted
+    right = np.bincount(labels[hit], weights=times[hit], minlength=classes)
+    total = np.bincount(labels, weights=times, minlength=classes) + np.bincount(predicted, times, minlength=classes)
+    return float((2 * right[total > 0] / total[total > 0]).mean())
 
 
 def classification_sections(

@@ -101,6 +101,7 @@ class TrainingSetup:
             weights; on every rank, given what gives a task's evaluation rows for the validation data.
         analyse: Makes report sections and pictures of predictions: `(predictions, folder, prefix) -> sections`.
         interval: The 95 % interval of a figure: `(split, predictions, metric) -> interval`, NaN where there is none.
+        figures: More of `summary.json`, once `analyse` has seen all splits.
         export_command: Command that exports a checkpoint into a folder and verifies it in fresh processes.
         finish: Writes the app's own files into the run folder, given the summary; the task's model then has the best
             checkpoint's weights.
@@ -116,6 +117,7 @@ class TrainingSetup:
     choose: Callable[[Callable[[Any], Predictions]], None] | None = None
     analyse: Callable[[Predictions, Path, str], Sequence[Section]] | None = None
     interval: Callable[[str, Predictions, str], Interval] | None = None
+    figures: Callable[[], Mapping[str, Any]] | None = None
     export_command: Callable[[Path, Path], list[str]] | None = None
     finish: Callable[[Path, Mapping[str, Any]], None] | None = None
     warnings: Sequence[str] = ()

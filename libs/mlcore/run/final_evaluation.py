@@ -196,7 +196,8 @@ def pages_of_run(
     for name, values in results.items():
         parts = [f"{which} checkpoint", name, *(f"{key} {value:.4g}" for key, value in values.items())]
         _log.info("%s", "  ".join(parts), extra=row(parts, live=False))
-    return Pages(summary=_summary(outcome, results, monitor=monitor, demo=demo), report=report)
+    more = {} if setup.figures is None else setup.figures()
+    return Pages(summary={**_summary(outcome, results, monitor=monitor, demo=demo), **more}, report=report)
 
 
 def _summary(outcome: Outcome, results: Results, *, monitor: Monitor, demo: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from mlcore.config.difference import config_differences
 from mlcore.training.checkpoint import CheckpointError
 from mlcore.training.engine import StepOutput
 
-_SHARED = ("class_names", "frozen_weights")
+_SHARED = ("class_names", "frozen_weights", "teacher")
 
 
 class Task(Protocol):
@@ -50,8 +50,9 @@ class Task(Protocol):
     def metadata(self) -> Mapping[str, Any]:
         """Plain values and tensors a checkpoint carries for whoever loads the model alone (class names, statistics).
 
-        Of these, `class_names` and `frozen_weights` (fingerprints of weights that the checkpoint does not hold) must
-        be the same wherever a run goes on from the checkpoint.
+        Of these, `class_names`, `frozen_weights` (fingerprints of weights that the checkpoint does not hold) and
+        `teacher` (a fingerprint of what answers are learned of) must be the same wherever a run goes on from the
+        checkpoint.
         """
         ...
 
@@ -72,7 +73,8 @@ def check_metadata(task: Task, state: Mapping[str, Any], *, source: Path) -> Non
     former = getattr(task, "former_metadata", None)
     if differing and not (former and not _differences(state["task"], former())):
         raise CheckpointError(
-            f"{source}: was trained with other classes or encoders than those found now ({'; '.join(differing)}); "
+            f"{source}: was trained with other classes or encoders, or by another teacher, than found now "
+            f"({'; '.join(differing)}); "
             "put back what the run was trained with, or start another run in a folder of its own"
         )
 

@@ -19,7 +19,7 @@ from mlcore.data.tables import TABLES, Table, open_table
 from mlcore.remote.s3 import is_remote, stored_file
 from mlcore.run.scorer import FolderScorer, Ignoring, Item, Scorer
 
-__all__ = ["Inputs", "find_inputs"]
+__all__ = ["Files", "Inputs", "find_inputs"]
 
 _log = logging.getLogger(__name__)
 

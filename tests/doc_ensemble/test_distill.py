@@ -1,0 +1,252 @@
+"""One network learns what an ensemble says: the loss, whose answers are whose, going on, what is kept of the gain."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from torch import nn
+from torch.nn import functional
+
+from mlcore.data.loader import BatchLoader
+from mlcore.data.order import EpochOrder
+from mlcore.training.checkpoint import load_checkpoint
+from quartet.apps.doc_ensemble.data.augment import PageAugmentation
+from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset, Prepare
+from quartet.apps.doc_ensemble.data.folders import find_pages, read_folders
+from quartet.apps.doc_ensemble.data.mixing import Mixing, mix
+from quartet.apps.doc_ensemble.data.pages import Page
+from quartet.apps.doc_ensemble.distill import data_arguments
+from quartet.apps.doc_ensemble.keeping import share_kept
+from quartet.apps.doc_ensemble.task import DocTask, Objective
+from quartet.apps.doc_ensemble.teaching import Taught
+from tests.doc_ensemble.conftest import Run
+from tests.doc_ensemble.tiny_runs import write_checkpoint
+
+B, C, T, W = 6, 4, 3.0, 0.7
+
+
+# ------------------------------------------------------------------------------------------------------------ the loss
+
+
+def some(*, seed: int) -> torch.Tensor:
+    return torch.randn(B, C, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_gradient_is_that_of_the_formula() -> None:
+    """Of logits z: (1 - w) (softmax(z) - target) + w T (softmax(z / T) - teacher); no hard term without a label."""
+    logits, label = some(seed=0).requires_grad_(), torch.tensor([0, 3, -1, 1, -1, 2])
+    teacher = torch.softmax(some(seed=1) / T, dim=1)
+    known = (label >= 0)[:, None]
+    target = functional.one_hot(label.clamp(min=0), C).double()
+    loss, count = Objective(temperature=T, taught=W).with_teacher(logits, target, teacher, label >= 0)
+    loss.backward()
+    hard = torch.where(known, torch.softmax(logits, dim=1) - target, 0.0)
+    soft = torch.softmax(logits / T, dim=1) - teacher
+    torch.testing.assert_close(logits.grad, ((1 - W) * hard + W * T * soft).detach())
+    assert count == B
+    kl = (teacher * (teacher.log() - torch.log_softmax(logits / T, dim=1))).sum(dim=1)
+    plain = functional.cross_entropy(logits, label, ignore_index=-1, reduction="none")
+    torch.testing.assert_close(loss, ((1 - W) * plain + W * T**2 * kl).sum())
+
+
+def test_a_batch_with_answers_is_learned_with_them_and_its_accuracy_is_of_labelled_pages() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, C))
+    task = DocTask(model=model, class_names=list("abcd"), objective=Objective(temperature=T, taught=W))
+    pixels, label = torch.rand(B, 1, 2, 2), torch.tensor([0, 3, -1, 1, -1, 2])
+    with torch.no_grad():
+        right = int((model(pixels).argmax(dim=1) == label).sum())
+    teacher = torch.softmax(some(seed=1) / T, dim=1).float()
+    out = task.training_step(model, {"pixels": pixels, "label": label, "teacher": teacher})
+    target = functional.one_hot(label.clamp(min=0), C).float()
+    expected, _ = task.objective.with_teacher(model(pixels), target, teacher, label >= 0)
+    torch.testing.assert_close(out.loss_sum, expected)
+    assert float(out.logs["accuracy"]) / B == pytest.approx(right / 4)
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0.0), (0.0, 0.4)])
+def test_answers_are_mixed_by_the_shares_of_their_pages(mixup: float, cutmix: float) -> None:
+    """Each sample is all of one value, and its answer says which: what of a page is whose is what of an answer is."""
+    values = torch.arange(B, dtype=torch.float32)
+    pixels = values[:, None, None, None].expand(B, 1, 16, 16)
+    keys, label = torch.arange(B) * 7919 + 3, torch.arange(B) % C
+    teacher = torch.eye(B)
+    mixed = Mixing(C, mixup=mixup, cutmix=cutmix)({"pixels": pixels, "label": label, "key": keys, "teacher": teacher})
+    torch.testing.assert_close(mixed["teacher"] @ values, mixed["pixels"].mean(dim=(1, 2, 3)))
+    seen, target = mix(pixels, label, keys.tolist(), classes=C, mixup=mixup, cutmix=cutmix)
+    assert torch.equal(mixed["pixels"], seen)
+    assert torch.equal(mixed["target"], target)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_answers_follow_their_pages(pages: Path, workers: int) -> None:
+    found = [Page(page.path, digest=page.path.name) for page in find_pages(pages / "val")]
+    rng = np.random.default_rng(0)
+    answers = {page.digest: softmax(rng.normal(size=C)) for page in found}
+    fit = Fit((16, 16))
+    dataset = Taught(PageDataset(found, max_pixels=10**8, grey=True, fit=fit), answers, temperature=T)
+    order = EpochOrder(size=len(found), batch_size=5, seed=1)
+    loader = BatchLoader(dataset, order, transform=PageAugmentation("none"), prepare=Prepare(fit), num_workers=workers)
+    seen = 0
+    for batch in loader.epoch(1):
+        for index, teacher in zip(batch.data["index"].tolist(), batch.data["teacher"], strict=True):
+            logits = np.log(answers[found[index].digest])
+            np.testing.assert_allclose(teacher.numpy(), softmax(logits / T), rtol=1e-5)
+            seen += 1
+    assert seen == len(found)
+
+
+# ---------------------------------------------------------------------------------------------------- what is kept
+
+
+def guesses(labels: np.ndarray, wrong: int) -> np.ndarray:
+    """Right but for the first ones."""
+    return np.where(np.arange(len(labels)) < wrong, (labels + 1) % C, labels)
+
+
+def test_the_share_of_the_gain_is_that_of_the_figures() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.arange(400) % C)
+    said = {"teacher": guesses(labels, 0), "best member": guesses(labels, 100), "student": guesses(labels, 25)}
+    found = share_kept(said, labels, units=range(400))
+    assert found["gain"] == pytest.approx(0.25, abs=0.01)
+    assert found["kept"] == pytest.approx(0.75, abs=0.02)
+    low, high = found["kept_interval"]
+    assert low < found["kept"] < high
+    assert "keeps 7" in found["said"]
+    none = share_kept({**said, "teacher": said["best member"]}, labels, units=range(400))
+    assert (none["gain"], none["kept"]) == (0, None)
+    assert "nothing to keep" in none["said"]
+    unsure = share_kept({**said, "best member": guesses(labels, 1), "student": guesses(labels, 2)}, labels,
+                        units=range(400))  # fmt: skip
+    assert unsure["kept"] < 0
+    assert unsure["kept_interval"] is None
+    assert "not sure that there is a gain" in unsure["said"]
+
+
+# ------------------------------------------------------------------------------------------------------------- a run
+
+
+@pytest.fixture(scope="module")
+def ensemble(tmp_path_factory: pytest.TempPathFactory, pages: Path, run: Run) -> Path:
+    """An experiment's folder."""
+    folder, classes = tmp_path_factory.mktemp("teacher"), read_folders(pages).classes
+    models = [write_checkpoint(folder / f"{k}.ckpt", seed=k, classes=classes, data_dir=pages) for k in (0, 1)]
+    listed = ", ".join(f"{{name: m{k}, checkpoint_path: {path}}}" for k, path in enumerate(models))
+    code, said = run("run_ensemble_experiment", f"ensemble.models=[{listed}]", "--output_dir", folder / "out")
+    assert code == 0, said
+    return folder / "out"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = load_checkpoint(folder / "checkpoints" / "latest_model.pth")["model"]
+    return found
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
+    return found
+
+
+def test_a_student_is_trained_and_compared_and_goes_on_bit_exactly(
+    tmp_path: Path, pages: Path, ensemble: Path, run: Run, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher's data settings are taken over; an interrupted run asks nothing again and ends with equal weights."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "more").mkdir()
+    for number, page in enumerate(sorted((pages / "test").rglob("*.jpg"))[:3]):
+        (tmp_path / "more" / f"{number}.jpg").write_bytes(page.read_bytes())
+    from PIL import Image
+
+    Image.new("L", (60, 80), 90).save(tmp_path / "more" / "new.png")
+    command = ["distill", str(ensemble), *tiny, "--distill.unlabelled", tmp_path / "more"]
+    code, said = run(*command, "--output_dir", tmp_path / "whole")
+    assert code == 0, said
+    assert "3 of the 4 pages of" in said
+    assert said.count("is asked about") == 2  # the ensemble, and its best member
+    found = summary(tmp_path / "whole")["distillation"]
+    assert set(found) == {"val", "test"}
+    results = summary(tmp_path / "whole")["results_of_best_checkpoint"]
+    theirs = summary(ensemble)
+    for split in found:
+        assert found[split]["student"]["macro_f1"] == pytest.approx(results[split]["macro_f1"])
+        teacher = theirs["results_of_best_checkpoint"][split]
+        assert found[split]["teacher"]["macro_f1"] == pytest.approx(teacher["macro_f1"])
+        (member,) = [
+            row for row in theirs["methods"]
+            if row["method"] == theirs["best_member"] == found[split]["member"]
+            and row["pages"].startswith({"val": "validation", "test": "test"}[split])
+        ]  # fmt: skip
+        assert found[split]["best member"]["macro_f1"] == pytest.approx(member["macro_f1"])
+    assert "Test: teacher and student" in (tmp_path / "whole" / "report.html").read_text("utf-8")
+
+    reads = 0
+    plain = Taught.__getitem__
+
+    def stopping(self: Taught, index: int) -> dict[str, Any]:
+        nonlocal reads
+        reads += 1
+        if reads == 50:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Taught, "__getitem__", stopping)
+        code, said = run(*command, "--output_dir", tmp_path / "parts")
+    assert code == 75, said
+    assert "is asked about" not in said
+    code, said = run(*command, "--output_dir", tmp_path / "parts")
+    assert code == 0, said
+    assert "is asked about" not in said
+    assert "resuming" in said
+    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_what_a_teacher_cannot_teach_is_refused(
+    tmp_path: Path, pages: Path, ensemble: Path, run: Run, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    classes = list(read_folders(pages).classes)
+    other = write_checkpoint(tmp_path / "other.ckpt", seed=0, classes=[*classes[1:], classes[0]], data_dir=pages)
+    base = [*tiny, "--data_dir", pages, "--output_dir", tmp_path / "out"]
+    refused: list[tuple[list[Any], str]] = [
+        (["--distill.teacher", other], f"the same classes in another order, output 0 is {classes[1]!r}"),
+        (["--distill.teacher", ensemble, "--distill.unlabelled", pages, "--mixup", "0.2"], "cannot be mixed"),
+        (["--distill.teacher", ensemble, "--distill.unlabelled", pages, "--balanced_sampling"], "no class to balance"),
+        (["--distill.unlabelled", pages], "expected null without distill.teacher"),
+        (["--distill.teacher", tmp_path / "none"], "none"),
+    ]
+    for arguments, reason in refused:
+        code, said = run("train", *base, *arguments)
+        assert code == 2, said
+        assert reason in said
+    code, said = run("train", *base, "--distill.teacher", ensemble, "--dry_run")
+    assert code == 0, said
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_the_teachers_pages_are_taken_unless_others_are_given(ensemble: Path, pages: Path) -> None:
+    found = data_arguments(str(ensemble), [])
+    assert f"data.data_dir={pages}" in found
+    assert any(setting.startswith("data.max_megapixels=") for setting in found)
+    for given in (["--train-csv", "t.csv"], ["data.data_dir=x"], ["--demo"]):
+        left = data_arguments(str(ensemble), given)
+        assert not any(setting.startswith(("data.data_dir=", "data.source=")) for setting in left)
+        assert left
+
+
+def test_the_verb_is_the_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from quartet.command import main
+
+    monkeypatch.setattr(sys, "argv", ["quartet"])
+    with pytest.raises(SystemExit) as ended:
+        main(["distill", "--demo"])
+    assert ended.value.code == 2
+    assert "say whose answers are learned: quartet distill RUN" in capsys.readouterr().err
