@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from mlcore.base.distributed import World, broadcast_object
+from mlcore.base.distributed import World, barrier, broadcast_object
 from mlcore.base.errors import UserError
 from mlcore.base.files import ensure_folder
 from mlcore.base.locks import hold
@@ -194,6 +194,7 @@ def _asked(predictor: Predictor, pages: Sequence[Page], world: World) -> dict[st
             _log.info("the teacher (%s) is asked about %d pages: %s", predictor.source, len(known), path)
             inputs, size = Files([Item(d, p.path, p.number) for d, p in known.items()]), predictor.scorer.batch_size
             run_job(Job(predictor=predictor, inputs=inputs, output=path, batch_size=size, strict=True), world=world)
+            barrier()  # the first process writes the table
     finally:
         if lock is not None:
             lock.release()

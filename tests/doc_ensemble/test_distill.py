@@ -4,19 +4,31 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.special import softmax
 from torch import nn
 from torch.nn import functional
 
+from mlcore.base.distributed import World
+from mlcore.base.errors import UserError
 from mlcore.data.loader import BatchLoader
 from mlcore.data.order import EpochOrder
 from mlcore.training.checkpoint import load_checkpoint
+from quartet.apps.doc_ensemble.config import (
+    AugmentationConfig,
+    DataConfig,
+    DistillConfig,
+    DocConfig,
+    LossConfig,
+    UnaskedConfig,
+)
 from quartet.apps.doc_ensemble.data.augment import PageAugmentation
 from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset, Prepare
 from quartet.apps.doc_ensemble.data.folders import find_pages, read_folders
@@ -24,8 +36,10 @@ from quartet.apps.doc_ensemble.data.mixing import Mixing, mix
 from quartet.apps.doc_ensemble.data.pages import Page
 from quartet.apps.doc_ensemble.distill import data_arguments
 from quartet.apps.doc_ensemble.keeping import share_kept
+from quartet.apps.doc_ensemble.splits import Splits
 from quartet.apps.doc_ensemble.task import DocTask, Objective
-from quartet.apps.doc_ensemble.teaching import Taught
+from quartet.apps.doc_ensemble.teaching import Taught, Teacher, ask_teacher
+from quartet.command import main
 from tests.doc_ensemble.conftest import Run
 from tests.doc_ensemble.tiny_runs import write_checkpoint
 
@@ -133,10 +147,10 @@ def test_the_share_of_the_gain_is_that_of_the_figures() -> None:
 # ------------------------------------------------------------------------------------------------------------- a run
 
 
-@pytest.fixture(scope="module")
-def ensemble(tmp_path_factory: pytest.TempPathFactory, pages: Path, run: Run) -> Path:
+@pytest.fixture
+def ensemble(tmp_path: Path, pages: Path, run: Run) -> Path:
     """An experiment's folder."""
-    folder, classes = tmp_path_factory.mktemp("teacher"), read_folders(pages).classes
+    folder, classes = tmp_path / "teacher", read_folders(pages).classes
     models = [write_checkpoint(folder / f"{k}.ckpt", seed=k, classes=classes, data_dir=pages) for k in (0, 1)]
     listed = ", ".join(f"{{name: m{k}, checkpoint_path: {path}}}" for k, path in enumerate(models))
     code, said = run("run_ensemble_experiment", f"ensemble.models=[{listed}]", "--output_dir", folder / "out")
@@ -154,6 +168,7 @@ def summary(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_student_is_trained_and_compared_and_goes_on_bit_exactly(
     tmp_path: Path, pages: Path, ensemble: Path, run: Run, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,8 +177,6 @@ def test_a_student_is_trained_and_compared_and_goes_on_bit_exactly(
     (tmp_path / "more").mkdir()
     for number, page in enumerate(sorted((pages / "test").rglob("*.jpg"))[:3]):
         (tmp_path / "more" / f"{number}.jpg").write_bytes(page.read_bytes())
-    from PIL import Image
-
     Image.new("L", (60, 80), 90).save(tmp_path / "more" / "new.png")
     command = ["distill", str(ensemble), *tiny, "--distill.unlabelled", tmp_path / "more"]
     code, said = run(*command, "--output_dir", tmp_path / "whole")
@@ -209,42 +222,53 @@ def test_a_student_is_trained_and_compared_and_goes_on_bit_exactly(
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
-def test_what_a_teacher_cannot_teach_is_refused(
-    tmp_path: Path, pages: Path, ensemble: Path, run: Run, tiny: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def asked(pages: Path, teacher: Path | str, **settings: Any) -> Teacher | None:
+    """What a run on the pages asks first."""
+    distill = (UnaskedConfig if settings.pop("dry", False) else DistillConfig)(
+        teacher=str(teacher), unlabelled=settings.pop("unlabelled", None)
+    )
+    config = DocConfig(data=DataConfig(data_dir=pages), distill=distill, **settings)
+    found = read_folders(pages)
+    splits = Splits(classes=found.classes, train=found.train, validation=found.val or (), test=found.test)
+    return ask_teacher(config, splits, World())
+
+
+def test_what_a_teacher_cannot_teach_is_refused(tmp_path: Path, pages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     classes = list(read_folders(pages).classes)
+    ask = partial(asked, pages)
+    teacher = write_checkpoint(tmp_path / "teacher.ckpt", seed=0, classes=classes, data_dir=pages)
     other = write_checkpoint(tmp_path / "other.ckpt", seed=0, classes=[*classes[1:], classes[0]], data_dir=pages)
-    base = [*tiny, "--data_dir", pages, "--output_dir", tmp_path / "out"]
-    refused: list[tuple[list[Any], str]] = [
-        (["--distill.teacher", other], f"the same classes in another order, output 0 is {classes[1]!r}"),
-        (["--distill.teacher", ensemble, "--distill.unlabelled", pages, "--mixup", "0.2"], "cannot be mixed"),
-        (["--distill.teacher", ensemble, "--distill.unlabelled", pages, "--balanced_sampling"], "no class to balance"),
-        (["--distill.unlabelled", pages], "expected null without distill.teacher"),
-        (["--distill.teacher", tmp_path / "none"], "none"),
-    ]
-    for arguments, reason in refused:
-        code, said = run("train", *base, *arguments)
-        assert code == 2, said
-        assert reason in said
-    code, said = run("train", *base, "--distill.teacher", ensemble, "--dry_run")
-    assert code == 0, said
-    assert not list(tmp_path.rglob("*.jsonl"))
+    with pytest.raises(UserError, match=f"the same classes in another order, output 0 is '{classes[1]}'"):
+        ask(other)
+    with pytest.raises(UserError, match="cannot be mixed"):
+        ask(teacher, unlabelled=pages, augmentation=AugmentationConfig(mixup=0.2))
+    with pytest.raises(UserError, match="no class to balance"):
+        ask(teacher, unlabelled=pages, loss=LossConfig(balanced_sampling=True))
+    with pytest.raises(UserError, match=r"none\.ckpt"):
+        ask(tmp_path / "none.ckpt")
+    with pytest.raises(ValueError, match=r"expected null without distill\.teacher"):
+        DistillConfig(unlabelled=pages)
+    opened = ask(teacher, dry=True)
+    assert opened is not None
+    assert opened.of_member == {}
+    assert not list(tmp_path.rglob("*.jsonl"))  # a dry run asks nothing
 
 
-def test_the_teachers_pages_are_taken_unless_others_are_given(ensemble: Path, pages: Path) -> None:
-    found = data_arguments(str(ensemble), [])
-    assert f"data.data_dir={pages}" in found
-    assert any(setting.startswith("data.max_megapixels=") for setting in found)
-    for given in (["--train-csv", "t.csv"], ["data.data_dir=x"], ["--demo"]):
-        left = data_arguments(str(ensemble), given)
-        assert not any(setting.startswith(("data.data_dir=", "data.source=")) for setting in left)
-        assert left
+def test_the_teachers_pages_are_taken_unless_others_are_given(tmp_path: Path) -> None:
+    kept = {"source": "files", "data_dir": "my pages", "train_csv": None, "split_seed": 3, "fit": "letterbox"}
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"config": {"data": kept}}), encoding="utf-8")
+    (tmp_path / "ensemble.json").write_text(json.dumps({"data": kept}), encoding="utf-8")
+    own = ["data.source=files", "data.data_dir=my pages", "data.split_seed=3", "data.fit=letterbox"]
+    for teacher in (tmp_path, tmp_path / "run", tmp_path / "run" / "checkpoints" / "best_model.pth"):
+        assert data_arguments(str(teacher), ["--epochs", "3"]) == own
+        for given in (["--train-csv", "t.csv"], ["data.data_dir=x"], ["--demo"]):
+            assert data_arguments(str(teacher), given) == own[2:]
+    assert data_arguments("s3://bucket/run/checkpoints/best_model.pth", []) == []
 
 
 def test_the_verb_is_the_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from quartet.command import main
-
     monkeypatch.setattr(sys, "argv", ["quartet"])
     with pytest.raises(SystemExit) as ended:
         main(["distill", "--demo"])
