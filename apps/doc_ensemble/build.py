@@ -144,7 +144,8 @@ def _objective(config: DocConfig, train: Sequence[Page], classes: Sequence[str])
 
 def _training_data(splits: Splits, config: DocConfig, teacher: Teacher | None) -> Data:
     """Training pages with what makes batches of them: a teacher's answers, balanced classes, mixed pages."""
-    data = _data([*splits.train, *(() if teacher is None else teacher.unlabelled)], config=config)
+    pages = [*splits.train, *(() if teacher is None else teacher.unlabelled)]
+    data = _data(pages, config=config)
     settings = config.augmentation
     collate: Collate | None = None
     if settings.mixup or settings.cutmix:
@@ -152,7 +153,7 @@ def _training_data(splits: Splits, config: DocConfig, teacher: Teacher | None) -
         collate = partial(_mixed, mixing=mixing)
     dataset = data.dataset
     if teacher is not None:
-        dataset = Taught(dataset, teacher.answers, temperature=config.distill.temperature)
+        dataset = Taught(dataset, teacher.of(pages), temperature=config.distill.temperature)
     if config.loss.balanced_sampling:
         dataset = Balanced(dataset, labels=[_label(page) for page in splits.train], seed=config.run.seed)
     return Data(dataset=dataset, prepare=data.prepare, collate=collate)

@@ -43,7 +43,7 @@ class Keeping:
         if split == "train":
             return sections
         pages, teacher, labels = self._parts[split], self._teacher, predictions["label"].numpy()
-        said = {"teacher": np.stack([teacher.answers[page.digest] for page in pages])}
+        said = {"teacher": teacher.of(pages)}
         if teacher.member:
             said["best member"] = np.stack([teacher.of_member[page.digest] for page in pages])
         said["student"] = predictions["probabilities"].double().numpy()

@@ -25,6 +25,7 @@ from mlcore.base.locks import hold
 from mlcore.base.reading import reading
 from mlcore.base.signals import check
 from mlcore.data.fingerprints import cache_file
+from mlcore.data.loader import SizedDataset
 from mlcore.data.records import failed
 from mlcore.data.tables import TABLES, open_table
 from mlcore.metrics.arrays import FloatArray
@@ -33,7 +34,6 @@ from mlcore.run.scorer import Item, Scorer
 from mlcore.use.inputs import Files, find_inputs
 from mlcore.use.job import Job, run_job
 from quartet.apps.doc_ensemble.config import DocConfig
-from quartet.apps.doc_ensemble.data.dataset import PageDataset
 from quartet.apps.doc_ensemble.data.duplicates import compared
 from quartet.apps.doc_ensemble.data.pages import Page
 from quartet.apps.doc_ensemble.ensemble.combine import log_probabilities
@@ -70,20 +70,23 @@ class Teacher:
     unlabelled: Sequence[Page]
     notes: Sequence[str]
 
+    def of(self, pages: Sequence[Page]) -> FloatArray:
+        """Its answers [N, C]."""
+        return np.stack([self.answers[page.digest] for page in pages])
+
 
 class Taught:
     """A data set whose samples also have `teacher`: its answer at a temperature, float32 [C].
 
     Args:
-        dataset: The pages.
-        answers: See `Teacher`.
+        dataset: N pages, samples of `PageDataset`.
+        answers: Probabilities [N, C].
         temperature: Probabilities become softmax(log p / temperature).
     """
 
-    def __init__(self, dataset: PageDataset, answers: Mapping[str, FloatArray], *, temperature: float) -> None:
-        chances = np.stack([answers[page.digest] for page in dataset.pages])
+    def __init__(self, dataset: SizedDataset, answers: FloatArray, *, temperature: float) -> None:
         self._dataset = dataset
-        self._soft: NDArray[np.float32] = softmax(log_probabilities(chances) / temperature, axis=1).astype(np.float32)
+        self._soft: NDArray[np.float32] = softmax(log_probabilities(answers) / temperature, axis=1).astype(np.float32)
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -104,7 +104,8 @@ def test_answers_follow_their_pages(pages: Path, workers: int) -> None:
     rng = np.random.default_rng(0)
     answers = {page.digest: softmax(rng.normal(size=C)) for page in found}
     fit = Fit((16, 16))
-    dataset = Taught(PageDataset(found, max_pixels=10**8, grey=True, fit=fit), answers, temperature=T)
+    said = np.stack([answers[page.digest] for page in found])
+    dataset = Taught(PageDataset(found, max_pixels=10**8, grey=True, fit=fit), said, temperature=T)
     order = EpochOrder(size=len(found), batch_size=5, seed=1)
     loader = BatchLoader(dataset, order, transform=PageAugmentation("none"), prepare=Prepare(fit), num_workers=workers)
     seen = 0
