@@ -95,7 +95,8 @@ class DocTask:
         With a teacher also "teacher" [B, classes]; pages without a label have -1.
         """
         logits, label = model(_channels_last(batch["pixels"])), batch["label"]
-        target, teacher, pages = batch.get("target"), batch.get("teacher"), len(label)
+        target, teacher = batch.get("target"), batch.get("teacher")
+        pages: int | Tensor = len(label)
         if target is None:
             known = label if teacher is None else label.clamp(min=0)
             target = functional.one_hot(known, len(self.class_names)).float()
