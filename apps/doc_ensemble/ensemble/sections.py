@@ -51,16 +51,14 @@ def view_section(choice: ViewChoice, *, method: str, folder: Path) -> Table:
     """What each view does to a method on the validation pages, and whether it was taken; writes `views.csv`."""
     taken = ["yes" if place in choice.chosen else "no" for place in range(len(choice.views))]
     what = [(view.name, view.weight, yes) for view, yes in zip(choice.views, taken, strict=True)]
-    rows = [
-        [*names, found[0, 0], found[0, 1] or "", *(found[:, 0] - choice.tried[0, :, 0])]
-        for names, found in zip([*what, ("all of them", "", "")], [*choice.tried, choice.together], strict=True)
-    ]
-    columns = ("view", "weight", "taken", "macro F1", "log loss", "gain", "on one half", "on the other")
+    found = [[value if value == value else "" for value in row] for row in choice.figures.tolist()]  # NaN: none
+    rows = [[*names, *values] for names, values in zip([*what, ("all of them", "", "")], found, strict=True)]
+    columns = ("view", "weight", "taken", "macro F1", "log loss", "gain, 95 % from", "to")
     write_text(folder / "views.csv", csv_text([columns, *rows]))
     note = (
-        f"{method} on the validation pages, with a view beside the page as it is and those taken before it; gains are "
-        "in macro F1 over the page as it is. A view is taken that betters macro F1 (at equal ones log loss) on all "
-        "pages and on both halves. What is chosen on pages flatters their figures; those of the test pages are fair."
+        f"{method} on the validation pages, with each view beside the page as it is and those taken before it. A view "
+        "is taken if its gain in macro F1 (where no decision changes, in log loss) is more than chance: if the 95 % "
+        "interval lies above 0. What is chosen on pages flatters their figures; those of the test pages are fair."
     )
     return Table("Views of a page", columns, rows, note=note)
 

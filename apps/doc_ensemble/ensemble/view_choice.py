@@ -1,42 +1,39 @@
 """Which views of a page help: chosen on the validation pages, by the figures that also tell the best member.
 
-Begin with the page as it is; add, step after step, the view that makes the method best: in macro F1, at equal ones in
-log loss. It has to help on both halves of the validation pages, so that what helps some pages by chance is left out.
+Begin with the page as it is; add, step after step, the view that makes the method best: in macro F1, and where no
+decision changes in log loss. Each step has to gain more than chance does: the 95 % interval of its gain lies above 0.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mlcore.metrics.arrays import FloatArray, IntArray
+from mlcore.metrics.ranking import bootstrap_interval
+from mlcore.report.classification import resampled_macro_f1
 from quartet.apps.doc_ensemble.ensemble.combine import average_views
 from quartet.apps.doc_ensemble.ensemble.methods import Method, Votes, cross_fit, halves, is_voting
 from quartet.apps.doc_ensemble.ensemble.selection import fast_macro_f1, log_loss
 from quartet.apps.doc_ensemble.ensemble.views import View
 
-__all__ = ["ViewChoice", "better", "choose_views"]
-
-_LEAST = 1e-3  # nats; a smaller difference of log loss is none
+__all__ = ["ViewChoice", "choose_views"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewChoice:
-    """What was chosen; figures are macro F1 and log loss (0 of votes), of all validation pages and of halves, [3, 2].
+    """What was chosen.
 
     Attributes:
         views: V, of which the first is the page as it is.
         chosen: Places of those that count, ascending; the first is among them.
-        tried: [V, 3, 2] the method with each view: a chosen one when it was added, another beside all that were chosen;
-            the first: the page as it is.
-        together: The method with all views.
+        figures: [V + 1, 4] macro F1, log loss (NaN of votes), and the 95 % interval of the gain (NaN where nothing
+            differs) of the page as it is; of each view beside those taken before it, or all that were; of all views.
     """
 
     views: tuple[View, ...]
     chosen: tuple[int, ...]
-    tried: FloatArray
-    together: FloatArray
+    figures: FloatArray
 
     @property
     def names(self) -> list[str]:
@@ -57,40 +54,43 @@ def choose_views(method: Method, votes: Votes, *, views: Sequence[View], seed: i
         UserError: There are less than two pages.
     """
     half, weights = halves(votes.pages, seed=seed), np.array([view.weight for view in views])
+    labels, units = votes.labels, [page.bundle for page in votes.pages]
 
-    def judged(places: Sequence[int]) -> FloatArray:
+    def answers(places: Sequence[int]) -> FloatArray:
         kept = sorted(places)
         chances = average_views(votes.by_view[:, kept], weights=weights[kept])
-        return _judged(method, chances, votes.labels, half)
+        return (cross_fit(method, chances, labels, half) if method.learns else method.fit(chances, labels))(chances)
 
-    chosen, tried = [0], {0: judged([0])}
+    def figures(new: FloatArray, old: FloatArray) -> list[float]:
+        f1 = fast_macro_f1(new.argmax(axis=1), labels, classes=new.shape[1])
+        loss = float("nan") if is_voting(method.fit(votes.by_view[:, 0], labels)) else log_loss(new, labels)
+        return [f1, loss, *_gain(new, old, labels, units=units)]
+
+    now = plain = answers([0])
+    chosen, tried = [0], {0: figures(plain, plain)}
     while left := [place for place in range(len(views)) if place not in chosen]:
-        now = tried[chosen[-1]]
-        tried |= {place: judged([*chosen, place]) for place in left}
-        helpful = [place for place in left if better(tried[place], now)]
+        found = {place: answers([*chosen, place]) for place in left}
+        tried |= {place: figures(new, now) for place, new in found.items()}
+        helpful = [place for place in left if tried[place][2] > 0]
         if not helpful:
             break
-        chosen.append(max(helpful, key=lambda place: (tried[place][0, 0], -tried[place][0, 1])))
-    return ViewChoice(
-        views=tuple(views),
-        chosen=tuple(sorted(chosen)),
-        tried=np.stack([tried[place] for place in range(len(views))]),
-        together=judged(range(len(views))),
-    )
+        chosen.append(max(helpful, key=lambda place: (tried[place][0], -tried[place][1])))
+        now = found[chosen[-1]]
+    together = figures(answers(range(len(views))), plain)
+    rows = np.array([*(tried[place] for place in range(len(views))), together])
+    return ViewChoice(views=tuple(views), chosen=tuple(sorted(chosen)), figures=rows)
 
 
-def better(new: FloatArray, old: FloatArray) -> bool:
-    """Whether figures [3, 2] are better than others on all pages and on both halves."""
-    gained, lost = (new - old).T
-    return bool(np.where(np.abs(gained) > 1e-12, gained > 0, lost < -_LEAST).all())
+def _gain(new: FloatArray, old: FloatArray, labels: IntArray, *, units: Sequence[str]) -> tuple[float, float]:
+    """The 95 % interval of what some answers [N, C] gain over others: macro F1, or, with equal decisions, log loss."""
+    guess, before, classes = new.argmax(axis=1), old.argmax(axis=1), new.shape[1]
+    rows = np.arange(len(labels))
+    less = np.log(np.maximum(new[rows, labels], 1e-12)) - np.log(np.maximum(old[rows, labels], 1e-12))
 
+    def gained(times: IntArray) -> float:
+        if (guess == before).all():
+            return float(np.average(less, weights=times))
+        f1, was = (resampled_macro_f1(labels, one, times=times, classes=classes) for one in (guess, before))
+        return f1 - was
 
-def _judged(method: Method, chances: FloatArray, labels: IntArray, half: NDArray[np.bool_]) -> FloatArray:
-    rule = cross_fit(method, chances, labels, half) if method.learns else method.fit(chances, labels)
-    answers = rule(chances)
-
-    def figures(rows: NDArray[np.bool_]) -> tuple[float, float]:
-        f1 = fast_macro_f1(answers[rows].argmax(axis=1), labels[rows], classes=answers.shape[1])
-        return f1, 0.0 if is_voting(rule) else log_loss(answers[rows], labels[rows])
-
-    return np.array([figures(rows) for rows in (half | True, ~half, half)])
+    return bootstrap_interval(gained, units=units)
