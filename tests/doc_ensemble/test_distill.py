@@ -271,6 +271,7 @@ def test_the_teachers_pages_are_taken_unless_others_are_given(tmp_path: Path) ->
 
 def test_the_verb_is_the_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["quartet"])
+    monkeypatch.delitem(sys.modules, "quartet.apps.doc_ensemble.distill")  # a command line has imported it no more
     with pytest.raises(SystemExit) as ended:
         main(["distill", "--demo"])
     assert ended.value.code == 2
