@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,8 @@ from torch import Tensor
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, ensure_folder, write_json, write_text
-from mlcore.base.secrets import mask_text
 from mlcore.metrics.arrays import as_floats, as_labels
-from mlcore.report.page import Picture, Section, Text
+from mlcore.report.page import Picture, Section, Text, literal
 from mlcore.report.plots.contact_sheet import plot_contact_sheet
 from mlcore.report.tile import Tile
 from quartet.apps.multimodal_ads.evaluation import CLASS_NAMES, probabilities_of
@@ -35,7 +33,6 @@ __all__ = [
     "Listed",
     "ReadImage",
     "classify",
-    "literal",
     "worst_first",
     "write_predictions",
     "write_report",
@@ -238,12 +235,6 @@ def wrong_sections(
     heading = f"Wrong, most confident first: {len(tiles)} of {len(wrong):,}"
     sheet = plot_contact_sheet(tiles, path=folder / f"{prefix}wrong_ones.png", title=heading)
     return [*sections, Picture(f"{title}: wrong ones", sheet, note=heading, wide=True, tiles=tiles)]
-
-
-def literal(text: str) -> str:
-    """One line that Markdown shows as it is, in a table too: no markup, no tag, no image, no link of an address."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in mask_text(text)).split())
-    return re.sub(r"([\\`*_\[\]{}<>|#!&$~:@=^]|(?<=www)\.)", r"\\\1", line, flags=re.IGNORECASE)
 
 
 def _headline_rows(headlines: Mapping[str, object]) -> list[str]:

@@ -16,11 +16,10 @@ from PIL import Image
 
 from mlcore.base.errors import UserError
 from mlcore.data.images import read_image
-from mlcore.report.page import Picture, Text
+from mlcore.report.page import Picture, Text, literal
 from quartet.apps.multimodal_ads.wrong_ones import (
     Classified,
     classify,
-    literal,
     worst_first,
     write_predictions,
     write_report,

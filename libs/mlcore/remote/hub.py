@@ -6,8 +6,10 @@ respected.
 """
 
 import logging
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,27 @@ from mlcore.base.reading import reading
 from mlcore.remote.model_folder import check_model_folder, check_safetensors, json_value
 from mlcore.training.checkpoint import bare_weights, load_checkpoint
 
-__all__ = ["find_model", "plain_arguments", "read_json", "read_weights", "weight_files"]
+__all__ = [
+    "HUB",
+    "fetch_model",
+    "find_model",
+    "plain_arguments",
+    "publish",
+    "read_json",
+    "read_weights",
+    "weight_files",
+    "writer",
+]
 
 _log = logging.getLogger(__name__)
 
+HUB = "hub:"
+"""What the name of a model on the hub begins with where a path could stand."""
+
+_REFUSED = {
+    401: "the hub does not accept the token in HF_TOKEN (401); make a new one that may write there",
+    403: "the token in HF_TOKEN may not write there (403); ask for the right, or use a name of your own",
+}
 _SCALARS = (bool, int, float, str)
 _TIMEOUT = 10.0  # seconds; one try: whoever is offline learns it at once
 _TEXT_FILES = ["*.json", "*.txt", "*.model"]
@@ -72,19 +91,88 @@ def _found(name: str, *, setting: str, ways_out: str) -> Path:
             f"{setting}: the weights of {name} cannot be had: HF_HUB_OFFLINE is set, and the hub's cache has no "
             f"complete copy. {advice}"
         )
-    try:
+    with _explained(f"{setting}: the weights of {name} cannot be had", f" {advice}"):
         return _download(name)
+
+
+def fetch_model(address: str) -> Path:
+    """The folder of a model that `publish` put on the hub, all of its files.
+
+    Args:
+        address: `hub:NAME`, or `hub:NAME@REVISION`.
+
+    Raises:
+        UserError: There is none, it cannot be had, or the folder asks for more than to be read.
+    """
+    name, _, revision = address.removeprefix(HUB).partition("@")
+    with _explained(f"{address}: cannot be had", ""):
+        folder = Path(snapshot_download(name, revision=revision or None, etag_timeout=_TIMEOUT))
+    check_model_folder(folder)
+    return folder
+
+
+def writer(address: str) -> HfApi:
+    """What `publish` writes with; the token comes from the environment variable HF_TOKEN alone.
+
+    Raises:
+        UserError: It is not set, or there is to be no network.
+    """
+    token = os.environ.get("HF_TOKEN")
+    if not token:
+        raise UserError(f"{address}: cannot be written: HF_TOKEN is not set; set it to a token that may write there")
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{address}: cannot be written: HF_HUB_OFFLINE is set; unset it where there is a network")
+    return HfApi(token=token)
+
+
+def publish(folder: Path, address: str, *, api: HfApi, private: bool, revision: str | None, title: str) -> str:
+    """Put a folder on the hub as one commit.
+
+    Args:
+        folder: All files in it.
+        address: `hub:NAME`; the repository is made where there is none.
+        api: From `writer`.
+        private: Whether a new repository is.
+        revision: Branch, made where there is none; None: main.
+        title: Of the commit.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        UserError: The hub refuses it or cannot be reached, and why.
+    """
+    name = address.removeprefix(HUB)
+    with _explained(f"{address}: cannot be written", ""):
+        api.create_repo(name, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(name, branch=revision, exist_ok=True)
+        return str(api.upload_folder(repo_id=name, folder_path=folder, revision=revision, commit_message=title))
+
+
+@contextmanager
+def _explained(what: str, advice: str) -> Iterator[None]:
+    """Say of whatever the hub's client raises in the block what it means."""
+    try:
+        yield
     except GatedRepoError:
         problem = "its owner gives it only to accounts that have asked for it (then run `hf auth login`)"
-    except RepositoryNotFoundError:
+    except RepositoryNotFoundError as error:
         problem = "the hub knows no such model (a misspelling, or a private one: then run `hf auth login`)"
+        problem = _REFUSED.get(_status(error), problem)
     except HFValidationError as error:
         problem = f"it is not a possible name ({error})"
     except HfHubHTTPError as error:
-        problem = f"the hub answered with an error ({_first_line(error)})"
+        problem = _REFUSED.get(_status(error), f"the hub answered with an error ({_first_line(error)})")
     except Exception as error:  # noqa: BLE001 - the hub's client raises its transport's exceptions, whichever that is
         problem = f"the hub cannot be reached ({type(error).__name__}: {_first_line(error)})"
-    raise UserError(f"{setting}: the weights of {name} cannot be had: {problem}. {advice}")
+    else:
+        return
+    raise UserError(f"{what}: {problem}.{advice}")
+
+
+def _status(error: HfHubHTTPError) -> int:
+    return int(getattr(error.response, "status_code", 0))
 
 
 def plain_arguments(arguments: object, *, where: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import math
 import numbers
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,11 +33,22 @@ from PIL import Image
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import write_text
-from mlcore.base.secrets import mask_arguments, mask_secrets, shown
+from mlcore.base.secrets import mask_arguments, mask_secrets, mask_text, shown
 from mlcore.base.version import code_version
 from mlcore.report.tile import Tile
 
-__all__ = ["Headline", "Picture", "RunReport", "Section", "Table", "Text", "describe_environment", "write_report"]
+__all__ = [
+    "Headline",
+    "Picture",
+    "RunReport",
+    "Section",
+    "Table",
+    "Text",
+    "describe_environment",
+    "literal",
+    "readable",
+    "write_report",
+]
 
 
 @dataclass(frozen=True)
@@ -239,7 +251,7 @@ def _shown(value: object) -> str:
     if isinstance(value, _Base64):
         return value
     # Numbers hold no secrets either, and per-sample tables have many of them.
-    return _number(value) if _is_number(value) else shown(str(value))
+    return readable(value) if _is_number(value) else shown(str(value))
 
 
 def _encoded(picture: Picture) -> tuple[_Base64, str]:
@@ -290,7 +302,7 @@ def _blocks(report: RunReport, run_dir: Path) -> Iterator[str]:
 
 
 def _grid(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [columns, *([_number(cell) for cell in row] for row in rows)]
+    lines = [columns, *([readable(cell) for cell in row] for row in rows)]
     cells = [[_plain(str(cell)) for cell in line] for line in lines]
     cells.insert(1, ["---"] * len(columns))
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
@@ -309,11 +321,17 @@ def _plain(text: str) -> str:
     return line
 
 
+def literal(text: str) -> str:
+    """One line that Markdown shows as it is, in a table too: no markup, no tag, no image, no link of an address."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in mask_text(text)).split())
+    return re.sub(r"([\\`*_\[\]{}<>|#!&$~:@=^]|(?<=www)\.)", r"\\\1", line, flags=re.IGNORECASE)
+
+
 def _is_number(value: object) -> bool:
     return value is None or (isinstance(value, numbers.Real) and not isinstance(value, bool))
 
 
-def _number(value: object) -> str:
+def readable(value: object) -> str:
     """For reading: 1234567 as 1,234,567; 0.5 as 0.5000; NaN and None as a dash; everything else as it is."""
     if value is None or (isinstance(value, numbers.Real) and math.isnan(value)):
         return "–"

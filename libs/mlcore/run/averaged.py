@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from mlcore.base.errors import UserError
+from mlcore.remote.hub import HUB
 from mlcore.run.exported import ABOUT
 from mlcore.run.final_evaluation import best_checkpoint
 from mlcore.run.predictor import ENSEMBLE, Predictor, load_run
@@ -60,7 +61,7 @@ def load_runs(
 
 def is_run(text: str) -> bool:
     """Whether a path on a command line is that of a run or a checkpoint, not of something to predict."""
-    if Path(text).suffix.lower() in _CHECKPOINTS:
+    if Path(text).suffix.lower() in _CHECKPOINTS or text.startswith(HUB):
         return True
     folder = Path(text)
     found = best_checkpoint(folder / "checkpoints") or best_checkpoint(folder)
