@@ -48,7 +48,7 @@ WINGS: dict[str, tuple[str, ...]] = {
 # Imported before the command line is parsed.
 LIGHT = re.compile(
     r"mlcore | mlcore\.base\.(errors|files|env|locks|version) | mlcore\.(config|cli)(\.\w+)* | mlcore\.run(\.app)?"
-    r"| mlcore\.use(\.command)?"
+    r"| mlcore\.use(\.(command|verbs))?"
     r"| quartet(\.(?!apps\b)\w+)* | quartet\.apps\.\w+\.(config|app|train)",
     re.VERBOSE,
 )

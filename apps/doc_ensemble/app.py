@@ -47,6 +47,12 @@ def _dry_run_config(config: DocConfig) -> DocConfig:
     return config.model_copy(update={"kfold": config.kfold.model_copy(update={"fold": 1})})
 
 
+def _evaluation(run: Any, asked: Any, world: World) -> Any:
+    from quartet.apps.doc_ensemble.build import evaluation
+
+    return evaluation(run, asked, world)
+
+
 def _use() -> Any:
     from quartet.apps.doc_ensemble import scoring
 
@@ -75,6 +81,7 @@ APP = App(
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "doc_ensemble",
     build=_build,
     samples=_samples,
+    evaluation=_evaluation,
     use=_use,
     ensemble=_ensemble,
     run_name=_run_name,
@@ -82,6 +89,9 @@ APP = App(
     demo_unless=("data.data_dir", "data.train_csv"),
     dry_run_config=_dry_run_config,
     group=_group,
+    purpose="Tells the types of document pages.",
+    limits=("Every page gets one of the classes, a page of another type, too.",),
+    pipeline_tag="image-classification",
     rehearsal=(
         *("--demo", "data.num_train=68", "data.num_val=34", "--kfold.folds", "2", "model.model_name=test_resnet"),
         *("model.arguments={}", "model.image_size=[64,48]", "--batch_size", "8", "--epochs", "2"),

@@ -1,7 +1,7 @@
 """From the typed configuration to objects; the only place of this app where the two meet."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from mlcore.data.loader import Collate
 from mlcore.metrics.ranking import Interval
 from mlcore.report.classification import measure_interval
 from mlcore.report.page import Section
-from mlcore.run.build import Data, TrainingSetup
+from mlcore.run.build import Data, EvaluationSetup, TrainingSetup
 from mlcore.run.deciding import Decider
+from mlcore.run.evaluating import Asked
+from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
 from mlcore.training.evaluator import Predictions
 from quartet.apps.doc_ensemble.config import DocConfig
 from quartet.apps.doc_ensemble.data.augment import PageAugmentation
@@ -27,13 +29,13 @@ from quartet.apps.doc_ensemble.data.pages import Page
 from quartet.apps.doc_ensemble.data.statistics import page_statistics, statistics_sections
 from quartet.apps.doc_ensemble.ensemble.folds import one_fold
 from quartet.apps.doc_ensemble.keeping import Keeping
-from quartet.apps.doc_ensemble.model.classifier import DocClassifier, create_model
-from quartet.apps.doc_ensemble.outputs import Inspector, write_outputs
-from quartet.apps.doc_ensemble.splits import Splits, load_splits, places_of
+from quartet.apps.doc_ensemble.model.classifier import DocClassifier, create_model, make_model
+from quartet.apps.doc_ensemble.outputs import Inspector, write_outputs, write_tables
+from quartet.apps.doc_ensemble.splits import Splits, labelled_pages, load_splits, places_of
 from quartet.apps.doc_ensemble.task import DocTask, Objective
 from quartet.apps.doc_ensemble.teaching import Taught, Teacher, ask_teacher
 
-__all__ = ["build", "samples"]
+__all__ = ["build", "evaluation", "samples"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,9 +46,7 @@ def build(config: DocConfig, world: World) -> TrainingSetup:
     Raises:
         UserError: Data or weights are missing or cannot be used, or settings do not fit together.
     """
-    splits = broadcast_object(load_splits(config) if world.is_main else None)
-    if config.kfold.fold is not None:
-        splits = one_fold(splits, config.kfold, seed=config.data.split_seed)
+    splits = _splits(config, world)
     teacher = ask_teacher(config, splits, world)
     model = _model(config, splits.classes)
     more = () if teacher is None else teacher.unlabelled
@@ -64,7 +64,8 @@ def build(config: DocConfig, world: World) -> TrainingSetup:
     )
     data = partial(_data, config=config)
     decider = Decider(config.decision, class_names=splits.classes, kind="multiclass")
-    inspector = Inspector(splits, decider=decider, max_pixels=round(config.data.max_megapixels * 1e6))
+    pixels = round(config.data.max_megapixels * 1e6)
+    inspector = Inspector(splits.named(), classes=splits.classes, decider=decider, max_pixels=pixels)
     keeping = None if teacher is None else Keeping(inspector, teacher, splits.named())
     return TrainingSetup(
         task=task,
@@ -73,15 +74,49 @@ def build(config: DocConfig, world: World) -> TrainingSetup:
         transform=PageAugmentation(config.augmentation.name),
         overview=partial(_overview, splits),
         analyse=keeping or inspector,
-        interval=partial(_interval, splits),
-        finish=partial(write_outputs, inspector, config),
+        interval=partial(_interval, splits.named()),
+        finish=partial(write_outputs, inspector, splits, config),
         figures=None if keeping is None else lambda: {"distillation": keeping.figures},
         warnings=[*splits.notes, *_doubts(config), *(() if teacher is None else teacher.notes)],
     )
 
 
-def _interval(splits: Splits, split: str, predictions: Predictions, metric: str) -> Interval:
-    return measure_interval(predictions, metric, units=[page.bundle for page in splits.named()[split]])
+def evaluation(run: RunCheckpoint[DocConfig], asked: Asked, world: World) -> EvaluationSetup:
+    """The model of a run with the pages that are asked for; `App.evaluation`.
+
+    Raises:
+        UserError: A table or folder is missing or has mistakes, or has other classes.
+    """
+    with of_this_version(run.path):
+        classes = tuple(str(name) for name in run.metadata["class_names"])
+    model = rebuild(lambda: make_model(run.metadata["model"]), run.weights, source=run.path)
+    own = _splits(run.config, world, classes=classes).named() if None in asked.data.values() else {}
+    pages = asked.pick(own)
+    for name, path in asked.data.items():
+        if path is not None:
+            pages[name] = labelled_pages(path, base_dir=run.config.data.base_dir, classes=classes)
+    pages = {name: pages[name] for name in asked.data}
+    decider = Decider(run.config.decision, class_names=classes, kind="multiclass", kept=asked.kept(run))
+    pixels = round(run.config.data.max_megapixels * 1e6)
+    inspector = Inspector(pages, classes=classes, decider=decider, max_pixels=pixels)
+    return EvaluationSetup(
+        task=DocTask(model=model.to(memory_format=torch.channels_last).to(world.device), class_names=classes),
+        evaluation={name: _data(part, config=run.config) for name, part in pages.items()},
+        analyse=inspector,
+        interval=partial(_interval, pages),
+        finish=partial(write_tables, inspector),
+    )
+
+
+def _splits(config: DocConfig, world: World, *, classes: Sequence[str] | None = None) -> Splits:
+    """The run's pages; of a fold's run those of the fold."""
+    splits: Splits | None = broadcast_object(load_splits(config, classes=classes) if world.is_main else None)
+    assert splits is not None  # noqa: S101 - the main rank has them
+    return splits if config.kfold.fold is None else one_fold(splits, config.kfold, seed=config.data.split_seed)
+
+
+def _interval(parts: Mapping[str, Sequence[Page]], split: str, predictions: Predictions, metric: str) -> Interval:
+    return measure_interval(predictions, metric, units=[page.bundle for page in parts[split]])
 
 
 def samples(config: DocConfig) -> dict[str, PageFiles]:

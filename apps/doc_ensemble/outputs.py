@@ -20,20 +20,24 @@ from quartet.apps.doc_ensemble.ensemble.folds import write_fold_predictions
 from quartet.apps.doc_ensemble.splits import Splits
 from quartet.apps.doc_ensemble.temperature import fit_temperature
 
-__all__ = ["Inspector", "write_outputs"]
+__all__ = ["Inspector", "write_outputs", "write_tables"]
 
 
 class Inspector:
     """Pictures and tables of an evaluation; remembers the predictions.
 
     Args:
-        splits: The pages of the run.
+        pages: By split.
+        classes: Names, in label order.
         decider: Chooses the decision.
         max_pixels: Larger images are not decoded for thumbnails.
     """
 
-    def __init__(self, splits: Splits, *, decider: Decider, max_pixels: int) -> None:
-        self.splits = splits
+    def __init__(
+        self, pages: Mapping[str, Sequence[Page]], *, classes: Sequence[str], decider: Decider, max_pixels: int
+    ) -> None:
+        self.pages = pages
+        self._classes = classes
         self.decider = decider
         self.predictions: dict[str, Mapping[str, Tensor]] = {}
         self._max_pixels = max_pixels
@@ -52,17 +56,17 @@ class Inspector:
         train = self._report("train") if split == "val" and "train" in self.predictions else None
         sections = write_class_files(report, folder=folder, train=train, prefix=f"{split}_")
         sections += confused_sections(
-            self.splits.named()[split],
+            self.pages[split],
             labels=labels,
             probabilities=chances,
-            class_names=self.splits.classes,
+            class_names=self._classes,
             folder=folder,
             max_pixels=self._max_pixels,
             prefix=prefix,
         )
         sections += self.decider.sections(labels, chances, folder=folder, prefix=prefix)
-        last = "test" if self.splits.test is not None else "val"
-        return sections if split != last else [*sections, *self._calibration(folder)]
+        last = [*self.pages][-1]
+        return [*sections, *self._calibration(folder)] if split == last and "val" in self.predictions else sections
 
     def _calibration(self, folder: Path) -> list[Section]:
         """The temperature that suits the validation pages, and what it does to the test pages, if there are any."""
@@ -70,32 +74,46 @@ class Inspector:
         return calibration_sections(logits["val"][0], labels=logits["val"][1], folder=folder, test=logits.get("test"))
 
     def summary(self) -> str:
-        """Figures of each class for the terminal, on the validation pages."""
-        return format_class_summary(self._report("val"))
+        """Figures of each class for the terminal, on the first pages that were not trained on."""
+        return format_class_summary(self._report(next(split for split in self.predictions if split != "train")))
 
     def _report(self, split: str) -> ClassificationReport:
         rows = self.predictions[split]
-        return class_report(rows["logits"].numpy(), labels=rows["label"].numpy(), class_names=self.splits.classes)
+        return class_report(rows["logits"].numpy(), labels=rows["label"].numpy(), class_names=self._classes)
 
 
-def write_outputs(inspector: Inspector, config: DocConfig, folder: Path, _summary: Mapping[str, Any]) -> None:
-    """Write `decision.json` and `val_predictions.csv` (and `test_`), print the summary, and for a fold keep its part.
+def write_outputs(
+    inspector: Inspector, splits: Splits, config: DocConfig, folder: Path, summary: Mapping[str, Any]
+) -> None:
+    """Write what `write_tables` does, and for a fold keep its part.
+
+    Args:
+        inspector: It has seen the best checkpoint's predictions.
+        splits: The pages of the run.
+        config: The run's.
+        folder: The run's.
+        summary: Of the run.
+    """
+    if config.kfold.fold is not None:
+        write_fold_predictions(folder, config=config, splits=splits, predictions=inspector.predictions["val"])
+    write_tables(inspector, folder, summary)
+
+
+def write_tables(inspector: Inspector, folder: Path, _summary: Mapping[str, Any]) -> None:
+    """Write `decision.json` and `val_predictions.csv` (and `test_`), and print the summary.
 
     Tables hold what `predict.py` gives: probabilities at the decision's temperature.
 
     Args:
-        inspector: It has seen the best checkpoint's predictions.
-        config: The run's.
-        folder: The run's.
+        inspector: It has seen the predictions.
+        folder: Where they go.
     """
-    splits, decision = inspector.splits, inspector.decider.decision
+    decision = inspector.decider.decision
     write_decision(folder, decision)
-    for split, pages in splits.named().items():
+    for split, pages in inspector.pages.items():
         if split != "train":
             table = _table(inspector.predictions[split], pages, decision)
             write_text(folder / f"{split}_predictions.csv", csv_text(table))
-    if config.kfold.fold is not None:
-        write_fold_predictions(folder, config=config, splits=splits, predictions=inspector.predictions["val"])
     print(inspector.summary())
 
 

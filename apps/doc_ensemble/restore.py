@@ -1,7 +1,6 @@
 """From a checkpoint back to a classifier: what ensembles begin with."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,28 +9,11 @@ from mlcore.run.restore import load_run_checkpoint, outline, rebuild
 from quartet.apps.doc_ensemble.config import DocConfig
 from quartet.apps.doc_ensemble.model.classifier import DocClassifier, make_model
 
-__all__ = ["CheckpointMember", "Restored", "restore"]
+__all__ = ["CheckpointMember", "restore"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Restored:
-    """A trained classifier with what belongs to it.
-
-    Attributes:
-        model: Ready to use, in evaluation mode on the chosen device.
-        class_names: In the order of the logits.
-        config: The training run's configuration.
-        step: Training step of the checkpoint.
-    """
-
-    model: DocClassifier
-    class_names: tuple[str, ...]
-    config: DocConfig
-    step: int
-
-
-def restore(path: Path, *, device: torch.device) -> Restored:
-    """Load a checkpoint of this app.
+def restore(path: Path, *, device: torch.device) -> DocClassifier:
+    """The classifier of a checkpoint of this app, in evaluation mode.
 
     Args:
         path: `best_model.pth` or any other checkpoint of a run.
@@ -41,8 +23,7 @@ def restore(path: Path, *, device: torch.device) -> Restored:
         CheckpointError: The file is missing, damaged, unsafe, or no checkpoint of this app.
     """
     read = load_run_checkpoint(path, app="doc_ensemble", config_cls=DocConfig)
-    model = rebuild(lambda: make_model(read.metadata["model"]), read.weights, source=path).to(device)
-    return Restored(model=model, class_names=tuple(read.metadata["class_names"]), config=read.config, step=read.step)
+    return rebuild(lambda: make_model(read.metadata["model"]), read.weights, source=path).to(device)
 
 
 class CheckpointMember:
@@ -75,4 +56,4 @@ class CheckpointMember:
 
     def load(self, device: torch.device) -> DocClassifier:
         """The network, ready to predict."""
-        return restore(self.path, device=device).model
+        return restore(self.path, device=device)

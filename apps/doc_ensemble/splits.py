@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -10,43 +10,23 @@ from pathlib import Path
 from mlcore.base.errors import UserError
 from mlcore.data.fingerprints import cache_file
 from mlcore.data.images import find_images
+from mlcore.run.splits import Splits as OfRun
 from quartet.apps.doc_ensemble.config import DataConfig, DocConfig
 from quartet.apps.doc_ensemble.data.duplicates import check_duplicates, compared
-from quartet.apps.doc_ensemble.data.folders import Folders, read_folders, split_folders
+from quartet.apps.doc_ensemble.data.folders import Folders, read_class_folder, read_folders, split_folders
 from quartet.apps.doc_ensemble.data.generated import write_generated
 from quartet.apps.doc_ensemble.data.pages import PAGE_SUFFIXES, Page
 from quartet.apps.doc_ensemble.data.split import hold_out
 from quartet.apps.doc_ensemble.data.table import read_table
 
-__all__ = ["OUTPUTS", "Splits", "load_splits", "places_of"]
+__all__ = ["OUTPUTS", "Splits", "labelled_pages", "load_splits", "places_of"]
 
 _log = logging.getLogger(__name__)
 
 OUTPUTS = Path("outputs") / "doc_ensemble"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Splits:
-    """The pages of a run.
-
-    Attributes:
-        classes: Names, in label order.
-        train: What is trained on.
-        validation: Held out; chooses the best checkpoint.
-        test: Looked at once, after training; None for none.
-        notes: Warnings for the report.
-    """
-
-    classes: tuple[str, ...]
-    train: Sequence[Page]
-    validation: Sequence[Page]
-    test: Sequence[Page] | None
-    notes: Sequence[str] = ()
-
-    def named(self) -> dict[str, Sequence[Page]]:
-        """The splits there are, by name."""
-        parts = {"train": self.train, "val": self.validation, "test": self.test}
-        return {name: pages for name, pages in parts.items() if pages is not None}
+Splits = OfRun[Page]
 
 
 def load_splits(config: DocConfig, *, classes: Sequence[str] | None = None) -> Splits:
@@ -85,6 +65,17 @@ def load_splits(config: DocConfig, *, classes: Sequence[str] | None = None) -> S
     for note in notes:
         _log.warning(note)
     return replace(splits, notes=notes)
+
+
+def labelled_pages(path: Path, *, base_dir: Path | None, classes: Sequence[str]) -> Sequence[Page]:
+    """The pages of a table, or of a folder with a folder per class, for a trained model.
+
+    Raises:
+        UserError: It is missing, has mistakes, or has other classes than the model.
+    """
+    if path.is_dir():
+        return read_class_folder(path, classes=classes)[0]
+    return read_table(path, base_dir=base_dir, classes=classes)[0]
 
 
 def places_of(settings: DataConfig) -> dict[str, Sequence[Page | Path]]:

@@ -29,6 +29,12 @@ def _samples(config: AdsConfig) -> Mapping[str, Any]:
     return samples(config)
 
 
+def _evaluation(run: Any, asked: Any, world: World) -> Any:
+    from quartet.apps.multimodal_ads.testing import evaluation
+
+    return evaluation(run, asked, world)
+
+
 def _use() -> Any:
     from quartet.apps.multimodal_ads import scoring
 
@@ -79,6 +85,7 @@ APP = App(
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "multimodal_ads",
     build=_build,
     samples=_samples,
+    evaluation=_evaluation,
     use=_use,
     options={
         "text": "text of all inputs; a table brings its own in the column text_info (default: none)",
@@ -90,6 +97,9 @@ APP = App(
     root=Path("whole_finetune"),
     dry_run_config=_dry_run_config,
     group=_group,
+    purpose="Tells ads from other images, by picture and text.",
+    limits=("Frozen encoders are not part of the checkpoint: they are fetched from where the training had them from.",),
+    pipeline_tag="image-classification",
     rehearsal=(
         *("--demo", "data.num_train=64", "data.num_val=16", "data.num_test=16", "data.generated_dir=generated"),
         *("train.ablations=false", "text_encoder=none", "--batch_size", "8", "--epochs", "2"),

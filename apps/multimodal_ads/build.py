@@ -2,9 +2,7 @@
 
 import logging
 import math
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from mlcore.metrics.ranking import Interval, auroc_interval
 from mlcore.report.page import Section, Table
 from mlcore.run.build import Data, TrainingSetup
 from mlcore.run.deciding import Decider
+from mlcore.run.splits import Splits as OfRun
 from mlcore.training.evaluator import Predictions
 from mlcore.training.optim import GroupRule
 from quartet.apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, DataConfig
@@ -38,26 +37,7 @@ _log = logging.getLogger(__name__)
 _OUTPUTS = Path("outputs") / "multimodal_ads"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Splits:
-    """The rows of a run.
-
-    Attributes:
-        train: What is trained on.
-        validation: Held out; chooses the best checkpoint and the threshold.
-        test: Looked at once, after training; None for none.
-        notes: Warnings for the report.
-    """
-
-    train: Sequence[AdRow]
-    validation: Sequence[AdRow]
-    test: Sequence[AdRow] | None
-    notes: Sequence[str] = ()
-
-    def named(self) -> dict[str, Sequence[AdRow]]:
-        """The splits there are, by name."""
-        parts = {"train": self.train, "val": self.validation, "test": self.test}
-        return {name: rows for name, rows in parts.items() if rows is not None}
+Splits = OfRun[AdRow]
 
 
 def build(config: AdsConfig, world: World) -> TrainingSetup:
@@ -73,7 +53,7 @@ def build(config: AdsConfig, world: World) -> TrainingSetup:
     cached = sources["train"].knows_pictures
     task = AdTask(
         model=parts.classifier(with_vision=not cached),
-        objective=_objective(config.train, splits.train),
+        objective=objective(config.train, splits.train),
         text_encoder=None if parts.text is None or sources["train"].knows_texts else parts.text,
         metadata=describe(config, parts),
         former_metadata=partial(describe_as_before, config, parts),
@@ -90,22 +70,17 @@ def build(config: AdsConfig, world: World) -> TrainingSetup:
         group_rules=_learning_rates(config, task),
         overview=partial(_overview, splits, cuts),
         analyse=inspector,
-        interval=_interval,
-        export_command=_export_command,
+        interval=interval,
         finish=partial(write_outputs, inspector, config),
         warnings=[*splits.notes, *(f"{name}: {cut}" for name, cut in cuts.items() if cut.cut)],
     )
 
 
-def _interval(_: str, predictions: Predictions, metric: str) -> Interval:
+def interval(_: str, predictions: Predictions, metric: str) -> Interval:
+    """The 95 % interval of the area under the ROC curve, of samples in the data's order."""
     if metric != "auroc":
         return Interval(math.nan, math.nan)
     return auroc_interval(predictions["label"], scores=predictions["logit"])
-
-
-def _export_command(checkpoint: Path, folder: Path) -> list[str]:
-    script = Path(__file__).with_name("export.py")
-    return [sys.executable, str(script), "--model_path", str(checkpoint), "--output_dir", str(folder)]
 
 
 # ----------------------------------------------------------------------------------------------------------- the data
@@ -273,13 +248,14 @@ def _transform(config: AdsConfig, parts: Parts) -> Transform | None:
 # -------------------------------------------------------------------------------------------------------- the training
 
 
-def _objective(settings: AdsTrainConfig, train: Sequence[AdRow]) -> Objective:
-    ads = sum(row.label for row in train)
+def objective(settings: AdsTrainConfig, train: Sequence[AdRow] | None) -> Objective:
+    """The loss; where the training rows are not known, an automatic weight of the ads is left out."""
     weight = settings.pos_weight
     if weight == "auto":
-        if not ads:
+        ads = sum(row.label for row in train or ())
+        if train is not None and not ads:
             raise UserError("train.pos_weight=auto: there is no ad among the training rows")
-        weight = (len(train) - ads) / ads
+        weight = None if train is None else (len(train) - ads) / ads
     return Objective(
         loss_type=settings.loss_type,
         focal_gamma=settings.focal_gamma,

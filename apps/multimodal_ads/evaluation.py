@@ -97,19 +97,16 @@ def undefined_figures(predictions: Mapping[str, Tensor], threshold: float = 0.5)
     return {name: reason for name, reason in reasons.items() if math.isnan(values[name])}
 
 
-def results(
-    decision: Decision, validation: Mapping[str, Tensor], test: Mapping[str, Tensor] | None = None
-) -> dict[str, Any]:
-    """The contents of results.json: both splits at the decision that validation chose.
+def results(decision: Decision, splits: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    """The contents of results.json: all splits at the decision that validation chose.
 
     Args:
         decision: The run's.
-        validation: Predictions of the validation data.
-        test: Those of the test data, if there is any.
+        splits: Predictions by split: "val", "test".
 
     Returns:
-        "threshold" (its value, what it was chosen on and by, and a note where what was asked for is not reached), "val"
-        and, with test data, "test" (see `split_results`); plain values for `mlcore.base.files.write_json`.
+        "threshold" (its value, what it was chosen on and by, and a note where what was asked for is not reached), and
+        what `split_results` gives of each split; plain values for `mlcore.base.files.write_json`.
 
     Raises:
         UserError: As in `ad_metrics`.
@@ -119,7 +116,6 @@ def results(
         about |= {"maximises": "f1"} if decision.rule == "f1" else {"rule": decision.rule, "asked": decision.value}
     about |= {} if decision.lower is None else {"lower": decision.lower}
     about |= {"note": decision.note} if decision.note else {}
-    splits = {"val": validation} if test is None else {"val": validation, "test": test}
     at = decision.threshold
     return {"threshold": about, **{name: split_results(rows, threshold=at) for name, rows in splits.items()}}
 

@@ -25,7 +25,7 @@ from quartet.apps.multimodal_ads.wrong_ones import classify, write_predictions, 
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["Inspector", "write_outputs", "write_test_files"]
+__all__ = ["Inspector", "write_outputs", "write_results"]
 
 CHECKPOINT = "checkpoint_best.ckpt"
 RESULTS = "results.json"
@@ -68,31 +68,18 @@ class Inspector:
         return self.decider.decision.threshold
 
 
-def write_outputs(inspector: Inspector, config: AdsConfig, folder: Path, _summary: Mapping[str, Any]) -> None:
-    """Write the run's decision, its results and predictions, and its checkpoint and settings under promised names.
+def write_outputs(inspector: Inspector, config: AdsConfig, folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write what `write_results` does, and the run's checkpoint and settings under promised names.
 
-    These are `decision.json`, `results.json`, `test_predictions.json`, `test_report.md`, `checkpoint_best.ckpt` and
-    `.hydra/config.yaml`. Without test data the predictions and the report are those of validation.
+    These are `checkpoint_best.ckpt` and `.hydra/config.yaml`.
 
     Args:
         inspector: It has seen the best checkpoint's predictions.
         config: The run's.
         folder: The run's.
+        summary: Of the run.
     """
-    known = inspector.predictions
-    split = "test" if "test" in known else "val"
-    decision = inspector.decider.decision
-    write_decision(folder, decision)
-    values = results(decision, known["val"], known["test"] if split == "test" else None)
-    write_json(folder / RESULTS, values)
-    write_test_files(
-        folder,
-        known[split],
-        inspector.rows[split],
-        threshold=inspector.threshold,
-        figures=values[split],
-        read=inspector.read_image,
-    )
+    write_results(inspector, folder, summary)
     best = best_checkpoint(folder / "checkpoints")
     if best is not None:
         if best.name != CheckpointStore.BEST:
@@ -101,28 +88,26 @@ def write_outputs(inspector: Inspector, config: AdsConfig, folder: Path, _summar
     write_text(ensure_folder(folder / ".hydra") / "config.yaml", to_yaml(config))
 
 
-def write_test_files(
-    folder: Path,
-    predictions: Mapping[str, Tensor],
-    rows: Sequence[AdRow],
-    *,
-    threshold: float,
-    figures: Mapping[str, Any],
-    read: Any,
-) -> None:
-    """Write `test_predictions.json` and `test_report.md`.
+def write_results(inspector: Inspector, folder: Path, _summary: Mapping[str, Any]) -> None:
+    """Write `decision.json`, `results.json`, and of the test data `test_predictions.json` and `test_report.md`.
+
+    Without test data the predictions and the report are those of validation.
 
     Args:
+        inspector: It has seen the predictions.
         folder: Where they go.
-        predictions: Evaluation rows, see `quartet.apps.multimodal_ads.evaluation`.
-        rows: The table's rows.
-        threshold: Least probability of what is taken for an ad.
-        figures: One split of results.json.
-        read: Reads a picture.
     """
-    classified = classify(predictions, rows, threshold=threshold)
+    known = inspector.predictions
+    split = "test" if "test" in known else "val"
+    decision = inspector.decider.decision
+    write_decision(folder, decision)
+    values = results(decision, known)
+    write_json(folder / RESULTS, values)
+    threshold, figures = inspector.threshold, values[split]
+    classified = classify(known[split], inspector.rows[split], threshold=threshold)
     write_predictions(folder / "test_predictions.json", classified)
     headlines = {name: figures[name] for name in _HEADLINES}
+    read = inspector.read_image
     write_report(folder / "test_report.md", classified, headlines=headlines, threshold=threshold, read_image=read)
 
 

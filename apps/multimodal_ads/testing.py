@@ -1,79 +1,67 @@
-"""What `test.py` does: a checkpoint and a labelled table to figures and the wrong ones."""
+"""A trained ad classifier and labelled data, ready to be evaluated."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-from torch import Tensor
-
-from mlcore.base.console import setup_logging
-from mlcore.base.distributed import World, pick_device
-from mlcore.base.files import output_folder, write_json
-from mlcore.data.images import read_image
-from mlcore.data.loader import BatchLoader, worker_count
-from mlcore.data.order import EpochOrder
-from mlcore.run.restore import run_folder
-from mlcore.training.engine import autocast
-from mlcore.training.evaluator import Evaluator
+from mlcore.base.distributed import World, broadcast_object
+from mlcore.run.build import Data, EvaluationSetup
+from mlcore.run.deciding import Decider
+from mlcore.run.evaluating import Asked
+from mlcore.run.restore import RunCheckpoint
+from quartet.apps.multimodal_ads.build import interval, load_splits, objective
+from quartet.apps.multimodal_ads.config import AdsConfig
 from quartet.apps.multimodal_ads.data.batches import SampleSource, collate
-from quartet.apps.multimodal_ads.data.table import AdRow, read_table
-from quartet.apps.multimodal_ads.evaluation import split_results
-from quartet.apps.multimodal_ads.outputs import write_test_files
-from quartet.apps.multimodal_ads.restore import Restored, decision_of, restore
+from quartet.apps.multimodal_ads.data.table import read_table
+from quartet.apps.multimodal_ads.evaluation import CLASS_NAMES
+from quartet.apps.multimodal_ads.outputs import Inspector, write_results
+from quartet.apps.multimodal_ads.restore import decision_of, restored
 from quartet.apps.multimodal_ads.text.truncation import forewarn
+
+__all__ = ["evaluation"]
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["evaluate"]
+_NO_WEIGHT = "the weight of ads in the loss (train.pos_weight=auto) is known of the run's own data only; it is 1 here"
 
 
-def evaluate(
-    *,
-    model_path: Path,
-    csv: Path,
-    base_dir: Path | None,
-    output_dir: Path | None,
-    threshold: str | None,
-    batch_size: int,
-    device: str,
-) -> int:
-    """Write results.json, test_predictions.json and test_report.md; the help of `test.py` says what each argument is.
+def evaluation(run: RunCheckpoint[AdsConfig], asked: Asked, world: World) -> EvaluationSetup:
+    """The classifier of a run with the samples that are asked for; `App.evaluation`.
+
+    Frozen encoders are found where the run had them from; a checkpoint does not hold their weights.
 
     Raises:
-        UserError: The checkpoint or the table cannot be used, or the folder cannot be written to.
+        CheckpointError: Encoders are not those that the run was trained with.
+        UserError: A table is missing or has mistakes, or an encoder cannot be had.
     """
-    setup_logging()
-    with output_folder(output_dir or run_folder(model_path) / f"test_{csv.stem}") as folder:
-        rows = read_table(csv, base_dir=base_dir)
-        restored = restore(model_path, device=pick_device(device))
-        decision = decision_of(model_path, threshold)
-        value, chosen_on = decision.threshold, decision.chosen_on
-        for warning in forewarn([row.text for row in rows], restored.parts.text):
-            _log.warning("%s", warning)
-        predictions = _predictions(restored, rows, batch_size=batch_size)
-        figures = split_results(predictions, threshold=value)
-        write_json(folder / "results.json", {"threshold": {"value": value, "chosen_on": chosen_on}, "test": figures})
-        read = partial(read_image, max_pixels=restored.max_pixels)
-        write_test_files(folder, predictions, rows, threshold=value, figures=figures, read=read)
-    shown = {name: figures[name] for name in ("auroc", "average_precision", "f1", "accuracy")}
-    values = "  ".join(f"{name} {'undefined' if value is None else f'{value:.4f}'}" for name, value in shown.items())
-    _log.info("%d samples  %s", len(rows), values)
-    for name, reason in figures["undefined"].items():
-        _log.warning("%s is undefined: %s", name, reason)
-    _log.info("written: %s", folder)
-    return 0
-
-
-def _predictions(restored: Restored, rows: Sequence[AdRow], *, batch_size: int) -> Mapping[str, Tensor]:
-    """Evaluation rows of a table's samples, in its order."""
-    with_images, with_texts = restored.parts.vision is not None, restored.parts.text is not None
-    loader = BatchLoader(
-        SampleSource(rows, max_pixels=restored.max_pixels, with_images=with_images, with_texts=with_texts),
-        EpochOrder(len(rows), batch_size, shuffle=False),
-        prepare=restored.prepare,
-        collate=collate,
-        num_workers=worker_count("auto", samples=len(rows), batch_size=batch_size),
+    settings = run.config.data
+    rows = {name: read_table(path, base_dir=settings.base_dir) for name, path in asked.data.items() if path is not None}
+    own = None
+    if None in asked.data.values():
+        own = broadcast_object(load_splits(run.config) if world.is_main else None)
+        rows |= asked.pick(own.named())
+    rows = {name: rows[name] for name in asked.data}
+    found = restored(run, device=world.device)
+    warnings = forewarn([row.text for part in rows.values() for row in part], found.parts.text)
+    if own is None and run.config.train.pos_weight == "auto":
+        warnings = [*warnings, _NO_WEIGHT]
+    task = replace(found.task, objective=objective(run.config.train, None if own is None else own.train))
+    parts, pixels = found.parts, found.max_pixels
+    source = partial(
+        SampleSource, max_pixels=pixels, with_images=parts.vision is not None, with_texts=parts.text is not None
     )
-    with autocast(restored.config.train.precision, restored.device):
-        return Evaluator(restored.task, loader, world=World(device=restored.device)).predict(restored.model)
+    kept = asked.kept(run)
+    if not asked.choose and (kept is None or asked.threshold):
+        kept = decision_of(run.path, asked.threshold or None)
+    decider = Decider(run.config.decision, class_names=CLASS_NAMES, kind="binary", positive="ads", kept=kept)
+    inspector = Inspector(rows, decider=decider, max_pixels=pixels)
+    return EvaluationSetup(
+        task=task,
+        evaluation={
+            name: Data(dataset=source(part), prepare=found.prepare, collate=collate) for name, part in rows.items()
+        },
+        analyse=inspector,
+        interval=interval,
+        finish=partial(write_results, inspector),
+        warnings=warnings,
+    )

@@ -28,6 +28,12 @@ def _samples(config: PerceiverConfig) -> Mapping[str, Any]:
     return samples_to_check(config.data, seed=config.run.seed)
 
 
+def _evaluation(run: Any, asked: Any, world: World) -> Any:
+    from quartet.apps.perceiver.evaluation import evaluation
+
+    return evaluation(run, asked, world)
+
+
 def _use() -> Any:
     from quartet.apps.perceiver import scoring
 
@@ -46,11 +52,14 @@ APP = App(
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "perceiver",
     build=_build,
     samples=_samples,
+    evaluation=_evaluation,
     use=_use,
     options={"on_missing": "gaps in sequences: error, mask or interpolate (default: as in training)"},
     run_name=_run_name,
     own_data="--dataset image_folder --data_dir DIR  (more kinds: docs/perceiver.md)",
     demo_unless=("data.dataset", "data.data_dir", "data.train_path"),
+    purpose="Classifies sequences of any length, or images as sequences of patches.",
+    limits=("Everything gets one of the classes, whatever it is.",),
     rehearsal=(
         *("--dataset", "synthetic", "--num_samples", "160", "--seq_len_range", "8", "24", "--feature_dim", "6"),
         *("--num_classes", "3", "--d_model", "16", "--num_heads", "2", "--num_latents", "4", "--dropout", "0.1"),

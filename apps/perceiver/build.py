@@ -1,7 +1,6 @@
 """From the typed configuration to objects; the only place of this app where the two meet."""
 
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,12 +26,12 @@ from quartet.apps.perceiver.data.patches import ImagePatches
 from quartet.apps.perceiver.data.samples import SampleDataset, Subset
 from quartet.apps.perceiver.data.sources import Part, Sources, load_sources
 from quartet.apps.perceiver.data.splits import stratified_split
-from quartet.apps.perceiver.restore import Restored, make_model, model_settings
+from quartet.apps.perceiver.restore import make_model, model_settings
 from quartet.apps.perceiver.task import Objective, PerceiverTask
 
 _log = logging.getLogger(__name__)
 
-_CALLED: Mapping[Part, str] = {"train": "training data", "val": "validation data", "test": "test data"}
+_CALLED: Mapping[str, str] = {"train": "training data", "val": "validation data", "test": "test data"}
 _SHOWN = 20  # constant channels named in the log
 
 
@@ -51,7 +50,7 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
             f"the training data has one class only, {sources.classes[0]}: a classifier needs at least two; add "
             "samples of another one, or look at the labels"
         )
-    parts = _parts(sources, fraction=config.data.val_fraction, seed=config.data.split_seed)
+    parts = parts_of(sources, fraction=config.data.val_fraction, seed=config.data.split_seed)
     inspect = partial(_inspect, settings=config.data, classes=sources.classes)
     looks = {"train": inspect(parts["train"], _CALLED["train"], every_class=True)}
     channels = len(looks["train"].statistics.mean)
@@ -72,9 +71,8 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
         transform=_transform(config, sources.train, longest=longest),
         overview=partial(_overview, looks),
         warnings=_warnings(parts, skipped),
-        analyse=partial(_analyse, decider=decider),
+        analyse=partial(analyse, decider=decider),
         interval=lambda _, predictions, metric: measure_interval(predictions, metric),
-        export_command=_export_command,
         finish=decider.write,
     )
 
@@ -131,7 +129,7 @@ def _warnings(parts: Mapping[Part, SampleDataset], skipped: Sequence[str]) -> li
     return warnings
 
 
-def _parts(sources: Sources, *, fraction: float, seed: int) -> dict[Part, SampleDataset]:
+def parts_of(sources: Sources, *, fraction: float, seed: int) -> dict[Part, SampleDataset]:
     """The data sets that there are: validation data is missing where none is given and none is to be set aside."""
     parts: dict[Part, SampleDataset] = {"train": sources.train}
     if sources.validation is not None:
@@ -148,34 +146,23 @@ def _parts(sources: Sources, *, fraction: float, seed: int) -> dict[Part, Sample
     return parts
 
 
-def load_part(restored: Restored, part: Part, *, config: PerceiverConfig) -> tuple[Data, Sequence[str]]:
-    """One part of a run's data, the same samples in the same order as the run had.
+def evaluation_data(
+    dataset: SampleDataset, name: str, *, settings: DataConfig, classes: Sequence[str], channels: int
+) -> tuple[Data, Sequence[str]]:
+    """Samples as evaluations take them, and one message for each that is left out.
 
     Args:
-        restored: The trained model, which the data must fit.
-        part: Which part.
-        config: The run's configuration, perhaps with other paths.
-
-    Returns:
-        The data, and one message for each sample left out.
+        dataset: The samples.
+        name: What they are for: "val", "test", "train".
+        settings: The data section.
+        classes: Names of the classes.
+        channels: What the model reads at each position.
 
     Raises:
-        UserError: There is no such part, it does not fit the model, or samples cannot be used.
+        UserError: They do not fit the model, or cannot be used.
     """
-    sources = load_sources(config.data, seed=config.run.seed)
-    if list(sources.classes) != list(restored.class_names):
-        here, there = (", ".join(names) for names in (sources.classes, restored.class_names))
-        raise UserError(f"the data has the classes {here}; the model was trained on {there}")
-    if sources.preprocessing != restored.metadata["preprocessing"]:
-        raise UserError(
-            f"the data is {sources.preprocessing}; the model was trained on {restored.metadata['preprocessing']}"
-        )
-    parts = _parts(sources, fraction=config.data.val_fraction, seed=config.data.split_seed)
-    if part not in parts:
-        raise UserError(f"this data has no {part} part; give --{part}_path, or look at --split {' or '.join(parts)}")
-    channels = restored.metadata["model"]["input_dim"]
-    look = _inspect(parts[part], _CALLED[part], settings=config.data, classes=sources.classes, channels=channels)
-    return _data(parts[part], look, settings=config.data), [*sources.skipped, *look.problems]
+    look = _inspect(dataset, _CALLED[name], settings=settings, classes=classes, channels=channels)
+    return _data(dataset, look, settings=settings), look.problems
 
 
 def _inspect(
@@ -228,7 +215,8 @@ def _overview(looks: Mapping[str, Inspection], _folder: Path) -> list[Section]:
     return [Table("Data", ["", *tables], rows)]
 
 
-def _analyse(predictions: Predictions, folder: Path, prefix: str, *, decider: Decider) -> list[Section]:
+def analyse(predictions: Predictions, folder: Path, prefix: str, *, decider: Decider) -> list[Section]:
+    """Sections of a report on predictions; a decision is chosen where they are of the validation data."""
     names = decider.decision.class_names
     labels, probabilities = predictions["label"].numpy(), predictions["probabilities"].numpy()
     if not prefix:
@@ -237,8 +225,3 @@ def _analyse(predictions: Predictions, folder: Path, prefix: str, *, decider: De
         *classification_sections(predictions, class_names=names, folder=folder, prefix=prefix),
         *decider.sections(labels, probabilities, folder=folder, prefix=prefix),
     ]
-
-
-def _export_command(checkpoint: Path, folder: Path) -> list[str]:
-    script = Path(__file__).with_name("export.py")
-    return [sys.executable, str(script), "--model_path", str(checkpoint), "--output_dir", str(folder)]

@@ -28,6 +28,12 @@ def _samples(config: SamMed3DConfig) -> Mapping[str, Any]:
     return samples(config)
 
 
+def _evaluation(run: Any, asked: Any, world: World) -> Any:
+    from quartet.apps.sam_med3d_ich.build import evaluation
+
+    return evaluation(run, asked, world)
+
+
 def _use() -> Any:
     from quartet.apps.sam_med3d_ich import scoring
 
@@ -46,6 +52,7 @@ APP = App(
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "sam_med3d_ich",
     build=_build,
     samples=_samples,
+    evaluation=_evaluation,
     use=_use,
     options={
         "array_spacing": "voxel size of arrays that carry none, X Y Z in mm (default: that of the run)",
@@ -60,5 +67,11 @@ APP = App(
     own_data="--train_csv train.csv --val_csv val.csv --mask_dir masks  "
     "(making these from NIfTI or DICOM: docs/sam_med3d_ich.md)",
     demo_unless=("data.train_csv",),
+    purpose="Segments intracerebral haemorrhage in brain CT.",
+    limits=(
+        "Not a medical device: for research only, not for diagnosis or any decision about a patient.",
+        "It reads CT in Hounsfield units; other scanners, protocols and bleeds than those of the data may go wrong.",
+    ),
+    pipeline_tag="image-segmentation",
     rehearsal=("--demo", "data.num_train=4", "data.num_val=2", "--epochs", "2", "--eval_every", "1"),
 )

@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,11 @@ from mlcore.base.errors import UserError
 from mlcore.metrics.arrays import IntArray
 from mlcore.metrics.ranking import Interval, bootstrap_interval
 from mlcore.remote.s3 import stored_file
-from mlcore.run.build import Data, TrainingSetup
+from mlcore.run.build import Data, EvaluationSetup, TrainingSetup
+from mlcore.run.decision import write_decision
+from mlcore.run.evaluating import Asked
+from mlcore.run.restore import RunCheckpoint
+from mlcore.run.splits import Splits as OfRun
 from mlcore.training.evaluator import Predictions
 from mlcore.training.optim import GroupRule
 from quartet.apps.sam_med3d_ich.choosing import Chooser
@@ -32,7 +35,7 @@ from quartet.apps.sam_med3d_ich.losses import dice_cross_entropy, dice_focal
 from quartet.apps.sam_med3d_ich.model.ich import IchModel
 from quartet.apps.sam_med3d_ich.model.weights import fetch_released, load_weights, read_weights, resize_tables
 from quartet.apps.sam_med3d_ich.outputs import write_outputs
-from quartet.apps.sam_med3d_ich.restore import describe, make_model, make_segmenter
+from quartet.apps.sam_med3d_ich.restore import describe, make_model, make_segmenter, restored
 from quartet.apps.sam_med3d_ich.task import IchTask, MaskLoss
 
 _log = logging.getLogger(__name__)
@@ -41,21 +44,7 @@ _OUTPUTS = Path("outputs") / "sam_med3d_ich"
 _TOLD = 10  # remarks on units in the log; the report has all
 
 
-@dataclass(frozen=True, kw_only=True)
-class Splits:
-    """The cases of a run.
-
-    Attributes:
-        train: Training cases.
-        validation: Held-out cases that choose the best checkpoint.
-        test: Cases looked at once, after training; None for none.
-        notes: Warnings for the report.
-    """
-
-    train: Sequence[Case]
-    validation: Sequence[Case]
-    test: Sequence[Case] | None
-    notes: Sequence[str] = ()
+Splits = OfRun[Case]
 
 
 def build(config: SamMed3DConfig, world: World) -> TrainingSetup:
@@ -78,9 +67,7 @@ def build(config: SamMed3DConfig, world: World) -> TrainingSetup:
     side = model.sam.shape.image_size
     crops = CropDataset(splits.train, cache=cache, crop_size=side, random_crops=config.data.random_crops)
     whole = {
-        prefix: CaseDataset(cases, array_spacing=spacing)
-        for prefix, cases in (("", splits.validation), ("test_", splits.test))
-        if cases is not None
+        name: CaseDataset(cases, array_spacing=spacing) for name, cases in splits.named().items() if name != "train"
     }
     chooser = Chooser(task, config.decision)
     statistics = _statistics(splits, cache) if world.is_main else {}
@@ -88,9 +75,7 @@ def build(config: SamMed3DConfig, world: World) -> TrainingSetup:
     return TrainingSetup(
         task=task,
         train=Data(dataset=crops),
-        evaluation={
-            prefix.removesuffix("_") or "val": Data(dataset=dataset, collate=list) for prefix, dataset in whole.items()
-        },
+        evaluation={name: Data(dataset=dataset, collate=list) for name, dataset in whole.items()},
         transform=CropTransform(
             crop_size=side,
             augmentation_prob=config.data.augmentation_prob,
@@ -108,6 +93,41 @@ def build(config: SamMed3DConfig, world: World) -> TrainingSetup:
     )
 
 
+def evaluation(run: RunCheckpoint[SamMed3DConfig], asked: Asked, world: World) -> EvaluationSetup:
+    """The model of a run with the cases that are asked for; `App.evaluation`.
+
+    Raises:
+        UserError: A table is missing or has mistakes, or nothing says where the masks are.
+    """
+    settings, own = run.config.data, dict[str, Sequence[Case]]()
+    if None in asked.data.values():
+        own = asked.pick(load_splits(settings, world=world).named())
+    for name, path in asked.data.items():
+        if path is not None:
+            if settings.mask_dir is None:
+                raise UserError(f"{path}: no folder of masks is known; give data.mask_dir=DIR")
+            own[name] = read_cases(path, mask_dir=settings.mask_dir)
+    found = restored(run, device=world.device)
+    task = IchTask(
+        model=found.segmenter.model,
+        segmenter=found.segmenter,
+        mask_loss=_mask_loss(run.config.objective),
+        prompted=found.prompted,
+    )
+    whole = {name: CaseDataset(own[name], array_spacing=settings.array_spacing) for name in asked.data}
+    chooser = Chooser(task, run.config.decision, kept=asked.kept(run))
+    return EvaluationSetup(
+        task=task,
+        evaluation={name: Data(dataset=dataset, collate=list) for name, dataset in whole.items()},
+        interval=partial(_interval, task, whole),
+        choose=chooser.choose,
+        analyse=Inspector(
+            task=task, datasets=whole, window=found.segmenter.preprocessing.window, decide=chooser.sections
+        ),
+        finish=lambda folder, _: write_decision(folder, chooser.decision),
+    )
+
+
 def _interval(
     task: IchTask, datasets: Mapping[str, CaseDataset], split: str, predictions: Predictions, metric: str
 ) -> Interval:
@@ -115,7 +135,7 @@ def _interval(
         drawn = np.repeat(np.arange(len(times)), times)
         return task.metrics({name: rows[drawn] for name, rows in predictions.items()}).get(metric, math.nan)
 
-    cases = datasets["" if split == "val" else f"{split}_"].cases
+    cases = datasets[split].cases
     return bootstrap_interval(figure, units=[case.patient_id for case in cases], resamples=200)
 
 
@@ -198,9 +218,9 @@ def samples(config: SamMed3DConfig) -> dict[str, CaseDataset]:
         UserError: A table is missing or has mistakes; they are all named.
     """
     settings = config.data
+    parts: Mapping[str, Sequence[Case]]
     if settings.source == "phantoms":
-        splits = load_splits(settings, world=World())
-        parts = {"train": splits.train, "val": splits.validation}
+        parts = load_splits(settings, world=World()).named()
     else:
         mask_dir, tables = _tables(settings)
         parts = {name: read_cases(path, mask_dir=mask_dir) for name, path in tables.items()}
@@ -238,8 +258,8 @@ def _nothing_to_find(validation: Sequence[Case]) -> str | None:
 
 def _statistics(splits: Splits, cache: Cache) -> dict[str, DatasetStatistics]:
     """What the report says of the data; now, so that a held-out case that cannot be used is told before training."""
-    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    return {name: dataset_statistics(cases, cache=cache) for name, cases in parts.items() if cases is not None}
+    called = {"val": "validation"}
+    return {called.get(name, name): dataset_statistics(cases, cache=cache) for name, cases in splits.named().items()}
 
 
 def told_of_units(statistics: Mapping[str, DatasetStatistics]) -> list[str]:

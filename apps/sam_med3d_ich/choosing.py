@@ -43,16 +43,17 @@ class Chooser:
     Args:
         task: Its segmenter gets what is chosen.
         settings: What is asked for.
+        kept: A run's decision, which is used as it is.
 
     Attributes:
         decision: The one in use.
     """
 
-    def __init__(self, task: IchTask, settings: MaskDecisionConfig) -> None:
+    def __init__(self, task: IchTask, settings: MaskDecisionConfig, *, kept: Decision | None = None) -> None:
         self._task, self._settings = task, settings
         self._scores: NDArray[np.float64] | None = None  # [T, V]
         at = task.segmenter
-        self.decision = Decision(kind="mask", threshold=at.threshold, min_volume_ml=at.min_volume_ml)
+        self.decision = kept or Decision(kind="mask", threshold=at.threshold, min_volume_ml=at.min_volume_ml)
         self.thresholds = tuple(sorted({*_THRESHOLDS, at.threshold}))
         self.volumes = tuple(sorted({*_VOLUMES_ML, at.min_volume_ml}))
 
@@ -93,11 +94,11 @@ class Chooser:
         """Figures at the point in use, which the decision remembers, and where it was chosen `operating_point.png`."""
         split = prefix.removesuffix("_") or "val"
         self.decision = self.decision.with_figures(split, self._figures(predictions))
-        if self._scores is None:
+        if self.decision.rule == "none":
             return []
         title = f"{'Validation' if split == 'val' else split.capitalize()}: decision"
         decision, sections = self.decision, list[Section]()
-        if split == "val" and not np.isnan(self._scores).all():
+        if split == "val" and self._scores is not None and not np.isnan(self._scores).all():
             sections.append(Picture(title, self._draw(folder / "operating_point.png"), wide=True))
         chosen = "chosen on these cases, so that the figures are better than on others"
         note = f"voxels from {decision.threshold:g} on, parts of at least {decision.min_volume_ml:g} mL; "

@@ -27,7 +27,7 @@ class Inspector:
 
     Attributes:
         task: Segments again the few cases that are drawn.
-        datasets: Cases by the prefix of their files ("" for validation, "test_").
+        datasets: Cases by split.
         window: Level and width in HU of the pictures; None for percentiles.
         decide: Sections on the decision (`choosing.Chooser.sections`).
     """
@@ -39,7 +39,7 @@ class Inspector:
 
     def __call__(self, predictions: Predictions, folder: Path, prefix: str) -> Sequence[Section]:
         """Write `{prefix}cases.csv`, the overlays and the figures' pictures; see `case_report.case_sections`."""
-        dataset = self.datasets[prefix]
+        dataset = self.datasets[prefix.removesuffix("_") or "val"]
         rows = [
             CaseRow(name=case.name, metrics=CaseMetrics.from_row(values), ich=case.ich, score=score)
             for case, values, score in zip(

@@ -3,8 +3,11 @@
     quartet train APP [--flag VALUE] [key=value] ...   train an app; without a data set, its demo
     quartet train APP --help                           what can be set
     quartet predict RUN INPUT ...                      a run's model on files, folders, or the rows of a table
+    quartet evaluate RUN [--data DATA]                 a run's figures again, on other data, or at another decision
     quartet export RUN [--format onnx]                 a run's model as files that work elsewhere
     quartet distill RUN [--flag VALUE] ...             train one network on the answers of a run or an ensemble
+    quartet card RUN                                   a run's model card: data, results, decision, limits
+    quartet push RUN hub:NAME                          a run's export and card on the Hugging Face hub
     quartet run APP SCRIPT [...]                       another script of an app, such as predict or export
     quartet doctor [APP]                               check this machine (and libraries and settings of an app)
     quartet chaos APP [--kills N] [--faults NAME ...]  kill and damage runs of an app, and compare what they end with
@@ -20,6 +23,7 @@ import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -43,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         listen()  # before what takes long to import
     try:
         if command in ("-h", "--help", "help") or (
-            rest[:1] in (["-h"], ["--help"]) and command not in ("compare", "predict", "export")
+            rest[:1] in (["-h"], ["--help"])
+            and command not in ("compare", "predict", "evaluate", "export", "card", "push")
         ):
             print(f"{(__doc__ or '').strip()}\n\nApps: {', '.join(app_names())}")
             sys.exit(0)
@@ -78,6 +83,7 @@ def _run(command: str, rest: list[str]) -> int:
         "predict": _predict,
         "export": _export,
         "distill": _distill,
+        **{name: partial(_verb, name) for name in ("evaluate", "card", "push")},
         "run": _script,
         "doctor": _doctor,
         "chaos": _chaos,
@@ -111,6 +117,13 @@ def _predict(rest: list[str]) -> int:
     from mlcore.use.command import predict
 
     return predict(rest)
+
+
+def _verb(name: str, rest: list[str]) -> int:
+    from mlcore.use import verbs
+
+    done: int = getattr(verbs, name)(rest)
+    return done
 
 
 def _export(rest: list[str]) -> int:

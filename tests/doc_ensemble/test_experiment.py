@@ -50,7 +50,7 @@ def direct(checkpoint: Path, asked: Sequence[Page], *, flipped: bool = False) ->
     pixels = [torch.from_numpy(data[row]["image"]).permute(2, 0, 1).float() / 255 for row in range(len(data))]
     batch = torch.stack(pixels)
     with torch.inference_mode():
-        return torch.softmax(restored.model(batch.flip(3) if flipped else batch), dim=1).double().numpy()
+        return torch.softmax(restored(batch.flip(3) if flipped else batch), dim=1).double().numpy()
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -341,7 +341,7 @@ def test_each_member_fits_the_page_as_it_was_trained_in_any_order(
         data = PageDataset(asked, max_pixels=10**8, grey=True, fit=Fit((64, 48), fit))  # type: ignore[arg-type]
         pixels = torch.stack([torch.from_numpy(data[k]["image"]).permute(2, 0, 1).float() / 255 for k in range(34)])
         with torch.inference_mode():
-            alone.append(torch.softmax(restore(path, device=CPU).model(pixels), dim=1).double().numpy())
+            alone.append(torch.softmax(restore(path, device=CPU)(pixels), dim=1).double().numpy())
     expected = np.mean(alone, axis=0)
     paths = [page.path for page in asked]
     for order in (("resize", "letterbox"), ("letterbox", "resize")):

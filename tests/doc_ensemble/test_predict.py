@@ -118,12 +118,12 @@ def test_predict_reads_every_kind_of_page_and_goes_on_after_a_bad_one(
     restored = restore(model, device=CPU)
     pixels = Prepare(Fit((64, 48)), mean=(0,), std=(1,)).pixels(np.asarray(images[1].convert("L"))[..., None])
     with torch.inference_mode():
-        raw = torch.softmax(restored.model(torch.from_numpy(pixels)[None]), dim=1)
+        raw = torch.softmax(restored(torch.from_numpy(pixels)[None]), dim=1)
     decision = read_decision(finished[0])
     assert decision is not None
     assert decision.temperature != 1
     (chances,) = decision.calibrated(raw.double().numpy())
-    assert good[2]["class"] == restored.class_names[int(chances.argmax())]
+    assert good[2]["class"] == decision.class_names[int(chances.argmax())]
     assert float(good[2]["probability"]) == pytest.approx(float(chances.max()), abs=1e-5)
     for row in good:
         name = Path(row["input"]).name.replace("#", "_")

@@ -66,22 +66,22 @@ def test_predictions_are_those_of_the_restored_model(finished: tuple[Path, str],
     assert len(rows) == 34
     sample = data.prepare(data.dataset[20])
     with torch.inference_mode():
-        chances = torch.softmax(restored.model(torch.from_numpy(sample["pixels"])[None])[0], dim=0).numpy()
+        chances = torch.softmax(restored(torch.from_numpy(sample["pixels"])[None])[0], dim=0).numpy()
     decision = read_decision(finished[0])
     assert decision is not None
     calibration = json.loads((finished[0] / "calibration.json").read_text("utf-8"))
     assert decision.temperature == calibration["val"]["temperature"]
     chances = decision.calibrated(chances[None])[0]
-    written = np.array([float(rows[20][f"p_{name}"]) for name in restored.class_names])
+    written = np.array([float(rows[20][f"p_{name}"]) for name in decision.class_names])
     np.testing.assert_allclose(written, chances, atol=2e-6)
-    assert rows[20]["label"] == restored.class_names[sample["label"]]
+    assert rows[20]["label"] == decision.class_names[sample["label"]]
 
 
 def test_a_member_knows_its_input_and_classes_before_its_weights_are_loaded(finished: tuple[Path, str]) -> None:
     member = CheckpointMember("one", finished[0] / "checkpoints" / "best_model.pth")
     assert (member.image_size, member.in_channels, len(member.class_names)) == ((64, 48), 1, 17)
     again = member.load(CPU)
-    whole = restore(member.path, device=CPU).model
+    whole = restore(member.path, device=CPU)
     pixels = torch.rand(2, 1, 64, 48)
     assert torch.equal(again(pixels), whole(pixels))
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mlcore.base.safe_pickle import load_pickle
 from mlcore.data.packed import read_arrays
+from mlcore.run import load_run
 from mlcore.training.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint
 from quartet.apps.doc_ensemble.ensemble.folds import _read_fold
 from quartet.apps.doc_ensemble.ensemble.out_of_fold import OutOfFold, read_out_of_fold
@@ -23,7 +24,7 @@ from quartet.apps.perceiver.config import ModelConfig
 from quartet.apps.perceiver.data.arrays import read_npz
 from quartet.apps.perceiver.data.cifar import load_cifar10
 from quartet.apps.perceiver.data.images import ImageSource
-from quartet.apps.perceiver.restore import make_model, model_settings, restore
+from quartet.apps.perceiver.restore import make_model, model_settings
 from tests.fuzz.cases import Parser, checks_of
 
 PICKLE = (
@@ -221,7 +222,7 @@ PARSERS = [
     Parser(
         name="checkpoint of a run",
         write=run_checkpoint,
-        read=lambda folder: restore(folder / "checkpoints" / "step_00000003.pth"),
+        read=lambda folder: load_run(folder / "checkpoints" / "step_00000003.pth", device="cpu"),
     ),
     Parser(
         name="checkpoint to go on from",

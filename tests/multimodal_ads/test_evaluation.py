@@ -92,14 +92,14 @@ def test_one_class_only_is_told_and_never_crashes(label: int, logit: float, miss
 
     sections = ad_sections(rows, threshold=0.5, folder=tmp_path)
     assert isinstance(sections[-1], Text)
-    about = results(decided(rows), rows)["threshold"]
+    about = results(decided(rows), {"val": rows})["threshold"]
     assert about == {"value": 0.5, "chosen_on": None, "note": f"every sample is of class {label}: nothing to choose by"}
 
 
 def test_results_use_the_threshold_of_validation_on_the_test() -> None:
     validation, test = noisy(0), noisy(1)
     decision = decided(validation)
-    values, chosen = results(decision, validation, test), decision.threshold
+    values, chosen = results(decision, {"val": validation, "test": test}), decision.threshold
     assert values["threshold"] == {"value": chosen, "chosen_on": "val", "maximises": "f1"}
     assert values["threshold"]["value"] == values["val"]["threshold"] == values["test"]["threshold"] == chosen
     taken = probabilities_of(test) >= chosen
@@ -111,20 +111,21 @@ def test_results_use_the_threshold_of_validation_on_the_test() -> None:
     interval = values["test"]["auroc_interval"]
     assert interval["low"] <= values["test"]["auroc"] <= interval["high"]
     assert sum(row["count"] for row in values["test"]["reliability_bins"]) == 60
-    assert "test" not in results(decision, validation)
+    assert "test" not in results(decision, {"val": validation})
 
 
 def test_results_say_what_was_asked_and_not_reached() -> None:
     rows = predictions([0, 1, 1, 0], [2.0, 1.0, 0.5, -3.0])
-    about = results(decided(rows, "precision=0.95"), rows)["threshold"]
+    about = results(decided(rows, "precision=0.95"), {"val": rows})["threshold"]
     assert (about["rule"], about["asked"], about["chosen_on"]) == ("precision", 0.95, "val")
     assert about["note"].startswith("precision 0.95 is not reached on these data: the highest is 0.6667 (2 of 3)")
-    zones = results(decided(rows, "zones=0.6,0.9"), rows)["threshold"]
+    zones = results(decided(rows, "zones=0.6,0.9"), {"val": rows})["threshold"]
     assert zones["lower"] < zones["value"] < 0.63
 
 
 def test_results_are_strict_json(tmp_path: Path) -> None:
-    write_json(tmp_path / "results.json", results(decided(noisy(0)), noisy(0), predictions([0, 0], [-1.0, -2.0])))
+    splits = {"val": noisy(0), "test": predictions([0, 0], [-1.0, -2.0])}
+    write_json(tmp_path / "results.json", results(decided(noisy(0)), splits))
     text = (tmp_path / "results.json").read_text("utf-8")
     assert json.loads(text, parse_constant=pytest.fail)["test"]["auroc"] is None
     assert "null" in text

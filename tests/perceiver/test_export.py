@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from mlcore.base.errors import UserError
 from mlcore.run import load_run
 from mlcore.use.exporting import export
-from quartet.apps.perceiver.restore import make_model, restore
+from quartet.apps.perceiver.restore import make_model
 
 FORMS = (None, "pt2", "onnx")
 
@@ -110,7 +110,8 @@ def test_the_weights_are_the_runs(exported: Path, series_run: Path) -> None:
     note = json.loads((exported / "model.json").read_text("utf-8"))
     rebuilt = make_model(note["about"]["model"])
     rebuilt.load_state_dict(load_file(exported / "model.safetensors"))
-    original = restore(series_run / "checkpoints" / "best_model.pth").model.state_dict()
+    network: Any = load_run(series_run, device="cpu").scorer.network
+    original = network.module.state_dict()
     assert all(torch.equal(value, original[key]) for key, value in rebuilt.state_dict().items())
 
 

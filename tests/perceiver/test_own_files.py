@@ -138,7 +138,7 @@ def test_no_validation_data_trains_on_all_and_keeps_the_last_weights(train: Any,
     assert there.code == 0, there.err
     missing = script(*command)
     assert missing.code == 2
-    assert "this data has no val part; give --val_path, or look at --split train" in missing.err
+    assert "the run's data has no val part; there is train" in missing.err
 
 
 @pytest.mark.slow

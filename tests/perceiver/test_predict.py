@@ -16,7 +16,6 @@ from mlcore.base.errors import UserError
 from mlcore.run import load_run
 from quartet.apps.perceiver.data import ImageSource
 from quartet.apps.perceiver.data.patches import PatchLayout
-from quartet.apps.perceiver.restore import restore
 
 
 def best(run: Path) -> Path:
@@ -30,7 +29,8 @@ def table(path: str | Path = "predictions.csv") -> list[dict[str, str]]:
 
 def expected(run: Path, sequence: np.ndarray[Any, Any]) -> list[float]:
     with torch.inference_mode():
-        logits = restore(best(run)).model(torch.as_tensor(sequence, dtype=torch.float32)[None])
+        network: Any = load_run(best(run), device="cpu").scorer.network
+        logits = network.module(torch.as_tensor(sequence, dtype=torch.float32)[None])
     probabilities: list[float] = torch.softmax(logits, dim=1)[0].tolist()
     return probabilities
 

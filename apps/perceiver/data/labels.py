@@ -55,12 +55,12 @@ def read_labels(path: Path, labels: Any, classes: Any, *, like: SequenceDataset 
             f"{path}: its classes are {', '.join(listed)}, the training data's {', '.join(like.classes)}; both files "
             "must list the same names, in any order"
         )
-    are_names = listed is None and (like.named_by_labels if like else _name_classes(values))
-    if listed is None:
-        listed = tuple(like.classes) if like else tuple(map(str, np.unique(values).tolist())) if are_names else None
+    are_names = listed is None and (_name_classes(values) if like is None else like.named_by_labels)
+    if listed is None and (like is not None or are_names):
+        listed = tuple(map(str, np.unique(values).tolist()) if like is None else like.classes)
     if listed is None:
         return ClassLabels(numbers=values)
-    places = {name: place for place, name in enumerate(like.classes if like else listed)}
+    places = {name: place for place, name in enumerate(listed if like is None else like.classes)}
     if values.dtype.kind == "U" or are_names or _only_names(path, values, listed):
         problems = {
             row: f"{path}, row {row}: label {text[:40]!r} is not one of {', '.join(places)}"

@@ -17,7 +17,7 @@ from quartet.apps.perceiver.data.samples import SampleDataset, SequenceDataset
 from quartet.apps.perceiver.data.synthetic import SyntheticPatterns
 from quartet.apps.perceiver.data.ts_files import find_ts_files, read_ts
 
-__all__ = ["Part", "Sources", "load_sources", "samples_to_check"]
+__all__ = ["Part", "Sources", "labelled_samples", "load_sources", "samples_to_check"]
 
 Part = Literal["train", "val", "test"]
 
@@ -59,6 +59,33 @@ def load_sources(settings: DataConfig, *, seed: int) -> Sources:
         "custom": lambda: _custom(settings),
     }
     return sources[settings.dataset]()
+
+
+def labelled_samples(
+    path: Path, settings: DataConfig, *, classes: tuple[str, ...], preprocessing: Mapping[str, Any]
+) -> tuple[SampleDataset, Sequence[str]]:
+    """Labelled samples for a trained model, whatever it was trained on, and one message for each file left out.
+
+    Args:
+        path: A folder with a subfolder for each class, or a file of sequences.
+        settings: How they are read.
+        classes: Those of the model, in its order.
+        preprocessing: What the model notes of it.
+
+    Raises:
+        UserError: It cannot be read, or has other classes.
+    """
+    if preprocessing["kind"] == "image":
+        height, width = preprocessing["height"], preprocessing["width"]
+        read = settings.model_copy(update={"image_size": height if height == width else None})
+        images = _load_images(ImageSource(path), None, settings=read, classes=classes)
+        if images.images.shape[1:3] != (height, width):
+            raise UserError(f"{path}: its images are not {height} x {width} pixels, as the model was trained on")
+        return ImagePatches(images, patch_size=preprocessing["patch_size"]), images.skipped
+    if path.suffix.lower() == ".ts":
+        return read_ts(path, classes=classes, on_missing=settings.on_missing, strict=False), ()
+    like = SequenceDataset([], labels=[], classes=classes)
+    return read_npz(path, like=like, on_missing=settings.on_missing, strict=False), ()
 
 
 def samples_to_check(settings: DataConfig, *, seed: int) -> dict[str, Any]:

@@ -50,11 +50,16 @@ class App(Generic[ConfigT]):
             built setup.
         group: The `mlcore.run.group.RunGroup` that a configuration asks for (folds, seeds, ablations); None, or a
             function that returns None, where a run is one run.
+        evaluation: From a run's `mlcore.run.restore.RunCheckpoint`, a `mlcore.run.evaluating.Asked` and a world to a
+            `mlcore.run.build.EvaluationSetup`; None: its runs cannot be evaluated again.
         use: Gives the `mlcore.run.scorer.Use` of the app, which is a module with its functions; None: its models
             cannot be put to use.
         ensemble: From a folder with `ensemble.json` and a device to the scorer of what it names and a digest of that;
             None: the app chooses none.
         options: What people can choose when a model of this app predicts, by name, with a line of help.
+        purpose: What a trained model does, in a sentence, for its model card.
+        limits: What people must know before they use one, a sentence each, for the card.
+        pipeline_tag: What the Hugging Face hub calls the task; empty where it has no name for it.
         rehearsal: Arguments of a run of seconds on generated data that has all of the app's stages; `quartet chaos`
             disturbs it.
     """
@@ -73,9 +78,13 @@ class App(Generic[ConfigT]):
     dry_run_config: Callable[[ConfigT], ConfigT] | None = None
     samples: Callable[[ConfigT], Mapping[str, Any]] | None = None
     group: Callable[[ConfigT], Any] | None = None
+    evaluation: Callable[[Any, Any, World], Any] | None = None
     use: Callable[[], Any] | None = None
     ensemble: Callable[[Path, Any], tuple[Any, str]] | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    purpose: str = ""
+    limits: tuple[str, ...] = ()
+    pipeline_tag: str = ""
     rehearsal: tuple[str, ...] = ("--demo", "--epochs", "2")
 
     @property

@@ -84,43 +84,48 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingSetup:
-    """What an app builds from its configuration.
+class EvaluationSetup:
+    """What an app builds of a trained model that is to be evaluated.
 
     Attributes:
         task: Model, loss, predictions, metrics.
-        train: Training data.
         evaluation: What the best checkpoint is evaluated on at the end, by name and in this order. "val" is the
             held-out data that chooses the best checkpoint; without it the last one stands for the run. "test" is looked
             at once, after training; "train" are training samples without augmentation, for comparison.
-        transform: Random augmentation of a training sample.
-        group_rules: Learning rates of parts of the model.
-        overview: Makes report sections about the data (statistics, skipped samples), given the run folder, into which
-            their pictures go.
-        choose: Chooses on validation what evaluations need, before those of the final one, with the best checkpoint's
-            weights; on every rank, given what gives a task's evaluation rows for the validation data.
+        choose: Chooses on validation what evaluations need, before them, with the best checkpoint's weights; on every
+            rank, given what gives a task's evaluation rows for the validation data.
         analyse: Makes report sections and pictures of predictions: `(predictions, folder, prefix) -> sections`.
         interval: The 95 % interval of a figure: `(split, predictions, metric) -> interval`, NaN where there is none.
-        figures: More of `summary.json`, once `analyse` has seen all splits.
-        export_command: Command that exports a checkpoint into a folder and verifies it in fresh processes.
-        finish: Writes the app's own files into the run folder, given the summary; the task's model then has the best
-            checkpoint's weights.
+        finish: Writes the app's own files into the folder, given the summary; the model has the best weights.
         warnings: For the report.
     """
 
     task: Task
-    train: Data
     evaluation: Mapping[str, Data]
-    transform: Transform | None = None
-    group_rules: Sequence[GroupRule] = ()
-    overview: Callable[[Path], Sequence[Section]] | None = None
     choose: Callable[[Callable[[Any], Predictions]], None] | None = None
     analyse: Callable[[Predictions, Path, str], Sequence[Section]] | None = None
     interval: Callable[[str, Predictions, str], Interval] | None = None
-    figures: Callable[[], Mapping[str, Any]] | None = None
-    export_command: Callable[[Path, Path], list[str]] | None = None
     finish: Callable[[Path, Mapping[str, Any]], None] | None = None
     warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSetup(EvaluationSetup):
+    """What an app builds from its configuration.
+
+    Attributes:
+        train: Training data.
+        transform: Random augmentation of a training sample.
+        group_rules: Learning rates of parts of the model.
+        overview: Makes report sections about the data, given the run folder, into which their pictures go.
+        figures: More of `summary.json`, once `analyse` has seen all splits.
+    """
+
+    train: Data
+    transform: Transform | None = None
+    group_rules: Sequence[GroupRule] = ()
+    overview: Callable[[Path], Sequence[Section]] | None = None
+    figures: Callable[[], Mapping[str, Any]] | None = None
 
     @property
     def validation(self) -> Data:
@@ -187,18 +192,13 @@ def build_trainer(
 
 
 def _limits(settings: TrainConfig) -> Limits:
-    hours = settings.max_hours
-    seconds = None if hours is None else hours * 3600.0
+    seconds = None if settings.max_hours is None else settings.max_hours * 3600.0
     return Limits(epochs=settings.epochs, max_steps=settings.max_steps, max_seconds=seconds)
 
 
 def _monitor(settings: EarlyStoppingConfig) -> Monitor:
-    return Monitor(
-        metric=settings.monitored,
-        mode=settings.resolved_mode,
-        patience=settings.patience,
-        min_delta=settings.min_delta,
-    )
+    mode, patience = settings.resolved_mode, settings.patience
+    return Monitor(metric=settings.monitored, mode=mode, patience=patience, min_delta=settings.min_delta)
 
 
 def train_loader(config: CoreConfig, setup: TrainingSetup, *, world: World) -> BatchLoader:

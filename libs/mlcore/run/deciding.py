@@ -10,9 +10,9 @@ from mlcore.report.page import Picture, Section, Table, Text
 from mlcore.report.plots.operating_points import plot_kept, plot_operating_point
 from mlcore.run.decision import Decision, Figure, Kind, check_rule, choose, measured, write_decision
 
-__all__ = ["Decider", "figure_table", "kind_of"]
+__all__ = ["NAMES", "Decider", "figure_table", "kind_of"]
 
-_NAMES = {
+NAMES = {
     "precision": "precision",
     "recall": "recall (sensitivity)",
     "fpr": "false-positive rate",
@@ -34,6 +34,7 @@ class Decider:
         class_names: In the order of the probabilities.
         kind: See `Decision`.
         positive: What samples of the second of two classes are called.
+        kept: A run's decision, which is used as it is; None: one is to be chosen.
 
     Attributes:
         decision: The one in use: until validation is seen, the most probable class.
@@ -49,14 +50,18 @@ class Decider:
         class_names: Sequence[str],
         kind: Kind,
         positive: str | None = None,
+        kept: Decision | None = None,
     ) -> None:
         check_rule(settings, kind=kind)
         self._settings, self._kind, self._positive = settings, kind, positive or f"'{class_names[-1]}'"
         why = "" if settings.rule == "none" else "there is no validation data: nothing was chosen"
-        self.decision = Decision(kind=kind, class_names=tuple(class_names), note=why)
+        self._chosen = kept is not None
+        self.decision = kept or Decision(kind=kind, class_names=tuple(class_names), note=why)
 
     def choose(self, labels: Array, probabilities: Array, *, temperature: float = 1.0) -> Decision:
-        """The decision for validation data; see `mlcore.run.decision.choose`."""
+        """The decision for validation data, see `mlcore.run.decision.choose`, unless there is one."""
+        if self._chosen:
+            return self.decision
         self.decision = choose(
             self._settings,
             labels=labels,
@@ -136,7 +141,7 @@ def figure_table(title: str, figures: Mapping[str, Figure], *, note: str = "") -
     """Figures with their intervals and counts."""
     rows = [
         [
-            _NAMES.get(name, name),
+            NAMES.get(name, name),
             figure.value,
             figure.low,
             figure.high,

@@ -2,6 +2,7 @@
 
 import logging
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,10 @@ def dry_run(run: OpenRun, *, scratch: Path) -> int:
     size = checkpoint.stat().st_size if world.is_main else 0
     _log.info("trained %d windows, the last one short; %d skipped", outcome.progress.step, outcome.skipped)
     _log.info("evaluated: %s", "  ".join(f"{key} {value:.4g}" for key, value in outcome.metrics.items()))
-    if setup.export_command is not None and world.is_main:
-        _export(setup.export_command(checkpoint, scratch / "export"))
+    script = run.app.source / "export.py"
+    if script.is_file() and world.is_main:
+        given = ["--model_path", str(checkpoint), "--output_dir", str(scratch / "export")]
+        _export([sys.executable, str(script), *given])
         _log.info("saved, loaded in a fresh process, exported and verified")
     # The first window, which starts the workers, is the slowest.
     pace = max((values.get("perf/samples_per_s", 0.0) for _, values in read_history(scratch)), default=0.0)

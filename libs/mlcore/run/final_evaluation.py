@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from mlcore.base.console import format_duration, row
-from mlcore.base.distributed import barrier, broadcast_object
+from mlcore.base.distributed import World, barrier, broadcast_object
 from mlcore.base.files import write_json
 from mlcore.base.reading import reading
 from mlcore.metrics.ranking import Interval
 from mlcore.report.page import Headline, Picture, RunReport, Section, Table, describe_environment, write_report
 from mlcore.report.plots.curves import plot_panels
-from mlcore.run.build import CoreConfig, TrainingSetup, evaluation_loader
+from mlcore.run.build import CoreConfig, EvaluationSetup, TrainingSetup, evaluation_loader
 from mlcore.run.copy import Copied
 from mlcore.trackers.table import read_history
 from mlcore.training.checkpoint import (
@@ -28,6 +28,7 @@ from mlcore.training.checkpoint import (
     load_model_weights,
 )
 from mlcore.training.diagnose import peak_memory_bytes
+from mlcore.training.engine import Engine
 from mlcore.training.evaluator import Evaluator
 from mlcore.training.progress import Monitor, Outcome
 from mlcore.training.task import check_metadata
@@ -97,21 +98,46 @@ def evaluate_best(
         step = int(state["progress"]["step"])
         check_metadata(setup.task, state, source=best)
         load_model_weights(setup.task.model, inference_weights(state, source=best), source=best)
+    engine, metric = trainer.engine, trainer.monitor.metric
+    found = evaluate_splits(setup, metric, config=config, folder=folder, world=world, engine=engine)
+    return replace(found, complaint=complaint, step=step)
+
+
+def evaluate_splits(
+    setup: EvaluationSetup,
+    metric: str,
+    *,
+    config: CoreConfig,
+    folder: Path,
+    world: World,
+    engine: Engine | None = None,
+) -> Evaluation:
+    """Evaluate a model as it is on every split; every rank must call it.
+
+    Args:
+        setup: Model and data.
+        metric: The monitored figure, of which there is an interval.
+        config: The shared sections.
+        folder: Where the app's pictures go.
+        world: Ranks and device.
+        engine: Gives the arithmetic; None: the one in force.
+    """
+    model = setup.task.model
     if setup.choose is not None and "val" in setup.evaluation:
-        loader = evaluation_loader(config, setup.validation, world=world)
-        setup.choose(lambda task: Evaluator(task, loader, world=world).predict(setup.task.model, engine=trainer.engine))
+        loader = evaluation_loader(config, setup.evaluation["val"], world=world)
+        setup.choose(lambda task: Evaluator(task, loader, world=world).predict(model, engine=engine))
     results: dict[str, dict[str, float]] = {}
     sections: list[Section] = []
     intervals: dict[str, Interval] = {}
     for name, data in setup.evaluation.items():
         evaluator = Evaluator(setup.task, evaluation_loader(config, data, world=world), world=world)
-        results[name], predictions = evaluator.run(setup.task.model, engine=trainer.engine)
+        results[name], predictions = evaluator.run(model, engine=engine)
         if setup.interval is not None and world.is_main:
-            intervals[name] = setup.interval(name, predictions, trainer.monitor.metric)
+            intervals[name] = setup.interval(name, predictions, metric)
         if setup.analyse is not None and world.is_main:
             sections += setup.analyse(predictions, folder, f"{name}_" if name != "val" else "")
     known = {name: interval for name, interval in intervals.items() if math.isfinite(interval.low)}
-    return Evaluation(results, sections, known, complaint, step)
+    return Evaluation(results, sections, known)
 
 
 def _set_damaged_aside(folder: Path) -> str:
@@ -178,11 +204,11 @@ def pages_of_run(
     report = RunReport(
         title=title,
         subtitle=f"{outcome.status} after {now.epoch} epochs; {which} weights at step {at} of {now.step}",
-        headlines=_headlines(evaluation, monitor.metric),
+        headlines=headlines(evaluation, monitor.metric),
         warnings=[*([evaluation.complaint] if evaluation.complaint else []), *_warnings(setup, outcome, demo=demo)],
         sections=[
             *_curves(folder, monitor.metric),
-            _result_table(results, which=which),
+            result_table(results, which=which),
             *evaluation.sections,
             *(() if setup.overview is None else setup.overview(folder)),
         ],
@@ -196,22 +222,30 @@ def pages_of_run(
     for name, values in results.items():
         parts = [f"{which} checkpoint", name, *(f"{key} {value:.4g}" for key, value in values.items())]
         _log.info("%s", "  ".join(parts), extra=row(parts, live=False))
+    samples = {"train": len(setup.train.dataset), **{name: int(values["n"]) for name, values in results.items()}}
+    summary = _summary(outcome, evaluation, monitor=monitor, demo=demo)
     more = {} if setup.figures is None else setup.figures()
-    return Pages(summary={**_summary(outcome, results, monitor=monitor, demo=demo), **more}, report=report)
+    return Pages(summary={**summary, "samples": samples, **more}, report=report)
 
 
-def _summary(outcome: Outcome, results: Results, *, monitor: Monitor, demo: bool) -> dict[str, Any]:
+def _summary(outcome: Outcome, evaluation: Evaluation, *, monitor: Monitor, demo: bool) -> dict[str, Any]:
     now = outcome.progress
     return {
         "status": outcome.status,
         "best_step": now.best_step,
         "monitor": {"metric": monitor.metric, "mode": monitor.mode, "best": now.best},
-        "results_of_best_checkpoint": results,
+        "results_of_best_checkpoint": evaluation.results,
+        "intervals_of_best_checkpoint": plain_intervals(evaluation, monitor.metric),
         "variants": {},
         "progress": asdict(now),
         "skipped_steps": outcome.skipped,
         "demo": demo,
     }
+
+
+def plain_intervals(evaluation: Evaluation, metric: str) -> dict[str, Any]:
+    """The 95 % intervals by split and figure, as JSON has them."""
+    return {name: {metric: {"low": low, "high": high}} for name, (low, high) in evaluation.intervals.items()}
 
 
 def write_pages(pages: Pages, *, folder: Path, copied: Copied | None) -> Path:
@@ -272,7 +306,8 @@ def _curves(folder: Path, metric: str) -> list[Section]:
     return [Picture("Training", plot_panels(panels, path=folder / "curves.png"), wide=True)]
 
 
-def _headlines(evaluation: Evaluation, metric: str) -> list[Headline]:
+def headlines(evaluation: Evaluation, metric: str) -> list[Headline]:
+    """The monitored figure of each split that was not trained on, with its interval."""
     found = []
     for name, values in evaluation.results.items():
         if metric in values and name != "train":
@@ -283,7 +318,8 @@ def _headlines(evaluation: Evaluation, metric: str) -> list[Headline]:
     return found
 
 
-def _result_table(results: Results, *, which: str) -> Table:
+def result_table(results: Results, *, which: str) -> Table:
+    """All figures of all splits."""
     names = list(results)
     keys = list(dict.fromkeys(key for values in results.values() for key in values))
     rows: list[list[object]] = [[key, *(results[name].get(key) for name in names)] for key in keys if key != "n"]

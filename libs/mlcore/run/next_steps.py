@@ -42,25 +42,18 @@ def next_steps(folder: Path, *, app: App[Any], train: TrainConfig, demo: bool) -
     steps = [("look at it", f"{python} -m webbrowser {run}/report.html")]
     best = best_checkpoint(folder / "checkpoints")
     if best is not None:
-        steps += _uses(best, run=run, app=app)
+        steps += _uses(run, app)
         settings = f"{'--demo ' if demo else ''}--config {run}/config.yaml"
         limit = f"--epochs {2 * train.epochs}" if train.max_steps is None else f"--max_steps {2 * train.max_steps}"
         steps.append(("continue, for longer", f"{quartet} train {app.name} {settings} --resume {run} {limit}"))
     return [*steps, ("compare with another run", f"{quartet} compare {run} OTHER_RUN")]
 
 
-def _uses(weights: Path, *, run: str, app: App[Any]) -> list[tuple[str, str]]:
-    """What the app can do with trained weights."""
-    scripts = {"inference": "", "test": " --csv TABLE", "predict": " INPUT", "export": " --output_dir FOLDER"}
-    there = {name: given for name, given in scripts.items() if (app.source / f"{name}.py").is_file()}
-    command, model = f"{_quartet()} run {app.name}", shlex.quote(str(weights))
-    found = {
-        {"inference": "evaluate", "test": "evaluate"}.get(name, name): f"{command} {name} --model_path {model}{given}"
-        for name, given in there.items()
-    }
-    verbs = [] if app.use is None else [("predict", " INPUT")]
-    verbs += [] if app.use is None else [("export", "")]
-    return list((found | {name: f"{_quartet()} {name} {run}{given}" for name, given in verbs}).items())
+def _uses(run: str, app: App[Any]) -> list[tuple[str, str]]:
+    """What can be done with trained weights."""
+    verbs = [] if app.evaluation is None else [("evaluate on other data", f"evaluate {run} --data DATA")]
+    verbs += [] if app.use is None else [("predict", f"predict {run} INPUT"), ("export", f"export {run}")]
+    return [(what, f"{_quartet()} {command}") for what, command in verbs]
 
 
 def _quartet() -> str:

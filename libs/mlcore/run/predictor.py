@@ -18,7 +18,7 @@ from mlcore.base.reading import reading
 from mlcore.cli.app import App
 from mlcore.cli.apps import load_app
 from mlcore.config.text import nearest
-from mlcore.remote.hub import read_weights
+from mlcore.remote.hub import HUB, fetch_model, read_weights
 from mlcore.remote.s3 import CACHE, StorageError, fetch, is_remote, stored_file
 from mlcore.run.decision import DECISION
 from mlcore.run.exported import ABOUT, WEIGHTS, read_about
@@ -27,7 +27,7 @@ from mlcore.run.networks import FORMATS, Eager, Network, open_network
 from mlcore.run.restore import of_this_version, read_run_checkpoint, run_folder
 from mlcore.run.scorer import Item, Scorer, Use
 
-__all__ = ["ENSEMBLE", "Predictor", "load_run"]
+__all__ = ["ENSEMBLE", "Predictor", "checkpoint_of", "load_run", "located"]
 
 _log = logging.getLogger(__name__)
 
@@ -88,8 +88,8 @@ def load_run(
     """The predictor of a run, or of its export.
 
     Args:
-        source: The run's folder, whose best checkpoint is taken; a checkpoint; `s3://bucket/key` of one; or a folder
-            that `quartet export` or an ensemble experiment wrote.
+        source: The run's folder, whose best checkpoint is taken; a checkpoint; `s3://bucket/key` of one; a folder
+            that `quartet export` or an ensemble experiment wrote; or `hub:NAME` of one that `quartet push` wrote.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
         options: The app's own, by name, as texts; it says itself what they may be.
         network: What computes the network of an export: None, torch with the file of weights; "onnx", ONNX Runtime;
@@ -99,16 +99,14 @@ def load_run(
         UserError: There is no such run, it is damaged, unsafe, of an app or a version that is not here, or an option
             is unknown or has no sensible value.
     """
-    path, where = stored_file(str(source)), pick_device(device)
-    if is_remote(source):
-        _fetch_decision(str(source))
+    path, where = located(source), pick_device(device)
     if (path / ABOUT).is_file():
         return _exported(path, where, options or {}, network)
     if (path / ENSEMBLE).is_file():
         return _ensemble(path, where)
     if network is not None:
         raise UserError(f"{path}: is no export, and only those have a network for {network}; quartet export writes one")
-    app, run = read_run_checkpoint(_checkpoint(path), load_app)
+    app, run = read_run_checkpoint(checkpoint_of(path), load_app)
     identity: dict[str, Any] = {"app": app.name, "weights": run.digest, "options": dict(options or {})}
     identity["decision"] = None if run.decision is None else run.decision.identity
     use = _use_of(app, run.path)
@@ -141,6 +139,17 @@ def _exported(folder: Path, device: torch.device, options: Mapping[str, str], ne
     return Predictor(app=app, scorer=scorer, source=folder, about=note.about, identity=identity)
 
 
+def located(source: str | Path) -> Path:
+    """What is meant by a path or an address, on this machine; the decision of a run in a bucket comes with it."""
+    if str(source).startswith(HUB):
+        return fetch_model(str(source))
+    if is_remote(source):
+        path = stored_file(str(source))
+        _fetch_decision(str(source))
+        return path
+    return Path(source)
+
+
 def _fetch_decision(address: str) -> None:
     """Bring the decision of a run in a bucket to its checkpoint; older runs, and checkpoints alone, have none."""
     folder = address.rpartition("/")[0].removesuffix("/checkpoints")
@@ -170,8 +179,12 @@ def _use_of(app: App[Any], source: Path) -> Use:
     return use
 
 
-def _checkpoint(path: Path) -> Path:
-    """The checkpoint itself, or the best one of a run's folder."""
+def checkpoint_of(path: Path) -> Path:
+    """The checkpoint itself, or the best one of a run's folder.
+
+    Raises:
+        UserError: The folder has none.
+    """
     if not path.is_dir():
         return path
     if found := best_checkpoint(path / "checkpoints") or best_checkpoint(path):

@@ -1,0 +1,33 @@
+"""What a run is trained and judged on, by what it is for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+__all__ = ["Splits"]
+
+ItemT = TypeVar("ItemT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits(Generic[ItemT]):
+    """The samples of a run: rows, pages, cases.
+
+    Attributes:
+        train: What is trained on.
+        validation: Held out; chooses the best checkpoint and the decision.
+        test: Looked at once, after training; None for none.
+        classes: Names, in label order, where the data says what they are.
+        notes: Warnings for the report.
+    """
+
+    train: Sequence[ItemT]
+    validation: Sequence[ItemT]
+    test: Sequence[ItemT] | None
+    classes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
+
+    def named(self) -> dict[str, Sequence[ItemT]]:
+        """The splits there are, by name."""
+        parts = {"train": self.train, "val": self.validation, "test": self.test}
+        return {name: samples for name, samples in parts.items() if samples is not None}
