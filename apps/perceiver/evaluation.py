@@ -108,7 +108,8 @@ class _Written:
         self._predictions[split] = predictions
         mistakes = [row for row in self._rows(split) if row[2] != row[3]][:_SHOWN]
         note = f"all predictions: {prefix}predictions.csv"
-        table = Table(f"{split.capitalize()}: most confident mistakes", _COLUMNS, mistakes, note=note)
+        title = "Validation" if split == "val" else split.capitalize()
+        table = Table(f"{title}: most confident mistakes", _COLUMNS, mistakes, note=note)
         return [*analyse(predictions, folder, prefix, decider=self._decider), table]
 
     def finish(self, folder: Path, summary: Mapping[str, Any]) -> None:

@@ -108,12 +108,10 @@ def evaluation(run: RunCheckpoint[SamMed3DConfig], asked: Asked, world: World) -
                 raise UserError(f"{path}: no folder of masks is known; give data.mask_dir=DIR")
             own[name] = read_cases(path, mask_dir=settings.mask_dir)
     found = restored(run, device=world.device)
-    task = IchTask(
-        model=found.segmenter.model,
-        segmenter=found.segmenter,
-        mask_loss=_mask_loss(run.config.objective),
-        prompted=found.prompted,
-    )
+    segmenter, model = found.segmenter, found.segmenter.model
+    assert isinstance(model, IchModel)  # noqa: S101 - that of a run is
+    loss = _mask_loss(run.config.objective)
+    task = IchTask(model=model, segmenter=segmenter, mask_loss=loss, prompted=found.prompted)
     whole = {name: CaseDataset(own[name], array_spacing=settings.array_spacing) for name in asked.data}
     chooser = Chooser(task, run.config.decision, kept=asked.kept(run))
     return EvaluationSetup(
@@ -121,9 +119,7 @@ def evaluation(run: RunCheckpoint[SamMed3DConfig], asked: Asked, world: World) -
         evaluation={name: Data(dataset=dataset, collate=list) for name, dataset in whole.items()},
         interval=partial(_interval, task, whole),
         choose=chooser.choose,
-        analyse=Inspector(
-            task=task, datasets=whole, window=found.segmenter.preprocessing.window, decide=chooser.sections
-        ),
+        analyse=Inspector(task=task, datasets=whole, window=segmenter.preprocessing.window, decide=chooser.sections),
         finish=lambda folder, _: write_decision(folder, chooser.decision),
     )
 

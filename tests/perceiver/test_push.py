@@ -27,6 +27,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", found.address)
+        template = f"{found.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
         for name in ("HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.delenv(name, raising=False)
@@ -80,7 +82,7 @@ def test_what_names_of_others_say_is_taken_literally(series_run: Path, tmp_path:
     text, _ = card(str(run))
     assert TOKEN not in text
     header = yaml.safe_load(text.split("---\n")[1])
-    assert header["model-index"][0]["name"].startswith("---\nevil: ")
+    assert header["model-index"][0]["name"].startswith("--- evil: ")
     body = text.partition("\n# ")[2]
     prose = "\n".join(line for line in body.splitlines() if not line.startswith("    "))
     assert not re.search(r"(?<!\\)(<|\]\(|!\[)", prose)

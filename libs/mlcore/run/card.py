@@ -130,7 +130,8 @@ def _metadata(known: _Known) -> dict[str, Any]:
     tags = ["quartet", app.name.replace("_", "-"), *(["generated-data"] if known.generated else [])]
     found: dict[str, Any] = {"library_name": "quartet", "tags": tags}
     found |= {"pipeline_tag": app.pipeline_tag} if app.pipeline_tag else {}
-    plain = json.loads(json.dumps({"name": known.folder.name, "results": results}))  # numbers that YAML knows
+    name = " ".join(known.folder.name.split())
+    plain = json.loads(json.dumps({"name": name, "results": results}))  # numbers that YAML knows
     return {**found, "metrics": [str(known.summary["monitor"]["metric"])], "model-index": [plain]}
 
 
@@ -171,8 +172,9 @@ def _results(known: _Known) -> list[str]:
     if not splits:
         return ["No data was held out, so nothing is known of how good it is."]
     words = literal(monitored.replace("_", " "))
-    note = f"In brackets: 95 % interval. {words} on the validation data chose the weights, "
-    return [_table(("figure", *splits), rows), f"{note}so that its value there is better than on other data."]
+    note = f"{words} on the validation data chose the weights, so that its value there is better than on other data."
+    known_ends = "In brackets: 95 % interval. " if known.summary.get("intervals_of_best_checkpoint") else ""
+    return [_table(("figure", *splits), rows), known_ends + note]
 
 
 def _operating_point(decision: Decision | None) -> list[str]:
@@ -181,9 +183,12 @@ def _operating_point(decision: Decision | None) -> list[str]:
         if decision is not None and decision.kind != "multiclass":
             words += f" The threshold is {decision.threshold:.6g}."
         return [words]
-    asked = decision.rule + ("" if decision.value is None else f" {decision.value:g}")
+    asked = {"none": "the most probable class", "f1": "largest F1"}.get(decision.rule, decision.rule)
+    asked += "" if decision.value is None else f" {decision.value:g}"
     asked += "" if decision.npv is None else f", negative predictive value {decision.npv:g}"
-    words = f"Chosen on the {decision.chosen_on} data: {literal(asked)}."
+    words = (
+        f"Chosen on the {'validation' if decision.chosen_on == 'val' else decision.chosen_on} data: {literal(asked)}."
+    )
     if decision.kind != "multiclass":
         words += f" Threshold {decision.threshold:.6g}"
         words += "." if decision.lower is None else f", rejected below {decision.lower:.6g}; between, a person decides."
