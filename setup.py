@@ -26,7 +26,7 @@ setup(
     ],
     package_dir={"": "libs", "quartet.apps": "apps", "quartet.configs": "configs"},
     package_data={
-        "": ["py.typed", "*.pyi", "templates/*", "template/**"],
+        "": ["py.typed", "*.pyi", "templates/*", "template/**", "page/*"],
         "quartet.configs": ["**/*.yaml"],
     },
     extras_require={**extras, "all": sorted({pin for wanted in extras.values() for pin in wanted})},

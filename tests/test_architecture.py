@@ -40,7 +40,7 @@ WINGS: dict[str, tuple[str, ...]] = {
     "cli": ("base", "config"),
     "remote": ("base", "config", "training.checkpoint"),
     "run": ("base", "config", "data", "metrics", "trackers", "training", "report", "cli", "remote"),
-    "use": ("base", "data", "cli", "remote", "run"),
+    "use": ("base", "data", "cli", "remote", "report", "run"),
     "chaos": ("base", "config", "cli", "report", "training"),
     "compare": ("base", "config", "metrics", "report", "trackers", "run"),
 }

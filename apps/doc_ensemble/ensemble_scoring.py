@@ -62,7 +62,7 @@ class EnsembleScorer:
         self._decision = read_decision(folder)
         self.columns = ClassPrediction.columns(self.class_names, self._decision)
         self.suffixes, self.inputs = first.suffixes, first.inputs
-        self.items, self.save = first.items, first.save
+        self.items, self.save, self.show = first.items, first.save, first.show
         self.network, self.examples = first.network, first.examples
         self.batch_size = min(part.batch_size for part in self._parts)
 

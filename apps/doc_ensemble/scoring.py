@@ -17,7 +17,7 @@ from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, ensure_folder
 from mlcore.run.networks import Network, Signature
 from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
-from mlcore.run.scorer import ClassPrediction, Item, decision_of
+from mlcore.run.scorer import ClassPrediction, Item, Shown, decision_of
 from quartet.apps.doc_ensemble.config import DocConfig
 from quartet.apps.doc_ensemble.data.pages import PAGE_SUFFIXES, Page, page_count, read_page
 from quartet.apps.doc_ensemble.ensemble.members import InputFormat
@@ -124,6 +124,10 @@ class DocScorer:
         name = f"{prediction.probability:.3f}_{_plain(Path(item.name).name)}_{known.hexdigest()}.jpg"
         with atomic_write(inside / name) as file:
             picture.save(file, "JPEG", quality=85)
+
+    def show(self, item: Item, prediction: ClassPrediction) -> Shown:
+        """The page."""
+        return prediction.shown(pictures=[self._page(item)])
 
     def _page(self, item: Item) -> Pixels:
         """In colour, uint8 [H, W, 3]."""

@@ -15,7 +15,7 @@ from mlcore.data.images import SUFFIXES, read_image
 from mlcore.run.decision import REVIEW, Decision
 from mlcore.run.networks import Network, Signature
 from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
-from mlcore.run.scorer import Item, decision_of
+from mlcore.run.scorer import Item, Shown, decision_of
 from quartet.apps.multimodal_ads.config import AdsConfig
 from quartet.apps.multimodal_ads.data.table import clean_text
 from quartet.apps.multimodal_ads.evaluation import probabilities_of
@@ -235,6 +235,15 @@ class AdScorer:
             review=any(flags) if flags else None,
             threshold=threshold,
         )
+
+    def show(self, item: Item, prediction: AdPrediction) -> Shown:
+        """The picture, both probabilities, and what picture and text weigh in a gated fusion."""
+        chance, gate = prediction.probability, prediction.gate
+        bars = {"probability": {"ad": chance, "not_ad": 1 - chance}}
+        if gate is not None:
+            bars["weight in the fusion"] = {"picture": gate, "text": 1 - gate}
+        pictures = [] if self._processor is None else [self._picture(item)]
+        return Shown(answer=prediction.predicted, review=bool(prediction.review), bars=bars, pictures=pictures)
 
     def save(self, item: Item, prediction: AdPrediction, folder: Path) -> None:
         """Nothing beside the table."""

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from mlcore.base.errors import UserError
 from mlcore.data.images import SUFFIXES
 from mlcore.run.networks import Network, Signature
 from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
-from mlcore.run.scorer import ClassPrediction, Item, decision_of
+from mlcore.run.scorer import ClassPrediction, Item, Shown, decision_of
 from quartet.apps.perceiver.config import PerceiverConfig
 from quartet.apps.perceiver.data.arrays import read_npz
 from quartet.apps.perceiver.data.collate import PadCollate
@@ -135,6 +136,13 @@ class PerceiverScorer:
         chances = torch.softmax(self.network(batch)["logits"], dim=1).double().numpy()
         return ClassPrediction.of_batch(chances, self._about["class_names"], self._decision)
 
+    def show(self, item: Item, prediction: ClassPrediction) -> Shown:
+        """The picture, or the channels of the sequence."""
+        if self._layout is not None:
+            return prediction.shown(pictures=[self._picture(item)])
+        values = self._sample(item)["input"].T
+        return prediction.shown(curves={f"channel {number}": channel for number, channel in enumerate(values, start=1)})
+
     def save(self, item: Item, prediction: ClassPrediction, folder: Path) -> None:
         """Nothing beside the table."""
 
@@ -161,13 +169,17 @@ class PerceiverScorer:
 
     def _tokens(self, item: Item, layout: PatchLayout) -> Array:
         """A picture, of any size, as the sequence that the model was trained on."""
-        image = item.content
-        if image is None:
-            image = decode_image(_path(item), origin=item.name, max_pixels=self._max_pixels)
+        image = self._picture(item)
         if image.shape[:2] != (layout.height, layout.width):
             size = layout.width, layout.height
             image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC), dtype=np.uint8)
         return layout.sequence(image)
+
+    def _picture(self, item: Item) -> NDArray[np.uint8]:
+        """As it is in its file, uint8 [H, W, 3]."""
+        if item.content is None:
+            return decode_image(_path(item), origin=item.name, max_pixels=self._max_pixels)
+        return np.asarray(item.content)
 
 
 def _layout(pictures: Mapping[str, Any]) -> PatchLayout:

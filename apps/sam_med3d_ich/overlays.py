@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.ndimage import find_objects, label
 
 from mlcore.base.errors import UserError
@@ -30,7 +31,7 @@ from quartet.apps.sam_med3d_ich.case_metrics import Mask
 from quartet.apps.sam_med3d_ich.data.geometry import affine_spacing, voxel_ml
 from quartet.apps.sam_med3d_ich.masks import dice_per_case
 
-__all__ = ["CONTOUR", "MISSED", "RIGHT", "WRONG", "best_median_worst", "plot_overlay"]
+__all__ = ["CONTOUR", "MISSED", "RIGHT", "WRONG", "AxialSlices", "best_median_worst", "plot_overlay"]
 
 # Apart for every kind of colour vision, and from the greys of a CT.
 CONTOUR, RIGHT, WRONG, MISSED = "#f4f72a", "#2f9bff", "#ff7a1a", "#e8308c"
@@ -40,6 +41,7 @@ _PANELS = 8
 _STEP_MM = 5.0  # between neighbouring axial slices
 _ZOOM_MM = (30.0, 12.0)  # least side of the enlarged square, and margin around the bleed
 _LONGEST_TITLE = 110
+_SCREEN = 512  # pixels, longer side of a slice on a screen
 _ON_IMAGE: dict[str, Any] = {"color": "#e3e8ec", "path_effects": [withStroke(linewidth=2.5, foreground="#000000")]}
 
 _Limits = tuple[float, float, float, float]
@@ -281,6 +283,50 @@ def _heading(figure: Figure, title: str, figures: str) -> None:
         fontfamily=names.fonts,
         color=_INK,
     )
+
+
+class AxialSlices(Sequence[NDArray[np.uint8]]):
+    """Axial slices for a screen, in radiological orientation, with square pixels, each drawn when it is asked for.
+
+    Args:
+        values: ``[X, Y, Z]`` in R, A, S order: an image, or a mask.
+        affine: ``[4, 4]``, voxel index to mm.
+        window: level and width that are drawn from black to white; None: from the 1st to the 99th percentile.
+        mask: whether `values` is one: slices are then ``[H, W, 4]``, its colour where it is 1 and nothing elsewhere;
+            otherwise ``[H, W]``.
+    """
+
+    def __init__(
+        self,
+        values: NDArray[Any],
+        *,
+        affine: NDArray[np.float64],
+        window: tuple[float, float] | None = None,
+        mask: bool = False,
+    ) -> None:
+        empty = np.zeros(values.shape, dtype=np.uint8)
+        self._scene = _scene(values, empty, None, affine=affine, window=(0.5, 1.0) if mask else window)
+        self._mask = mask
+
+    def __len__(self) -> int:
+        return int(self._scene.image.shape[2])
+
+    def __getitem__(self, index: Any) -> Any:
+        view = self._scene.view("axial", range(len(self))[index])
+        low, high = self._scene.levels
+        grey = np.clip((view.image - low) / (high - low), 0, 1)
+        width, height = (max(1, round(side * _SCREEN / max(view.extent))) for side in view.extent)
+        how = Image.Resampling.NEAREST if self._mask else Image.Resampling.BILINEAR
+        picture = np.asarray(Image.fromarray((255 * grey).astype(np.uint8)).resize((width, height), how))
+        if not self._mask:
+            return picture
+        colour = np.array([round(255 * part) for part in (*_rgb(RIGHT), _FILL)], dtype=np.uint8)
+        return (picture > 0)[..., None] * colour
+
+    @property
+    def widest(self) -> int:
+        """The slice with the largest area of the mask; the middle one where it is empty."""
+        return self._scene.widest(self._scene.image > 0, 2)
 
 
 def _draw(axes: Axes, view: _View, *, levels: tuple[float, float], colours: bool = True) -> None:

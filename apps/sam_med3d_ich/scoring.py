@@ -14,7 +14,7 @@ from torch import Tensor
 from mlcore.base.errors import UserError
 from mlcore.run.decision import DECISION, Decision
 from mlcore.run.networks import Network
-from mlcore.run.scorer import Item, decision_of
+from mlcore.run.scorer import Item, Shown, decision_of
 from quartet.apps.sam_med3d_ich.bundle.writing import write_bundle
 from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, case_metrics
 from quartet.apps.sam_med3d_ich.comparison import write_comparison
@@ -34,8 +34,9 @@ from quartet.apps.sam_med3d_ich.data.volume import (
     write_nifti,
 )
 from quartet.apps.sam_med3d_ich.data.words import counted, together
-from quartet.apps.sam_med3d_ich.inspection import draw_case
+from quartet.apps.sam_med3d_ich.inspection import draw_case, to_ras
 from quartet.apps.sam_med3d_ich.naming import PROBABILITY, names_of, stem
+from quartet.apps.sam_med3d_ich.overlays import AxialSlices
 from quartet.apps.sam_med3d_ich.restore import make_segmenter
 from quartet.apps.sam_med3d_ich.segmentation import Click, clicks_from_mask
 from quartet.apps.sam_med3d_ich.windows import Windows, describe, make_module, signature_of
@@ -259,6 +260,20 @@ class VolumeScorer:
                 example["labels"] = torch.randint(-1, 2, (batch, clicks), generator=generator)
             found.append(example)
         return found
+
+    def show(self, _item: Item, prediction: VolumePrediction) -> Shown:
+        """The axial slices with the mask over them, from its widest one."""
+        image, affine = to_ras(prediction.volume.array, prediction.affine)
+        mask = AxialSlices(to_ras(prediction.mask, prediction.affine)[0], affine=affine, mask=True)
+        sides = "The patient's right is on the left of the picture."
+        return Shown(
+            answer=f"{prediction.millilitres:.1f} mL",
+            bars={"score of a haemorrhage (no probability)": {"score": prediction.ich_score}},
+            pictures=AxialSlices(image, affine=affine, window=self._window),
+            overlays=mask,
+            first=mask.widest,
+            notes=[*filter(None, [prediction.remark]), sides],
+        )
 
     def save(self, item: Item, prediction: VolumePrediction, folder: Path) -> None:
         """Write `{name}.nii.gz`, and where asked for `{name}_probability.nii.gz` and `{name}.png`."""

@@ -8,6 +8,7 @@
     quartet distill RUN [--flag VALUE] ...             train one network on the answers of a run or an ensemble
     quartet card RUN                                   a run's model card: data, results, decision, limits
     quartet push RUN hub:NAME                          a run's export and card on the Hugging Face hub
+    quartet serve RUN [--port 8000]                    a page to try a run's model, and a JSON endpoint
     quartet run APP SCRIPT [...]                       another script of an app, such as predict or export
     quartet doctor [APP]                               check this machine (and libraries and settings of an app)
     quartet chaos APP [--kills N] [--faults NAME ...]  kill and damage runs of an app, and compare what they end with
@@ -43,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         argv: Arguments; the process's own by default.
     """
     command, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
-    if command in ("train", "predict", "distill"):
+    if command in ("train", "predict", "distill", "serve"):
         listen()  # before what takes long to import
     try:
         if command in ("-h", "--help", "help") or (
             rest[:1] in (["-h"], ["--help"])
-            and command not in ("compare", "predict", "evaluate", "export", "card", "push")
+            and command not in ("compare", "predict", "evaluate", "export", "serve", "card", "push")
         ):
             print(f"{(__doc__ or '').strip()}\n\nApps: {', '.join(app_names())}")
             sys.exit(0)
@@ -84,6 +85,7 @@ def _run(command: str, rest: list[str]) -> int:
         "export": _export,
         "distill": _distill,
         **{name: partial(_verb, name) for name in ("evaluate", "card", "push")},
+        "serve": _serve,
         "run": _script,
         "doctor": _doctor,
         "chaos": _chaos,
@@ -137,6 +139,12 @@ def _distill(rest: list[str]) -> int:
     folders = {name: Path(importlib.import_module(f"quartet.apps.{name}").__path__[0]) for name in app_names()}
     app = next(name for name, folder in folders.items() if (folder / "distill.py").is_file())
     return _script([app, "distill", *rest])
+
+
+def _serve(rest: list[str]) -> int:
+    from mlcore.use.command import serve
+
+    return serve(rest)
 
 
 def _script(rest: list[str]) -> int:

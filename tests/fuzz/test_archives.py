@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import shutil
 import struct
 import tarfile
 import zipfile
@@ -18,6 +19,7 @@ from mlcore.base.safe_pickle import load_pickle
 from mlcore.data.packed import read_arrays
 from mlcore.run import load_run
 from mlcore.training.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint
+from mlcore.use.answering import unpacked
 from quartet.apps.doc_ensemble.ensemble.folds import _read_fold
 from quartet.apps.doc_ensemble.ensemble.out_of_fold import OutOfFold, read_out_of_fold
 from quartet.apps.perceiver.config import ModelConfig
@@ -130,6 +132,19 @@ def packed_pictures(folder: Path) -> None:
             archive.addfile(member, io.BytesIO(buffer.getvalue()))
 
 
+def zipped(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "study.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("head/1.dcm", "head/2.dcm"):
+            archive.writestr(name, name * 20)
+
+
+def unzip(folder: Path) -> list[str]:
+    shutil.rmtree(folder / "files", ignore_errors=True)
+    names = sorted(path.name for path in unpacked(folder / "study.zip", folder / "files").iterdir())
+    assert names == [f"{number:06d}" for number in range(len(names))]
+    return names
+
+
 SMALL = {
     "d_model": 4,
     "num_heads": 1,
@@ -165,6 +180,15 @@ def saved(name: str, **options: Any) -> Callable[[Path], None]:
 
 
 PARSERS = [
+    Parser(
+        name="zip of what is served",
+        write=zipped,
+        read=unzip,
+        edited="*.zip",
+        words=(b"../../a", b"/dev/null", b"PK"),
+        found={name: ZIPS[name] for name in ("encrypted", "unknown method", "several disks")},
+        writes=True,
+    ),
     Parser(
         name="npz",
         write=npz("own.npz", inputs=np.zeros((2, 3, 2), "f4"), names=np.array(["가", "b"])),

@@ -96,7 +96,7 @@ class _Averaged:
         self.batch_size = min(member.batch_size for member in members)
         self.network, self.examples = first.network, first.examples
         self.items, self.save, self.mean = first.items, first.save, first.mean
-        for name in ("takes", "before", "after"):  # of `FolderScorer` and `JobScorer`
+        for name in ("takes", "before", "after", "show"):  # of `FolderScorer`, `JobScorer` and `Showing`
             if hasattr(first, name):
                 setattr(self, name, getattr(first, name))
 

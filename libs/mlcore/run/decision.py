@@ -184,6 +184,23 @@ class Decision(BaseModel):
         return self.lower is not None or any(least > 0 for least in self.least)
 
     @property
+    def words(self) -> str:
+        """What it does, for people, in one line."""
+        if self.kind == "mask":
+            small = f", parts from {self.min_volume_ml:g} mL on" if self.min_volume_ml else ""
+            return f"voxels count from a probability of {self.threshold:.3g} on{small}"
+        if self.kind == "binary":
+            first, second = self.class_names
+            if self.lower is None:
+                return f"{second} from a probability of {self.threshold:.3g} on"
+            return f"{second} from {self.threshold:.3g} on, {first} below {self.lower:.3g}, a person decides in between"
+        if not self.can_review:
+            return "the most probable class"
+        low, high = min(self.least), max(self.least)
+        least = f"{high:.3g}" if low == high else f"{low:.3g} to {high:.3g}, by class"
+        return f"the most probable class; a person decides where its probability is below {least}"
+
+    @property
     def identity(self) -> Mapping[str, Any]:
         """What predictions depend on, as JSON has it."""
         left_out = {"version", "rule", "value", "npv", "note", "figures"}

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,6 +27,8 @@ __all__ = [
     "JobScorer",
     "Prediction",
     "Scorer",
+    "Showing",
+    "Shown",
     "Use",
     "decision_of",
 ]
@@ -53,6 +55,32 @@ class Item:
     def value(self, name: str) -> str:
         """One of the other inputs; "" where it was not given."""
         return dict(self.values).get(name, "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """How a prediction is shown to people, besides its row.
+
+    Attributes:
+        answer: It in a few words, such as a class or "12.3 mL".
+        review: Whether a person should look at it.
+        bars: Shares from 0 to 1 by name, in groups by what they are: probabilities, weights.
+        pictures: What the model saw, a page or the slices of a volume: uint8 [H, W, 3] or [H, W], each drawn when it is
+            asked for.
+        overlays: What it found there, uint8 [H, W, 4]; none, or one for each picture.
+        first: Number of the picture to begin with.
+        curves: Or what it saw of a sequence: values over time by name of the channel, [M] each; NaN is a gap.
+        notes: What else people should know, in sentences.
+    """
+
+    answer: str
+    review: bool = False
+    bars: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    pictures: Sequence[NDArray[np.uint8]] = ()
+    overlays: Sequence[NDArray[np.uint8]] = ()
+    first: int = 0
+    curves: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 class Prediction(Protocol):
@@ -87,6 +115,11 @@ class ClassPrediction:
     def probability(self) -> float:
         """That of the predicted class."""
         return float(self.probabilities[self._index])
+
+    def shown(self, **seen: Any) -> Shown:
+        """Class and probabilities for people; `seen` is what else `Shown` takes, such as pictures."""
+        chances = dict(zip(self.class_names, self.probabilities.tolist(), strict=True))
+        return Shown(answer=self.predicted, review=bool(self.review), bars={"probability": chances}, **seen)
 
     @property
     def _index(self) -> int:
@@ -237,6 +270,14 @@ class FolderScorer(Protocol):
 
     def takes(self, folder: Path) -> bool:
         """Whether `items` has something to say of a folder, besides what the folders in it hold."""
+
+
+@runtime_checkable
+class Showing(Protocol):
+    """A scorer that has something to show of a prediction; of others people see the row."""
+
+    def show(self, item: Item, prediction: Any, /) -> Shown:
+        """What the model saw and found."""
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""The command lines of `quartet predict` and `quartet export`, the same for the models of every app."""
+"""The command lines of `quartet predict`, `export` and `serve`, the same for the models of every app."""
 
 import argparse
 import logging
@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from mlcore.cli.app import App
     from mlcore.use.job import Done
 
-__all__ = ["export", "export_parser", "export_script", "predict", "predict_parser", "predict_script"]
+__all__ = [
+    "export",
+    "export_parser",
+    "export_script",
+    "predict",
+    "predict_parser",
+    "predict_script",
+    "serve",
+    "serve_parser",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +61,20 @@ them without this repository. A process of its own compares every form with the 
 `quartet predict` takes such a folder like a run.
 """
 
+_SERVE = """\
+Try a trained model: a page for one file at a time, and a JSON endpoint.
+
+    quartet serve RUN
+    quartet serve RUN RUN --port 8080
+
+RUN is what `quartet predict` takes; of several the predictions are averaged. The page is for this machine alone unless
+--host says otherwise; it loads nothing from elsewhere, and keeps nothing of what it was given. Other programs ask so:
+
+    curl -F file=@picture.jpg http://127.0.0.1:8000/api/predict
+
+Ctrl-C stops it.
+"""
+
 
 def predict_parser(prog: str = "quartet predict") -> argparse.ArgumentParser:
     """The parser of `quartet predict`, which knows no app."""
@@ -59,10 +82,8 @@ def predict_parser(prog: str = "quartet predict") -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="a run's folder, a checkpoint, or s3://bucket/key")
     inputs = "files, folders, s3://bucket/key, or one table; before these, further runs"
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help=inputs)
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an option of the app's own")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that is there")
-    network = "what computes the network of an export (default: torch with its weights; pt2 is code, see docs/USE.md)"
-    parser.add_argument("--network", choices=["onnx", "pt2"], help=network)
+    _add_model_flags(parser)
     _add_flags(parser)
     return parser
 
@@ -166,6 +187,50 @@ def export(arguments: Sequence[str], *, prog: str = "quartet export") -> int:
     return 0
 
 
+def serve_parser(prog: str = "quartet serve") -> argparse.ArgumentParser:
+    """The parser of `quartet serve`, which knows no app."""
+    parser = _parser(_SERVE, prog)
+    add = parser.add_argument
+    add(
+        "run", nargs="+", metavar="RUN", help="a run's folder, a checkpoint, an export, an ensemble, or s3://bucket/key"
+    )
+    host = "address to listen at; another one than the default lets others use it, who need no password"
+    add("--host", default="127.0.0.1", help=f"{host} (default: 127.0.0.1, this machine alone)")
+    add("--port", type=int, default=8000, help="0: a free one (default: 8000)")
+    add("--max_upload_mib", type=int, default=256, help="largest request, MiB (default: 256)")
+    add("--max_waiting", type=int, default=4, help="requests that wait while one is answered (default: 4)")
+    add("--max_seconds", type=float, default=300, help="for an upload, and for its answer, s (default: 300)")
+    _add_model_flags(parser)
+    _add_device(parser)
+    return parser
+
+
+def serve(arguments: Sequence[str], *, prog: str = "quartet serve") -> int:
+    """Parse the command line of `quartet serve` and serve until a signal comes; returns 0.
+
+    Raises:
+        UserError: A run or an option cannot be used, or nobody can listen at the address.
+    """
+    given = serve_parser(prog).parse_args(arguments)
+    load_env()
+    if given.max_upload_mib < 1 or given.max_waiting < 0 or not given.max_seconds > 0:
+        raise UserError("--max_upload_mib must be at least 1, --max_waiting at least 0, --max_seconds more than 0")
+
+    # After parsing: torch takes seconds to import.
+    from mlcore.base.console import setup_logging
+    from mlcore.base.signals import conclude
+    from mlcore.run.averaged import load_runs
+    from mlcore.use.serving import Limits, listening, run_server
+
+    setup_logging()
+    limits = Limits(upload=given.max_upload_mib * 2**20, waiting=given.max_waiting, seconds=given.max_seconds)
+    with listening(given.host, given.port) as sock:
+        predictor = load_runs(given.run, device=given.device, options=_options(given.set), network=given.network)
+        conclude()  # the server answers signals itself, and to be stopped is no failure of its
+        run_server(predictor, sock, limits, host=given.host)
+    return 0
+
+
 def export_script(description: str) -> int:
     """What an app's `export.py` does: the same, with the names that its flags always had."""
     parser = _parser(description, None)
@@ -192,7 +257,18 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add("--strict", action="store_true", help="stop at the first input that cannot be used")
     add("--batch_size", type=int, help="inputs that go through the network together (default: the app's)")
     add("--num_workers", type=int, help="processes that read ahead (default: what the machine has left)")
-    add("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N (default: auto)")
+    _add_device(parser)
+
+
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an option of the app's own")
+    network = "what computes the network of an export (default: torch with its weights; pt2 is code, see docs/USE.md)"
+    parser.add_argument("--network", choices=["onnx", "pt2"], help=network)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    device = "auto (CUDA where there is one), cpu, cuda or cuda:N (default: auto)"
+    parser.add_argument("--device", default="auto", help=device)
 
 
 def _predict(given: argparse.Namespace, options: Mapping[str, str], *, app: "App[Any] | None" = None) -> int:
