@@ -235,12 +235,13 @@ def listening(host: str, port: int) -> socket.socket:
     Raises:
         UserError: The address is none of this machine, or the port is taken.
     """
+    if not 0 <= port < 65536:
+        raise UserError(f"--port {port}: expected a number from 0 to 65535")
     try:
         (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return socket.create_server((address[0], port), family=family)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot listen at {host}, port {port} ({reason}); give another --port or --host") from None
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        raise UserError(f"cannot listen at {host}, port {port} ({error.strerror}); give another --port") from None
 
 
 def run_server(

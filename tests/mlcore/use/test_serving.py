@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ from mlcore.base.errors import UserError
 from mlcore.run.predictor import Predictor
 from mlcore.run.scorer import Item, Shown
 from mlcore.use.serving import listening
+from tests.browser import page
 from tests.served import BOUNDARY, Reply, Served, form, served
 
 LIMIT = 200_000
@@ -230,17 +231,18 @@ def test_every_answer_bears_the_headers(server: Served) -> None:
 
 
 def test_one_is_answered_one_waits_and_the_next_is_told_so(server: Served, scorer: Lines) -> None:
-    with ThreadPoolExecutor(2) as clients:
+    with ThreadPoolExecutor(3) as clients:
         first = clients.submit(server.ask, ("a.txt", b"wait"))
-        assert scorer.begun.wait(60)
-        second = clients.submit(server.ask, ("b.txt", b"two"))
-        third = server.ask(("c.txt", b"three"))
-        while third.status == 200:  # it came before the second, which waits now at the latest
-            third = server.ask(("c.txt", b"three"))
-        assert "busy: one prediction at a time, and 1 wait" in refused(third, 503)
-        assert third.headers["retry-after"] == "5"
-        scorer.go_on.set()
-        assert (first.result().status, second.result().status) == (200, 200)
+        try:
+            assert scorer.begun.wait(60)
+            others = [clients.submit(server.ask, (name, b"two")) for name in ("b.txt", "c.txt")]
+            done, waiting = wait(others, timeout=60, return_when=FIRST_COMPLETED)
+        finally:
+            scorer.go_on.set()
+        (told,) = (one.result() for one in done)
+        assert "busy: one prediction at a time, and 1 wait" in refused(told, 503)
+        assert told.headers["retry-after"] == "5"
+        assert [one.result().status for one in (first, *waiting)] == [200, 200]
 
 
 def test_a_fault_of_the_model_is_told_without_its_particulars(caplog: pytest.LogCaptureFixture) -> None:
@@ -282,5 +284,42 @@ def test_the_documented_command_works(server: Served, repository: Path, tmp_path
 def test_an_address_that_is_taken_is_told(server: Served) -> None:
     with pytest.raises(UserError, match=rf"cannot listen at 127.0.0.1, port {server.port} .* another --port"):
         listening("127.0.0.1", server.port)
-    with pytest.raises(UserError, match="port 70000"):
+    with pytest.raises(UserError, match="--port 70000: expected a number from 0 to 65535"):
         listening("127.0.0.1", 70000)
+
+
+@pytest.mark.slow
+def test_a_file_dropped_on_the_page_is_answered_and_no_request_leaves_it(server: Served, tmp_path: Path) -> None:
+    file = tmp_path / "<img src=x onerror=document.title=1> 새.txt"
+    file.write_text("<b>하나</b>\nbad\n", encoding="utf-8")
+    elsewhere = listening("127.0.0.1", 0)
+    elsewhere.settimeout(0)
+    with elsewhere, page(tmp_path) as tab:
+        tab.open(server.url, "document.title.startsWith('Lines')")
+        assert tab.evaluate("document.querySelector('h1').textContent") == "Lines of <text>"
+        tab.evaluate("document.querySelector('textarea').value = '말 '")
+        tab.drop(file, "#drop")
+        tab.evaluate("document.getElementById('send').click()")
+        tab.wait("document.querySelectorAll('#answers section').length")
+        first, second = tab.evaluate("[...document.querySelectorAll('#answers section')].map(e => e.innerText)")
+        assert "말 <b>하나</b>" in first
+        assert f"{file.name}, line 1: is bad" in second
+        assert tab.evaluate("[...document.images].map(i => i.naturalHeight)") == [1000], "the names are no markup"
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert tab.complaints == []
+        address = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/"
+        assert tab.evaluate(f"fetch('{address}').then(() => 'came', () => 'refused')") == "refused"
+        with pytest.raises(BlockingIOError):  # nobody has called
+            elsewhere.accept()
+        assert all(url.startswith((server.url, address)) for url in tab.requested), tab.requested
+
+
+@pytest.mark.slow
+def test_a_file_that_is_too_large_is_told_on_the_page(server: Served, tmp_path: Path) -> None:
+    (tmp_path / "large.txt").write_bytes(b"x" * (LIMIT + 1))
+    with page(tmp_path) as tab:
+        tab.open(server.url, "document.title.startsWith('Lines')")
+        tab.drop(tmp_path / "large.txt", "#drop")
+        tab.evaluate("document.getElementById('send').click()")
+        tab.wait("!document.getElementById('problem').hidden")
+        assert "large.txt is too large" in tab.evaluate("document.getElementById('problem').innerText")
