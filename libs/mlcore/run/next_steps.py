@@ -52,11 +52,8 @@ def next_steps(folder: Path, *, app: App[Any], train: TrainConfig, demo: bool) -
 def _uses(run: str, app: App[Any]) -> list[tuple[str, str]]:
     """What can be done with trained weights."""
     verbs = [] if app.evaluation is None else [("evaluate on other data", f"evaluate {run} --data DATA")]
-    verbs += (
-        []
-        if app.use is None
-        else [("predict", f"predict {run} INPUT"), ("try on a page", f"serve {run}"), ("export", f"export {run}")]
-    )
+    uses = [("predict", f"predict {run} INPUT"), ("try on a page", f"serve {run}"), ("export", f"export {run}")]
+    verbs += [] if app.use is None else uses
     return [(what, f"{_quartet()} {command}") for what, command in verbs]
 
 
