@@ -186,13 +186,15 @@ def test_mistakes_are_told_before_the_work(arguments: list[str], message: str, s
     assert set(Path().rglob("*")) == before
 
 
-def test_a_file_that_changed_is_read_again(series_run: Path, sequences: list[np.ndarray[Any, Any]]) -> None:
-    predictor = load_run(series_run, device="cpu")
-    save_npz("new.npz", sequences)
-    assert len(predictor("new.npz")) == 3
-    save_npz("new.npz", sequences[:1])
-    os.utime("new.npz", ns=(0, 0))
-    assert len(predictor("new.npz")) == 1
+def test_a_file_that_changed_is_read_again(
+    series_run: Path, sequences: list[np.ndarray[Any, Any]], tmp_path: Path
+) -> None:
+    predictor, path = load_run(series_run, device="cpu"), str(tmp_path / "new.npz")
+    save_npz(path, sequences)
+    assert len(predictor(path)) == 3
+    save_npz(path, sequences[:1])
+    os.utime(path, ns=(0, 0))
+    assert len(predictor(path)) == 1
 
 
 def test_positions_that_end_limit_the_length(script: Any, tiny: list[str]) -> None:
