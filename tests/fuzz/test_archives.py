@@ -159,7 +159,8 @@ def run_checkpoint(folder: Path) -> None:
     settings = model_settings(ModelConfig(**SMALL, position="none"), input_dim=2, num_classes=2, max_seq_len=4)
     state = {
         "app": "perceiver", "model": make_model(settings).state_dict(), "config": {"run": {"seed": 3}, "data": {}},
-        "task": {"model": settings, "class_names": ["a", "b"]}, "progress": {"step": 3}, "engine": {"ema": {}},
+        "task": {"model": settings, "class_names": ["a", "b"], "preprocessing": {"kind": "sequence"}},
+        "progress": {"step": 3}, "engine": {"ema": {}},
     }  # fmt: skip
     (folder / "checkpoints").mkdir()
     save_checkpoint(folder / "checkpoints" / "step_00000003.pth", state)
