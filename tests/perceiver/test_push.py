@@ -104,7 +104,7 @@ def test_what_the_hub_receives_predicts_like_the_run(
     assert hub.created["visibility"] == "private"
     assert hub.tokens == {f"Bearer {TOKEN}"}
     assert "POST /api/models/team/model/branch/first" in hub.requests
-    assert set(hub.files) == {"README.md", "model.json", "model.safetensors", "model.pt2", "predict.py"}
+    assert set(hub.files) == {"README.md", "model.json", "model.safetensors", "model.pt2"}  # the reader wants ONNX
     assert 'load_run("hub:team/model")' in hub.files["README.md"].decode()
     assert not any(TOKEN.encode() in content for content in hub.files.values())
     sequences = [np.random.default_rng(0).standard_normal((length, 4)) for length in (3, 9)]
