@@ -189,7 +189,11 @@ def _asked(predictor: Predictor, pages: Sequence[Page], world: World) -> dict[st
     lock = None
     if world.is_main:
         ensure_folder(path.parent)
-        while (lock := hold(path.with_suffix(".lock"))) is None:  # another run asks the same
+        waits = False
+        while (lock := hold(path.with_suffix(".lock"))) is None:
+            if not waits:
+                _log.info("another run asks the teacher about the same pages: waiting for its answers (%s)", path)
+            waits = True
             time.sleep(1)
             check()
     try:

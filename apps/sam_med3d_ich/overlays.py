@@ -8,10 +8,9 @@ scale in mm.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -22,101 +21,41 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.ndimage import find_objects, label
 
-from mlcore.base.errors import UserError
 from mlcore.report.plots.style import displayable, picture
 from quartet.apps.sam_med3d_ich.case_metrics import Mask
-from quartet.apps.sam_med3d_ich.data.geometry import affine_spacing, voxel_ml
 from quartet.apps.sam_med3d_ich.masks import dice_per_case
+from quartet.apps.sam_med3d_ich.scene import (
+    CONTOUR,
+    FILL,
+    MISSED,
+    PLANES,
+    RIGHT,
+    WRONG,
+    Plane,
+    Scene,
+    View,
+    make_scene,
+    rgb,
+)
 
-__all__ = ["CONTOUR", "MISSED", "RIGHT", "WRONG", "AxialSlices", "best_median_worst", "plot_overlay"]
+__all__ = ["best_median_worst", "plot_overlay"]
 
-# Apart for every kind of colour vision, and from the greys of a CT.
-CONTOUR, RIGHT, WRONG, MISSED = "#f4f72a", "#2f9bff", "#ff7a1a", "#e8308c"
 _GROUND, _INK = "#12171d", "#e6eaee"  # as viewers of CTs have it; it glares in no light
-_FILL = 0.45  # opacity: the tissue below must stay readable
 _PANELS = 8
 _STEP_MM = 5.0  # between neighbouring axial slices
 _ZOOM_MM = (30.0, 12.0)  # least side of the enlarged square, and margin around the bleed
 _LONGEST_TITLE = 110
-_SCREEN = 512  # pixels, longer side of a slice on a screen
 _ON_IMAGE: dict[str, Any] = {"color": "#e3e8ec", "path_effects": [withStroke(linewidth=2.5, foreground="#000000")]}
 
 _Limits = tuple[float, float, float, float]
 """Left, right, bottom and top, mm; the top is the smaller number, as rows count down."""
-Plane = Literal["sagittal", "coronal", "axial"]
-_PLANES: tuple[Plane, ...] = ("sagittal", "coronal", "axial")  # by the axis they are perpendicular to
 _LETTERS: dict[Plane, tuple[str, str, str, str]] = {  # left, right, top, bottom of the picture
     "sagittal": ("A", "P", "S", "I"),
     "coronal": ("R", "L", "S", "I"),
     "axial": ("R", "L", "A", "P"),
 }
-
-
-@dataclass(frozen=True)
-class _View:
-    """One slice as it is drawn: row 0 on top, column 0 on the left.
-
-    Attributes:
-        image, found, there: ``[H, W]``; `there` is None where nothing was marked.
-        pixel: mm per column and row.
-        plane: which one.
-        words: what stands above it.
-    """
-
-    image: NDArray[Any]
-    found: NDArray[np.bool_]
-    there: NDArray[np.bool_] | None
-    pixel: tuple[float, float]
-    plane: Plane
-    words: str
-
-    @property
-    def extent(self) -> tuple[float, float]:
-        """Width and height, mm."""
-        return self.image.shape[1] * self.pixel[0], self.image.shape[0] * self.pixel[1]
-
-
-@dataclass(frozen=True)
-class _Scene:
-    """A case in R, A, S order; `levels` are the values shown as black and white, `ml` is the volume of a voxel."""
-
-    image: NDArray[Any]
-    found: NDArray[np.bool_]
-    there: NDArray[np.bool_] | None
-    spacing: tuple[float, float, float]
-    ml: float
-    levels: tuple[float, float]
-
-    @cached_property
-    def lesion(self) -> NDArray[np.bool_]:
-        """What the slices are chosen to show: the marked bleed, or where there is none the predicted one."""
-        return self.found if self.there is None or not self.there.any() else self.there
-
-    @cached_property
-    def error(self) -> NDArray[np.bool_]:
-        return np.zeros_like(self.found) if self.there is None else self.found ^ self.there
-
-    def widest(self, mask: NDArray[np.bool_], axis: int) -> int:
-        """The slice across `axis` with the largest area of `mask`, of equal ones the middle; also where it is empty."""
-        area = np.count_nonzero(mask, axis=tuple(other for other in range(3) if other != axis))
-        largest = np.flatnonzero(area == area.max())
-        return int(largest[len(largest) // 2])
-
-    def view(self, plane: Plane, index: int, words: str = "") -> _View:
-        axis = _PLANES.index(plane)
-        across, down = (size for other, size in enumerate(self.spacing) if other != axis)
-        number = f"{plane} {index + 1}/{self.image.shape[axis]}"
-        return _View(
-            image=_turned(self.image, axis, index),
-            found=_turned(self.found, axis, index),
-            there=None if self.there is None else _turned(self.there, axis, index),
-            pixel=(across, down),
-            plane=plane,
-            words=f"{number} · {words}" if words else number,
-        )
 
 
 def plot_overlay(
@@ -150,7 +89,7 @@ def plot_overlay(
     Raises:
         UserError: shapes differ or are not three-dimensional, or the file cannot be written.
     """
-    scene = _scene(volume, predicted, target, affine=affine, window=window)
+    scene = make_scene(volume, predicted, target, affine=affine, window=window)
     views = list(_views(scene))
     side = max(max(view.extent) for view in views)
     with picture(path, width=13.4, height=7.6) as figure:
@@ -197,42 +136,15 @@ def best_median_worst(dice: Sequence[float], *, lesion: Sequence[bool], names: S
 # -------------------------------------------------------------------------------------------------------- what is shown
 
 
-def _scene(
-    volume: NDArray[Any],
-    predicted: Mask,
-    target: Mask | None,
-    *,
-    affine: NDArray[np.float64],
-    window: tuple[float, float] | None,
-) -> _Scene:
-    shapes = {"predicted": predicted.shape} | ({} if target is None else {"target": target.shape})
-    for name, shape in shapes.items():
-        if volume.ndim != 3 or shape != volume.shape:
-            raise UserError(f"the volume has shape {volume.shape}, {name} {shape}; expected one [X, Y, Z] for all")
-    if window is None:
-        low, high = (float(value) for value in np.percentile(volume, [1, 99]))
-    else:
-        low, high = window[0] - window[1] / 2, window[0] + window[1] / 2
-    there = None if target is None else target.astype(bool)
-    levels = (low, max(high, low + 1e-6))
-    return _Scene(volume, predicted.astype(bool), there, affine_spacing(affine), voxel_ml(affine), levels)
-
-
-def _turned(array: NDArray[Any], axis: int, index: int) -> NDArray[Any]:
-    """A slice in radiological orientation: R, A or S at row or column 0."""
-    turned: NDArray[Any] = np.take(array, index, axis=axis)[::-1, ::-1].T
-    return turned
-
-
-def _views(scene: _Scene) -> Iterator[_View]:
+def _views(scene: Scene) -> Iterator[View]:
     wanted = _PANELS - (4 if scene.lesion.any() else 2)  # coronal, sagittal, and twice the enlarged bleed
     for index, words in sorted(_axial_slices(scene, wanted).items()):
         yield scene.view("axial", index, words)
-    for axis, plane in ((1, _PLANES[1]), (0, _PLANES[0])):
+    for axis, plane in ((1, PLANES[1]), (0, PLANES[0])):
         yield scene.view(plane, scene.widest(scene.lesion, axis))
 
 
-def _axial_slices(scene: _Scene, wanted: int) -> dict[int, str]:
+def _axial_slices(scene: Scene, wanted: int) -> dict[int, str]:
     """Slice to words, at most `wanted`."""
     count = scene.image.shape[2]
     main = scene.widest(scene.lesion, 2)
@@ -249,7 +161,7 @@ def _axial_slices(scene: _Scene, wanted: int) -> dict[int, str]:
     return chosen
 
 
-def _figures(scene: _Scene) -> str:
+def _figures(scene: Scene) -> str:
     predicted = f"predicted {np.count_nonzero(scene.found) * scene.ml:.2f} mL"
     if scene.there is None:
         return f"{predicted} · nothing marked to compare with"
@@ -259,7 +171,7 @@ def _figures(scene: _Scene) -> str:
     return f"marked {np.count_nonzero(scene.there) * scene.ml:.2f} mL · {predicted} · Dice {dice:.3f}"
 
 
-def _setting(scene: _Scene, window: tuple[float, float] | None) -> str:
+def _setting(scene: Scene, window: tuple[float, float] | None) -> str:
     low, high = scene.levels
     shown = (
         f"level {window[0]:g} width {window[1]:g} HU" if window else f"{low:.4g} to {high:.4g} (1st to 99th percentile)"
@@ -285,51 +197,7 @@ def _heading(figure: Figure, title: str, figures: str) -> None:
     )
 
 
-class AxialSlices(Sequence[NDArray[np.uint8]]):
-    """Axial slices for a screen, in radiological orientation, with square pixels, each drawn when it is asked for.
-
-    Args:
-        values: ``[X, Y, Z]`` in R, A, S order: an image, or a mask.
-        affine: ``[4, 4]``, voxel index to mm.
-        window: level and width that are drawn from black to white; None: from the 1st to the 99th percentile.
-        mask: whether `values` is one: slices are then ``[H, W, 4]``, its colour where it is 1 and nothing elsewhere;
-            otherwise ``[H, W]``.
-    """
-
-    def __init__(
-        self,
-        values: NDArray[Any],
-        *,
-        affine: NDArray[np.float64],
-        window: tuple[float, float] | None = None,
-        mask: bool = False,
-    ) -> None:
-        empty = np.zeros(values.shape, dtype=np.uint8)
-        self._scene = _scene(values, empty, None, affine=affine, window=(0.5, 1.0) if mask else window)
-        self._mask = mask
-
-    def __len__(self) -> int:
-        return int(self._scene.image.shape[2])
-
-    def __getitem__(self, index: Any) -> Any:
-        view = self._scene.view("axial", range(len(self))[index])
-        low, high = self._scene.levels
-        grey = np.clip((view.image - low) / (high - low), 0, 1)
-        width, height = (max(1, round(side * _SCREEN / max(view.extent))) for side in view.extent)
-        how = Image.Resampling.NEAREST if self._mask else Image.Resampling.BILINEAR
-        picture = np.asarray(Image.fromarray((255 * grey).astype(np.uint8)).resize((width, height), how))
-        if not self._mask:
-            return picture
-        colour = np.array([round(255 * part) for part in (*_rgb(RIGHT), _FILL)], dtype=np.uint8)
-        return (picture > 0)[..., None] * colour
-
-    @property
-    def widest(self) -> int:
-        """The slice with the largest area of the mask; the middle one where it is empty."""
-        return self._scene.widest(self._scene.image > 0, 2)
-
-
-def _draw(axes: Axes, view: _View, *, levels: tuple[float, float], colours: bool = True) -> None:
+def _draw(axes: Axes, view: View, *, levels: tuple[float, float], colours: bool = True) -> None:
     width, height = view.extent
     place: dict[str, Any] = {"extent": (0.0, width, height, 0.0), "aspect": "equal"}
     axes.imshow(view.image, cmap="gray", vmin=levels[0], vmax=levels[1], **place)
@@ -339,18 +207,13 @@ def _draw(axes: Axes, view: _View, *, levels: tuple[float, float], colours: bool
             axes.add_collection(LineCollection(_outline(view.there, view.pixel), colors=CONTOUR, linewidths=0.9))
 
 
-def _fill(view: _View) -> NDArray[np.float32]:
+def _fill(view: View) -> NDArray[np.float32]:
     """Colours ``[H, W, 4]`` of what is predicted or missed."""
     there = view.found if view.there is None else view.there
     colours = np.zeros((*view.found.shape, 4), dtype=np.float32)
     for mask, colour in ((view.found & there, RIGHT), (view.found & ~there, WRONG), (there & ~view.found, MISSED)):
-        colours[mask] = (*_rgb(colour), _FILL)
+        colours[mask] = (*rgb(colour), FILL)
     return colours
-
-
-def _rgb(colour: str) -> tuple[float, float, float]:
-    red, green, blue = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
-    return red, green, blue
 
 
 def _outline(mask: NDArray[np.bool_], pixel: tuple[float, float]) -> list[NDArray[np.float64]]:
@@ -363,13 +226,13 @@ def _outline(mask: NDArray[np.bool_], pixel: tuple[float, float]) -> list[NDArra
     return lines + [np.array([(x, y), (x, y + 1)]) * scale for y, x in zip(rows, columns, strict=True)]
 
 
-def _square(view: _View, side: float) -> _Limits:
+def _square(view: View, side: float) -> _Limits:
     """A square around the slice: the same scale for all."""
     width, height = view.extent
     return (width - side) / 2, (width + side) / 2, (height + side) / 2, (height - side) / 2
 
 
-def _frame(axes: Axes, view: _View, *, limits: _Limits) -> None:
+def _frame(axes: Axes, view: View, *, limits: _Limits) -> None:
     axes.set_xlim(limits[0], limits[1])
     axes.set_ylim(limits[2], limits[3])
     axes.set_facecolor("#000000")
@@ -396,7 +259,7 @@ def _scale_bar(axes: Axes, side: float) -> None:
     axes.text(0.03, 0.05, f"{length:g} mm", fontsize=7.5, va="bottom", **style)
 
 
-def _draw_enlarged(cells: Sequence[Axes], scene: _Scene, *, widest: float) -> None:
+def _draw_enlarged(cells: Sequence[Axes], scene: Scene, *, widest: float) -> None:
     """The largest patch of the bleed in its largest axial slice, with and without colours."""
     view = scene.view("axial", scene.widest(scene.lesion, 2), "enlarged")
     lesion = view.found if view.there is None or not view.there.any() else view.there
@@ -414,7 +277,7 @@ def _draw_enlarged(cells: Sequence[Axes], scene: _Scene, *, widest: float) -> No
         _frame(axes, shown, limits=(x - half, x + half, y + half, y - half))
 
 
-def _draw_key(figure: Figure, scene: _Scene) -> None:
+def _draw_key(figure: Figure, scene: Scene) -> None:
     """Below the pictures, where it covers nothing."""
     words = {RIGHT: "predicted"}
     handles: list[Artist] = []

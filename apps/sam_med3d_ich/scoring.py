@@ -36,8 +36,8 @@ from quartet.apps.sam_med3d_ich.data.volume import (
 from quartet.apps.sam_med3d_ich.data.words import counted, together
 from quartet.apps.sam_med3d_ich.inspection import draw_case, to_ras
 from quartet.apps.sam_med3d_ich.naming import PROBABILITY, names_of, stem
-from quartet.apps.sam_med3d_ich.overlays import AxialSlices
 from quartet.apps.sam_med3d_ich.restore import make_segmenter
+from quartet.apps.sam_med3d_ich.scene import AxialSlices
 from quartet.apps.sam_med3d_ich.segmentation import Click, clicks_from_mask
 from quartet.apps.sam_med3d_ich.windows import Windows, describe, make_module, signature_of
 

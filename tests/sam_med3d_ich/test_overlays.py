@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
 from quartet.apps.sam_med3d_ich import overlays
-from quartet.apps.sam_med3d_ich.overlays import CONTOUR, MISSED, RIGHT, WRONG, best_median_worst, plot_overlay
+from quartet.apps.sam_med3d_ich.overlays import best_median_worst, plot_overlay
+from quartet.apps.sam_med3d_ich.scene import CONTOUR, MISSED, RIGHT, WRONG
 
 pytestmark = pytest.mark.pictures
 

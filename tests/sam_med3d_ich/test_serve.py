@@ -11,7 +11,7 @@ from PIL import Image
 
 from mlcore.run import load_run
 from quartet.apps.sam_med3d_ich.data.volume import write_nifti
-from quartet.apps.sam_med3d_ich.overlays import AxialSlices
+from quartet.apps.sam_med3d_ich.scene import AxialSlices
 from tests.sam_med3d_ich.test_prepare import write_series
 from tests.served import served
 

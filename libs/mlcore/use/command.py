@@ -19,6 +19,7 @@ __all__ = [
     "export",
     "export_parser",
     "export_script",
+    "plain_parser",
     "predict",
     "predict_parser",
     "predict_script",
@@ -78,7 +79,7 @@ Ctrl-C stops it.
 
 def predict_parser(prog: str = "quartet predict") -> argparse.ArgumentParser:
     """The parser of `quartet predict`, which knows no app."""
-    parser = _parser(_PREDICT, prog)
+    parser = plain_parser(_PREDICT, prog)
     parser.add_argument("run", metavar="RUN", help="a run's folder, a checkpoint, or s3://bucket/key")
     inputs = "files, folders, s3://bucket/key, or one table; before these, further runs"
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help=inputs)
@@ -115,7 +116,7 @@ def predict_script(
         output_dir: Default of its flag for the folder that the table and the files go to; None: there is no such flag.
         flags: How options are given, where that is not as one text: keyword arguments of `add_argument` by name.
     """
-    parser = _parser(description, None)
+    parser = plain_parser(description, None)
     parser.add_argument(
         "--model_path",
         dest="run",
@@ -145,7 +146,7 @@ def predict_script(
 
 def export_parser(prog: str = "quartet export") -> argparse.ArgumentParser:
     """The parser of `quartet export`, which knows no app."""
-    parser = _parser(_EXPORT, prog)
+    parser = plain_parser(_EXPORT, prog)
     parser.add_argument("run", metavar="RUN", help="a run's folder, a checkpoint, or s3://bucket/key")
     parser.add_argument("--output", type=Path, metavar="DIR", help="the folder (default: export/ in the run's folder)")
     forms = "pt2: a torch.export program; onnx: for ONNX Runtime; several times (default: both, where possible)"
@@ -189,7 +190,7 @@ def export(arguments: Sequence[str], *, prog: str = "quartet export") -> int:
 
 def serve_parser(prog: str = "quartet serve") -> argparse.ArgumentParser:
     """The parser of `quartet serve`, which knows no app."""
-    parser = _parser(_SERVE, prog)
+    parser = plain_parser(_SERVE, prog)
     add = parser.add_argument
     add(
         "run", nargs="+", metavar="RUN", help="a run's folder, a checkpoint, an export, an ensemble, or s3://bucket/key"
@@ -233,7 +234,7 @@ def serve(arguments: Sequence[str], *, prog: str = "quartet serve") -> int:
 
 def export_script(description: str) -> int:
     """What an app's `export.py` does: the same, with the names that its flags always had."""
-    parser = _parser(description, None)
+    parser = plain_parser(description, None)
     parser.add_argument("--model_path", required=True, help="a run's folder, a checkpoint, or s3://bucket/key")
     parser.add_argument("--output_dir", help="the folder (default: export/ in the run's folder)")
     parser.add_argument("--verify", action="store_true", help=_VERIFY)
@@ -242,7 +243,8 @@ def export_script(description: str) -> int:
     return export([given.model_path, *more, *(["--verify"] if given.verify else [])])
 
 
-def _parser(description: str, prog: str | None) -> argparse.ArgumentParser:
+def plain_parser(description: str, prog: str | None) -> argparse.ArgumentParser:
+    """A parser without abbreviations, whose description is printed as it is written; `prog` None: the script."""
     return argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mlcore.base.env import load_env
 from mlcore.base.errors import UserError
 from mlcore.base.files import write_text
+from mlcore.use.command import plain_parser
 
 if TYPE_CHECKING:
     from mlcore.cli.app import App
@@ -51,7 +52,7 @@ _RUN = "a run's folder, a checkpoint, or s3://bucket/key"
 
 def evaluate_parser(prog: str = "quartet evaluate") -> argparse.ArgumentParser:
     """The parser of `quartet evaluate`, which knows no app."""
-    parser = _parser(_EVALUATE, prog)
+    parser = plain_parser(_EVALUATE, prog)
     parser.add_argument("run", metavar="RUN", help=_RUN)
     add = parser.add_argument
     add("--data", type=Path, metavar="DATA", help="a table, file or folder as the app's training takes it, with labels")
@@ -102,7 +103,7 @@ def evaluate_script(
             given are settings of that name.
         called: What the name of the results' folder begins with.
     """
-    parser = _parser(
+    parser = plain_parser(
         f"{description}\nSettings of the run's sections data and run can follow, such as data_dir=DIR.", None
     )
     parser.add_argument("--model_path", required=True, help=_RUN)
@@ -128,7 +129,7 @@ def evaluate_script(
 
 def card_parser(prog: str = "quartet card") -> argparse.ArgumentParser:
     """The parser of `quartet card`, which knows no app."""
-    parser = _parser(_CARD, prog)
+    parser = plain_parser(_CARD, prog)
     parser.add_argument("run", metavar="RUN", help=_RUN)
     parser.add_argument("--output", type=Path, metavar="FILE", help="where it goes (default: README.md in RUN)")
     return parser
@@ -155,7 +156,7 @@ def card(arguments: Sequence[str], *, prog: str = "quartet card") -> int:
 
 def push_parser(prog: str = "quartet push") -> argparse.ArgumentParser:
     """The parser of `quartet push`, which knows no app."""
-    parser = _parser(_PUSH, prog)
+    parser = plain_parser(_PUSH, prog)
     parser.add_argument("run", metavar="RUN", help=_RUN)
     parser.add_argument("name", metavar="hub:NAME", help="the repository, such as hub:team/model")
     parser.add_argument("--private", action="store_true", help="make a new repository a private one")
@@ -206,12 +207,6 @@ def _evaluate(app: "App[Any] | None" = None, **asked: Any) -> int:
     with deferred(), interruptible():
         run_evaluation(Request(**asked), app=app)
     return 0
-
-
-def _parser(description: str, prog: str | None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
