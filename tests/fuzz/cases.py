@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mlcore.base.errors import UserError
-from tests.fuzz.mutations import EDITS, Edit, damaged
+from tests.fuzz.mutations import DAMAGE, Damage, damaged
 
 __all__ = ["Parser", "Record", "checks_of", "explore", "judge"]
 
@@ -93,10 +93,10 @@ def fuzz(parser: Parser, folder: Path, record: Record) -> None:
     }
     names = list(files)
 
-    def check(drawn: tuple[int, bool, list[Edit]]) -> str:
-        place, inside, edits = drawn
-        name = names[place % len(names)]
-        with _content(case / name, damaged(files[name], edits, words=parser.words, inside=inside), whole=files[name]):
+    def check(damage: Damage) -> str:
+        name = names[damage.place % len(names)]
+        content = damaged(files[name], damage.edits, words=parser.words, inside=damage.inside)
+        with _content(case / name, content, whole=files[name]):
             return judge(
                 lambda: parser.read(case),
                 names=[case.name, name.name],
@@ -104,7 +104,7 @@ def fuzz(parser: Parser, folder: Path, record: Record) -> None:
                 lines=parser.lines,
             )
 
-    explore(st.tuples(st.integers(0, 255), st.booleans(), EDITS), check, share=parser.share, record=record)
+    explore(DAMAGE, check, share=parser.share, record=record)
 
 
 def checks_of(

@@ -8,10 +8,11 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-__all__ = ["EDITS", "Edit", "damaged"]
+__all__ = ["DAMAGE", "Damage", "Edit", "damaged"]
 
 _BINARY = (0, 1, 2, 127, 128, 255, 256, 32767, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)
 _NUMBERS = (
@@ -37,7 +38,33 @@ _WORDS = (
 Edit = tuple[int, int, int]
 """Which edit, where (of 65,536 places along the file), and how much or which."""
 
-EDITS = st.lists(st.tuples(st.integers(0, 11), st.integers(0, 65535), st.integers(0, 65535)), min_size=1, max_size=6)
+_EDIT = struct.Struct("<BHH")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What a case damages.
+
+    Attributes:
+        place: Which file, of any number of them.
+        inside: Whether below what packs its content.
+        edits: One to six, in order.
+    """
+
+    place: int
+    inside: bool
+    edits: Sequence[Edit]
+
+    @staticmethod
+    def parse(drawn: bytes) -> "Damage":
+        """That of 7 to 32 drawn bytes."""
+        whole = drawn[2 : 2 + (len(drawn) - 2) // _EDIT.size * _EDIT.size]
+        edits = [(which % len(_OPERATIONS), place, amount) for which, place, amount in _EDIT.iter_unpack(whole)]
+        return Damage(place=drawn[0], inside=drawn[1] % 2 == 1, edits=edits)
+
+
+DAMAGE = st.binary(min_size=2 + _EDIT.size, max_size=2 + 6 * _EDIT.size).map(Damage.parse)
+"""A draw of bytes alone: drawing each number took longer than most parsers do."""
 
 
 def damaged(content: bytes, edits: Sequence[Edit], *, words: Sequence[bytes] = (), inside: bool = False) -> bytes:

@@ -29,7 +29,8 @@ NOT_UTF8 = "not UTF-8; save the table as UTF-8 (in Excel: Save As, 'CSV UTF-8 (C
 
 _LONGEST_LINE = 64 << 20  # bytes
 _MOST_COLUMNS = 10_000
-_MOST_BROKEN = 100  # records without an end, for which the whole rest of the file is looked through
+_READ_IN_VAIN = 4 << 20  # bytes of a small file that may be read for records that turn out to be none
+_TIMES_IN_VAIN = 4  # or how often the whole of a larger one may be
 _MARK = b"\xef\xbb\xbf"
 _FIELD = 2**31 - 1  # characters; the csv module's own limit is less than the text of a long page
 
@@ -158,7 +159,7 @@ class CsvTable(_Lines):
     def _records(self, begin: int, line: int) -> Iterator[tuple[int, int, list[str], str]]:
         """From a place on: place and line of each record, its values, and what is wrong with it."""
         csv.field_size_limit(_FIELD)
-        broken = 0
+        vain = max(_READ_IN_VAIN, _TIMES_IN_VAIN * self.path.stat().st_size)
         while True:
             reader, before = csv.reader(self._from(begin), strict=True), 0
             try:
@@ -168,8 +169,8 @@ class CsvTable(_Lines):
                     begin, line, before = self._end, line + self._taken - before, self._taken
                 return
             except csv.Error as error:  # a record that is none costs its first line only
-                broken += 1
-                if begin == 0 or broken > _MOST_BROKEN:
+                vain -= self._end - begin  # where a quote has no end, that is the whole rest of the file
+                if begin == 0 or vain < 0:
                     raise UserError(f"{self.path}, line {line}: damaged or not a CSV table ({error})") from None
                 yield begin, line, [], f"not a row of a CSV table ({error})"
                 deque(islice(self._from(begin), 1))
