@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from mlcore.base.errors import UserError
 from mlcore.run import load_run
-from mlcore.use.exporting import export
+from mlcore.use.exporting import export, prove
 from quartet.apps.perceiver.restore import make_model
 
 FORMS = (None, "pt2", "onnx")
@@ -47,7 +47,7 @@ def test_the_script_writes_all_files_and_proves_them(series_run: Path, script: A
     assert ended.code == 0, ended.err
     names = {path.name for path in Path("out").iterdir()}
     assert names == {"model.json", "model.safetensors", "model.pt2", "model.onnx", "predict.py"}
-    assert ended.out.count("largest difference from the run") == 3
+    assert ended.out.count("largest difference from float32") == 3
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -125,9 +125,43 @@ def test_a_network_that_gives_other_numbers_is_not_exported(series_run: Path, tm
             return {name: value * 1.001 for name, value in plain(self, inputs).items()}
 
     network.__class__ = Other
-    reason = r"could not be proved: model\.safetensors: logits is another than the run's by 9\.99e-04"
+    reason = r"logits is another than expected by 1\.00e-03"
     with pytest.raises(UserError, match=reason):
         export(predictor, tmp_path / "out", [])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("precision", "half", "formats"), [("fp32", True, ["onnx"]), ("bf16", False, [])])
+def test_what_half_precision_costs_is_measured(
+    precision: Any, half: bool, formats: list[str], series_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of weights kept in half of the bits, and of a run that computes so; all forms give the same."""
+    predictor, folder = load_run(series_run, device="cpu"), tmp_path / "out"
+    inputs = [np.random.default_rng(3).standard_normal((length, 4)) for length in (1, 5, 17)]
+    expected = predictor(inputs)
+    network: Any = predictor.scorer.network
+    network.precision = precision
+    with caplog.at_level("INFO", logger="mlcore"):
+        export(predictor, folder, formats, half=half)
+    difference = json.loads((folder / "model.json").read_text("utf-8"))["difference"]
+    assert 1e-5 < difference < 0.05
+    assert f"from the run {difference:.1e} (relative), which computes in {precision}" in caplog.text
+    kinds = {value.dtype for value in load_file(folder / "model.safetensors").values() if value.is_floating_point()}
+    assert kinds == {torch.float16 if half else torch.float32}
+    forms = [load_run(folder, device="cpu", network=form)(inputs) for form in (None, *formats)]
+    for found in forms:
+        for one, other, run in zip(found, forms[0], expected, strict=True):
+            assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+            assert one.probabilities == pytest.approx(run.probabilities, abs=1e-2 if half else 1e-5)
+    prove(predictor, folder, formats)
+
+
+def test_weights_that_are_no_float16_are_named(series_run: Path, tmp_path: Path) -> None:
+    predictor = load_run(series_run, device="cpu")
+    network: Any = predictor.scorer.network
+    network.module.head.project.bias.data[0] = 1e5
+    with pytest.raises(UserError, match=r"head\.project\.bias has values above 65504"):
+        export(predictor, tmp_path / "out", [], half=True)
     assert not list(tmp_path.iterdir())
 
 

@@ -33,11 +33,13 @@ class Exported:
         app: Whose model it is.
         about: What its scorer is made of, beside the network; "files" are texts by name, of the files they lie in.
         digest: Of `model.json` itself.
+        half: Whether weights are kept as float16.
     """
 
     app: str
     about: Mapping[str, Any]
     digest: str
+    half: bool = False
 
 
 def digest_of(path: Path) -> str:
@@ -67,7 +69,8 @@ def read_about(folder: Path) -> Exported:
             raise UserError(f"{file}: {path.name} names this file, and it is not there; export again")
         if digest_of(file) != digest:
             raise UserError(f"{file}: was changed after the export (another SHA-256 than in {path.name}); export again")
-    return Exported(app, {**about, "files": {name: _text(folder, name, files) for name in texts}}, digest_of(path))
+    texts_of = {name: _text(folder, name, files) for name in texts}
+    return Exported(app, {**about, "files": texts_of}, digest_of(path), half=bool(note.get("half", False)))
 
 
 def _text(folder: Path, name: str, files: Mapping[str, str]) -> str:

@@ -54,6 +54,9 @@ class Eager:
         signature: Its inputs and outputs.
         device: Where it runs.
         precision: The arithmetic; None where the module brings its own, as an exported program does.
+
+    Attributes:
+        module, signature, precision: As given.
     """
 
     def __init__(
@@ -61,17 +64,18 @@ class Eager:
     ) -> None:
         self.module = module.to(device)
         self.signature = signature
-        self._device, self._precision = device, precision
+        self.precision = precision
+        self._device = device
 
     def of(self, module: nn.Module, signature: Signature) -> "Eager":
         """Another module, on the same device and in the same arithmetic."""
-        return Eager(module, signature, device=self._device, precision=self._precision)
+        return Eager(module, signature, device=self._device, precision=self.precision)
 
     @torch.inference_mode()
     def __call__(self, inputs: Tensors) -> dict[str, Tensor]:
         """Outputs of the inputs."""
         given = [inputs[name].to(self._device) for name in self.signature.inputs]
-        with nullcontext() if self._precision is None else autocast(self._precision, self._device):
+        with nullcontext() if self.precision is None else autocast(self.precision, self._device):
             found = self.module(*given)
         values = found if isinstance(found, tuple) else (found,)
         return {name: value.float().cpu() for name, value in zip(self.signature.outputs, values, strict=True)}

@@ -152,6 +152,8 @@ def export_parser(prog: str = "quartet export") -> argparse.ArgumentParser:
     forms = "pt2: a torch.export program; onnx: for ONNX Runtime; several times (default: both, where possible)"
     forms += "; monai, alone: a bundle, of apps that have one"
     parser.add_argument("--format", action="append", choices=["safetensors", "pt2", "onnx", "monai"], help=forms)
+    half = "keep weights as float16, in files of half the size; the difference is measured and told"
+    parser.add_argument("--half", action="store_true", help=half)
     parser.add_argument("--verify", action="store_true", help=_VERIFY)
     return parser
 
@@ -176,7 +178,7 @@ def export(arguments: Sequence[str], *, prog: str = "quartet export") -> int:
     predictor = load_run(given.run, device="cpu")
     formats = [name for name in given.format or ("pt2", "onnx") if name != "safetensors"]
     if "monai" in formats:
-        if given.format != ["monai"] or given.verify:
+        if given.format != ["monai"] or given.verify or given.half:
             raise UserError("--format monai writes a folder of another kind; give it alone")
         bundle(predictor, given.output or run_folder(predictor.source) / "monai")
         return 0
@@ -184,7 +186,7 @@ def export(arguments: Sequence[str], *, prog: str = "quartet export") -> int:
     if given.verify:
         prove(predictor, folder, [name for name in formats if (folder / FORMATS[name]).is_file()])
     else:
-        write(predictor, folder, formats, asked=given.format is not None)
+        write(predictor, folder, formats, asked=given.format is not None, half=given.half)
     return 0
 
 
