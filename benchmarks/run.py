@@ -34,6 +34,7 @@ NAMES = (
     "ads_finetune",
     "ads_images",
     "ads_frozen",
+    "scoring",
     "doc_memory",
     "doc_inference",
     "doc_training",
