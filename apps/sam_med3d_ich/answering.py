@@ -176,13 +176,18 @@ def load_language(name: str) -> Language:
     """A causal language model from a local folder or the Hugging Face hub; safetensors only, none of its code runs.
 
     Raises:
-        UserError: It cannot be had, or is of a kind that does not fit.
+        UserError: It cannot be had, lacks weights, or is of a kind that does not fit.
     """
     folder = find_model(name, setting="--language_model", ways_out="Or try --demo.")
     with reading(folder, "tokenizer and *.safetensors of a causal language model that transformers knows"):
         known = {"trust_remote_code": False, "local_files_only": True}
         tokenizer = AutoTokenizer.from_pretrained(folder, **known)
-        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **known)
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, **known
+        )
+    model, loading = found
+    if missing := sorted(loading["missing_keys"]):  # transformers draws them at random
+        raise UserError(f"{folder}: lacks weights of the language model ({len(missing)}, first {missing[0]})")
     return _with_image_token(model, tokenizer)
 
 

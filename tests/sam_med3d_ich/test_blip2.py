@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, OPTConfig
 
@@ -387,6 +388,14 @@ def test_language_models_that_are_refused(language: Language, tmp_path: Path) ->
     language.tokenizer.save_pretrained(folder)
     torch.save(language.model.state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="pickled"):
+        load_language(str(folder))
+    (folder / "pytorch_model.bin").unlink()
+    weights = {name: value.clone() for name, value in language.model.model.state_dict().items()}
+    weights.pop("decoder.layers.1.fc1.weight")
+    save_file(
+        {f"model.{name}": value for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(UserError, match=r"lacks weights .*\(1, first model\.decoder\.layers\.1\.fc1\.weight"):
         load_language(str(folder))
 
 
