@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -173,14 +174,14 @@ def _killed(run: Path, table: Path, rows: int) -> bytes:
 # ------------------------------------------------------------------------------------------------------ the plain loops
 
 
-class _Pages(Dataset[np.ndarray]):
+class _Pages(Dataset[Any]):
     def __init__(self, predictor: Predictor, paths: list[Path]) -> None:
         self.scorer, self.paths = predictor.scorer, paths
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> Any:
         (item,) = self.scorer.items(self.paths[index])
         return self.scorer.load(item)
 

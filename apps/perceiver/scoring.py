@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mlcore.base.errors import UserError
 from mlcore.data.images import SUFFIXES
-from mlcore.run.networks import Network, Signature
+from mlcore.run.networks import Eager, Network, Signature
 from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
 from mlcore.run.scorer import ClassPrediction, Item, Shown, decision_of
 from quartet.apps.perceiver.config import PerceiverConfig
@@ -25,12 +25,14 @@ from quartet.apps.perceiver.data.inspection import check_sample
 from quartet.apps.perceiver.data.patches import PatchLayout
 from quartet.apps.perceiver.data.samples import Array, SequenceDataset
 from quartet.apps.perceiver.data.ts_files import read_ts
+from quartet.apps.perceiver.model.perceiver import PerceiverModel
 from quartet.apps.perceiver.restore import make_model
 
 __all__ = ["PerceiverScorer", "describe", "make_module", "make_scorer", "signature_of"]
 
 _SEQUENCES = (".ts", ".npz")
 _LONGEST_EXAMPLE = 33  # positions
+_ATTENTION = "Attention: where the latents look first, mean over heads and latents of the first cross-attention."
 
 
 def describe(run: RunCheckpoint[PerceiverConfig]) -> dict[str, Any]:
@@ -137,11 +139,30 @@ class PerceiverScorer:
         return ClassPrediction.of_batch(chances, self._about["class_names"], self._decision)
 
     def show(self, item: Item, prediction: ClassPrediction) -> Shown:
-        """The picture, or the channels of the sequence."""
+        """The picture, or the channels of the sequence, and where the latents look, if that can be known."""
+        seen = self._attention(item)
+        notes = [] if seen is None else [_ATTENTION]
         if self._layout is not None:
-            return prediction.shown(pictures=[self._picture(item)])
+            picture = self._picture(item)
+            over = [] if seen is None else [_heat(seen.reshape(self._layout.grid), picture.shape[:2])]
+            return prediction.shown(pictures=[picture], overlays=over, overlaid="attention", notes=notes)
         values = self._sample(item)["input"].T
-        return prediction.shown(curves={f"channel {number}": channel for number, channel in enumerate(values, start=1)})
+        curves = {f"channel {number}": channel for number, channel in enumerate(values, start=1)}
+        if seen is not None:
+            low, high = float(np.nanmin(values)), float(np.nanmax(values))
+            curves["attention (scaled)"] = low + (high - low) * seen / seen.max()
+        return prediction.shown(curves=curves, notes=notes)
+
+    @torch.inference_mode()
+    def _attention(self, item: Item) -> Array | None:
+        """Shares of an item's tokens [M] in the first cross-attention; None where the network is no torch module."""
+        if not isinstance(self.network, Eager) or not isinstance(self.network.module, PerceiverModel):
+            return None
+        batch = self.collate([self.load(item)])
+        encoder = self.network.module.encoder
+        return (
+            encoder.attention(*(batch[name].to(encoder.latents.device) for name in ("input", "mask")))[0].cpu().numpy()
+        )
 
     def save(self, item: Item, prediction: ClassPrediction, folder: Path) -> None:
         """Nothing beside the table."""
@@ -180,6 +201,15 @@ class PerceiverScorer:
         if item.content is None:
             return decode_image(_path(item), origin=item.name, max_pixels=self._max_pixels)
         return np.asarray(item.content)
+
+
+def _heat(shares: Array, size: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Shares of patches [rows, columns] as a red that is the denser the larger they are, uint8 [H, W, 4]."""
+    scaled = Image.fromarray(np.rint(200 * shares / shares.max()).astype(np.uint8))
+    alpha = np.asarray(scaled.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    heat = np.zeros((*alpha.shape, 4), dtype=np.uint8)
+    heat[..., 0], heat[..., 3] = 230, alpha
+    return heat
 
 
 def _layout(pictures: Mapping[str, Any]) -> PatchLayout:

@@ -272,6 +272,7 @@ class VolumeScorer:
             pictures=AxialSlices(image, affine=affine, window=self._window),
             overlays=mask,
             first=mask.widest,
+            files={"mask.nii.gz": lambda path: write_nifti(path, prediction.mask, like_affine=prediction.affine)},
             notes=[*filter(None, [prediction.remark]), sides],
         )
 

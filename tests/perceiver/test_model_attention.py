@@ -31,6 +31,21 @@ def written_out_attention(layer: MultiHeadAttention, queries: Tensor, context: T
     return layer.out(torch.stack(rows).view(context.shape[0], -1, queries.shape[-1]))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_weights_are_those_that_make_the_output(masked: bool) -> None:
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(8, num_heads=2, context_dim=6).double()
+    queries, context = torch.randn(1, 3, 8).double(), torch.randn(4, 7, 6).double()
+    mask = padding_mask(4, 7) if masked else None
+    weights = layer.weights(queries, context, mask)
+    assert weights.shape == (4, 2, 3, 7)
+    values = layer.key_value(context).unflatten(-1, (2, 2, -1))[:, :, 1].transpose(1, 2)
+    gathered = layer.out((weights @ values).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(gathered, layer(queries, context, mask), **EXACT)
+    if mask is not None:
+        assert not weights[~mask[:, None, None, :].expand_as(weights)].any()
+
+
 def norm(x: Tensor) -> Tensor:
     return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
 

@@ -1,9 +1,12 @@
 """quartet serve with the app's runs: the numbers of `load_run`, and what was seen."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from mlcore.run import load_run
 from tests.served import served
@@ -23,6 +26,11 @@ def test_series_are_answered_with_their_curves(series_run: Path, tmp_path: Path)
         assert one["answer"] == own.predicted
         assert list(one["bars"]["probability"]) == list(own.class_names)
     assert found[1]["curves"]["channel 2"] == pytest.approx(sequences[12:23, 1].tolist())
+    own, values = sequences[None, 12:23], np.array(found[1]["curves"]["attention (scaled)"])
+    shares = predictor.scorer.network.module.encoder.attention(torch.from_numpy(own))[0].detach().numpy()  # type: ignore[attr-defined]
+    assert shares.sum() == pytest.approx(1)
+    low, high = own.min(), own.max()
+    assert (values - low) / (high - low) == pytest.approx(shares / shares.max(), abs=1e-5)
     assert (about["takes"], about["fields"], about["decision"]) == ([".ts", ".npz"], [], "the most probable class")
 
 
@@ -32,5 +40,10 @@ def test_pictures_are_shown_as_they_came(image_run: Path, pictures: Path) -> Non
     with served(predictor) as server:
         (found,) = server.ask(("b/2.PNG", path.read_bytes())).values["predictions"]
         picture = server.get(found["pictures"][0]).body
+        over = server.get(found["pictures"][0].replace(".png", "_over.png")).body
     assert found["values"]["p_light"] == pytest.approx(predictor(path)[0].probabilities[1], abs=1e-6)
     assert int.from_bytes(picture[16:20], "big") == 16
+    assert (found["overlay"], found["files"]) == ("attention", [])
+    heat = np.asarray(Image.open(io.BytesIO(over)))
+    assert heat.shape == (16, 16, 4)
+    assert heat[..., 3].max() == 200

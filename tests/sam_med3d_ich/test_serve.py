@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mlcore.run import load_run
-from quartet.apps.sam_med3d_ich.data.volume import write_nifti
+from quartet.apps.sam_med3d_ich.data.volume import read_volume, write_nifti
 from quartet.apps.sam_med3d_ich.scene import AxialSlices
 from tests.sam_med3d_ich.test_prepare import write_series
 from tests.served import served
@@ -30,15 +30,19 @@ def test_a_volume_and_a_zipped_study_are_answered_slice_by_slice(
         files = [(name, (tmp_path / name).read_bytes()) for name in ("head.nii.gz", "study.zip")]
         head, study = (server.ask(file).values["predictions"][0] for file in files)
         pictures = [server.get(address) for address in (*head["pictures"], head["pictures"][3].replace(".", "_over."))]
+        mask = server.get(head["files"][0])
         bad = server.ask(("bad.zip", files[1][1][:300])).values["problem"]
     for one, name in ((head, "head.nii.gz"), (study, "study")):
         (own,) = predictor(tmp_path / name)
         assert one["values"]["millilitres"] == pytest.approx(own.millilitres, abs=1e-6)
         assert one["values"]["ich_score"] == pytest.approx(own.ich_score, abs=1e-6)
         assert one["answer"] == f"{own.millilitres:.1f} mL"
-        assert (len(one["pictures"]), one["overlay"]) == (array.shape[2], True)
+        assert (len(one["pictures"]), one["overlay"]) == (array.shape[2], "mask")
     assert (head["input"], study["input"]) == ("head.nii.gz", "study.zip")
     assert {picture.status for picture in pictures} == {200}
+    assert "attachment" in mask.headers["content-disposition"]
+    (tmp_path / "mask.nii.gz").write_bytes(mask.body)
+    assert np.array_equal(read_volume(tmp_path / "mask.nii.gz").array, predictor(tmp_path / "head.nii.gz")[0].mask)
     assert Image.open(io.BytesIO(pictures[-1].body)).mode == "RGBA"
     assert bad.startswith("bad.zip: damaged or not a zip archive")
 

@@ -63,6 +63,19 @@ class MultiHeadAttention(nn.Module):
         out: Tensor = self.out(gathered.transpose(1, 2).flatten(2))
         return out
 
+    def weights(self, queries: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """How much each query takes of each token of the context, to look at: ``[B, heads, L, M]``, rows sum to 1.
+
+        Arguments are those of ``forward``, which never forms this matrix.
+        """
+        q = self.query(queries).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k = self.key_value(context).unflatten(-1, (2, self.num_heads, -1))[:, :, 0].transpose(1, 2)
+        scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
+        shares: Tensor = scores.softmax(dim=-1)
+        return shares
+
     def _maps_belong_to_queries(self, num_queries: int) -> bool:
         """Compares multiplications per token, for a context at least as long as the queries."""
         d_model, context_dim = self.query.out_features, self.key_value.in_features

@@ -143,11 +143,7 @@ class PerceiverEncoder(nn.Module):
             UserError: If a shape does not fit, a mask holds other numbers, or a sample has no real token (values are
                 looked at on accelerators only in evaluation, because looking makes the device wait).
         """
-        self._check_shapes(x, mask)
-        x = ((x - self.input_mean) / self.input_std).to(self.latents.dtype)
-        if mask is not None:
-            x, mask = self._without_padding(x, self._shown(mask))
-        tokens = self.positions(x)  # [B, M, width]
+        tokens, mask = self._tokens(x, mask)
         # [1, L, d]: all samples ask the same first questions, so their projection is computed once.
         latents = self.latents[None]
         for repeat in range(self.depth):
@@ -158,6 +154,28 @@ class PerceiverEncoder(nn.Module):
             for block in tower:
                 latents = self._run(block, latents)
         return latents
+
+    def attention(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Where the latents look first: of each sample's tokens the share that the first cross-attention takes.
+
+        Arguments are those of ``forward``.
+
+        Returns:
+            ``[B, M]``, the mean over heads and latents; rows sum to 1, padding has 0.
+        """
+        tokens, mask = self._tokens(x, mask)
+        first = self.cross_blocks[0]
+        assert isinstance(first, CrossAttentionBlock)  # noqa: S101 - narrows what nn.ModuleList declares
+        queries, context = first.latent_norm(self.latents[None]), first.context_norm(tokens)
+        return first.attention.weights(queries, context, mask).mean(dim=(1, 2))
+
+    def _tokens(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Standardised inputs with their positions ``[B, M, width]``, and the mask, if it hides anything."""
+        self._check_shapes(x, mask)
+        x = ((x - self.input_mean) / self.input_std).to(self.latents.dtype)
+        if mask is not None:
+            x, mask = self._without_padding(x, self._shown(mask))
+        return self.positions(x), mask
 
     def _run(self, block: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

@@ -3,7 +3,7 @@
 `mlcore.run.predictor` puts the same face before every app's `Scorer`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -68,8 +68,10 @@ class Shown:
         pictures: What the model saw, a page or the slices of a volume: uint8 [H, W, 3] or [H, W], each drawn when it is
             asked for.
         overlays: What it found there, uint8 [H, W, 4]; none, or one for each picture.
+        overlaid: What these are called.
         first: Number of the picture to begin with.
         curves: Or what it saw of a sequence: values over time by name of the channel, [M] each; NaN is a gap.
+        files: What people may keep, such as a mask: writes the file, by its name.
         notes: What else people should know, in sentences.
     """
 
@@ -78,8 +80,10 @@ class Shown:
     bars: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     pictures: Sequence[NDArray[np.uint8]] = ()
     overlays: Sequence[NDArray[np.uint8]] = ()
+    overlaid: str = "mask"
     first: int = 0
     curves: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
+    files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
 

@@ -26,12 +26,12 @@ __all__ = ["Answering", "Upload", "unpacked"]
 
 _ZIP = ".zip"
 _MOST = 64  # things of one file that are answered, such as pages; `quartet predict` answers all
-_KEPT = 16  # answers whose pictures can still be asked for
+_KEPT = 16  # answers whose pictures and files can still be asked for
 _FILES = 4096  # in an archive
 _SIDE = 1000  # pixels, longer side of a picture
 _POINTS, _CHANNELS = 500, 8  # of curves
 _NAME = 120  # characters of a client's file name
-_PICTURE = re.compile(r"\d+/\d+(_over)?\.png")
+_MADE = re.compile(r"\d+/\w+(\.[a-z]+)+")  # names of ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Answering:
 
     Args:
         predictor: The model.
-        folder: A private folder, for pictures of the last answers.
+        folder: A private folder, for pictures and files of the last answers.
 
     Attributes:
         takes: Suffixes of files; none for a model of texts.
@@ -112,10 +112,10 @@ class Answering:
             entry |= {key: upload.told(entry[key]) for key in ("input", "problem") if key in entry}
         return {"predictions": found, "left_out": max(0, len(items) - _MOST)}
 
-    def picture(self, token: str, name: str) -> Path | None:
-        """A picture of one of the last answers, if it is one."""
+    def made(self, token: str, name: str) -> Path | None:
+        """A picture or a file of one of the last answers, if it is one."""
         folder = self._answers.get(token)
-        return folder / name if folder is not None and _PICTURE.fullmatch(name) else None
+        return folder / name if folder is not None and _MADE.fullmatch(name) else None
 
     def _items(self, upload: Upload) -> Sequence[Item]:
         values, path = tuple(sorted(upload.values.items())), upload.path
@@ -145,13 +145,16 @@ class Answering:
         return [one for part in parts for one in self._scorer.predict(self._scorer.collate(part))]
 
     def _described(self, item: Item, prediction: Prediction, folder: Path) -> dict[str, Any]:
-        """The values of a prediction's row by column, and what is shown of it; its pictures are in `folder`."""
+        """The values of a prediction's row by column, and what is shown of it; pictures and files are in `folder`."""
         values = dict(zip(self._scorer.columns, map(_finite, prediction.row()), strict=True))
         if isinstance(self._scorer, Showing):
             shown = self._scorer.show(item, prediction)
         else:
             shown = Shown(answer=", ".join(f"{name} {value}" for name, value in values.items()))
         _draw(shown, folder)
+        for name, write in shown.files.items():
+            write(folder / name)
+        address = f"/made/{folder.parent.name}/{folder.name}"
         return {
             "input": item.name,
             "values": values,
@@ -160,13 +163,14 @@ class Answering:
             "bars": shown.bars,
             "notes": list(shown.notes),
             "curves": {name: _thinned(curve) for name, curve in [*shown.curves.items()][:_CHANNELS]},
-            "pictures": [f"/pictures/{folder.parent.name}/{folder.name}/{n}.png" for n in range(len(shown.pictures))],
-            "overlay": bool(shown.overlays),
+            "pictures": [f"{address}/{number}.png" for number in range(len(shown.pictures))],
+            "files": [f"{address}/{name}" for name in shown.files],
+            "overlay": shown.overlaid if shown.overlays else "",
             "first": shown.first,
         }
 
     def _new_folder(self) -> Path:
-        """Where the pictures of one answer go; those of the oldest make room."""
+        """Where pictures and files of one answer go; those of the oldest make room."""
         token = secrets.token_urlsafe(16)
         folder = self._answers[token] = self._folder / token
         folder.mkdir(mode=0o700)

@@ -25,7 +25,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, Headers, MutableHeaders, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -102,7 +102,7 @@ class Service:
         routes = [
             Route("/api/about", self._about),
             Route("/api/predict", self._predict, methods=["POST"]),
-            Route("/pictures/{token}/{name:path}", self._picture),
+            Route("/made/{token}/{name:path}", self._made),
             Mount("/", StaticFiles(packages=_PAGE, html=True)),
         ]
         handlers: Mapping[Any, Any] = dict.fromkeys((HTTPException, UserError, ClientDisconnect, Exception), _refusal)
@@ -126,11 +126,13 @@ class Service:
             }
         )
 
-    def _picture(self, request: Request) -> Response:
-        path = self._answering.picture(**request.path_params)
+    def _made(self, request: Request) -> Response:
+        path = self._answering.made(**request.path_params)
         if path is None or not path.is_file():
-            raise HTTPException(404, "this picture is not there, or no longer kept; predict again")
-        return Response(path.read_bytes(), media_type="image/png")
+            raise HTTPException(404, "this picture or file is not there, or no longer kept; predict again")
+        if path.suffix == ".png":
+            return Response(path.read_bytes(), media_type="image/png")
+        return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
     async def _predict(self, request: Request) -> Response:
         self._check(request.headers)

@@ -133,7 +133,7 @@ def test_pictures_are_kept_for_the_last_answers_only(server: Served) -> None:
     for wrong in (
         address.replace("0.png", "1.png"),
         address.rpartition("/")[0] + "/..%2f..%2fx",
-        "/pictures/x/0/0.png",
+        "/made/x/0/0.png",
     ):
         assert server.get(wrong).status == 404
     for _ in range(16):

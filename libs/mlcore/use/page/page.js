@@ -95,6 +95,7 @@ function card(one) {
   const found = make("div", {}, ...Object.entries(one.bars).flatMap(([name, values]) => bars(name, values, one.answer)));
   const head = make("header", {}, make("p", { className: "muted" }, one.input), make("h2", {}, one.answer));
   if (one.review) head.append(make("span", { className: "warn" }, "A person should look at this one."));
+  for (const address of one.files) found.append(make("p", {}, make("a", { href: address, download: "" }, address.split("/").pop())));
   for (const note of one.notes) found.append(make("p", { className: "muted" }, note));
   const parts = [head, ...(seen ? [seen] : []), found, table(one.values)];
   return make("section", { className: seen ? "answer" : "answer plain" }, ...parts);
@@ -117,7 +118,7 @@ function pictures(one) {
   const { pictures: base, first, overlay } = one;
   const image = make("img", { alt: `what the model saw of ${one.input}` });
   const over = make("img", { alt: "what it found there" });
-  const stack = make("div", { className: overlay ? "stack scan" : "stack" }, image, ...(overlay ? [over] : []));
+  const stack = make("div", { className: overlay && base.length > 1 ? "stack scan" : "stack" }, image, ...(overlay ? [over] : []));
   const label = make("output");
   const turn = (number) => {
     image.src = base[number];
@@ -126,12 +127,13 @@ function pictures(one) {
   };
   turn(first);
   if (base.length === 1 && !overlay) return stack;
-  const range = make("input", { type: "range", min: 0, max: base.length - 1, value: first, ariaLabel: "slice" });
-  range.addEventListener("input", () => turn(Number(range.value)));
   const box = make("input", { type: "checkbox", checked: true });
   box.addEventListener("change", () => { over.hidden = !box.checked; });
-  const controls = make("div", { className: "slider" }, range, label, ...(overlay ? [make("label", {}, box, " mask")] : []));
-  return make("div", {}, stack, controls);
+  const shown = overlay ? [make("label", {}, box, ` ${overlay}`)] : [];
+  if (base.length === 1) return make("div", {}, stack, make("div", { className: "slider" }, ...shown));
+  const range = make("input", { type: "range", min: 0, max: base.length - 1, value: first, ariaLabel: "slice" });
+  range.addEventListener("input", () => turn(Number(range.value)));
+  return make("div", {}, stack, make("div", { className: "slider" }, range, label, ...shown));
 }
 
 function curves(channels) {
