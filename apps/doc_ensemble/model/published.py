@@ -7,17 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor
 
 from mlcore.base.errors import UserError
 from mlcore.remote.hub import find_model, plain_arguments, read_json, read_weights
 from mlcore.remote.model_folder import check_model_folder
+from mlcore.remote.packaged import packaged
 
 __all__ = ["SETTING", "Published", "check_name", "describe", "read_published_weights"]
 
 SETTING = "model.model_name"
 
-_WAY_OUT = "Or set model.pretrained=false to start at random."
+_WAY_OUT = (
+    "Or take model=efficientnet_lite0, whose weights come with the requirements, or set model.pretrained=false to "
+    "start at random."
+)
 _DECIDED_HERE = ("drop_path_rate", "drop_rate", "img_size", "in_chans", "num_classes")
 
 
@@ -65,7 +70,9 @@ def describe(name: str) -> Published:
         raise UserError(f"{SETTING}: {name} is a file; expected the folder that holds config.json and the weights")
     check_name(name)
     known: Any = timm.get_pretrained_cfg(name)
-    return _published(name, None, name, {} if known is None else known.to_dict(), {})
+    cfg = {} if known is None else known.to_dict()
+    own = packaged(name)
+    return _published(name, None, name, cfg if own is None else {**cfg, "mean": own.mean, "std": own.std}, {})
 
 
 def check_name(name: object, *, where: str = SETTING) -> str:
@@ -88,11 +95,15 @@ def check_name(name: object, *, where: str = SETTING) -> str:
 
 
 def read_published_weights(published: Published) -> dict[str, Tensor]:
-    """The published tensors by name, from the folder or from the hub (or its cache); nothing is executed.
+    """The published tensors by name, from the folder, an installed package, or the hub; nothing is executed.
 
     Raises:
         UserError: They cannot be had, or are damaged.
     """
+    if published.folder is None and (own := packaged(published.name)) is not None:
+        with torch.device("meta"):
+            like = timm.create_model(published.architecture).state_dict()
+        return own.read(like)
     folder = published.folder or find_model(_hub_name(published.name), setting=SETTING, ways_out=_WAY_OUT)
     return read_weights(folder)
 

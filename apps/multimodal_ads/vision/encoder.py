@@ -15,7 +15,10 @@ __all__ = ["Processor", "Tokens", "VisionEncoder", "load_vision", "make_processo
 __all__ += ["outline_vision"]
 
 _LARGEST = 8192
-_WAYS_OUT = "Or set vision_encoder.pretrained=false to start from random weights (weaker with few pictures)."
+_WAYS_OUT = (
+    "Or take vision_encoder=efficientnet_lite0, whose weights come with the requirements, or set "
+    "vision_encoder.pretrained=false to start from random weights (weaker with few pictures)."
+)
 
 
 def load_vision(config: VisionEncoderConfig) -> VisionEncoder:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mlcore.base.errors import UserError
 from mlcore.remote.hub import find_model, plain_arguments, read_json, read_weights
 from mlcore.remote.model_folder import check_model_folder
+from mlcore.remote.packaged import packaged
 from quartet.apps.multimodal_ads.config import VisionEncoderConfig
 from quartet.apps.multimodal_ads.vision.interface import Run, Tokens, VisionEncoder
 
@@ -84,9 +85,14 @@ def load_timm(config: VisionEncoderConfig, *, ways_out: str) -> VisionEncoder:
     folder, metadata = _found(config)
     overlay: dict[str, Any] = {}
     if config.pretrained:
-        if not folder.is_dir():
-            folder = find_model(_hub_name(config.model), setting=_SETTING, ways_out=ways_out)
-        overlay["state_dict"] = read_weights(folder)
+        own = None if folder.is_dir() else packaged(config.model)
+        if own is not None:
+            with torch.device("meta"):
+                overlay["state_dict"] = own.read(timm.create_model(metadata["architecture"]).state_dict())
+        else:
+            if not folder.is_dir():
+                folder = find_model(_hub_name(config.model), setting=_SETTING, ways_out=ways_out)
+            overlay["state_dict"] = read_weights(folder)
     arguments = _arguments(config, metadata)
     if "num_classes" in arguments:
         overlay["num_classes"] = arguments["num_classes"]  # else timm would load the file without being strict
@@ -159,7 +165,8 @@ def _named_metadata(name: str) -> dict[str, Any]:
         hint = f"; similar: {', '.join(close)}" if close else ""
         raise UserError(f"{_SETTING}: timm has no model {name} and there is no such folder{hint}")
     known: Any = timm.get_pretrained_cfg(name)
-    return _metadata(name, {} if known is None else known.to_dict(), arguments={})
+    cfg, own = {} if known is None else known.to_dict(), packaged(name)
+    return _metadata(name, cfg if own is None else {**cfg, "mean": own.mean, "std": own.std}, arguments={})
 
 
 def _folder_metadata(folder: Path) -> dict[str, Any]:
