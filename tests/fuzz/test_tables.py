@@ -109,6 +109,7 @@ PARSERS += [
         found={
             "not a digit": b"@dimensions \xc2\xb2\n@data\n",
             "many digits": b"@seriesLength " + b"9" * 5000 + b"\n@data\n",
+            "too large for 32 bits": b"@data\n1,2:3,1e300:a\n",
         },
     )
 ]

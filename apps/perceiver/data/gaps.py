@@ -40,7 +40,8 @@ def settle(
         Sequence and mask of the remaining positions. Positions at the end that are hidden or have no value at all are
         the filling up to a common length, not gaps. What has no real position is returned as it came.
     """
-    whole = np.asarray(series, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, which the inspection refuses
+        whole = np.asarray(series, dtype=np.float32)
     mask = np.ones(len(whole), dtype=bool) if shown is None else shown
     missing = np.isnan(whole)
     real = mask & ~missing.any(axis=1) if on_missing == "mask" else mask

@@ -158,7 +158,8 @@ def _read_series(where: str, channels: list[str], header: _Header) -> Array:
         raise UserError(f"{where}: its channels have different lengths: {sorted(lengths)}")
     if header.equal_length is not None and lengths != {header.equal_length}:
         raise UserError(f"{where}: {lengths.pop()} values where @seriesLength says {header.equal_length}")
-    return np.array(rows, dtype=np.float32).T.copy()  # [M, C]
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, which the inspection refuses
+        return np.array(rows, dtype=np.float32).T.copy()  # [M, C]
 
 
 def _values(where: str, text: str) -> list[float]:
