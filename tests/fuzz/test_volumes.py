@@ -3,7 +3,9 @@
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import nibabel
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian
@@ -82,8 +84,17 @@ def series(folder: Path) -> object:
     return [read_series(found, even_out=True) for found in find_series(folder)]
 
 
+with TemporaryDirectory() as scratch:
+    slices(Path(scratch), frames=3)
+    FRAMES = Path(scratch, "im0.dcm").read_bytes()
+HEADER = nibabel.Nifti1Header()
+HEADER.set_data_shape(ARRAY.shape)
+HEADER["magic"], HEADER["vox_offset"], HEADER["qform_code"], HEADER["quatern_b"] = b"n+1", 352, 1, 2.0
+TURNED = HEADER.binaryblock + bytes(4 + 2 * ARRAY.size)
+"""A NIfTI file whose quaternion is longer than one."""
+
 PARSERS = [
-    Parser(name="NIfTI", write=nifti("own.nii"), read=volume),
+    Parser(name="NIfTI", write=nifti("own.nii"), read=volume, found={"no rotation": TURNED}),
     Parser(name="NIfTI, packed", write=nifti("own.nii.gz"), read=volume),
     Parser(
         name="mask",
@@ -107,7 +118,12 @@ PARSERS = [
         },
     ),
     Parser(name="DICOM", write=slices, read=series, edited="im1.dcm", share=0.3),
-    Parser(name="DICOM, several frames", write=lambda folder: slices(folder, frames=3), read=series),
+    Parser(
+        name="DICOM, several frames",
+        write=lambda folder: slices(folder, frames=3),
+        read=series,
+        found={"pixels of 1.5 GiB": FRAMES.replace(b"\xe0\x7f\x10\0OW\0\0", b"\xe0\x7f\x10\0-\0\0`")},
+    ),
 ]
 
 test_a_damaged_file_is_a_value_or_one_error, test_inputs_that_went_wrong_once = checks_of(PARSERS)

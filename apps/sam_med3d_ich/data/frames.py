@@ -6,7 +6,8 @@ only what has passed here. What is packed as a whole (deflated) is not read: not
 
 import struct
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom import uid
+from pydicom import config, uid
 from pydicom.encaps import generate_frames
+from pydicom.filereader import read_partial
 
 from mlcore.base.errors import UserError
 from mlcore.base.reading import Bounded, check_unpacked, reading
@@ -25,6 +27,10 @@ from quartet.apps.sam_med3d_ich.data.slices import Slice, numbers
 __all__ = ["frame_values", "read_header", "read_slices"]
 
 _DEFERRED = 2**20  # bytes; larger values are left in the file, and no header needs them
+# Odd values are checked where they matter; pydicom warns of each in the header.
+config.settings.reading_validation_mode = config.IGNORE
+_PIXELS = 0x7FE00010
+_OPEN = 0xFFFFFFFF  # the length of what ends where it says so
 _GREY = ("MONOCHROME2", "MONOCHROME1")
 _STORED = {uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian}
 _JPEG = {*uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes, *uid.JPEG2000TransferSyntaxes}
@@ -46,8 +52,7 @@ def read_header(path: Path, *, tags: Sequence[str] | None = None) -> Any:
     Raises:
         UserError: It is damaged, or packed in a way that is not read.
     """
-    with reading(path, "a DICOM file"), Bounded(path) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd values, which are checked where they matter
+    with reading(path, "a DICOM file"), _opened(path) as file:
         start = file.read(132)
         if start[128:] != b"DICM" and start[:2] != b"\x08\x00":  # files of before 1993 begin with their first group
             return None
@@ -76,6 +81,7 @@ def read_slices(path: Path) -> list[Slice]:
         check_unpacked(path, unpacked=voxels * 4, stored=size)
         if data.file_meta.get("TransferSyntaxUID") in _STORED and size < voxels * int(data.BitsAllocated) // 8:
             raise UserError(f"{path}: incomplete, {size:,} bytes cannot hold its {voxels:,} voxels")
+        _check_length(path, size)
         if data.file_meta.get("TransferSyntaxUID") in _JPEG:
             _check_pictures(path, count, (int(data.Columns), int(data.Rows)))
         if count == 1 and data.get("ImagePositionPatient") is not None:
@@ -96,13 +102,19 @@ def frame_values(path: Path, frames: Sequence[Slice]) -> NDArray[np.float32]:
         UserError: The pixels are damaged, or packed in a way that only files with one rescaling for all can have.
     """
     expected = "a file whose frames, with slopes and intercepts of their own, can be unpacked; store it uncompressed"
-    with reading(path, expected), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Bounded(path) as file:
-            stored = pydicom.dcmread(file).pixel_array
+    with reading(path, expected), _opened(path) as file:
+        stored = pydicom.dcmread(file).pixel_array
     scale = np.array([frame.rescale or (1.0, 0.0) for frame in frames])  # [F, 2]
     values: NDArray[np.float32] = (stored * scale[:, 0, None, None] + scale[:, 1, None, None]).astype(np.float32)
     return values
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Bounded]:
+    """A file for pydicom, which warns of what is odd; that is checked where it matters."""
+    with Bounded(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield file
 
 
 def _packing(file: Any) -> Any:
@@ -117,9 +129,24 @@ def _check_packing(path: Path, packing: Any) -> None:
         raise UserError(f"{path}: pixels packed as {name}, which is not read; store the file uncompressed")
 
 
+def _check_length(path: Path, size: int) -> None:
+    """Compare the length that the pixels are said to have with the file's: decoders make room for all of it."""
+    length = 0
+
+    def stop(tag: int, _representation: str | None, said: int) -> bool:
+        nonlocal length
+        length = said if tag == _PIXELS else 0
+        return tag == _PIXELS
+
+    with _opened(path) as file:
+        read_partial(file, stop_when=stop, defer_size=_DEFERRED, force=True)
+    if size < length != _OPEN:
+        raise UserError(f"{path}: damaged, its pixels are said to take {length:,} bytes, the file has {size:,}")
+
+
 def _check_pictures(path: Path, count: int, size: tuple[int, int]) -> None:
     """Compare the columns and rows within every JPEG picture with the header's: decoders go by them alone."""
-    with Bounded(path) as file:
+    with _opened(path) as file:
         pictures = generate_frames(pydicom.dcmread(file).PixelData, number_of_frames=count)
     for number, picture in enumerate(pictures, start=1):
         found = _coded_size(picture)

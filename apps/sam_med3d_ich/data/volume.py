@@ -213,7 +213,7 @@ def read_geometry(path: Path) -> Geometry:
         UserError: The file is missing, damaged or no NIfTI file.
     """
     header = _nifti_header(path)
-    return Geometry(plain_shape(header.get_data_shape()), checked_affine(path, header.get_best_affine()))
+    return Geometry(plain_shape(header.get_data_shape()), _affine(path, header))
 
 
 def mask_affine(path: Path, *, shape: Sequence[int]) -> NDArray[np.float64] | None:
@@ -331,7 +331,7 @@ def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64], t
     """Voxels, affine and remarks."""
     header = _nifti_header(path)
     shape = three_axes(path, header.get_data_shape())
-    affine = checked_affine(path, header.get_best_affine())
+    affine = _affine(path, header)
     with (
         reading(path, "a complete NIfTI file"),
         nibabel.openers.Opener(str(path)) as file,
@@ -343,6 +343,12 @@ def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64], t
     described = bytes(header["descrip"].item()).decode("ascii", "replace")
     remarks = tuple(described.removeprefix(_NOT_HU).split("; ")) if described.startswith(_NOT_HU) else ()
     return array.reshape(shape, order="F" if array.flags.f_contiguous else "C"), affine, remarks
+
+
+def _affine(path: Path, header: Any) -> NDArray[np.float64]:
+    with reading(path, "a NIfTI file that says how it lies"):
+        found = header.get_best_affine()
+    return checked_affine(path, found)
 
 
 def _read_fitting(path: Path, like: Volume) -> NDArray[np.float32]:
