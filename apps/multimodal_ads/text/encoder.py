@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mlcore.base.errors import UserError
+from mlcore.base.reading import reading
 from mlcore.remote.hub import find_model
 from quartet.apps.multimodal_ads.config import TextEncoderConfig
 from quartet.apps.multimodal_ads.text.identity import describe_encoder, files_digest
@@ -108,8 +109,10 @@ class TextEncoder:
     def _loaded(self) -> "SentenceTransformer":
         """The model with its weights."""
         if self._model is None:
-            self._model = load_model(self._folder, max_length=self._max_length).to(self._device)
-            self._bare = None
+            model = load_model(self._folder, max_length=self._max_length)
+            with reading(self._folder, "a sentence encoder"):
+                model.encode(["a"], prompt="", show_progress_bar=False)  # its parts may not fit together
+            self._model, self._bare = model.to(self._device), None
         return self._model
 
     def count_tokens(self, texts: Sequence[str]) -> Tensor:

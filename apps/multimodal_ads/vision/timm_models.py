@@ -16,6 +16,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from mlcore.base.errors import UserError
+from mlcore.base.reading import reading
 from mlcore.remote.hub import find_model, plain_arguments, read_json, read_weights
 from mlcore.remote.model_folder import check_model_folder
 from mlcore.remote.packaged import packaged
@@ -184,7 +185,8 @@ def _folder_metadata(folder: Path) -> dict[str, Any]:
     arguments = plain_arguments(arguments, where=f"{path}: model_args")
     if isinstance(settings.get("num_classes"), int):
         arguments = {**arguments, "num_classes": settings["num_classes"]}
-    return _metadata(name, published, arguments=arguments)
+    with reading(path, "a description of a timm model"):
+        return _metadata(name, published, arguments=arguments)
 
 
 def _metadata(name: str, published: Mapping[str, Any], *, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from mlcore.base.errors import UserError
+from mlcore.base.reading import reading
 from mlcore.remote.hub import find_model, read_json, read_weights
 from mlcore.remote.model_folder import check_model_folder
 from quartet.apps.multimodal_ads.config import VisionEncoderConfig
@@ -165,7 +166,7 @@ def _described(family: _Family, architecture: PreTrainedConfig) -> str:
 def _load_weights(family: _Family, architecture: PreTrainedConfig, folder: Path) -> PreTrainedModel:
     weights = read_weights(folder, keep=lambda key: not key.startswith(family.foreign))
     weights = {key.removeprefix(family.prefix): value for key, value in weights.items()}
-    with quiet_loading():
+    with quiet_loading(), reading(folder, "a model that can be built"):
         # Through the library, because it knows the names of older files; what it would forgive is an error below.
         loaded: Any = family.model.from_pretrained(
             None,

@@ -65,10 +65,12 @@ def read_about(folder: Path) -> Exported:
         raise UserError(f"{path}: written by a newer version ({note.get('version')}; this is {VERSION}); update it")
     for name, digest in files.items():
         file = folder / name
-        if "/" in name or "\\" in name or not file.is_file():
-            raise UserError(f"{file}: {path.name} names this file, and it is not there; export again")
-        if digest_of(file) != digest:
-            raise UserError(f"{file}: was changed after the export (another SHA-256 than in {path.name}); export again")
+        with reading(folder, "an export"):  # a name may be none
+            if "/" in name or "\\" in name or not file.is_file():
+                raise UserError(f"{file}: {path.name} names this file, and it is not there; export again")
+            if digest_of(file) != digest:
+                changed = f"was changed after the export (another SHA-256 than in {path.name})"
+                raise UserError(f"{file}: {changed}; export again")
     texts_of = {name: _text(folder, name, files) for name in texts}
     return Exported(app, {**about, "files": texts_of}, digest_of(path), half=bool(note.get("half", False)))
 
