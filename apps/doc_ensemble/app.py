@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlcore.base.errors import UserError
 from mlcore.cli.app import App
 from quartet.apps.doc_ensemble.config import DocConfig, UnaskedConfig
 
@@ -31,6 +32,13 @@ def _samples(config: DocConfig) -> Mapping[str, Any]:
 
 
 def _group(config: DocConfig) -> RunGroup[DocConfig] | None:
+    if config.protocol.asked:
+        if config.kfold.folds:
+            raise UserError("protocol and kfold both cross-validate; leave out one (kfold is for stacking members)")
+        from mlcore.report.classification import figures
+        from mlcore.run.protocol import protocol_group
+
+        return protocol_group(config, figures=figures, title=APP.title)
     if not config.kfold.folds or config.kfold.fold is not None:
         return None
     from quartet.apps.doc_ensemble.ensemble.folds import folds

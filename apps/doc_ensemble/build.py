@@ -15,7 +15,7 @@ from mlcore.data.loader import Collate
 from mlcore.metrics.ranking import Interval
 from mlcore.report.classification import measure_interval
 from mlcore.report.page import Section
-from mlcore.run.build import Data, EvaluationSetup, TrainingSetup
+from mlcore.run.build import Data, EvaluationSetup, Held, TrainingSetup
 from mlcore.run.deciding import Decider
 from mlcore.run.evaluating import Asked
 from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
@@ -78,6 +78,7 @@ def build(config: DocConfig, world: World) -> TrainingSetup:
         finish=partial(write_outputs, inspector, splits, config),
         figures=None if keeping is None else lambda: {"distillation": keeping.figures},
         warnings=[*splits.notes, *_doubts(config), *(() if teacher is None else teacher.notes)],
+        held_out=[Held(page.key, page.bundle) for page in splits.test or ()] if config.protocol.fold else (),
     )
 
 

@@ -75,7 +75,7 @@ class Inspector:
 
     def summary(self) -> str:
         """Figures of each class for the terminal, on the first pages that were not trained on."""
-        return format_class_summary(self._report(next(split for split in self.predictions if split != "train")))
+        return format_class_summary(self._report(next((name for name in self.predictions if name != "train"), "train")))
 
     def _report(self, split: str) -> ClassificationReport:
         rows = self.predictions[split]

@@ -10,6 +10,7 @@ from pathlib import Path
 from mlcore.base.errors import UserError
 from mlcore.data.fingerprints import cache_file
 from mlcore.data.images import find_images
+from mlcore.run.protocol import member_splits
 from mlcore.run.splits import Splits as OfRun
 from quartet.apps.doc_ensemble.config import DataConfig, DocConfig
 from quartet.apps.doc_ensemble.data.duplicates import check_duplicates, compared
@@ -54,17 +55,35 @@ def load_splits(config: DocConfig, *, classes: Sequence[str] | None = None) -> S
     )
     known = iter(pages)
     parts = {name: list(islice(known, len(part))) for name, part in parts.items()}
-    if "val" not in parts:
+    if config.protocol.fold is not None:
+        pool = [*parts["train"], *parts.get("val", ())]
+        found_splits = Splits(classes=found.classes, train=pool, validation=(), test=parts.get("test"))
+        parts = {name: [*pages] for name, pages in _member(found_splits, config).named().items()}
+    elif "val" not in parts:
         parts["train"], parts["val"] = hold_out(
             parts["train"], fraction=settings.val_fraction, seed=settings.split_seed
         )
         _log.info("held out for validation: %d of %d pages", len(parts["val"]), len(found.train))
-    splits = Splits(classes=found.classes, train=parts["train"], validation=parts["val"], test=parts.get("test"))
+    validation = parts.get("val", ())
+    splits = Splits(classes=found.classes, train=parts["train"], validation=validation, test=parts.get("test"))
     drawn = settings.source == "generated"  # of very many drawn pages two may look alike
     notes = check_duplicates(splits.named(), copies=copies, allow=settings.allow_duplicates or drawn)
     for note in notes:
         _log.warning(note)
     return replace(splits, notes=notes)
+
+
+def _member(splits: Splits, config: DocConfig) -> Splits:
+    """The pages of a run of the protocol."""
+    return member_splits(
+        splits,
+        config.protocol,
+        label=lambda page: -1 if page.label is None else page.label,
+        unit=lambda page: page.bundle,
+        classes=splits.classes,
+        seed=config.data.split_seed,
+        what="pages",
+    )
 
 
 def labelled_pages(path: Path, *, base_dir: Path | None, classes: Sequence[str]) -> Sequence[Page]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlcore.base.errors import UserError
 from mlcore.cli.app import App
 from quartet.apps.multimodal_ads.config import AdsConfig
 
@@ -42,6 +43,13 @@ def _use() -> Any:
 
 
 def _group(config: AdsConfig) -> RunGroup[AdsConfig] | None:
+    if config.protocol.asked:
+        if config.train.ablations:
+            raise UserError("protocol and train.ablations both ask for several runs; leave out one")
+        from mlcore.run.protocol import protocol_group
+        from quartet.apps.multimodal_ads.evaluation import ad_metrics
+
+        return protocol_group(config, figures=ad_metrics, title=APP.title)
     from mlcore.run.group import ablations
 
     return ablations(config, variants(config))

@@ -12,8 +12,9 @@ from mlcore.data.fingerprints import cache_file
 from mlcore.data.loader import Transform
 from mlcore.metrics.ranking import Interval, auroc_interval
 from mlcore.report.page import Section, Table
-from mlcore.run.build import Data, TrainingSetup
+from mlcore.run.build import Data, Held, TrainingSetup
 from mlcore.run.deciding import Decider
+from mlcore.run.protocol import member_splits
 from mlcore.run.splits import Splits as OfRun
 from mlcore.training.evaluator import Predictions
 from mlcore.training.optim import GroupRule
@@ -65,7 +66,7 @@ def build(config: AdsConfig, world: World) -> TrainingSetup:
     return TrainingSetup(
         task=task,
         train=datasets["train"],
-        evaluation={name: data for name, data in datasets.items() if name != "train"},
+        evaluation={name: data for name, data in datasets.items() if name != "train" or len(datasets) == 1},
         transform=_transform(config, parts),
         group_rules=_learning_rates(config, task),
         overview=partial(_overview, splits, cuts),
@@ -73,7 +74,21 @@ def build(config: AdsConfig, world: World) -> TrainingSetup:
         interval=interval,
         finish=partial(write_outputs, inspector, config),
         warnings=[*splits.notes, *(f"{name}: {cut}" for name, cut in cuts.items() if cut.cut)],
+        held_out=_held_out(splits.test or (), config) if config.protocol.fold else (),
     )
+
+
+def _held_out(rows: Sequence[AdRow], config: AdsConfig) -> list[Held]:
+    """The rows of a fold: where each stands, and its picture."""
+    groups = _groups(rows, config)
+    return [Held(row.origin, f"{rows[groups.index(group)].image}") for row, group in zip(rows, groups, strict=True)]
+
+
+def _groups(rows: Sequence[AdRow], config: AdsConfig) -> Sequence[int]:
+    """Group number of each row; equal pictures share one. Drawn pictures are all different."""
+    if config.data.source == "generated":
+        return range(len(rows))
+    return picture_groups(rows, max_pixels=_max_pixels(config), cache=_fingerprints(config))
 
 
 def interval(_: str, predictions: Predictions, metric: str) -> Interval:
@@ -95,16 +110,39 @@ def load_splits(config: AdsConfig) -> Splits:
     settings = config.data
     if settings.source == "generated":
         rows = _generated(settings)
-        return Splits(train=rows["train"], validation=rows["val"], test=rows["test"])
+        splits = Splits(train=rows["train"], validation=rows["val"], test=rows["test"])
+        return splits if config.protocol.fold is None else _member(splits, config)
     read = partial(read_table, base_dir=settings.base_dir)
-    rows = _complete({name: read(path) for name, path in _tables(settings).items()}, config)
+    tables = {name: read(path) for name, path in _tables(settings).items()}
+    if config.protocol.fold is None:
+        rows = _complete(tables, config)
+    else:
+        whole = Splits(train=tables["train"], validation=tables.get("val", ()), test=tables.get("test"))
+        rows = _member(whole, config).named()
     notes = check_duplicates(
         rows, allow=settings.allow_duplicates, max_pixels=_max_pixels(config), cache=_fingerprints(config)
     )
     for note in notes:
         _log.warning(note)
     _check_labels(rows["train"])
-    return Splits(train=rows["train"], validation=rows["val"], test=rows.get("test"), notes=notes)
+    return Splits(train=rows["train"], validation=rows.get("val", ()), test=rows.get("test"), notes=notes)
+
+
+def _member(splits: Splits, config: AdsConfig) -> Splits:
+    """The rows of a run of the protocol; equal pictures stay together."""
+    pool = [*splits.train, *splits.validation]
+    groups = _groups(pool, config)
+    found = member_splits(
+        OfRun(train=list(range(len(pool))), validation=(), test=None),
+        config.protocol,
+        label=lambda place: pool[place].label,
+        unit=groups.__getitem__,
+        classes=CLASS_NAMES,
+        seed=config.data.split_seed,
+        what="rows",
+    )
+    parts = {name: [pool[place] for place in places] for name, places in found.named().items()}
+    return Splits(train=parts["train"], validation=parts.get("val", ()), test=parts.get("test", splits.test))
 
 
 def _check_labels(rows: Sequence[AdRow]) -> None:
@@ -159,7 +197,7 @@ def _complete(tables: Mapping[str, Sequence[AdRow]], config: AdsConfig) -> dict[
     rows, settings = dict(tables), config.data
     if "val" in rows:
         return rows
-    groups = picture_groups(rows["train"], max_pixels=_max_pixels(config), cache=_fingerprints(config))
+    groups = _groups(rows["train"], config)
     train, val, test = stratified_split(
         rows["train"],
         val_fraction=settings.val_fraction,

@@ -98,7 +98,7 @@ def write_results(inspector: Inspector, folder: Path, _summary: Mapping[str, Any
         folder: Where they go.
     """
     known = inspector.predictions
-    split = "test" if "test" in known else "val"
+    split = next(name for name in ("test", "val", "train") if name in known)
     decision = inspector.decider.decision
     write_decision(folder, decision)
     values = results(decision, known)

@@ -12,6 +12,7 @@ from quartet.apps.perceiver.config import PerceiverConfig
 if TYPE_CHECKING:
     from mlcore.base.distributed import World
     from mlcore.run.build import TrainingSetup
+    from mlcore.run.group import RunGroup
 
 __all__ = ["APP"]
 
@@ -40,6 +41,15 @@ def _use() -> Any:
     return scoring
 
 
+def _group(config: PerceiverConfig) -> RunGroup[PerceiverConfig] | None:
+    if not config.protocol.asked:
+        return None
+    from mlcore.report.classification import figures
+    from mlcore.run.protocol import protocol_group
+
+    return protocol_group(config, figures=figures, title=APP.title)
+
+
 def _run_name(config: PerceiverConfig) -> str:
     return config.data.dataset or "run"
 
@@ -54,6 +64,7 @@ APP = App(
     samples=_samples,
     evaluation=_evaluation,
     use=_use,
+    group=_group,
     options={"on_missing": "gaps in sequences: error, mask or interpolate (default: as in training)"},
     run_name=_run_name,
     own_data="--dataset image_folder --data_dir DIR  (more kinds: docs/perceiver.md)",

@@ -1,9 +1,11 @@
 """From the typed configuration to objects; the only place of this app where the two meet."""
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +13,14 @@ from torch import Tensor
 
 from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
+from mlcore.config.protocol import ProtocolConfig
 from mlcore.data.loader import Transform
 from mlcore.report.classification import classification_sections, measure_interval
 from mlcore.report.page import Section, Table
-from mlcore.run.build import Data, TrainingSetup
+from mlcore.run.build import Data, Held, TrainingSetup
 from mlcore.run.deciding import Decider, kind_of
+from mlcore.run.protocol import member_splits
+from mlcore.run.splits import Splits
 from mlcore.training.evaluator import Predictions
 from quartet.apps.perceiver.config import DataConfig, ObjectiveConfig, PerceiverConfig
 from quartet.apps.perceiver.data.augment import series_augmentation
@@ -23,7 +28,7 @@ from quartet.apps.perceiver.data.collate import PadCollate
 from quartet.apps.perceiver.data.image_augment import image_augmentation
 from quartet.apps.perceiver.data.inspection import Inspection, inspect_dataset
 from quartet.apps.perceiver.data.patches import ImagePatches
-from quartet.apps.perceiver.data.samples import SampleDataset, Subset
+from quartet.apps.perceiver.data.samples import Joined, SampleDataset, Subset, origin_of
 from quartet.apps.perceiver.data.sources import Part, Sources, load_sources
 from quartet.apps.perceiver.data.splits import stratified_split
 from quartet.apps.perceiver.restore import make_model, model_settings
@@ -50,7 +55,7 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
             f"the training data has one class only, {sources.classes[0]}: a classifier needs at least two; add "
             "samples of another one, or look at the labels"
         )
-    parts = parts_of(sources, fraction=config.data.val_fraction, seed=config.data.split_seed)
+    parts = parts_of(sources, config)
     inspect = partial(_inspect, settings=config.data, classes=sources.classes)
     looks = {"train": inspect(parts["train"], _CALLED["train"], every_class=True)}
     channels = len(looks["train"].statistics.mean)
@@ -74,6 +79,7 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
         analyse=partial(analyse, decider=decider),
         interval=lambda _, predictions, metric: measure_interval(predictions, metric),
         finish=decider.write,
+        held_out=held_out(parts["test"]) if config.protocol.fold else (),
     )
 
 
@@ -129,8 +135,11 @@ def _warnings(parts: Mapping[Part, SampleDataset], skipped: Sequence[str]) -> li
     return warnings
 
 
-def parts_of(sources: Sources, *, fraction: float, seed: int) -> dict[Part, SampleDataset]:
+def parts_of(sources: Sources, config: PerceiverConfig) -> dict[Part, SampleDataset]:
     """The data sets that there are: validation data is missing where none is given and none is to be set aside."""
+    fraction, seed = config.data.val_fraction, config.data.split_seed
+    if config.protocol.fold is not None:
+        return _parts_of_fold(sources, config.protocol, seed=seed)
     parts: dict[Part, SampleDataset] = {"train": sources.train}
     if sources.validation is not None:
         parts["val"] = sources.validation
@@ -144,6 +153,44 @@ def parts_of(sources: Sources, *, fraction: float, seed: int) -> dict[Part, Samp
     if sources.test is not None:
         parts["test"] = sources.test
     return parts
+
+
+def _parts_of_fold(sources: Sources, protocol: ProtocolConfig, *, seed: int) -> dict[Part, SampleDataset]:
+    """The data sets of a run of the protocol; copies of a sample are in one part."""
+    pool: Any = sources.train if sources.validation is None else Joined(sources.train, sources.validation)
+    labels = np.asarray(pool.labels)
+    known = (labels >= 0) & (labels < len(sources.classes))
+    digests = [_digest(pool, index) for index in range(len(pool))]
+    found = member_splits(
+        Splits(train=np.flatnonzero(known).tolist(), validation=(), test=None),
+        protocol,
+        label=labels.tolist().__getitem__,
+        unit=digests.__getitem__,
+        classes=sources.classes,
+        seed=seed,
+    )
+    chosen = {**found.named(), "train": [*found.train, *np.flatnonzero(~known).tolist()]}  # the inspection names those
+    parts: dict[Part, SampleDataset] = {"train": Subset(pool, indices=chosen["train"])}
+    if chosen["val"]:
+        parts["val"] = Subset(pool, indices=chosen["val"])
+    if "test" in chosen:
+        parts["test"] = Subset(pool, indices=chosen["test"])
+    elif sources.test is not None:
+        parts["test"] = sources.test
+    return parts
+
+
+def held_out(dataset: SampleDataset) -> list[Held]:
+    """The samples of a fold: where each comes from, and its content."""
+    return [Held(origin_of(dataset, index), _digest(dataset, index)) for index in range(len(dataset))]
+
+
+def _digest(dataset: SampleDataset, index: int) -> str:
+    try:
+        content = np.ascontiguousarray(dataset[index]["input"])
+    except UserError as error:  # a sample that cannot be used is told of by the inspection
+        return str(error)
+    return hashlib.blake2b(content.tobytes(), digest_size=16).hexdigest()
 
 
 def evaluation_data(

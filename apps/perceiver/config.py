@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from mlcore.config.decision import DecisionConfig
+from mlcore.config.protocol import ProtocolConfig
 from mlcore.config.section import BEST, Section, field, reject
 from mlcore.config.sections import (
     CheckpointConfig,
@@ -181,6 +182,7 @@ class PerceiverConfig(Section):
     train: TrainConfig = field(TrainConfig(), "Training")
     scheduler: SchedulerConfig = field(SchedulerConfig(), "Learning-rate schedule")
     decision: DecisionConfig = field(DecisionConfig(), "Decision")
+    protocol: ProtocolConfig = field(ProtocolConfig(), "Protocol: folds, seeds, a last run on all data")
     run: RunConfig = field(RunConfig(), "Run")
     checkpoint: CheckpointConfig = field(CheckpointConfig(), "Checkpoints")
     tracking: TrackingConfig = field(TrackingConfig(), "Tracking")

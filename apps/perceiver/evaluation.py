@@ -73,7 +73,7 @@ def _data(
             raise UserError(f"the data has the classes {here}; the model was trained on {there}")
         if sources.preprocessing != pictures:
             raise UserError(f"the data is {sources.preprocessing}; the model was trained on {pictures}")
-        parts = parts_of(sources, fraction=config.data.val_fraction, seed=config.data.split_seed)
+        parts = parts_of(sources, config)
         samples, skipped = asked.pick(parts), [*sources.skipped]
     for name, path in asked.data.items():
         if path is not None:

@@ -12,6 +12,7 @@ from quartet.apps.sam_med3d_ich.config import SamMed3DConfig
 if TYPE_CHECKING:
     from mlcore.base.distributed import World
     from mlcore.run.build import TrainingSetup
+    from mlcore.run.group import RunGroup
 
 __all__ = ["APP"]
 
@@ -40,6 +41,15 @@ def _use() -> Any:
     return scoring
 
 
+def _group(config: SamMed3DConfig) -> RunGroup[SamMed3DConfig] | None:
+    if not config.protocol.asked:
+        return None
+    from mlcore.run.protocol import protocol_group
+    from quartet.apps.sam_med3d_ich.task import figures
+
+    return protocol_group(config, figures=figures, title=APP.title)
+
+
 def _run_name(config: SamMed3DConfig) -> str:
     return config.data.train_csv.stem if config.data.train_csv else config.data.source
 
@@ -54,6 +64,7 @@ APP = App(
     samples=_samples,
     evaluation=_evaluation,
     use=_use,
+    group=_group,
     options={
         "array_spacing": "voxel size of arrays that carry none, X Y Z in mm (default: that of the run)",
         "clicks": "X,Y,Z voxel indices inside the target of the one volume, X,Y,Z,0 outside it; spaces between",

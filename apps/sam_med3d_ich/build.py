@@ -14,9 +14,10 @@ from mlcore.base.errors import UserError
 from mlcore.metrics.arrays import IntArray
 from mlcore.metrics.ranking import Interval, bootstrap_interval
 from mlcore.remote.s3 import stored_file
-from mlcore.run.build import Data, EvaluationSetup, TrainingSetup
+from mlcore.run.build import Data, EvaluationSetup, Held, TrainingSetup
 from mlcore.run.decision import write_decision
 from mlcore.run.evaluating import Asked
+from mlcore.run.protocol import member_splits
 from mlcore.run.restore import RunCheckpoint
 from mlcore.run.splits import Splits as OfRun
 from mlcore.training.evaluator import Predictions
@@ -53,7 +54,7 @@ def build(config: SamMed3DConfig, world: World) -> TrainingSetup:
     Raises:
         UserError: Data or weights are missing or cannot be used, or settings do not fit together.
     """
-    splits = load_splits(config.data, world=world)
+    splits = _member(load_splits(config.data, world=world), config)
     metadata = describe(config)
     model = make_model(
         metadata, freeze_encoder=config.model.freeze_encoder, gradient_checkpointing=config.train.gradient_checkpointing
@@ -90,6 +91,7 @@ def build(config: SamMed3DConfig, world: World) -> TrainingSetup:
         ),
         finish=partial(write_outputs, task, config, chooser),
         warnings=notes,
+        held_out=[Held(case.name, case.patient_id) for case in splits.test or ()] if config.protocol.fold else (),
     )
 
 
@@ -101,7 +103,7 @@ def evaluation(run: RunCheckpoint[SamMed3DConfig], asked: Asked, world: World) -
     """
     settings, own = run.config.data, dict[str, Sequence[Case]]()
     if None in asked.data.values():
-        own = asked.pick(load_splits(settings, world=world).named())
+        own = asked.pick(_member(load_splits(settings, world=world), run.config).named())
     for name, path in asked.data.items():
         if path is not None:
             if settings.mask_dir is None:
@@ -205,6 +207,19 @@ def load_splits(settings: DataConfig, *, world: World) -> Splits:
         return _read_splits(tables, mask_dir=folder / "masks", allow=False)
     mask_dir, tables = _tables(settings)
     return _read_splits(tables, mask_dir=mask_dir, allow=settings.allow_shared_patients)
+
+
+def _member(splits: Splits, config: SamMed3DConfig) -> Splits:
+    """The cases of a run of the protocol, whole patients at a time."""
+    return member_splits(
+        splits,
+        config.protocol,
+        label=lambda case: case.ich,
+        unit=lambda case: case.patient_id,
+        classes=("no bleed", "bleed"),
+        seed=0,
+        what="cases",
+    )
 
 
 def samples(config: SamMed3DConfig) -> dict[str, CaseDataset]:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from mlcore.config.protocol import ProtocolConfig
 from mlcore.config.section import BEST, Section, field, reject
 from mlcore.config.sections import CheckpointConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
 
@@ -185,6 +186,7 @@ class SamMed3DConfig(Section):
     decision: MaskDecisionConfig = field(MaskDecisionConfig(), "Decision")
     train: TrainConfig = field(TrainConfig(), "Training")
     scheduler: SchedulerConfig = field(SchedulerConfig(), "Learning-rate schedule")
+    protocol: ProtocolConfig = field(ProtocolConfig(), "Protocol: folds, seeds, a last run on all data")
     run: RunConfig = field(RunConfig(), "Run")
     checkpoint: CheckpointConfig = field(CheckpointConfig(), "Checkpoints")
     tracking: TrackingConfig = field(TrackingConfig(), "Tracking")

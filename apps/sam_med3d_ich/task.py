@@ -75,11 +75,16 @@ class IchTask:
 
     def metrics(self, predictions: Mapping[str, Tensor]) -> dict[str, float]:
         """Means over cases; see `case_metrics.summarise`."""
-        return summarise(
-            [CaseMetrics.from_row(row) for row in predictions["figures"].tolist()],
-            ich_scores=predictions["ich_score"],
-            ich_labels=predictions["ich_label"],
-        )
+        return figures(predictions)
+
+
+def figures(predictions: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means over cases, from rows of `IchTask.evaluation_step`; see `case_metrics.summarise`."""
+    return summarise(
+        [CaseMetrics.from_row(row) for row in predictions["figures"].tolist()],
+        ich_scores=predictions["ich_score"],
+        ich_labels=predictions["ich_label"],
+    )
 
 
 def _hard_dice(logits: Tensor, mask: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Parts of a data set with the same mixture of classes; pages of a group or of one file stay together."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -8,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
+from mlcore.data.folds import fold_numbers as numbers_of
 from quartet.apps.doc_ensemble.data.pages import Page
 
 __all__ = ["fold_numbers", "hold_out"]
@@ -28,18 +28,10 @@ def fold_numbers(pages: Sequence[Page], *, folds: int, seed: int, classes: Seque
     Raises:
         UserError: A class has fewer pages (or groups) than there are folds.
     """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # heavy
-
-    labels = _labels(pages)
-    groups = _groups(pages)
-    grouped = len(set(groups.tolist())) < len(pages)
-    _check_classes(labels, groups, folds=folds, classes=classes, what="groups" if grouped else "pages")
-    make = StratifiedGroupKFold if grouped else StratifiedKFold
-    splitter = make(n_splits=folds, shuffle=True, random_state=seed)
-    numbers = np.full(len(pages), -1, dtype=np.int64)
-    for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(pages)), labels, groups if grouped else None)):
-        numbers[held_out] = fold
-    return numbers
+    units = [page.bundle for page in pages]
+    return numbers_of(
+        _labels(pages).tolist(), units, folds=folds, seed=seed, classes=classes, setting="kfold.folds", what="pages"
+    )
 
 
 def hold_out(pages: Sequence[Page], *, fraction: float, seed: int) -> tuple[list[Page], list[Page]]:
@@ -91,18 +83,3 @@ def _groups(pages: Sequence[Page]) -> NDArray[np.int64]:
     """Number of each page's group, in order of appearance."""
     numbers: dict[str, int] = {}
     return np.array([numbers.setdefault(page.bundle, len(numbers)) for page in pages], dtype=np.int64)
-
-
-def _check_classes(
-    labels: NDArray[np.int64], groups: NDArray[np.int64], *, folds: int, classes: Sequence[str], what: str
-) -> None:
-    counts = {label: len(set(groups[labels == label].tolist())) for label in sorted(set(labels.tolist()))}
-    few = {label: count for label, count in counts.items() if count < folds}
-    if few:
-        named = ", ".join(f"{classes[label]} ({count})" for label, count in few.items())
-        most = math.inf if not few else min(few.values())
-        way_out = f"use kfold.folds={most}, " if most >= 2 else ""
-        raise UserError(
-            f"{folds} folds need at least {folds} {what} of each class, but there are fewer of {named}: {way_out}give "
-            "more pages, or put classes together"
-        )

@@ -112,6 +112,35 @@ class Subset(torch.utils.data.Dataset[Sample]):
         return origin_of(self.dataset, int(self.indices[index]))
 
 
+class Joined(torch.utils.data.Dataset[Sample]):
+    """The samples of one dataset, then those of another.
+
+    Args:
+        first: A dataset with labels.
+        second: Another one, of the same classes.
+    """
+
+    def __init__(self, first: SampleDataset, second: SampleDataset) -> None:
+        self._first, self._second = first, second
+        self.labels = np.concatenate([np.asarray(part.labels) for part in (first, second)])  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def __getitem__(self, index: int) -> Sample:
+        dataset, place = self._place(index)
+        sample: Sample = dataset[place]
+        return sample
+
+    def origin(self, index: int) -> str:
+        """Says where sample ``index`` came from."""
+        return origin_of(*self._place(index))
+
+    def _place(self, index: int) -> tuple[SampleDataset, int]:
+        after = index - len(self._first)
+        return (self._first, index) if after < 0 else (self._second, after)
+
+
 def origin_of(dataset: SampleDataset, index: int) -> str:
     """Names sample ``index`` for messages: by the dataset's own ``origin(index)`` if it has one, else by its number."""
     origin = getattr(dataset, "origin", None)

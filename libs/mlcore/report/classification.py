@@ -34,6 +34,11 @@ def measure(predictions: Mapping[str, Tensor], *, class_names: Sequence[str]) ->
     )
 
 
+def figures(predictions: Mapping[str, Tensor]) -> dict[str, float]:
+    """The figures of `measure` by name."""
+    return measure(predictions, class_names=[str(k) for k in range(predictions["probabilities"].shape[1])]).scalars()
+
+
 def measure_interval(predictions: Mapping[str, Tensor], metric: str, units: Sequence[object] = ()) -> Interval:
     """The 95 % bootstrap interval of a figure of `measure` that the confusion matrix gives, or of the loss; else NaN.
 

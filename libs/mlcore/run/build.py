@@ -66,6 +66,19 @@ class CoreConfig(Protocol):
     def tracking(self) -> TrackingConfig: ...  # noqa: D102
 
 
+@dataclass(frozen=True)
+class Held:
+    """A sample that is held out.
+
+    Attributes:
+        name: What tables call it; each has another.
+        unit: What it belongs to: samples of one unit are alike.
+    """
+
+    name: str
+    unit: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """One data set and how its samples become batches.
@@ -119,6 +132,7 @@ class TrainingSetup(EvaluationSetup):
         group_rules: Learning rates of parts of the model.
         overview: Makes report sections about the data, given the run folder, into which their pictures go.
         figures: More of `summary.json`, once `analyse` has seen all splits.
+        held_out: The samples of "test", in order, where that is a fold of a cross-validation.
     """
 
     train: Data
@@ -126,6 +140,7 @@ class TrainingSetup(EvaluationSetup):
     group_rules: Sequence[GroupRule] = ()
     overview: Callable[[Path], Sequence[Section]] | None = None
     figures: Callable[[], Mapping[str, Any]] | None = None
+    held_out: Sequence[Held] = ()
 
     @property
     def validation(self) -> Data:

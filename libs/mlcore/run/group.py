@@ -31,11 +31,13 @@ class RunGroup(Generic[ConfigT]):
         aggregate: Says what the runs are together, once all of them are finished; called on the main rank with the
             group's folder, the figures of each other run by the name of its folder, and the pages of the run `ITSELF`
             (None where there is none). It writes its own files and returns what summary and report say.
+        last: Further runs that depend on what the others, all finished, left in the group's folder; on every rank.
     """
 
     what: str
     configs: Mapping[str, ConfigT]
     aggregate: Callable[[Path, Mapping[str, Results], Pages | None], Pages]
+    last: Callable[[Path], Mapping[str, ConfigT]] | None = None
 
 
 def ablations(config: ConfigT, variants: Mapping[str, ConfigT]) -> RunGroup[ConfigT] | None:

@@ -5,7 +5,7 @@ The apps differ in the `TrainingSetup` they build; everything around it is here,
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from mlcore.run.folder import ENDED, RunFolder, RunRecord, choose_run_folder, fi
 from mlcore.run.group import ITSELF, RunGroup
 from mlcore.run.opened import OpenRun
 from mlcore.run.preflight import Started, check_around, seed, start
+from mlcore.run.protocol import keeping
 from mlcore.trackers.base import Tracker, Trackers
 from mlcore.training.evaluator import Predictions
 from mlcore.training.lr_finder import find_learning_rate
@@ -200,7 +201,7 @@ def _find_rate(run: OpenRun) -> str:
 def _train_group(group: RunGroup[Any], whole: OpenRun) -> str:
     """Train the runs that are not finished, then aggregate all of them; returns the status of the whole."""
     status, results = "finished", dict[str, Results]()
-    for number, (place, config) in enumerate(group.configs.items(), 1):
+    for number, count, place, config in _members(group, whole.folder):
         folder = whole.folder / place
         own = place == ITSELF
         done = finished_run(folder, config) if whole.world.is_main and not own else False
@@ -208,11 +209,11 @@ def _train_group(group: RunGroup[Any], whole: OpenRun) -> str:
             "%s %d of %d: %s%s",
             group.what,
             number,
-            len(group.configs),
+            count,
             whole.name if own else folder.name,
             " is finished" if (done := broadcast_object(done)) else "",
         )
-        whole.runs = len(group.configs) - number + 1
+        whole.runs = count - number + 1
         if not done:
             ended = _train(whole) if own else _train_member(whole, config, folder)
             if ended not in ENDED:
@@ -227,6 +228,17 @@ def _train_group(group: RunGroup[Any], whole: OpenRun) -> str:
         _log.info("%s", whole.last_words())
     barrier()
     return status
+
+
+def _members(group: RunGroup[Any], folder: Path) -> Iterator[tuple[int, int, str, Any]]:
+    """Number, count, place and configuration of each run; the last ones are known when the others are finished."""
+    count = len(group.configs)
+    for number, (place, config) in enumerate(group.configs.items(), 1):
+        yield number, count, place, config
+    if group.last is not None:
+        further = group.last(folder)
+        for number, (place, config) in enumerate(further.items(), count + 1):
+            yield number, count + len(further), place, config
 
 
 def _train_member(whole: OpenRun, config: Any, folder: Path) -> str:
@@ -256,7 +268,7 @@ def _train_member(whole: OpenRun, config: Any, folder: Path) -> str:
 def _train(run: OpenRun) -> str:
     """Train (or go on training), evaluate the best checkpoint, write the report; returns the status."""
     started = start(run)
-    trainer, setup = started.trainer, started.setup
+    trainer, setup = started.trainer, keeping(started.setup, run.config.protocol)
     tracker = trainer.tracker = _tracker(run, started)
     trainer.on_evaluation = _picture_logger(run, trainer, setup, tracker)
     store, status = trainer.store, "failed"

@@ -15,7 +15,7 @@ class Splits(Generic[ItemT]):
 
     Attributes:
         train: What is trained on.
-        validation: Held out; chooses the best checkpoint and the decision.
+        validation: Held out; chooses the best checkpoint and the decision. None in a run on all data.
         test: Looked at once, after training; None for none.
         classes: Names, in label order, where the data says what they are.
         notes: Warnings for the report.
@@ -30,4 +30,4 @@ class Splits(Generic[ItemT]):
     def named(self) -> dict[str, Sequence[ItemT]]:
         """The splits there are, by name."""
         parts = {"train": self.train, "val": self.validation, "test": self.test}
-        return {name: samples for name, samples in parts.items() if samples is not None}
+        return {name: samples for name, samples in parts.items() if samples}
