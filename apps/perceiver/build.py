@@ -171,7 +171,7 @@ def _parts_of_fold(sources: Sources, protocol: ProtocolConfig, *, seed: int) -> 
     )
     chosen = {**found.named(), "train": [*found.train, *np.flatnonzero(~known).tolist()]}  # the inspection names those
     parts: dict[Part, SampleDataset] = {"train": Subset(pool, indices=chosen["train"])}
-    if chosen["val"]:
+    if "val" in chosen:
         parts["val"] = Subset(pool, indices=chosen["val"])
     if "test" in chosen:
         parts["test"] = Subset(pool, indices=chosen["test"])

@@ -31,12 +31,14 @@ class RunGroup(Generic[ConfigT]):
         aggregate: Says what the runs are together, once all of them are finished; called on the main rank with the
             group's folder, the figures of each other run by the name of its folder, and the pages of the run `ITSELF`
             (None where there is none). It writes its own files and returns what summary and report say.
+        jobs: Runs that may be trained at the same time.
         last: Further runs that depend on what the others, all finished, left in the group's folder; on every rank.
     """
 
     what: str
     configs: Mapping[str, ConfigT]
     aggregate: Callable[[Path, Mapping[str, Results], Pages | None], Pages]
+    jobs: int = 1
     last: Callable[[Path], Mapping[str, ConfigT]] | None = None
 
 

@@ -104,9 +104,9 @@ def member_splits(
     return replace(splits, train=train, validation=validation, test=test)
 
 
-def keeping(setup: TrainingSetup, protocol: ProtocolConfig) -> TrainingSetup:
+def keeping(setup: TrainingSetup) -> TrainingSetup:
     """A setup that, where it is a fold's, also keeps what the fold's model says of the fold."""
-    if not protocol.fold:
+    if not setup.held_out:
         return setup
     held, analyse = setup.held_out, setup.analyse
 
@@ -159,9 +159,8 @@ def protocol_group(config: ConfigT, *, figures: Figures, title: str) -> RunGroup
     if protocol.refit:
         where = {seed: f"refit/seed_{seed}" if len(seeds) > 1 else "refit" for seed in seeds}
         last = partial(_refits, config, list(configs), where)
-    return RunGroup(
-        what="run", configs=configs, aggregate=partial(_aggregate, list(configs), figures, config, title), last=last
-    )
+    aggregate = partial(_aggregate, list(configs), figures, config, title)
+    return RunGroup(what="run", configs=configs, aggregate=aggregate, jobs=protocol.jobs, last=last)
 
 
 def _member(config: ConfigT, *, fold: int | None, seed: int, **train: Any) -> ConfigT:

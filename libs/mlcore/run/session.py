@@ -22,6 +22,7 @@ from mlcore.config.dump import to_values
 from mlcore.remote.s3 import CACHE, fetch, is_remote
 from mlcore.report.page import Picture
 from mlcore.report.plots.curves import plot_lr_finder
+from mlcore.run.aside import train_aside
 from mlcore.run.build import TrainingSetup, build_tracker, build_trainer, configure_torch, describe
 from mlcore.run.check_data import check_data
 from mlcore.run.copy import copy_of
@@ -201,7 +202,7 @@ def _find_rate(run: OpenRun) -> str:
 def _train_group(group: RunGroup[Any], whole: OpenRun) -> str:
     """Train the runs that are not finished, then aggregate all of them; returns the status of the whole."""
     status, results = "finished", dict[str, Results]()
-    for number, count, place, config in _members(group, whole.folder):
+    for number, count, place, config in _members(group, whole):
         folder = whole.folder / place
         own = place == ITSELF
         done = finished_run(folder, config) if whole.world.is_main and not own else False
@@ -230,13 +231,20 @@ def _train_group(group: RunGroup[Any], whole: OpenRun) -> str:
     return status
 
 
-def _members(group: RunGroup[Any], folder: Path) -> Iterator[tuple[int, int, str, Any]]:
-    """Number, count, place and configuration of each run; the last ones are known when the others are finished."""
-    count = len(group.configs)
+def _members(group: RunGroup[Any], whole: OpenRun) -> Iterator[tuple[int, int, str, Any]]:
+    """Number, count, place and configuration of each run; the last ones are known when the others are finished.
+
+    Where several are to be trained at a time, all but one may be finished when they come.
+    """
+    count, jobs = len(group.configs), group.jobs if whole.world.size == 1 else 1
+    if jobs > 1:
+        train_aside(whole, {place: config for place, config in group.configs.items() if place != ITSELF}, jobs=jobs)
     for number, (place, config) in enumerate(group.configs.items(), 1):
         yield number, count, place, config
     if group.last is not None:
-        further = group.last(folder)
+        further = group.last(whole.folder)
+        if jobs > 1:
+            train_aside(whole, further, jobs=jobs)
         for number, (place, config) in enumerate(further.items(), count + 1):
             yield number, count + len(further), place, config
 
@@ -268,7 +276,7 @@ def _train_member(whole: OpenRun, config: Any, folder: Path) -> str:
 def _train(run: OpenRun) -> str:
     """Train (or go on training), evaluate the best checkpoint, write the report; returns the status."""
     started = start(run)
-    trainer, setup = started.trainer, keeping(started.setup, run.config.protocol)
+    trainer, setup = started.trainer, keeping(started.setup)
     tracker = trainer.tracker = _tracker(run, started)
     trainer.on_evaluation = _picture_logger(run, trainer, setup, tracker)
     store, status = trainer.store, "failed"
