@@ -46,7 +46,18 @@ def next_steps(folder: Path, *, app: App[Any], train: TrainConfig, demo: bool) -
         settings = f"{'--demo ' if demo else ''}--config {run}/config.yaml"
         limit = f"--epochs {2 * train.epochs}" if train.max_steps is None else f"--max_steps {2 * train.max_steps}"
         steps.append(("continue, for longer", f"{quartet} train {app.name} {settings} --resume {run} {limit}"))
+    elif (inner := _inner(folder)) is not None:
+        uses = _uses(f"{run}/{inner}", app)
+        steps += uses if inner == "refit" else uses[-3:-1]  # what takes several runs, which are averaged
     return [*steps, ("compare with another run", f"{quartet} compare {run} OTHER_RUN")]
+
+
+def _inner(folder: Path) -> str | None:
+    """Which of the runs inside a group's folder are to be used, as a shell says it: the last, or all of them."""
+    for pattern in ("refit", "refit/*", "folds/*", "seeds/*"):
+        if any(best_checkpoint(path / "checkpoints") for path in folder.glob(pattern)):
+            return pattern
+    return None
 
 
 def _uses(run: str, app: App[Any]) -> list[tuple[str, str]]:
