@@ -54,7 +54,7 @@ def build(config: SamMed3DConfig, world: World) -> TrainingSetup:
     Raises:
         UserError: Data or weights are missing or cannot be used, or settings do not fit together.
     """
-    splits = _member(load_splits(config.data, world=world), config)
+    splits = member_of(load_splits(config.data, world=world), config)
     metadata = describe(config)
     model = make_model(
         metadata, freeze_encoder=config.model.freeze_encoder, gradient_checkpointing=config.train.gradient_checkpointing
@@ -103,7 +103,7 @@ def evaluation(run: RunCheckpoint[SamMed3DConfig], asked: Asked, world: World) -
     """
     settings, own = run.config.data, dict[str, Sequence[Case]]()
     if None in asked.data.values():
-        own = asked.pick(_member(load_splits(settings, world=world), run.config).named())
+        own = asked.pick(member_of(load_splits(settings, world=world), run.config).named())
     for name, path in asked.data.items():
         if path is not None:
             if settings.mask_dir is None:
@@ -209,7 +209,7 @@ def load_splits(settings: DataConfig, *, world: World) -> Splits:
     return _read_splits(tables, mask_dir=mask_dir, allow=settings.allow_shared_patients)
 
 
-def _member(splits: Splits, config: SamMed3DConfig) -> Splits:
+def member_of(splits: Splits, config: SamMed3DConfig) -> Splits:
     """The cases of a run of the protocol, whole patients at a time."""
     return member_splits(
         splits,

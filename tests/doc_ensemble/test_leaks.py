@@ -76,6 +76,24 @@ def test_copies_are_never_torn_by_folds_and_halves(copied: Path) -> None:
             assert len({(key, int(n)) for page, n in zip(pages, dealt, strict=True) for key in originals([page])}) == 12
 
 
+def test_copies_are_never_torn_by_the_runs_of_a_protocol(copied: Path) -> None:
+    """Nor is a page missing: every page is held out once, and the last run has all of them."""
+
+    def member(fold: int) -> Splits:
+        values = {"data": {"data_dir": copied}, "protocol": {"folds": 3, "inner": 2, "fold": fold}}
+        return load_splits(DocConfig.model_validate(values))
+
+    held_out = list[Page]()
+    for fold in (1, 2, 3):
+        parts = [originals(pages) for pages in member(fold).named().values()]
+        assert len(parts) == 3
+        assert sum(map(len, parts)) == len(set.union(*parts)) == PAGES * len(KINDS)
+        held_out += member(fold).test or ()
+    assert len({page.key for page in held_out}) == len(held_out) == 3 * PAGES * len(KINDS)
+    last = member(0)
+    assert (len(last.train), len(last.validation), last.test) == (len(held_out), 0, None)
+
+
 def test_copies_join_groups(tmp_path: Path, copied: Path) -> None:
     names = ["0_original.png", "1_original.png", "1_small.jpg", "2_original.png", "3_original.png"]
     rows = [f"{copied}/{kind}/{name},{kind},{kind}{number // 2}" for kind in KINDS for number, name in enumerate(names)]

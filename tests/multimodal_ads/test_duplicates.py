@@ -127,3 +127,36 @@ def test_the_split_follows_its_own_seed_and_keeps_copies_together(
     assert split(1, 0) == first != split(0, 1)
     for numbers in first.values():
         assert numbers[::2] == numbers[1::2]
+
+
+def test_copies_in_two_tables_are_in_one_fold_of_a_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where training and validation data are dealt anew, they may share pictures; with the test data they may not."""
+    monkeypatch.chdir(tmp_path)
+    tables = {name: ["local_image_path,label,text_info"] for name in ("train", "val", "test")}
+    for number in range(12):
+        save(tmp_path / f"{number}.png", drawn(number))
+        save(tmp_path / f"copy{number}.jpg", drawn(number), quality=70)
+        tables["train"].append(f"{number}.png,{number % 2},")
+        tables["val"].append(f"copy{number}.jpg,{number % 2},")
+    for number in (98, 99):
+        save(tmp_path / f"{number}.png", drawn(number))
+        tables["test"].append(f"{number}.png,{number % 2},")
+    for name, rows in tables.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join(rows), encoding="utf-8")
+
+    def member(fold: int | None) -> dict[str, list[str]]:
+        protocol = {"folds": 3, "inner": 2, "fold": fold}
+        config = AdsConfig.model_validate({"data": {"base_dir": tmp_path}, "protocol": protocol})
+        found = load_splits(config).named()
+        return {name: [row.image.stem.removeprefix("copy") for row in part] for name, part in found.items()}
+
+    with pytest.raises(UserError, match="pictures in more than one of"):
+        member(None)
+    held_out = []
+    for fold in (1, 2, 3):
+        parts = member(fold)
+        assert set(parts) == {"train", "val", "test"}
+        assert sum(len(set(part)) for part in parts.values()) == 12, "no picture is in two parts"
+        held_out += parts["test"]
+    assert sorted(held_out) == sorted([*map(str, range(12))] * 2)
+    assert {name: len(part) for name, part in member(0).items()} == {"train": 24, "test": 2}

@@ -144,7 +144,10 @@ def protocol_group(config: ConfigT, *, figures: Figures, title: str) -> RunGroup
     if not protocol.asked:
         return None
     if protocol.refit and settings.scheduler.name in ("plateau", "reduce_on_plateau"):
-        raise UserError("protocol.refit: a run on all data has nothing for the plateau schedule to watch; take another")
+        raise UserError(
+            "protocol.refit: a run on all data has nothing for the plateau schedule to watch; take another, such as "
+            "scheduler=cosine_warmup"
+        )
     seeds = [settings.run.seed + number for number in range(protocol.seeds)]
     names = {seed: f"_seed_{seed}" if len(seeds) > 1 else "" for seed in seeds}
     if protocol.folds:
