@@ -16,6 +16,7 @@ from mlcore.base.console import format_duration
 from mlcore.base.errors import UserError
 from mlcore.base.files import csv_text, ensure_folder, write_text
 from mlcore.base.secrets import shown
+from mlcore.compare.paired import difference
 from mlcore.compare.reading import SPLITS, Run, find_runs
 from mlcore.config.sections import EarlyStoppingConfig
 from mlcore.config.text import nearest
@@ -165,12 +166,15 @@ def _main_table(comparison: Comparison) -> str:
     metrics = list(dict.fromkeys([comparison.metric, *(f"{split}/{base}" for split in SPLITS)]))
     metrics = [name for name in metrics if any(name in run.metrics for run in comparison.ranked)]
     short = _short_names(comparison.varied)
-    columns = ["#", "run", *metrics, *short.values(), "training time", "steps", "memory GiB", "status"]
+    differences = [_difference(run, comparison) for run in comparison.ranked]
+    paired = ["less #1, paired"] if any(differences) else []
+    columns = ["#", "run", *metrics, *paired, *short.values(), "training time", "steps", "memory GiB", "status"]
     rows = [
         [
             str(place),
             comparison.name(run),
             *(_with_interval(run, name) for name in metrics),
+            *([differences[place - 1]] if any(differences) else []),
             *(run.settings.get(name, "–") for name in short),
             format_duration(run.cost["seconds"]),
             f"{run.cost['steps']:.0f}",
@@ -188,6 +192,18 @@ def _main_table(comparison: Comparison) -> str:
         ]
         parts += [f"Not in the comparison: {len(told)}", _table(["run", "status", "why", *short.values()], told)]
     return "\n\n".join(parts)
+
+
+def _difference(run: Run, comparison: Comparison) -> str:
+    """The metric less that of the first run, where both held out the same samples."""
+    split, _, name = comparison.metric.partition("/")
+    found = None
+    if split == "out_of_fold":
+        found = difference(run.folder, comparison.ranked[0].folder, metric=name)
+    if found is None:
+        return ""
+    noise = "" if found.sure else ", within noise"
+    return f"{found.value:+.4f} ({found.interval.low:+.4f}, {found.interval.high:+.4f}){noise}"
 
 
 def _metric_table(comparison: Comparison) -> str:

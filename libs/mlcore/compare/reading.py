@@ -1,7 +1,7 @@
 """Run folders of any app, read for a comparison.
 
-A run folder holds run.json (status, configuration), summary.json (metrics of the best checkpoint), metrics.jsonl
-(memory) and, of some apps, results.json (confidence intervals); a sweep folder holds sweep.json (its jobs).
+A run folder holds run.json (status, configuration), summary.json (metrics of the best checkpoint, intervals),
+metrics.jsonl (memory) and, of some apps, results.json (more intervals); a sweep folder holds sweep.json (its jobs).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mlcore.trackers.table import read_history
 
 __all__ = ["SPLITS", "Run", "find_runs"]
 
-SPLITS = ("val", "test")
+SPLITS = ("out_of_fold", "val", "test")
 
 _RUN_FILES = ("run.json", "summary.json")
 _NO_RUNS_IN = {"checkpoints", "tensorboard", "thumbnails", "wandb"}
@@ -76,7 +76,9 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
             folders[:] = sorted(name for name in folders if name not in _NO_RUNS_IN and not name.startswith("."))
             folder = Path(top)
             if any(name in files for name in _RUN_FILES):
-                found[folder] = _read_run(folder)
+                found[folder] = run = _read_run(folder)
+                if run.monitored.startswith("out_of_fold/"):
+                    folders.clear()  # its figures are those of the runs in there
             if "sweep.json" in files:
                 for run in _unstarted(folder):
                     found.setdefault(run.folder, run)
@@ -126,10 +128,10 @@ def _read_record(folder: Path) -> tuple[str, dict[str, str], str]:
 
 def _with_results(folder: Path, status: str, settings: Mapping[str, str]) -> Run:
     summary = read_document(folder / "summary.json").values
-    progress, monitor = summary["progress"], summary["monitor"]
+    progress, monitor, results = summary["progress"], summary["monitor"], summary["results_of_best_checkpoint"]
     metrics = {
         f"{split}/{name}": math.nan if value is None else float(value)
-        for split, values in summary["results_of_best_checkpoint"].items()
+        for split, values in results.items()
         for name, value in values.items()
     }
     cost = {"seconds": float(progress["seconds"]), "steps": float(progress["step"])}
@@ -140,11 +142,20 @@ def _with_results(folder: Path, status: str, settings: Mapping[str, str]) -> Run
         status=status,
         settings=settings,
         metrics=metrics,
-        intervals=_intervals(folder / "results.json"),
-        monitored=f"val/{monitor['metric']}",
+        intervals={**_known(summary), **_intervals(folder / "results.json")},
+        monitored=f"{'out_of_fold' if 'out_of_fold' in results else 'val'}/{monitor['metric']}",
         mode="min" if monitor["mode"] == "min" else "max",
         cost=cost | _memory(folder),
     )
+
+
+def _known(summary: Mapping[str, Any]) -> dict[str, Interval]:
+    """Those that the summary has; older ones have none."""
+    return {
+        f"{split}/{name}": Interval(float(value["low"]), float(value["high"]))
+        for split, values in summary.get("intervals_of_best_checkpoint", {}).items()
+        for name, value in values.items()
+    }
 
 
 def _intervals(path: Path) -> dict[str, Interval]:
