@@ -8,15 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlcore.base.reading import reading
-from mlcore.data.packed import read_arrays
 from mlcore.metrics.arrays import FloatArray, IntArray
 from mlcore.metrics.ranking import Interval, bootstrap_interval
 from mlcore.report.classification import resampled_macro_f1
+from mlcore.run.out_of_fold import read_out_of_fold
 
 __all__ = ["Difference", "difference"]
-
-_FILE = "out_of_fold.npz"
 
 Rows = Mapping[str, Any]
 """What a cross-validation kept: "name" and "unit" [N], predictions [seeds, N, ...]."""
@@ -50,9 +47,9 @@ def difference(folder: Path, other: Path, *, metric: str) -> Difference | None:
     Raises:
         UserError: A file of predictions is damaged.
     """
-    if folder == other or not all((path / _FILE).is_file() for path in (folder, other)):
+    if folder == other:
         return None
-    one, two = _read(folder / _FILE), _read(other / _FILE)
+    one, two = read_out_of_fold(folder), read_out_of_fold(other)
     if (
         one is None
         or two is None
@@ -70,15 +67,6 @@ def difference(folder: Path, other: Path, *, metric: str) -> Difference | None:
 
     value = of(np.ones(len(one["name"]), dtype=np.int64))
     return Difference(value, bootstrap_interval(of, units=one["unit"])) if math.isfinite(value) else None
-
-
-def _read(path: Path) -> Rows | None:
-    """The rows; None of a file of another kind, such as of volumes."""
-    arrays = read_arrays(path)
-    if not {"name", "unit", "label"} <= set(arrays):
-        return None
-    with reading(path, "out-of-fold predictions"):
-        return {**arrays, "label": arrays["label"].astype(np.int64)}
 
 
 def _figure(rows: Rows, metric: str) -> Callable[[IntArray], float] | None:

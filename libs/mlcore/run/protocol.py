@@ -32,13 +32,11 @@ from mlcore.report.plots.runs import Bar, plot_runs
 from mlcore.run.build import Held, TrainingSetup
 from mlcore.run.final_evaluation import Pages, Results
 from mlcore.run.group import RunGroup
+from mlcore.run.out_of_fold import OUT_OF_FOLD
 from mlcore.run.splits import Splits
 from mlcore.training.evaluator import Predictions
 
-__all__ = ["OUT_OF_FOLD", "keeping", "member_splits", "protocol_group"]
-
-OUT_OF_FOLD = "out_of_fold"
-"""Name of the split that the figures of a cross-validation are of, and of the files with its predictions."""
+__all__ = ["keeping", "member_splits", "protocol_group"]
 
 _HELD_OUT = "held_out.npz"
 _RESAMPLES = 200
