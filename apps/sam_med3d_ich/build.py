@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from mlcore.base.distributed import World, barrier
 from mlcore.base.errors import UserError
@@ -54,12 +55,13 @@ def build(config: SamMed3DConfig, world: World) -> TrainingSetup:
     Raises:
         UserError: Data or weights are missing or cannot be used, or settings do not fit together.
     """
+    source, weights = _weights(config.model)  # first, as the demo's phantoms take a while to be made
     splits = member_of(load_splits(config.data, world=world), config)
     metadata = describe(config)
     model = make_model(
         metadata, freeze_encoder=config.model.freeze_encoder, gradient_checkpointing=config.train.gradient_checkpointing
     )
-    notes = [*splits.notes, *_load_weights(model, config.model)]
+    notes = [*splits.notes, *_load_weights(model, config.model, weights, source=source)]
     task = _task(config, model, metadata)
     folder, spacing = config.data.cache_dir or _OUTPUTS / "cache", config.data.array_spacing
     cache = Cache(folder, task.segmenter.preprocessing, array_spacing=spacing)
@@ -140,20 +142,26 @@ def _interval(
 # ---------------------------------------------------------------------------------------------------------- the model
 
 
-def _load_weights(model: IchModel, settings: ModelConfig) -> list[str]:
-    """Load the weights to start from; returns warnings."""
+def _weights(settings: ModelConfig) -> tuple[Path, Mapping[str, Tensor]]:
+    """The file of the weights to start from, and what is in it; nothing for a random start."""
     if settings.weights == "none":
-        return []
+        return Path(), {}
     path = fetch_released() if settings.weights == "hub" else stored_file(settings.weights)
-    weights = read_weights(path)
+    return path, read_weights(path)
+
+
+def _load_weights(model: IchModel, settings: ModelConfig, weights: Mapping[str, Tensor], *, source: Path) -> list[str]:
+    """Load the weights to start from; returns warnings."""
+    if not weights:
+        return []
     if settings.interpolate_positions:
         weights = resize_tables(weights, model.sam)
-    left_out = load_weights(model.sam, weights, source=path, allow_partial=settings.allow_partial_weights)
+    left_out = load_weights(model.sam, weights, source=source, allow_partial=settings.allow_partial_weights)
     loaded = len(weights) - sum("not in the model" in line for line in left_out)
-    _log.info("%s: %s loaded", path, counted(loaded, "tensor"))
+    _log.info("%s: %s loaded", source, counted(loaded, "tensor"))
     for line in left_out:
         _log.warning("not loaded: %s", line)
-    return [f"not loaded of {path}: {counted(len(left_out), 'tensor')}, first {left_out[0]}"] if left_out else []
+    return [f"not loaded of {source}: {counted(len(left_out), 'tensor')}, first {left_out[0]}"] if left_out else []
 
 
 def _task(config: SamMed3DConfig, model: IchModel, metadata: Mapping[str, Any]) -> IchTask:
