@@ -248,6 +248,7 @@ PARSERS = [
         name="checkpoint of a run",
         write=run_checkpoint,
         read=lambda folder: load_run(folder / "checkpoints" / "step_00000003.pth", device="cpu"),
+        lines=3,  # what is missing, what is unexpected
     ),
     Parser(
         name="checkpoint to go on from",

@@ -134,7 +134,7 @@ class ImageSource:
         )
 
     def _origin(self, entry: _Entry) -> str:
-        return f"{self.path}/{entry.path}"
+        return f"{self.path}/{' '.join(str(entry.path).split())}"  # a name in an archive may have lines
 
     def _decode(
         self, entries: list[_Entry], image_size: int | None, max_pixels: int

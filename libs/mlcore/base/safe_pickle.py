@@ -44,8 +44,9 @@ def load_pickle(
                     return _load(file, encoding)
             return _load(io.BytesIO(source) if isinstance(source, bytes) else source, encoding)
         except (_Refused, ScanError) as error:
+            asked = " ".join(str(error).split())  # names in a pickle may have lines
             raise UserError(
-                f"{name}: refused and not run: {error}; only arrays and plain containers are read"
+                f"{name}: refused and not run: {asked}; only arrays and plain containers are read"
             ) from None
 
 

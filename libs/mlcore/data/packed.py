@@ -1,6 +1,7 @@
 """Reads `.npz` files and tar archives by their headers first: nothing in them runs, inflates or lies about its size."""
 
 import math
+import sys
 import tarfile
 import warnings
 import zipfile
@@ -33,7 +34,16 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """
     check_arrays(path)
     with reading(path, _NPZ), np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+        arrays = {name: file[name] for name in file.files}
+        for name, array in arrays.items():
+            if array.dtype.kind == "U" and _letters(array).max(initial=0) > sys.maxunicode:
+                raise ValueError(f"{name} holds what is no text")
+        return arrays
+
+
+def _letters(array: NDArray[np.str_]) -> NDArray[np.uint32]:
+    """The code points of an array of strings."""
+    return np.frombuffer(array.astype(array.dtype.newbyteorder("=")).tobytes(), dtype=np.uint32)
 
 
 def check_arrays(path: Path) -> None:
