@@ -84,7 +84,9 @@ def numbers(where: object, attribute: str, values: object, *, count: int) -> NDA
         found = np.empty(0)
     if found.shape != (count,) or not np.isfinite(found).all():
         shown = "\\".join(map(str, values)) if isinstance(values, Sequence) else ""
-        raise UserError(f"{where}: DICOM attribute ({attribute}) is '{shown}'; expected {count} numbers")
+        raise UserError(
+            f"{where}: DICOM attribute ({attribute}) is '{' '.join(shown.split())}'; expected {count} numbers"
+        )
     return found
 
 
