@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mlcore.base.errors import UserError
 from mlcore.base.isolated import isolated
-from mlcore.base.reading import reading
+from mlcore.base.reading import Bounded, reading
 
 __all__ = [
     "FORMATS", "SUFFIXES", "content_digest", "find_images", "image_pages", "image_size", "is_hidden", "read_image",
@@ -170,7 +170,7 @@ def _content(source: Path | bytes, name: Path | str) -> Iterator[BinaryIO]:
     with reading(name, _EXPECTED):
         if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):  # to open a pipe would be to wait
             raise UserError(f"{name} is {'a folder' if source.is_dir() else 'no regular file'}; expected an image")
-        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        with Bounded(source) if isinstance(source, Path) else io.BytesIO(source) as file:
             if not file.read(1):
                 raise UserError(f"{name}: empty file (0 bytes)")
             file.seek(0)
@@ -313,4 +313,5 @@ def _scaled(picture: Image.Image, *, fewer_bits: bool) -> NDArray[np.uint8]:
 
 
 def _values(strip: Image.Image) -> NDArray[np.float64]:
-    return np.nan_to_num(np.asarray(strip).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    with np.errstate(invalid="ignore"):  # of NaN there is a kind that numpy remarks on
+        return np.nan_to_num(np.asarray(strip).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
