@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from mlcore.base.errors import UserError
+from mlcore.base.reading import reading
 from mlcore.run.decision import DECISION, Decision, read_decision
 from mlcore.run.restore import RunCheckpoint, load_run_checkpoint, of_this_version, run_folder
 from mlcore.training.checkpoint import CheckpointError, load_model_weights
@@ -178,7 +179,7 @@ def kept_decision(checkpoint: Path) -> Decision | None:
     folder = run_folder(checkpoint)
     if (kept := read_decision(folder)) is not None:
         return kept
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(UserError), reading(folder / RESULTS, "results of an earlier version"):
         about = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["threshold"]
         values = {"threshold": float(about["value"]), "chosen_on": about["chosen_on"]}
         return Decision(kind="binary", class_names=CLASS_NAMES, **values)

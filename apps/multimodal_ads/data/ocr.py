@@ -128,7 +128,7 @@ def _recorded(record: Path, languages: str) -> Mapping[str, str]:
     for line in content.splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and entry.get("languages") == languages and isinstance(entry.get("text"), str):
             found[str(entry.get("image"))] = entry["text"]
