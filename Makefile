@@ -36,8 +36,9 @@ test: $(APP_STAMPS) $(STAMPS)/dev ## Run the tests (under ten minutes): [ARGS="-
 test-all: $(APP_STAMPS) $(STAMPS)/dev ## Run all tests, the slow ones too: [ARGS="-k name"]
 	@$(PYTEST) -m "" $(ARGS)
 
+# In memory, where there is such a folder: writing a million small files to a disk would take most of the time.
 fuzz: $(APP_STAMPS) $(STAMPS)/dev ## Feed every parser FUZZ_CASES=20000 damaged files: [ARGS="-k tiff"] [SEED=n]
-	@export FUZZ_CASES=$${FUZZ_CASES:-20000}; seed=$(or $(SEED),$$RANDOM); echo "The same cases again: SEED=$$seed"; \
+	@export FUZZ_CASES=$${FUZZ_CASES:-20000}; [ ! -w /dev/shm ] || export TMPDIR=/dev/shm; seed=$(or $(SEED),$$RANDOM); echo "The same cases again: SEED=$$seed"; \
 	  $(PYTEST) --dist load --timeout 0 --hypothesis-seed $$seed tests/fuzz $(ARGS)
 
 chaos: check-app $(STAMPS)/$(APP) ## Kill and damage runs of APP, compare how they end: APP=name [KILLS=20] [ARGS="--faults kill"]
