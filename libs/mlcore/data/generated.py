@@ -3,10 +3,12 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import partial_folder, write_json
+from mlcore.base.reading import reading
 
 __all__ = ["write_once"]
 
@@ -42,10 +44,9 @@ def _request_of(folder: Path) -> dict[str, object] | None:
     """What the set in `folder` was made of; None: there is nothing."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
-    try:
+    request = None
+    with suppress(UserError), reading(folder / _STAMP, "a note of what was generated"):
         request = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        request = None
     if not isinstance(request, dict):
         raise UserError(f"{folder}: holds something that was not generated; remove it, or choose another folder")
     return request

@@ -62,7 +62,7 @@ def check_wandb() -> None:
         request = urllib.request.Request(f"{server}/graphql", data=query, headers=headers)  # noqa: S310 - checked
         with urllib.request.urlopen(request, timeout=_CHECK_SECONDS) as answer:  # noqa: S310 - as above
             refused = json.load(answer)["data"]["viewer"] is None
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         refused = getattr(error, "code", None) in (401, 403)
         if not refused:
             told = f"W&B: {server} cannot be reached ({error}): check the network and WANDB_BASE_URL, {otherwise}"
