@@ -15,10 +15,11 @@ from mlcore.data.loader import Collate
 from mlcore.metrics.ranking import Interval
 from mlcore.report.classification import measure_interval
 from mlcore.report.page import Section
-from mlcore.run.build import Data, EvaluationSetup, Held, TrainingSetup
+from mlcore.run.build import Data, EvaluationSetup, TrainingSetup
 from mlcore.run.deciding import Decider
 from mlcore.run.evaluating import Asked
 from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
+from mlcore.run.splits import Held
 from mlcore.training.evaluator import Predictions
 from quartet.apps.doc_ensemble.config import DocConfig
 from quartet.apps.doc_ensemble.data.augment import PageAugmentation

@@ -12,9 +12,10 @@ from mlcore.data.fingerprints import cache_file
 from mlcore.data.loader import Transform
 from mlcore.metrics.ranking import Interval, auroc_interval
 from mlcore.report.page import Section, Table
-from mlcore.run.build import Data, Held, TrainingSetup
+from mlcore.run.build import Data, TrainingSetup
 from mlcore.run.deciding import Decider
 from mlcore.run.protocol import member_splits
+from mlcore.run.splits import Held
 from mlcore.run.splits import Splits as OfRun
 from mlcore.training.evaluator import Predictions
 from mlcore.training.optim import GroupRule

@@ -17,10 +17,10 @@ from mlcore.config.protocol import ProtocolConfig
 from mlcore.data.loader import Transform
 from mlcore.report.classification import classification_sections, measure_interval
 from mlcore.report.page import Section, Table
-from mlcore.run.build import Data, Held, TrainingSetup
+from mlcore.run.build import Data, TrainingSetup
 from mlcore.run.deciding import Decider, kind_of
 from mlcore.run.protocol import member_splits
-from mlcore.run.splits import Splits
+from mlcore.run.splits import Held, Splits
 from mlcore.training.evaluator import Predictions
 from quartet.apps.perceiver.config import DataConfig, ObjectiveConfig, PerceiverConfig
 from quartet.apps.perceiver.data.augment import series_augmentation

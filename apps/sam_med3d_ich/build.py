@@ -15,11 +15,12 @@ from mlcore.base.errors import UserError
 from mlcore.metrics.arrays import IntArray
 from mlcore.metrics.ranking import Interval, bootstrap_interval
 from mlcore.remote.s3 import stored_file
-from mlcore.run.build import Data, EvaluationSetup, Held, TrainingSetup
+from mlcore.run.build import Data, EvaluationSetup, TrainingSetup
 from mlcore.run.decision import write_decision
 from mlcore.run.evaluating import Asked
 from mlcore.run.protocol import member_splits
 from mlcore.run.restore import RunCheckpoint
+from mlcore.run.splits import Held
 from mlcore.run.splits import Splits as OfRun
 from mlcore.training.evaluator import Predictions
 from mlcore.training.optim import GroupRule

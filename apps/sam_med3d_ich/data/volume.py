@@ -347,8 +347,7 @@ def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64], t
 
 def _affine(path: Path, header: Any) -> NDArray[np.float64]:
     with reading(path, "a NIfTI file that says how it lies"):
-        found = header.get_best_affine()
-    return checked_affine(path, found)
+        return checked_affine(path, header.get_best_affine())
 
 
 def _read_fitting(path: Path, like: Volume) -> NDArray[np.float32]:

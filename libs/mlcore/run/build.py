@@ -28,6 +28,7 @@ from mlcore.data.loader import BatchLoader, Collate, Prepare, SizedDataset, Tran
 from mlcore.data.order import EpochOrder
 from mlcore.metrics.ranking import Interval
 from mlcore.report.page import Section
+from mlcore.run.splits import Held
 from mlcore.trackers.base import Tracker, Trackers
 from mlcore.trackers.console import ConsoleTracker
 from mlcore.trackers.table import TableTracker, read_history
@@ -64,19 +65,6 @@ class CoreConfig(Protocol):
     def checkpoint(self) -> CheckpointConfig: ...  # noqa: D102
     @property
     def tracking(self) -> TrackingConfig: ...  # noqa: D102
-
-
-@dataclass(frozen=True)
-class Held:
-    """A sample that is held out.
-
-    Attributes:
-        name: What tables call it; each has another.
-        unit: What it belongs to: samples of one unit are alike.
-    """
-
-    name: str
-    unit: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,11 +29,11 @@ from mlcore.metrics.arrays import IntArray
 from mlcore.metrics.ranking import Interval, bootstrap_interval
 from mlcore.report.page import Headline, Picture, RunReport, Section, Table
 from mlcore.report.plots.runs import Bar, plot_runs
-from mlcore.run.build import Held, TrainingSetup
+from mlcore.run.build import TrainingSetup
 from mlcore.run.final_evaluation import Pages, Results
 from mlcore.run.group import RunGroup
 from mlcore.run.out_of_fold import OUT_OF_FOLD
-from mlcore.run.splits import Splits
+from mlcore.run.splits import Held, Splits
 from mlcore.training.evaluator import Predictions
 
 __all__ = ["keeping", "member_splits", "protocol_group"]

@@ -4,9 +4,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-__all__ = ["Splits"]
+__all__ = ["Held", "Splits"]
 
 ItemT = TypeVar("ItemT")
+
+
+@dataclass(frozen=True)
+class Held:
+    """A sample that is held out.
+
+    Attributes:
+        name: What tables call it; each has another.
+        unit: What it belongs to: samples of one unit are alike.
+    """
+
+    name: str
+    unit: str
 
 
 @dataclass(frozen=True, kw_only=True)
