@@ -436,7 +436,7 @@ def test_a_dry_run_finds_it(name: str, workplace: Path, request: pytest.FixtureR
     assert not (workplace / "out").exists()
 
 
-@pytest.mark.parametrize("app", APPS)
+@pytest.mark.parametrize("app", ["perceiver", *(pytest.param(app, marks=pytest.mark.slow) for app in [*APPS][1:])])
 def test_a_healthy_run_passes_and_leaves_nothing(app: str, workplace: Path) -> None:
     with contextlib.chdir(workplace):
         ended = run_script(f"apps/{app}/train.py", *command(app, "--dry_run", "--output_dir", "new/run"))

@@ -99,6 +99,7 @@ def test_only_the_last_run_knows_all_data_and_looks_at_the_test(job: Path) -> No
     )
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_where_it_was_stopped_and_side_by_side_it_is_the_same(job: Path, tiny: Sequence[str]) -> None:
     whole = (job / "out" / "out_of_fold.npz").read_bytes()
     again = job / "again"

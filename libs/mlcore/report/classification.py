@@ -47,17 +47,22 @@ def measure_interval(predictions: Mapping[str, Tensor], metric: str, units: Sequ
         metric: Its name.
         units: N, what each sample belongs to (see `bootstrap_interval`); none for samples that have nothing in common.
     """
+    figure = resampled(predictions, metric)
+    if figure is None:
+        return Interval(float("nan"), float("nan"))
+    return bootstrap_interval(figure, units=units or range(len(predictions["label"])))
+
+
+def resampled(predictions: Mapping[str, Tensor], metric: str) -> Callable[[IntArray], float] | None:
+    """A figure of `measure` from how often each sample counts, [N], in microseconds; None where that is not known."""
     label, classes = predictions["label"].numpy(), predictions["probabilities"].shape[1]
     guess, loss = predictions["probabilities"].numpy().argmax(axis=1), predictions["loss"].numpy()
-
-    figures: dict[str, Callable[[IntArray], float]] = {
+    known: dict[str, Callable[[IntArray], float]] = {
         "accuracy": lambda times: float(np.average(label == guess, weights=times)),
         "loss": lambda times: float(np.average(loss, weights=times)),
         "macro_f1": lambda times: resampled_macro_f1(label, guess, times=times, classes=classes),
     }
-    if metric not in figures:
-        return Interval(float("nan"), float("nan"))
-    return bootstrap_interval(figures[metric], units=units or range(len(label)))
+    return known.get(metric)
 
 
 def resampled_macro_f1(labels: IntArray, predicted: IntArray, *, times: IntArray, classes: int) -> float:

@@ -27,6 +27,7 @@ from mlcore.data.folds import fold_numbers
 from mlcore.data.packed import read_arrays
 from mlcore.metrics.arrays import IntArray
 from mlcore.metrics.ranking import Interval, bootstrap_interval
+from mlcore.report.classification import resampled
 from mlcore.report.page import Headline, Picture, RunReport, Section, Table
 from mlcore.report.plots.runs import Bar, plot_runs
 from mlcore.run.build import TrainingSetup
@@ -293,8 +294,11 @@ def _means(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _interval(seeds: Sequence[Mapping[str, Any]], figures: Figures, metric: str) -> Interval:
     """The 95 % interval of a figure's mean over seeds, drawing units whole."""
+    quick = [resampled(_rows(found), metric) if "probabilities" in found else None for found in seeds]
 
     def figure(times: IntArray) -> float:
+        if known := [one for one in quick if one is not None]:
+            return mean(one(times) for one in known)
         drawn = np.repeat(np.arange(len(times)), times)
         return mean(float(figures(_rows(found, drawn)).get(metric, math.nan)) for found in seeds)
 
