@@ -511,6 +511,7 @@ def test_check_data_names_every_file_that_cannot_be_read(tmp_path: Path, monkeyp
     assert both.err == ended.err
 
 
+@pytest.mark.slow
 def test_a_healthy_check_goes_on_with_the_dry_run(workplace: Path) -> None:
     with contextlib.chdir(workplace):
         flags = ["--check_data", "--dry_run", "--train_path", "series.npz"]

@@ -131,7 +131,10 @@ def test_a_network_that_gives_other_numbers_is_not_exported(series_run: Path, tm
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("precision", "half", "formats"), [("fp32", True, ["onnx"]), ("bf16", False, [])])
+@pytest.mark.parametrize(
+    ("precision", "half", "formats"),
+    [("fp32", True, []), ("bf16", False, []), pytest.param("fp32", True, ["onnx"], marks=pytest.mark.slow)],
+)
 def test_what_half_precision_costs_is_measured(
     precision: Any, half: bool, formats: list[str], series_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
