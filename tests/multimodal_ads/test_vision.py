@@ -32,6 +32,9 @@ FULL_SIZE = {
     "vit": (1024, 24, 303.3),
     "vit_base": (768, 12, 85.8),
     "efficientnet": (1280, 7, 118.515 - 1.281),
+    "efficientnet_lite0": (1280, 7, 4.652 - 1.281),
+    "efficientnet_lite1": (1280, 7, 5.417 - 1.281),
+    "efficientnet_lite2": (1280, 7, 6.092 - 1.281),
 }
 
 

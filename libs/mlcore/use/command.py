@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 _STRICT = "; without --strict such an input is a row with the reason, and the others go on"
 
+_HALF = "keep weights as float16, in files of half the size; the difference is measured and told"
+
 _VERIFY = "only compare an export that is there with the run"
 
 _PREDICT = """\
@@ -152,8 +154,7 @@ def export_parser(prog: str = "quartet export") -> argparse.ArgumentParser:
     forms = "pt2: a torch.export program; onnx: for ONNX Runtime; several times (default: both, where possible)"
     forms += "; monai, alone: a bundle, of apps that have one"
     parser.add_argument("--format", action="append", choices=["safetensors", "pt2", "onnx", "monai"], help=forms)
-    half = "keep weights as float16, in files of half the size; the difference is measured and told"
-    parser.add_argument("--half", action="store_true", help=half)
+    parser.add_argument("--half", action="store_true", help=_HALF)
     parser.add_argument("--verify", action="store_true", help=_VERIFY)
     return parser
 
@@ -239,10 +240,12 @@ def export_script(description: str) -> int:
     parser = plain_parser(description, None)
     parser.add_argument("--model_path", required=True, help="a run's folder, a checkpoint, or s3://bucket/key")
     parser.add_argument("--output_dir", help="the folder (default: export/ in the run's folder)")
+    parser.add_argument("--half", action="store_true", help=_HALF)
     parser.add_argument("--verify", action="store_true", help=_VERIFY)
     given = parser.parse_args()
     more = ["--output", given.output_dir] if given.output_dir else []
-    return export([given.model_path, *more, *(["--verify"] if given.verify else [])])
+    more += [f"--{name}" for name in ("half", "verify") if getattr(given, name)]
+    return export([given.model_path, *more])
 
 
 def plain_parser(description: str, prog: str | None) -> argparse.ArgumentParser:
