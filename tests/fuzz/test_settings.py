@@ -265,7 +265,15 @@ def written_and_read(described: App[Any], config: Any, path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", [["epochs=*2"], ["--lr", "@x"], ["--lr", "!!bool abc"], ["--epochs", "9" * 5000], ["x=" + "[" * 3000]]
+    "argv",
+    [
+        ["epochs=*2"],
+        ["--lr", "@x"],
+        ["--lr", "!!bool abc"],
+        ["--epochs", "9" * 5000],
+        ["x=" + "[" * 3000],
+        ["--config", ""],
+    ],
 )
 def test_command_lines_that_went_wrong_once(argv: list[str]) -> None:
     for name in APPS:

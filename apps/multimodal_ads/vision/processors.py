@@ -15,6 +15,7 @@ from transformers.image_utils import SizeDict
 from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
 
 from mlcore.base.errors import UserError
+from mlcore.base.reading import reading
 from mlcore.remote.hub import read_json
 
 __all__ = ["HubProcessor", "processor_settings"]
@@ -32,6 +33,11 @@ def processor_settings(folder: Path) -> dict[str, Any]:
         UserError: The file is missing, or a value is not of its kind.
     """
     path = folder / "preprocessor_config.json"
+    with reading(path, "the settings of an image processor"):
+        return _settings(path)
+
+
+def _settings(path: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for key, value in read_json(path).items():
         if key == "size":

@@ -47,7 +47,9 @@ def parse(
     if rest:
         raise ConfigError(f"command line: unexpected '{rest[0]}'; settings are given as --name VALUE or name=VALUE")
     overrides = (*_settings(given), *reader.unknown)
-    files = [Path(file) for file in getattr(given, "config", [])]
+    if "" in (named := getattr(given, "config", [])):
+        raise ConfigError("command line: --config names no file")
+    files = [Path(file) for file in named]
     demo = hasattr(given, "demo")
     jobs = expand(overrides) if hasattr(given, "multirun") else ()
     action = _action(given)
