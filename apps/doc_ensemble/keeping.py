@@ -9,7 +9,7 @@ import numpy as np
 
 from mlcore.metrics.arrays import FloatArray, IntArray
 from mlcore.metrics.ranking import bootstrap_interval
-from mlcore.report.classification import resampled_macro_f1
+from mlcore.metrics.resampled import resampled_macro_f1
 from mlcore.report.page import Section, Table
 from mlcore.training.evaluator import Predictions
 from quartet.apps.doc_ensemble.data.pages import Page

@@ -10,7 +10,7 @@ from pathlib import Path
 from mlcore.base.errors import UserError
 from mlcore.data.fingerprints import cache_file
 from mlcore.data.images import find_images
-from mlcore.run.protocol import member_splits
+from mlcore.run.member import member_splits
 from mlcore.run.splits import Splits as OfRun
 from quartet.apps.doc_ensemble.config import DataConfig, DocConfig
 from quartet.apps.doc_ensemble.data.duplicates import check_duplicates, compared

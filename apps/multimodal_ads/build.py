@@ -14,7 +14,7 @@ from mlcore.metrics.ranking import Interval, auroc_interval
 from mlcore.report.page import Section, Table
 from mlcore.run.build import Data, TrainingSetup
 from mlcore.run.deciding import Decider
-from mlcore.run.protocol import member_splits
+from mlcore.run.member import member_splits
 from mlcore.run.splits import Held
 from mlcore.run.splits import Splits as OfRun
 from mlcore.training.evaluator import Predictions
@@ -81,8 +81,9 @@ def build(config: AdsConfig, world: World) -> TrainingSetup:
 
 def _held_out(rows: Sequence[AdRow], config: AdsConfig) -> list[Held]:
     """The rows of a fold: where each stands, and its picture."""
-    groups = _groups(rows, config)
-    return [Held(row.origin, f"{rows[groups.index(group)].image}") for row, group in zip(rows, groups, strict=True)]
+    first: dict[int, str] = {}
+    groups = zip(rows, _groups(rows, config), strict=True)
+    return [Held(row.origin, first.setdefault(group, str(row.image))) for row, group in groups]
 
 
 def _groups(rows: Sequence[AdRow], config: AdsConfig) -> Sequence[int]:

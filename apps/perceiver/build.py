@@ -19,7 +19,7 @@ from mlcore.report.classification import classification_sections, measure_interv
 from mlcore.report.page import Section, Table
 from mlcore.run.build import Data, TrainingSetup
 from mlcore.run.deciding import Decider, kind_of
-from mlcore.run.protocol import member_splits
+from mlcore.run.member import member_splits
 from mlcore.run.splits import Held, Splits
 from mlcore.training.evaluator import Predictions
 from quartet.apps.perceiver.config import DataConfig, ObjectiveConfig, PerceiverConfig

@@ -18,7 +18,7 @@ from mlcore.remote.s3 import stored_file
 from mlcore.run.build import Data, EvaluationSetup, TrainingSetup
 from mlcore.run.decision import write_decision
 from mlcore.run.evaluating import Asked
-from mlcore.run.protocol import member_splits
+from mlcore.run.member import member_splits
 from mlcore.run.restore import RunCheckpoint
 from mlcore.run.splits import Held
 from mlcore.run.splits import Splits as OfRun

@@ -265,7 +265,6 @@ class VolumeScorer:
         """The axial slices with the mask over them, from its widest one."""
         image, affine = to_ras(prediction.volume.array, prediction.affine)
         mask = AxialSlices(to_ras(prediction.mask, prediction.affine)[0], affine=affine, mask=True)
-        sides = "The patient's right is on the left of the picture."
         return Shown(
             answer=f"{prediction.millilitres:.1f} mL",
             bars={"score of a haemorrhage (no probability)": {"score": prediction.ich_score}},
@@ -273,7 +272,7 @@ class VolumeScorer:
             overlays=mask,
             first=mask.widest,
             files={"mask.nii.gz": lambda path: write_nifti(path, prediction.mask, like_affine=prediction.affine)},
-            notes=[*filter(None, [prediction.remark]), sides],
+            notes=[*filter(None, [prediction.remark]), "The patient's right is on the left of the picture."],
         )
 
     def save(self, item: Item, prediction: VolumePrediction, folder: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from mlcore.base.errors import UserError
 from mlcore.config.protocol import ProtocolConfig
 from mlcore.report.classification import figures
-from mlcore.run.protocol import member_splits
+from mlcore.run.member import member_splits
 from mlcore.run.splits import Splits
 from tests.perceiver.conftest import Script, run
 from tests.scripts import REPOSITORY

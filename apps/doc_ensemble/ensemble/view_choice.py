@@ -11,7 +11,7 @@ import numpy as np
 
 from mlcore.metrics.arrays import FloatArray, IntArray
 from mlcore.metrics.ranking import bootstrap_interval
-from mlcore.report.classification import resampled_macro_f1
+from mlcore.metrics.resampled import resampled_macro_f1
 from quartet.apps.doc_ensemble.ensemble.combine import average_views
 from quartet.apps.doc_ensemble.ensemble.methods import Method, Votes, cross_fit, halves, is_voting
 from quartet.apps.doc_ensemble.ensemble.selection import fast_macro_f1, log_loss

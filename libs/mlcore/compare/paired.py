@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlcore.metrics.arrays import FloatArray, IntArray
+from mlcore.metrics.arrays import IntArray
 from mlcore.metrics.ranking import Interval, bootstrap_interval
-from mlcore.report.classification import resampled_macro_f1
+from mlcore.metrics.resampled import resampled
 from mlcore.run.out_of_fold import read_out_of_fold
 
 __all__ = ["Difference", "difference"]
@@ -32,8 +32,8 @@ class Difference(NamedTuple):
 
     @property
     def sure(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return not self.interval.low <= 0 <= self.interval.high
+        """Whether the interval leaves out zero; without one, as where all is the same, nothing is sure."""
+        return self.interval.low > 0 or self.interval.high < 0
 
 
 def difference(folder: Path, other: Path, *, metric: str) -> Difference | None:
@@ -70,35 +70,13 @@ def difference(folder: Path, other: Path, *, metric: str) -> Difference | None:
 
 
 def _figure(rows: Rows, metric: str) -> Callable[[IntArray], float] | None:
-    """The figure's mean over seeds, from how often each sample counts; None for a figure that is not known here."""
-    label = rows["label"][0]
-    scores = rows.get("probabilities", rows.get("logit"))
-    if metric == "loss" and "loss" in rows:
-        return partial(_weighted, rows["loss"].mean(axis=0))
+    """The figure's mean over seeds; None for a figure that is not known here."""
+    scores, losses = rows.get("probabilities", rows.get("logit")), rows.get("loss")
     if scores is None:
         return None
-    guesses = scores.argmax(axis=2) if scores.ndim == 3 else (scores >= 0).astype(np.int64)
-    if metric == "accuracy":
-        return partial(_weighted, (guesses == label).mean(axis=0))
-    if metric == "macro_f1":
-        classes = int(max(label.max(), guesses.max())) + 1
-        return lambda times: float(
-            np.mean([resampled_macro_f1(label, guess, times=times, classes=classes) for guess in guesses])
-        )
-    if metric == "auroc" and set(label.tolist()) == {0, 1}:
-        positive = scores[..., 1] if scores.ndim == 3 else scores
-        return lambda times: float(np.mean([_auroc(label, score, times) for score in positive]))
-    return None
-
-
-def _weighted(values: FloatArray, times: IntArray) -> float:
-    return float(np.average(values, weights=times))
-
-
-def _auroc(label: IntArray, scores: FloatArray, times: IntArray) -> float:
-    from sklearn.metrics import roc_auc_score  # takes a second to import
-
-    drawn = times > 0
-    if len(set(label[drawn].tolist())) < 2:
-        return math.nan
-    return float(roc_auc_score(label[drawn], scores[drawn], sample_weight=times[drawn]))
+    known = [
+        resampled(metric, labels=label, scores=scores[seed], losses=None if losses is None else losses[seed])
+        for seed, label in enumerate(rows["label"])
+    ]
+    found = [one for one in known if one is not None]
+    return (lambda times: mean(one(times) for one in found)) if found else None

@@ -1,6 +1,6 @@
 """Pictures and tables of a classifier's predictions, the same for every app that classifies."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,10 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from mlcore.base.files import csv_text, write_text
-from mlcore.metrics.arrays import IntArray
 from mlcore.metrics.calibration import reliability_bins
 from mlcore.metrics.classification import ClassificationReport, classification_report
 from mlcore.metrics.ranking import Interval, bootstrap_interval
+from mlcore.metrics.resampled import resampled
 from mlcore.report.page import Picture, Section, Table, Text
 from mlcore.report.plots.classes import plot_class_bars, plot_confusion_matrix
 from mlcore.report.plots.confidence import plot_accuracy_by_confidence, plot_confidence_histogram, plot_reliability
@@ -47,30 +47,11 @@ def measure_interval(predictions: Mapping[str, Tensor], metric: str, units: Sequ
         metric: Its name.
         units: N, what each sample belongs to (see `bootstrap_interval`); none for samples that have nothing in common.
     """
-    figure = resampled(predictions, metric)
+    label, chances, loss = (predictions[name].numpy() for name in ("label", "probabilities", "loss"))
+    figure = None if metric == "auroc" else resampled(metric, labels=label, scores=chances, losses=loss)
     if figure is None:
         return Interval(float("nan"), float("nan"))
-    return bootstrap_interval(figure, units=units or range(len(predictions["label"])))
-
-
-def resampled(predictions: Mapping[str, Tensor], metric: str) -> Callable[[IntArray], float] | None:
-    """A figure of `measure` from how often each sample counts, [N], in microseconds; None where that is not known."""
-    label, classes = predictions["label"].numpy(), predictions["probabilities"].shape[1]
-    guess, loss = predictions["probabilities"].numpy().argmax(axis=1), predictions["loss"].numpy()
-    known: dict[str, Callable[[IntArray], float]] = {
-        "accuracy": lambda times: float(np.average(label == guess, weights=times)),
-        "loss": lambda times: float(np.average(loss, weights=times)),
-        "macro_f1": lambda times: resampled_macro_f1(label, guess, times=times, classes=classes),
-    }
-    return known.get(metric)
-
-
-def resampled_macro_f1(labels: IntArray, predicted: IntArray, *, times: IntArray, classes: int) -> float:
-    """Macro F1 of samples each of which counts some times: labels, predicted classes and counts, ``[N]`` each."""
-    hit = labels == predicted
-    right = np.bincount(labels[hit], weights=times[hit], minlength=classes)
-    total = np.bincount(labels, weights=times, minlength=classes) + np.bincount(predicted, times, minlength=classes)
-    return float((2 * right[total > 0] / total[total > 0]).mean())
+    return bootstrap_interval(figure, units=units or range(len(label)))
 
 
 def classification_sections(

@@ -17,7 +17,7 @@ import torch
 from mlcore.base.errors import UserError
 from mlcore.base.files import write_json
 from mlcore.base.secrets import mask_text
-from mlcore.base.signals import check
+from mlcore.base.signals import EXIT_INTERRUPTED, EXIT_TIME_IS_UP, check
 from mlcore.cli.app import App
 from mlcore.config.dump import to_values
 from mlcore.config.names import NameTable, flatten
@@ -89,16 +89,9 @@ def _start(whole: OpenRun, folder: Path, config: Any, *, scratch: Path, number: 
 
 
 def _changed(app: App[Any], config: Any) -> dict[str, Any]:
-    """The settings that are not at their default, nested; more would count as asked for."""
+    """The settings that are not at their default, by dotted path; more would count as asked for."""
     values, defaults = flatten(to_values(config), NameTable(app.config_cls).leaves), app.defaults()
-    found: dict[str, Any] = {}
-    for path in (path for path, value in values.items() if value != defaults[path]):
-        *sections, name = path.split(".")
-        place = found
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = values[path]
-    return found
+    return {path: value for path, value in values.items() if value != defaults[path]}
 
 
 def _reap(running: list[_Job]) -> None:
@@ -111,11 +104,12 @@ def _reap(running: list[_Job]) -> None:
     time.sleep(_POLL_S)
     for job in [job for job in running if job.process.poll() is not None]:
         running.remove(job)
-        if job.process.returncode:
-            lines = job.said.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"]
-            told = mask_text(lines[-1].removeprefix("error: "))
-            raise UserError(f"{job.folder}: this run ended with exit code {job.process.returncode}: {told}")
-        _log.info("%s is finished", job.folder.name)
+        if (code := job.process.returncode) not in (0, EXIT_INTERRUPTED, EXIT_TIME_IS_UP):
+            said = job.said.read_text("utf-8", "replace").strip() or "it said nothing"
+            raise UserError(
+                f"{job.folder}: this run ended with exit code {code}: {mask_text(said.split('error: ')[-1])}"
+            )
+        _log.info("%s %s", job.folder.name, "goes on later" if code else "is finished")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The predictions that a cross-validation keeps of its samples; read without torch."""
+"""The predictions that a cross-validation keeps of its samples."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -6,12 +6,11 @@ sample has exactly one for each seed.
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean, median, stdev
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,108 +22,23 @@ from mlcore.base.reading import reading
 from mlcore.config.protocol import ProtocolConfig
 from mlcore.config.text import read_document
 from mlcore.config.validation import ConfigT
-from mlcore.data.folds import fold_numbers
-from mlcore.data.packed import read_arrays
 from mlcore.metrics.arrays import IntArray
 from mlcore.metrics.ranking import Interval, bootstrap_interval
-from mlcore.report.classification import resampled
+from mlcore.metrics.resampled import resampled
 from mlcore.report.page import Headline, Picture, RunReport, Section, Table
 from mlcore.report.plots.runs import Bar, plot_runs
-from mlcore.run.build import TrainingSetup
 from mlcore.run.final_evaluation import Pages, Results
 from mlcore.run.group import RunGroup
+from mlcore.run.member import read_held_out
 from mlcore.run.out_of_fold import OUT_OF_FOLD
-from mlcore.run.splits import Held, Splits
 from mlcore.training.evaluator import Predictions
 
-__all__ = ["keeping", "member_splits", "protocol_group"]
+__all__ = ["protocol_group"]
 
-_HELD_OUT = "held_out.npz"
 _RESAMPLES = 200
 
 Figures = Callable[[Predictions], Mapping[str, float]]
 """From rows of predictions to their figures; what the app's task does."""
-
-ItemT = TypeVar("ItemT")
-
-
-# ---------------------------------------------------------------------------------------------------- one of the runs
-
-
-def member_splits(
-    splits: Splits[ItemT],
-    protocol: ProtocolConfig,
-    *,
-    label: Callable[[ItemT], int],
-    unit: Callable[[ItemT], Hashable],
-    classes: Sequence[str],
-    seed: int,
-    what: str = "samples",
-) -> Splits[ItemT]:
-    """What a run of a protocol is trained and judged on; of any other run the splits as they are.
-
-    Args:
-        splits: All data; training and validation samples together are divided.
-        protocol: Its `fold` says which run it is.
-        label: Class of a sample.
-        unit: What it belongs to.
-        classes: Names, for messages.
-        seed: Names the draw.
-        what: What samples are called in messages.
-
-    Raises:
-        UserError: A class has fewer units than there are folds.
-    """
-    if protocol.fold is None:
-        return splits
-    pool = [*splits.train, *splits.validation]
-    if protocol.fold == 0:
-        return replace(splits, train=pool, validation=())
-
-    def part(items: Sequence[ItemT], folds: int, number: int, setting: str) -> tuple[list[ItemT], list[ItemT]]:
-        """Items without a part, and the part."""
-        numbers = fold_numbers(
-            [label(item) for item in items],
-            [unit(item) for item in items],
-            folds=folds,
-            seed=seed,
-            classes=classes,
-            setting=setting,
-            what=what,
-        )
-        out = (numbers == number).tolist()
-        rest = [item for item, held_out in zip(items, out, strict=True) if not held_out]
-        return rest, [item for item, held_out in zip(items, out, strict=True) if held_out]
-
-    train, test = part(pool, protocol.folds, protocol.fold - 1, "protocol.folds")
-    validation: Sequence[ItemT] = ()
-    if protocol.inner:
-        train, validation = part(train, protocol.inner, 0, "protocol.inner")
-    return replace(splits, train=train, validation=validation, test=test)
-
-
-def keeping(setup: TrainingSetup) -> TrainingSetup:
-    """A setup that, where it is a fold's, also keeps what the fold's model says of the fold."""
-    if not setup.held_out:
-        return setup
-    held, analyse = setup.held_out, setup.analyse
-
-    def analyse_and_keep(predictions: Predictions, folder: Path, prefix: str) -> Sequence[Section]:
-        if prefix == "test_":
-            _write_held_out(folder / _HELD_OUT, predictions, held)
-        return [] if analyse is None else analyse(predictions, folder, prefix)
-
-    return replace(setup, analyse=analyse_and_keep)
-
-
-def _write_held_out(path: Path, predictions: Predictions, held: Sequence[Held]) -> None:
-    names = {"name": np.array([one.name for one in held]), "unit": np.array([one.unit for one in held])}
-    rows = {f"row_{key}": value.numpy() for key, value in predictions.items()}
-    with atomic_write(path) as file:
-        np.savez(file, allow_pickle=False, **names, **rows)
-
-
-# -------------------------------------------------------------------------------------------------------- all of them
 
 
 def protocol_group(config: ConfigT, *, figures: Figures, title: str) -> RunGroup[ConfigT] | None:
@@ -258,7 +172,7 @@ def _by_seed(folder: Path, places: Sequence[str], *, folds: int) -> list[dict[st
     """
     seeds = []
     for first in range(0, len(places), folds):
-        parts = [_read_held_out(folder / place / _HELD_OUT) for place in places[first : first + folds]]
+        parts = [read_held_out(folder / place) for place in places[first : first + folds]]
         for number, part in enumerate(parts, 1):
             part["fold"] = np.full(len(part["name"]), number)
         joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
@@ -273,15 +187,6 @@ def _by_seed(folder: Path, places: Sequence[str], *, folds: int) -> list[dict[st
     return seeds
 
 
-def _read_held_out(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; remove {path.parent} and start again")
-    arrays = read_arrays(path)
-    with reading(path, f"a fold's predictions; remove {path.parent} and start again"):
-        rows = {key.removeprefix("row_"): value for key, value in arrays.items() if key.startswith("row_")}
-        return {"name": arrays["name"], "unit": arrays["unit"], **rows}
-
-
 def _rows(found: Mapping[str, Any], chosen: IntArray | None = None) -> dict[str, Tensor]:
     """The predictions alone, as the app's task gave them."""
     rows = {key: value for key, value in found.items() if key not in ("name", "unit", "fold")}
@@ -294,7 +199,7 @@ def _means(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _interval(seeds: Sequence[Mapping[str, Any]], figures: Figures, metric: str) -> Interval:
     """The 95 % interval of a figure's mean over seeds, drawing units whole."""
-    quick = [resampled(_rows(found), metric) if "probabilities" in found else None for found in seeds]
+    quick = [_quick(found, metric) for found in seeds]
 
     def figure(times: IntArray) -> float:
         if known := [one for one in quick if one is not None]:
@@ -303,6 +208,15 @@ def _interval(seeds: Sequence[Mapping[str, Any]], figures: Figures, metric: str)
         return mean(float(figures(_rows(found, drawn)).get(metric, math.nan)) for found in seeds)
 
     return bootstrap_interval(figure, units=seeds[0]["unit"], resamples=_RESAMPLES)
+
+
+def _quick(found: Mapping[str, Any], metric: str) -> Callable[[IntArray], float] | None:
+    """The figure of a classifier's rows; None for others, which the app has to make of each draw."""
+    scores = found.get("probabilities", found.get("logit"))
+    if scores is None or "label" not in found:
+        return None
+    labels = found["label"].astype(np.int64)
+    return resampled(metric, labels=labels, scores=scores, losses=found.get("loss"))
 
 
 def _write_out_of_fold(folder: Path, seeds: Sequence[Mapping[str, Any]]) -> None:

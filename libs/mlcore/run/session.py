@@ -31,9 +31,9 @@ from mlcore.run.dry_run import dry_run
 from mlcore.run.final_evaluation import Results, evaluate_best, pages_of_run, read_results
 from mlcore.run.folder import ENDED, RunFolder, RunRecord, choose_run_folder, finished_run, reason_of, try_folder
 from mlcore.run.group import ITSELF, RunGroup
+from mlcore.run.member import keeping
 from mlcore.run.opened import OpenRun
 from mlcore.run.preflight import Started, check_around, seed, start
-from mlcore.run.protocol import keeping
 from mlcore.trackers.base import Tracker, Trackers
 from mlcore.training.evaluator import Predictions
 from mlcore.training.lr_finder import find_learning_rate

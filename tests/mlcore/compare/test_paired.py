@@ -48,6 +48,7 @@ def test_the_value_is_the_difference_of_the_figures(metric: str, tmp_path: Path)
 
 def test_zero_in_the_interval_is_noise() -> None:
     assert not Difference(0.1, Interval(-0.1, 0.3)).sure
+    assert not Difference(0.0, Interval(np.nan, np.nan)).sure
     assert Difference(0.1, Interval(0.01, 0.3)).sure
     assert Difference(-0.1, Interval(-0.3, -0.01)).sure
 

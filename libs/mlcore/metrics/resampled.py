@@ -1,0 +1,59 @@
+"""Figures of classifiers from how often each sample counts, in microseconds, for the many draws of a bootstrap."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlcore.metrics.arrays import FloatArray, IntArray
+
+__all__ = ["resampled", "resampled_macro_f1"]
+
+Figure = Callable[[IntArray], float]
+"""From how often each sample counts, ``[N]``, to the figure."""
+
+
+def resampled(metric: str, *, labels: IntArray, scores: FloatArray, losses: FloatArray | None = None) -> Figure | None:
+    """A figure of N samples; None for one that is not known here.
+
+    Args:
+        metric: "accuracy", "macro_f1", "loss" or, of two classes, "auroc".
+        labels: ``[N]``.
+        scores: Probabilities ``[N, C]``, or logits of class 1 of two, ``[N]``.
+        losses: ``[N]``.
+    """
+    guesses = scores.argmax(axis=1) if scores.ndim == 2 else (scores >= 0).astype(np.int64)
+    if metric == "accuracy":
+        return partial(_weighted, labels == guesses)
+    if metric == "loss" and losses is not None:
+        return partial(_weighted, losses)
+    if metric == "macro_f1":
+        classes = int(max(labels.max(), guesses.max())) + 1
+        return lambda times: resampled_macro_f1(labels, guesses, times=times, classes=classes)
+    if metric == "auroc" and set(labels.tolist()) == {0, 1}:
+        return partial(_auroc, labels, scores[:, 1] if scores.ndim == 2 else scores)
+    return None
+
+
+def resampled_macro_f1(labels: IntArray, predicted: IntArray, *, times: IntArray, classes: int) -> float:
+    """Macro F1 of samples each of which counts some times: labels, predicted classes and counts, ``[N]`` each."""
+    hit = labels == predicted
+    right = np.bincount(labels[hit], weights=times[hit], minlength=classes)
+    total = np.bincount(labels, weights=times, minlength=classes) + np.bincount(predicted, times, minlength=classes)
+    return float((2 * right[total > 0] / total[total > 0]).mean())
+
+
+def _weighted(values: NDArray[Any], times: IntArray) -> float:
+    return float(np.average(values, weights=times))
+
+
+def _auroc(labels: IntArray, scores: FloatArray, times: IntArray) -> float:
+    from sklearn.metrics import roc_auc_score  # takes a second to import
+
+    drawn = times > 0
+    if len(set(labels[drawn].tolist())) < 2:
+        return math.nan
+    return float(roc_auc_score(labels[drawn], scores[drawn], sample_weight=times[drawn]))
