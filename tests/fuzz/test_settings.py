@@ -273,11 +273,12 @@ def written_and_read(described: App[Any], config: Any, path: Path) -> None:
         ["--epochs", "9" * 5000],
         ["x=" + "[" * 3000],
         ["--config", ""],
+        ["--config", "[" * 3000],
     ],
 )
 def test_command_lines_that_went_wrong_once(argv: list[str]) -> None:
     for name in APPS:
-        assert judge(lambda name=name: parse(app(name), argv), names=["command line"], lines=9) == "refused"
+        assert judge(lambda name=name: parse(app(name), argv), names=["command line", "[[["], lines=9) == "refused"
 
 
 def test_a_sweep_of_59_to_the_power_of_4_is_refused_before_it_is_made() -> None:

@@ -118,8 +118,8 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def represent_text(self, data: str) -> yaml.ScalarNode:
-        """Text; with ends of lines that readers of YAML take for others in double quotes, which escape them."""
-        style = '"' if _BREAKS.search(data) else None
+        """Text; with ends of lines in double quotes, which escape them: readers of YAML take some for others."""
+        style = '"' if "\n" in data or _BREAKS.search(data) else None
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
 
@@ -203,8 +203,9 @@ def read_document(path: Path) -> Document:
             key twice.
     """
     name, is_json = shown(path), path.suffix.lower() == ".json"
-    if not path.exists():
-        raise ConfigError(f"{name}: no such configuration file")
+    with reading(name, "the name of a file", error=ConfigError):  # it may be too long for one
+        if not path.exists():
+            raise ConfigError(f"{name}: no such configuration file")
     with reading(name, f"valid {'JSON' if is_json else 'YAML'} in UTF-8", error=ConfigError):
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(_LARGEST_FILE + 1)  # also of what has no size, such as pipes and devices
@@ -218,12 +219,19 @@ def read_document(path: Path) -> Document:
 
 def parse_scalar(text: str) -> Any:
     """One value as on the command line, by the rules of YAML: `3`, `1e-4`, `true`, `null`, `[50, 200]`, else text."""
-    if text.lstrip().startswith("#") or " #" in text:
-        return text  # a comment in a file, but a value here
     try:
-        return _load_yaml("", text)
+        # What would be a comment in a file is part of a value here; within quotes it is none.
+        return text if "#" in text and _has_comment(text) else _load_yaml("", text)
     except Exception:  # noqa: BLE001 - what is no YAML is text
         return text
+
+
+def _has_comment(text: str) -> bool:
+    """Whether YAML would leave out an end of the text; of several lines any may have one, whatever is quoted."""
+    if "\n" in text.strip():
+        return " #" in text or text.lstrip().startswith("#")
+    known = (token for token in yaml.scan(text, Loader=yaml.SafeLoader) if not isinstance(token, yaml.StreamEndToken))
+    return bool(text[max(token.end_mark.index for token in known) :].strip())
 
 
 def dump_value(value: Any) -> str:

@@ -44,6 +44,8 @@ def write(folder: Path, name: str, text: str) -> Path:
         ("'1e-4'", "1e-4"),
         ("#1", "#1"),
         ("a #b", "a #b"),
+        ("['a #1', b]", ["a #1", "b"]),
+        ("[1, 2] #3", "[1, 2] #3"),
         ("[unclosed", "[unclosed"),
         ("a: b: c", "a: b: c"),
     ],
