@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch.utils.data import default_collate
 
 from mlcore.base.distributed import World, broadcast_object
 from mlcore.data.loader import Collate
+from mlcore.data.mixing import MixedCollate, Mixing
 from mlcore.metrics.ranking import Interval
 from mlcore.report.classification import measure_interval
 from mlcore.report.page import Section
@@ -25,7 +25,6 @@ from quartet.apps.doc_ensemble.config import DocConfig
 from quartet.apps.doc_ensemble.data.augment import PageAugmentation
 from quartet.apps.doc_ensemble.data.balance import Balanced
 from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset, PageFiles, Prepare
-from quartet.apps.doc_ensemble.data.mixing import Mixing
 from quartet.apps.doc_ensemble.data.pages import Page
 from quartet.apps.doc_ensemble.data.statistics import page_statistics, statistics_sections
 from quartet.apps.doc_ensemble.ensemble.folds import one_fold
@@ -187,17 +186,13 @@ def _training_data(splits: Splits, config: DocConfig, teacher: Teacher | None) -
     collate: Collate | None = None
     if settings.mixup or settings.cutmix:
         mixing = Mixing(len(splits.classes), mixup=settings.mixup, cutmix=settings.cutmix)
-        collate = partial(_mixed, mixing=mixing)
+        collate = MixedCollate(default_collate, mixing)
     dataset = data.dataset
     if teacher is not None:
         dataset = Taught(dataset, teacher.of(pages), temperature=config.distill.temperature)
     if config.loss.balanced_sampling:
         dataset = Balanced(dataset, labels=[_label(page) for page in splits.train], seed=config.run.seed)
     return Data(dataset=dataset, prepare=data.prepare, collate=collate)
-
-
-def _mixed(samples: list[Any], *, mixing: Mixing) -> dict[str, Any]:
-    return mixing(default_collate(samples))
 
 
 def _data(pages: Sequence[Page], *, config: DocConfig) -> Data:

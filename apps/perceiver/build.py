@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
 from mlcore.config.protocol import ProtocolConfig
 from mlcore.data.loader import Transform
+from mlcore.data.mixing import MixedCollate, Mixing
 from mlcore.report.classification import classification_sections, measure_interval
 from mlcore.report.page import Section, Table
 from mlcore.run.build import Data, TrainingSetup
@@ -71,7 +73,7 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
     samples = {part: data(parts[part], looks[part]) for part in parts}
     return TrainingSetup(
         task=task,
-        train=samples["train"],
+        train=_mixed(samples["train"], config.data, classes=len(sources.classes)),
         evaluation={part: samples[part] for part in parts if part != "train" or "val" not in parts},
         transform=_transform(config, sources.train, longest=longest),
         overview=partial(_overview, looks),
@@ -92,6 +94,7 @@ def _task(
         input_dim=len(statistics.mean),
         num_classes=len(sources.classes),
         max_seq_len=config.data.max_seq_len or longest,
+        grid=sources.train.layout.patches if isinstance(sources.train, ImagePatches) else None,
     )
     model = make_model(settings, gradient_checkpointing=config.train.gradient_checkpointing)
     if config.data.normalize:
@@ -241,10 +244,22 @@ def _data(dataset: SampleDataset, look: Inspection, *, settings: DataConfig) -> 
     )
 
 
+def _mixed(data: Data, settings: DataConfig, *, classes: int) -> Data:
+    """The training data, its batches mixed where that is asked for."""
+    if not settings.mixup:
+        return data
+    assert data.collate is not None  # noqa: S101 - `_data` sets it
+    return replace(data, collate=MixedCollate(data.collate, Mixing(classes, mixup=settings.mixup, name="input")))
+
+
 def _transform(config: PerceiverConfig, train: SampleDataset, *, longest: int) -> Transform | None:
     settings = config.data
     if isinstance(train, ImagePatches):
-        return image_augmentation(train.layout, strength=settings.augment)
+        return image_augmentation(
+            train.layout, strength=settings.augment, randaugment=settings.randaugment, keyed=settings.mixup > 0
+        )
+    if settings.randaugment or settings.mixup:
+        raise UserError("data.randaugment and data.mixup change pictures; series have jitter, time_warp and others")
     limited = config.model.position in ("fourier", "learned")
     return series_augmentation(
         jitter=settings.jitter,

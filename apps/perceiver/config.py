@@ -97,6 +97,20 @@ class DataConfig(Section):
         aliases=("augmentation",),
         continued="applied",
     )
+    randaugment: float = field(
+        0.0,
+        "Images: strength, 0 to 10, of two changes drawn for each picture, of shape, colours and light (RandAugment); "
+        "after those of augment",
+        ge=0,
+        le=10,
+        continued="applied",
+    )
+    mixup: float = field(
+        0.0,
+        "Images: parameter of the Beta distribution of a picture's share in its mixture with another one; 0: no mixup",
+        ge=0,
+        continued="applied",
+    )
     jitter: float = field(
         0.0,
         "Sequences: deviation of added noise, in deviations of the feature",
@@ -138,6 +152,12 @@ class ModelConfig(Section):
     num_self_attention_layers: int | None = field(
         None, "Self-attention layers over the latents; null: by size", unit="layers", ge=0
     )
+    stem: Literal["none", "linear", "conv"] = field(
+        "none",
+        "Before the first cross-attention; linear: an embedding of each token; conv: of pictures, a convolution, "
+        "pooling and norm for each halving of patch_size, which look across the borders of patches",
+    )
+    stem_channels: int = field(64, "Channels of the stem's tokens", unit="features", ge=1)
     widening_factor: int = field(1, "Hidden width of the feed-forward blocks, in units of d_model", ge=1)
     dropout: float = field(0.0, "Share of elements dropped in each residual branch", ge=0, lt=1, continued="applied")
     share_weights: bool = field(default=False, description="Repeated blocks use the same weights")

@@ -1,6 +1,6 @@
 """From the configuration to the plain arguments that checkpoints note, and from these to the network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -8,7 +8,9 @@ from quartet.apps.perceiver.config import ModelConfig
 from quartet.apps.perceiver.model import SIZES, PerceiverModel, PerceiverOptions
 
 
-def model_settings(config: ModelConfig, *, input_dim: int, num_classes: int, max_seq_len: int) -> dict[str, Any]:
+def model_settings(
+    config: ModelConfig, *, input_dim: int, num_classes: int, max_seq_len: int, grid: Sequence[int] | None = None
+) -> dict[str, Any]:
     """Plain constructor arguments of the configured model; `make_model` takes them.
 
     Args:
@@ -16,10 +18,11 @@ def model_settings(config: ModelConfig, *, input_dim: int, num_classes: int, max
         input_dim: Channels of a token.
         num_classes: Number of classes.
         max_seq_len: Longest sequence in tokens.
+        grid: Rows and columns of a picture's patches and the side of one in pixels; None: no pictures.
     """
     widths = asdict(SIZES[config.model_size])
     widths.update({key: getattr(config, key) for key in widths if getattr(config, key) is not None})
-    options = {
+    options: dict[str, Any] = {
         "position": config.position,
         "position_channels": config.position_channels,
         "max_seq_len": max_seq_len,
@@ -28,6 +31,8 @@ def model_settings(config: ModelConfig, *, input_dim: int, num_classes: int, max
         "share_weights": config.share_weights,
         "pooling": config.pooling,
     }
+    if config.stem != "none":  # checkpoints of before there were stems go on
+        options |= {"stem": config.stem, "stem_channels": config.stem_channels, "grid": grid and list(grid)}
     return {"input_dim": input_dim, "num_classes": num_classes, **widths, "options": options}
 
 

@@ -65,9 +65,11 @@ def signature_of(about: Mapping[str, Any]) -> Signature:
     """Inputs and outputs of the network."""
     model = about["model"]
     with torch.device("meta"):
-        longest = make_model(model).encoder.positions.longest
+        encoder = make_model(model).encoder
+    longest = None if encoder.length else encoder.positions.longest
+    length = encoder.length or "length"
     return Signature(
-        inputs={"input": ("batch", "length", model["input_dim"]), "mask": ("batch", "length")},
+        inputs={"input": ("batch", length, model["input_dim"]), "mask": ("batch", length)},
         outputs={"logits": ("batch", model["num_classes"])},
         longest={} if longest is None else {"length": longest},
     )
@@ -170,9 +172,11 @@ class PerceiverScorer:
     def examples(self) -> list[dict[str, Tensor]]:
         """Inputs of the network at the edges of what it takes: one position, one sample, gaps, the longest."""
         generator, channels = torch.Generator().manual_seed(0), self._about["model"]["input_dim"]
+        only = signature_of(self._about).inputs["mask"][1]
         longest = min(self._collate.max_seq_len or _LONGEST_EXAMPLE, _LONGEST_EXAMPLE)
         found = []
-        for batch, length in ((2, min(8, longest)), (1, 1), (3, longest)):
+        for batch, free in ((2, min(8, longest)), (1, 1), (3, longest)):
+            length = only if isinstance(only, int) else free
             mask = torch.rand(batch, length, generator=generator) < 0.7
             mask[:, 0] = True  # no sequence is empty
             found.append({"input": torch.randn(batch, length, channels, generator=generator), "mask": mask})

@@ -29,7 +29,7 @@ class Objective:
     class_weights: Tensor | None = None
 
     def __call__(self, logits: Tensor, label: Tensor) -> tuple[Tensor, int | Tensor]:
-        """Loss sum and count of a batch: logits [B, C], label int64 [B]."""
+        """Loss sum and count of a batch: logits [B, C], label int64 [B], or, where samples are mixed, shares [B, C]."""
         weight = self.class_weights
         if self.focal_gamma is None:
             values = losses.cross_entropy(logits, label, weight=weight, label_smoothing=self.label_smoothing)
@@ -58,9 +58,12 @@ class PerceiverTask:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def training_step(self, model: nn.Module, batch: Batch) -> StepOutput:
-        """Loss and accuracy sums of a batch with "input" [B, M, C], "mask" [B, M] (where padded), "label" [B]."""
+        """Loss and accuracy sums of a batch with "input" [B, M, C], "mask" [B, M] (where padded), "label" [B].
+
+        Where samples are mixed, "target" [B, classes] is what they are of.
+        """
         logits = model(batch["input"], batch.get("mask"))
-        loss_sum, count = self.objective(logits, batch["label"])
+        loss_sum, count = self.objective(logits, batch.get("target", batch["label"]))
         right = (logits.detach().argmax(dim=1) == batch["label"]).sum()
         # Logs are divided by the loss's count; with class weights that is not the number of samples.
         return StepOutput(loss_sum, count, {"accuracy": right.float() * (count / len(batch["label"]))})

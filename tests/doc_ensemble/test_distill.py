@@ -19,6 +19,7 @@ from torch.nn import functional
 from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
 from mlcore.data.loader import BatchLoader
+from mlcore.data.mixing import Mixing, mix
 from mlcore.data.order import EpochOrder
 from mlcore.training.checkpoint import load_checkpoint
 from quartet.apps.doc_ensemble.config import (
@@ -32,7 +33,6 @@ from quartet.apps.doc_ensemble.config import (
 from quartet.apps.doc_ensemble.data.augment import PageAugmentation
 from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset, Prepare
 from quartet.apps.doc_ensemble.data.folders import find_pages, read_folders
-from quartet.apps.doc_ensemble.data.mixing import Mixing, mix
 from quartet.apps.doc_ensemble.data.pages import Page
 from quartet.apps.doc_ensemble.distill import data_arguments
 from quartet.apps.doc_ensemble.keeping import share_kept

@@ -69,8 +69,18 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def image_run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
-    """A run on those images."""
-    data = ["--dataset", "image_folder", "--data_dir", pictures, "--patch_size", "8", "--val_fraction", "0.3"]
+    """A run on those images, with a conv stem."""
+    data: list[str | Path] = [
+        "--dataset",
+        "image_folder",
+        "--data_dir",
+        pictures,
+        "--patch_size",
+        "8",
+        "--val_fraction",
+        "0.3",
+    ]
+    data += ["--stem", "conv", "--stem_channels", "32"]
     return _train(tmp_path_factory.mktemp("image_run") / "run", *data)
 
 

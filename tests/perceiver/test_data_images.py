@@ -9,10 +9,13 @@ import pytest
 from PIL import Image
 
 from mlcore.base.errors import UserError
+from mlcore.data.mixing import MixedCollate, Mixing
 from quartet.apps.perceiver.config import DataConfig
 from quartet.apps.perceiver.data import ImageAugmentation, ImagePatches, ImageSource, PatchLayout, image_augmentation
+from quartet.apps.perceiver.data.collate import PadCollate
 from quartet.apps.perceiver.data.images import decode_image
 from quartet.apps.perceiver.data.patches import fourier_positions
+from quartet.apps.perceiver.data.rand_augment import OPERATIONS, rand_augment
 from quartet.apps.perceiver.data.sources import samples_to_check
 
 
@@ -171,7 +174,7 @@ def test_patches_that_do_not_tile() -> None:
 
 def test_augmentation_is_a_function_of_the_generator(folder: Path) -> None:
     data = ImagePatches(ImageSource(folder).load("train"), patch_size=4)
-    transform = image_augmentation(data.layout, strength="strong")
+    transform = image_augmentation(data.layout, strength="strong", randaugment=9)
     assert transform is not None
     before = data[0]["input"].copy()
     first, again, other = (transform(data[0], np.random.default_rng(seed))["input"] for seed in (1, 1, 2))
@@ -181,6 +184,37 @@ def test_augmentation_is_a_function_of_the_generator(folder: Path) -> None:
     np.testing.assert_array_equal(first[:, data.layout.pixel_channels :], data.layout.positions)
     assert 0 <= first[:, : data.layout.pixel_channels].min() <= first[:, : data.layout.pixel_channels].max() <= 1
     assert image_augmentation(data.layout, strength="none") is None
+
+
+def test_keys_for_mixing_belong_to_a_picture_in_an_epoch(folder: Path) -> None:
+    data = ImagePatches(ImageSource(folder).load("train"), patch_size=4)
+    transform = image_augmentation(data.layout, strength="none", keyed=True)
+    assert transform is not None
+    samples = [transform(data[0], np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    assert samples[0]["key"] == samples[1]["key"] != samples[2]["key"]
+    np.testing.assert_array_equal(samples[0]["input"], data[0]["input"])
+    mixed = MixedCollate(PadCollate(), Mixing(2, mixup=1.0, name="input"))([samples[0], samples[2]])
+    share = mixed["target"].max(dim=1).values
+    assert mixed["target"].sum(dim=1).tolist() == pytest.approx([1, 1])
+    assert share.tolist() == [1, 1], "both are of one class"
+    np.testing.assert_allclose(mixed["input"][0], data[0]["input"], atol=1e-6)
+
+
+def test_each_of_randaugments_changes_is_one() -> None:
+    image = np.asarray(picture(0))
+    for name, change in OPERATIONS.items():
+        strong = [np.asarray(change(Image.fromarray(image), strength)) for strength in (-0.8, 0.8)]
+        assert all(one.shape == image.shape for one in strong)
+        same = [np.array_equal(one, image) for one in strong]
+        assert same == [name == "identity"] * 2, name
+        if name not in ("auto_contrast", "equalize"):
+            np.testing.assert_array_equal(np.asarray(change(Image.fromarray(image), 0.0)), image, name)
+    drawn = {rand_augment(image, np.random.default_rng(seed), magnitude=9).tobytes() for seed in range(30)}
+    assert len(drawn) > 20
+    np.testing.assert_array_equal(
+        rand_augment(image, np.random.default_rng(5), magnitude=9),
+        rand_augment(image, np.random.default_rng(5), magnitude=9),
+    )
 
 
 def changed(image: np.ndarray, seed: int, **options: object) -> np.ndarray:

@@ -7,13 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quartet.apps.perceiver.data.patches import PatchLayout
+from quartet.apps.perceiver.data.rand_augment import rand_augment
 
 Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageAugmentation:
-    """Flip, shift, colour change and erasing; ``transform(sample, rng)``.
+    """Flip, shift, colour change, erasing and RandAugment; ``transform(sample, rng)``.
+
+    A sample also gets a `key` for `mlcore.data.mixing`: a random number that belongs to this picture in this epoch.
 
     Attributes:
         layout: How the dataset cut its images (``ImagePatches.layout``).
@@ -21,6 +24,7 @@ class ImageAugmentation:
         shift: Shift by up to this many pixels either way (pad with the edge, then crop).
         colour: Brightness, contrast and saturation change by up to this share, in [0, 1).
         erase: Paint one rectangle of up to this share of each side with noise, in [0, 1).
+        randaugment: Strength of ``rand_augment``, in [0, 10].
     """
 
     layout: PatchLayout
@@ -28,6 +32,7 @@ class ImageAugmentation:
     shift: int = 4
     colour: float = 0.0
     erase: float = 0.0
+    randaugment: float = 0.0
 
     def __call__(self, sample: Any, rng: np.random.Generator) -> Any:
         """Transforms a sample."""
@@ -40,17 +45,28 @@ class ImageAugmentation:
             image = _change_colour(image, self.colour, rng)
         if self.erase:
             image = _erase(image, self.erase, rng)
-        return {**sample, "input": self.layout.sequence(image)}
+        if self.randaugment:
+            image = rand_augment(image, rng, magnitude=self.randaugment)
+        return {**sample, "input": self.layout.sequence(image), "key": int(rng.integers(2**63))}
 
 
-def image_augmentation(layout: PatchLayout, *, strength: Literal["none", "strong", "weak"]) -> ImageAugmentation | None:
-    """Named strengths: weak flips and shifts by an eighth; strong also changes colours and erases."""
-    shift = max(1, layout.height // 8)
+def image_augmentation(
+    layout: PatchLayout,
+    *,
+    strength: Literal["none", "strong", "weak"],
+    randaugment: float = 0.0,
+    keyed: bool = False,
+) -> ImageAugmentation | None:
+    """Named strengths: weak flips and shifts by an eighth; strong also changes colours and erases.
+
+    None if nothing is to be done; `keyed` asks for the keys alone, if nothing else.
+    """
     if strength == "none":
-        return None
-    if strength == "weak":
-        return ImageAugmentation(layout=layout, shift=shift)
-    return ImageAugmentation(layout=layout, shift=shift, colour=0.4, erase=0.4)
+        nothing = ImageAugmentation(layout=layout, flip=False, shift=0, randaugment=randaugment)
+        return nothing if randaugment or keyed else None
+    much = 0.4 if strength == "strong" else 0.0
+    shift = max(1, layout.height // 8)
+    return ImageAugmentation(layout=layout, shift=shift, colour=much, erase=much, randaugment=randaugment)
 
 
 def _shift(image: Image, pixels: int, rng: np.random.Generator) -> Image:

@@ -62,6 +62,11 @@ class PatchLayout:
         return self.height // self.patch_size, self.width // self.patch_size
 
     @property
+    def patches(self) -> tuple[int, int, int]:
+        """Rows and columns of patches, and the side of one in pixels."""
+        return *self.grid, self.patch_size
+
+    @property
     def pixel_channels(self) -> int:
         """Channels that hold pixels; position channels follow them."""
         return self.patch_size**2 * 3

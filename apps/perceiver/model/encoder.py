@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from mlcore.base.errors import UserError
 from quartet.apps.perceiver.model.attention import CrossAttentionBlock, SelfAttentionBlock
 from quartet.apps.perceiver.model.positions import PositionEncoding, PositionKind
+from quartet.apps.perceiver.model.stem import ConvStem, StemKind, make_stem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,9 @@ class PerceiverOptions:
             (Perceiver, section 3.1).
         pooling: Classes are read from the mean of the latents (Perceiver) or by one learned query (Perceiver IO).
         gradient_checkpointing: Recompute each block in the backward pass: less memory, the same gradients.
+        stem: What tokens go through before they get positions, see ``make_stem``.
+        stem_channels: Channels of the stem.
+        grid: Rows and columns of a picture's patches and the side of one in pixels, for a conv stem.
     """
 
     position: PositionKind = "sinusoidal"
@@ -37,6 +41,9 @@ class PerceiverOptions:
     share_weights: bool = False
     pooling: Literal["mean", "query"] = "mean"
     gradient_checkpointing: bool = False
+    stem: StemKind = "none"
+    stem_channels: int = 64
+    grid: Sequence[int] | None = None
 
 
 class PerceiverEncoder(nn.Module):
@@ -79,13 +86,17 @@ class PerceiverEncoder(nn.Module):
             num_latents=num_latents,
             widening_factor=options.widening_factor,
             max_seq_len=options.max_seq_len,
+            stem_channels=options.stem_channels,
         )
         self.input_dim, self.depth = input_dim, num_cross_attention_layers
         self.gradient_checkpointing = options.gradient_checkpointing
         self.positions = PositionEncoding(
             options.position, num_channels=options.position_channels, max_seq_len=options.max_seq_len
         )
-        width = input_dim + self.positions.width
+        self.stem, stem_width = make_stem(
+            options.stem, input_dim=input_dim, channels=options.stem_channels, grid=options.grid
+        )
+        width = stem_width + self.positions.width
         if width < 2:
             raise UserError("a token of one channel without position features says nothing after its layer norm")
         self.register_buffer("input_mean", torch.zeros(input_dim))
@@ -104,6 +115,11 @@ class PerceiverEncoder(nn.Module):
             )
             for _ in range(towers)
         )
+
+    @property
+    def length(self) -> int | None:
+        """The one length of sequences in tokens that the stem takes; None: any."""
+        return self.stem.rows * self.stem.columns if isinstance(self.stem, ConvStem) else None
 
     def set_input_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Standardises inputs from now on: each channel less ``mean``, over ``std``; saved with the weights.
@@ -170,12 +186,12 @@ class PerceiverEncoder(nn.Module):
         return first.attention.weights(queries, context, mask).mean(dim=(1, 2))
 
     def _tokens(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Standardised inputs with their positions ``[B, M, width]``, and the mask, if it hides anything."""
+        """Standardised inputs through the stem, with positions ``[B, M, width]``; the mask, if it hides anything."""
         self._check_shapes(x, mask)
         x = ((x - self.input_mean) / self.input_std).to(self.latents.dtype)
         if mask is not None:
             x, mask = self._without_padding(x, self._shown(mask))
-        return self.positions(x), mask
+        return self.positions(self._run(self.stem, x)), mask
 
     def _run(self, block: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

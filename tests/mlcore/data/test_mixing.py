@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mlcore.base.errors import UserError
-from quartet.apps.doc_ensemble.data.mixing import Mixing, mix, sample_keys
+from mlcore.data.mixing import Mixing, mix, sample_keys
 
 CLASSES = 4
 LABELS = torch.tensor([0, 1, 2, 3, 1, 2])

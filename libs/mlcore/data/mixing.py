@@ -1,12 +1,13 @@
 """Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019) of a batch, as functions of its samples' keys.
 
-A key belongs to one sample in one epoch (`sample_keys`, or what `PageAugmentation` puts into samples). How much of a
+A key belongs to one sample in one epoch (`sample_keys`, or what an app's augmentation puts into samples). How much of a
 sample is kept, and which box, follows from its own key; its partner is the sample of the batch with the next larger
 key. So nothing depends on a generator's history, on workers, or on the order within the batch; of what else is drawn,
 only the partners depend on which samples share a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,13 @@ from torch.nn import functional as F
 from mlcore.base.errors import UserError
 from mlcore.base.seeding import numpy_rng
 
-__all__ = ["Mixing", "mix", "sample_keys"]
+__all__ = ["MixedCollate", "Mixing", "mix", "sample_keys"]
 
 _KEYS, _DRAWS = 21, 22  # streams of random numbers
 
 
 class Mixing:
-    """`mixing(batch)` adds `target`, float32 [B, C], and mixes `pixels` [B, ...] of a collated batch.
+    """`mixing(batch)` adds `target`, float32 [B, C], and mixes `pixels` [B, channels, H, W] of a collated batch.
 
     What a teacher says of the pages (`teacher` [B, C]), if it is there, is mixed by the same shares.
 
@@ -32,25 +33,44 @@ class Mixing:
         classes: C.
         mixup: Parameter of the Beta distribution of what is kept; 0: no mixup.
         cutmix: The same for cutmix. If both are given, each sample draws one of the two.
+        name: What of the batch is mixed, in place of `pixels`; for mixup alone any [B, ..., W].
 
     Raises:
         UserError: A parameter is negative.
     """
 
-    def __init__(self, classes: int, *, mixup: float = 0.0, cutmix: float = 0.0) -> None:
+    def __init__(self, classes: int, *, mixup: float = 0.0, cutmix: float = 0.0, name: str = "pixels") -> None:
         if min(mixup, cutmix) < 0:
             raise UserError(f"mixup ({mixup:g}) and cutmix ({cutmix:g}) must not be negative")
         self.classes = classes
         self.mixup = mixup
         self.cutmix = cutmix
+        self.name = name
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch's `key` int64 [B] and `label` int64 [B] say what is mixed with what; they stay as they are."""
         target = F.one_hot(batch["label"], self.classes).to(torch.float32)
         rows = [target, batch["teacher"]] if "teacher" in batch else [target]
         keys = batch["key"].tolist()
-        pixels, mixed = _mixed(batch["pixels"], rows, keys, mixup=self.mixup, cutmix=self.cutmix)
-        return {**batch, "pixels": pixels, **dict(zip(("target", "teacher"), mixed, strict=False))}
+        pixels, mixed = _mixed(batch[self.name], rows, keys, mixup=self.mixup, cutmix=self.cutmix)
+        return {**batch, self.name: pixels, **dict(zip(("target", "teacher"), mixed, strict=False))}
+
+
+@dataclass(frozen=True)
+class MixedCollate:
+    """A collate function, after which the batch is mixed.
+
+    Attributes:
+        collate: Makes a batch of samples.
+        mixing: Mixes it by the samples' `key`.
+    """
+
+    collate: Callable[[list[Any]], dict[str, Any]]
+    mixing: Mixing
+
+    def __call__(self, samples: list[Any]) -> dict[str, Any]:
+        """The mixed batch of samples with a `key`."""
+        return self.mixing({**self.collate(samples), "key": torch.tensor([sample["key"] for sample in samples])})
 
 
 def sample_keys(seed: int, epoch: int, ids: Sequence[int]) -> list[int]:
@@ -86,10 +106,11 @@ def _mixed(
     """Pixels, and rows float32 [B, C] that belong to them, mixed by the same shares."""
     if not mixup and not cutmix:
         return pixels, list(rows)
-    height, width = pixels.shape[2:]
-    kept = np.stack([_kept(key, (height, width), mixup=mixup, cutmix=cutmix) for key in keys])  # [B, H, W]
+    size = tuple(pixels.shape[2:])
+    kept = np.stack([_kept(key, size, mixup=mixup, cutmix=cutmix) for key in keys])  # [B, H, W]
     partner = torch.from_numpy(_partners(keys)).to(pixels.device)
-    share = torch.from_numpy(kept.mean(axis=(1, 2), dtype=np.float64).astype(np.float32)).to(rows[0])[:, None]
+    shares = kept.mean(axis=tuple(range(1, kept.ndim)), dtype=np.float64).astype(np.float32)
+    share = torch.from_numpy(shares).to(rows[0])[:, None]
     own = torch.from_numpy(kept).to(pixels)[:, None]  # [B, 1, H, W]
     mixed = own * pixels + (1 - own) * pixels[partner]
     return mixed, [share * row + (1 - share) * row[partner] for row in rows]
@@ -103,7 +124,7 @@ def _partners(keys: Sequence[int]) -> NDArray[np.int64]:
     return partners
 
 
-def _kept(key: int, size: tuple[int, int], *, mixup: float, cutmix: float) -> NDArray[np.float32]:
+def _kept(key: int, size: tuple[int, ...], *, mixup: float, cutmix: float) -> NDArray[np.float32]:
     """How much of each pixel stays the sample's own, float32 [H, W] in 0..1."""
     rng = numpy_rng(_DRAWS, key)
     cut = cutmix > 0 and (not mixup or rng.random() < 0.5)
