@@ -21,6 +21,7 @@ from mlcore.run.evaluating import Asked
 from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
 from mlcore.run.splits import Held
 from mlcore.training.evaluator import Predictions
+from quartet.apps.doc_ensemble.baselines import baselines
 from quartet.apps.doc_ensemble.config import DocConfig
 from quartet.apps.doc_ensemble.data.augment import PageAugmentation
 from quartet.apps.doc_ensemble.data.balance import Balanced
@@ -78,6 +79,7 @@ def build(config: DocConfig, world: World) -> TrainingSetup:
         finish=partial(write_outputs, inspector, splits, config),
         figures=None if keeping is None else lambda: {"distillation": keeping.figures},
         warnings=[*splits.notes, *_doubts(config), *(() if teacher is None else teacher.notes)],
+        baselines=baselines(splits.named(), classes=len(splits.classes), max_pixels=pixels),
         held_out=[Held(page.key, page.bundle) for page in splits.test or ()] if config.protocol.fold else (),
     )
 

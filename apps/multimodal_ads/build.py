@@ -19,6 +19,7 @@ from mlcore.run.splits import Held
 from mlcore.run.splits import Splits as OfRun
 from mlcore.training.evaluator import Predictions
 from mlcore.training.optim import GroupRule
+from quartet.apps.multimodal_ads.baselines import baselines
 from quartet.apps.multimodal_ads.config import AdsConfig, AdsTrainConfig, DataConfig
 from quartet.apps.multimodal_ads.data.augment import Augmentation, InTurn, TextDropout
 from quartet.apps.multimodal_ads.data.batches import KnownFeatures, Pixels, SampleSource, collate
@@ -75,6 +76,13 @@ def build(config: AdsConfig, world: World) -> TrainingSetup:
         interval=interval,
         finish=partial(write_outputs, inspector, config),
         warnings=[*splits.notes, *(f"{name}: {cut}" for name, cut in cuts.items() if cut.cut)],
+        baselines=baselines(
+            splits.named(),
+            loss=task.objective,
+            max_pixels=_max_pixels(config),
+            texts=parts.text is not None,
+            pictures=parts.vision is not None,
+        ),
         held_out=_held_out(splits.test or (), config) if config.protocol.fold else (),
     )
 

@@ -1,39 +1,16 @@
 """Differences of cross-validations that held out the same samples: by pairs, so that what both find hard cancels."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mlcore.metrics.arrays import IntArray
-from mlcore.metrics.ranking import Interval, bootstrap_interval
-from mlcore.metrics.resampled import resampled
-from mlcore.run.out_of_fold import read_out_of_fold
+from mlcore.metrics.resampled import Difference, paired_difference
+from mlcore.run.out_of_fold import mean_figure, read_out_of_fold
 
-__all__ = ["Difference", "difference"]
-
-Rows = Mapping[str, Any]
-"""What a cross-validation kept: "name" and "unit" [N], predictions [seeds, N, ...]."""
-
-
-class Difference(NamedTuple):
-    """Of a figure of one run from that of another one, on the same samples.
-
-    Attributes:
-        value: The difference.
-        interval: Its 95 % interval; what belongs together is drawn together.
-    """
-
-    value: float
-    interval: Interval
-
-    @property
-    def sure(self) -> bool:
-        """Whether the interval leaves out zero; without one, as where all is the same, nothing is sure."""
-        return self.interval.low > 0 or self.interval.high < 0
+__all__ = ["difference"]
 
 
 def difference(folder: Path, other: Path, *, metric: str) -> Difference | None:
@@ -57,26 +34,10 @@ def difference(folder: Path, other: Path, *, metric: str) -> Difference | None:
         or not np.array_equal(one["label"][0], two["label"][0])
     ):
         return None
-    figures = [_figure(rows, metric) for rows in (one, two)]
-    first, second = figures
-    if first is None or second is None:
-        return None
-
-    def of(times: IntArray) -> float:
-        return first(times) - second(times)
-
-    value = of(np.ones(len(one["name"]), dtype=np.int64))
-    return Difference(value, bootstrap_interval(of, units=one["unit"])) if math.isfinite(value) else None
+    first, second = (mean_figure(_of_seeds(rows), metric) for rows in (one, two))
+    return None if first is None or second is None else paired_difference(first, second, units=one["unit"])
 
 
-def _figure(rows: Rows, metric: str) -> Callable[[IntArray], float] | None:
-    """The figure's mean over seeds; None for a figure that is not known here."""
-    scores, losses = rows.get("probabilities", rows.get("logit")), rows.get("loss")
-    if scores is None:
-        return None
-    known = [
-        resampled(metric, labels=label, scores=scores[seed], losses=None if losses is None else losses[seed])
-        for seed, label in enumerate(rows["label"])
-    ]
-    found = [one for one in known if one is not None]
-    return (lambda times: mean(one(times) for one in found)) if found else None
+def _of_seeds(rows: Mapping[str, NDArray[Any]]) -> list[Mapping[str, NDArray[Any]]]:
+    names = [name for name in ("label", "probabilities", "logit", "loss") if name in rows]
+    return [{name: rows[name][seed] for name in names} for seed in range(len(rows["label"]))]

@@ -54,6 +54,13 @@ class RunConfig(Section):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         continued="applied",
     )
+    baseline: Literal["auto", "none"] = field(
+        "auto",
+        "auto: at the end plain models are fitted to the same data, and the report says what the network gains; none: "
+        "leave that out",
+        aliases=("baseline",),
+        continued="applied",
+    )
     deterministic: bool = field(
         default=False,
         description="Use deterministic kernels only (slower on a GPU; on a CPU runs repeat anyway)",

@@ -1,19 +1,67 @@
 """Figures of classifiers from how often each sample counts, in microseconds, for the many draws of a bootstrap."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlcore.metrics.arrays import FloatArray, IntArray
+from mlcore.metrics.ranking import Interval, bootstrap_interval
 
-__all__ = ["resampled", "resampled_macro_f1"]
+__all__ = ["Difference", "Figure", "figure_of", "paired_difference", "resampled", "resampled_macro_f1"]
 
 Figure = Callable[[IntArray], float]
 """From how often each sample counts, ``[N]``, to the figure."""
+
+
+class Difference(NamedTuple):
+    """Of a figure of one model from that of another one, on the same samples.
+
+    Attributes:
+        value: The difference.
+        interval: Its 95 % interval; what belongs together is drawn together.
+    """
+
+    value: float
+    interval: Interval
+
+    @property
+    def sure(self) -> bool:
+        """Whether the interval leaves out zero; without one, as where all is the same, nothing is sure."""
+        return self.interval.low > 0 or self.interval.high < 0
+
+
+def paired_difference(one: Figure, other: Figure, *, units: Sequence[object] | NDArray[Any]) -> Difference | None:
+    """A figure of one model less that of another one, by pairs, so that what both find hard cancels.
+
+    Args:
+        one: The figure of N samples.
+        other: That of the same samples.
+        units: What each belongs to, N (see `bootstrap_interval`).
+
+    Returns:
+        None where a figure is undefined.
+    """
+
+    def of(times: IntArray) -> float:
+        return one(times) - other(times)
+
+    value = of(np.ones(len(units), dtype=np.int64))
+    return Difference(value, bootstrap_interval(of, units=units)) if math.isfinite(value) else None
+
+
+def figure_of(metric: str, rows: Mapping[str, Any]) -> Figure | None:
+    """`resampled` of rows of predictions as arrays: "label", "probabilities" or "logit", and perhaps "loss".
+
+    None, too, for rows that are no classifier's.
+    """
+    scores = rows.get("probabilities", rows.get("logit"))
+    if scores is None or "label" not in rows:
+        return None
+    return resampled(metric, labels=rows["label"].astype(np.int64), scores=scores, losses=rows.get("loss"))
 
 
 def resampled(metric: str, *, labels: IntArray, scores: FloatArray, losses: FloatArray | None = None) -> Figure | None:

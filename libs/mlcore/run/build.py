@@ -28,6 +28,7 @@ from mlcore.data.loader import BatchLoader, Collate, Prepare, SizedDataset, Tran
 from mlcore.data.order import EpochOrder
 from mlcore.metrics.ranking import Interval
 from mlcore.report.page import Section
+from mlcore.run.baseline import Baseline
 from mlcore.run.splits import Held
 from mlcore.trackers.base import Tracker, Trackers
 from mlcore.trackers.console import ConsoleTracker
@@ -121,6 +122,7 @@ class TrainingSetup(EvaluationSetup):
         overview: Makes report sections about the data, given the run folder, into which their pictures go.
         figures: More of `summary.json`, once `analyse` has seen all splits.
         held_out: The samples of "test", in order, where that is a fold of a cross-validation.
+        baselines: What the network is compared with at the end.
     """
 
     train: Data
@@ -129,6 +131,7 @@ class TrainingSetup(EvaluationSetup):
     overview: Callable[[Path], Sequence[Section]] | None = None
     figures: Callable[[], Mapping[str, Any]] | None = None
     held_out: Sequence[Held] = ()
+    baselines: Sequence[Baseline] = ()
 
     @property
     def validation(self) -> Data:

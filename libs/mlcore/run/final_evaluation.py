@@ -17,6 +17,7 @@ from mlcore.base.reading import reading
 from mlcore.metrics.ranking import Interval
 from mlcore.report.page import Headline, Picture, RunReport, Section, Table, describe_environment, write_report
 from mlcore.report.plots.curves import plot_panels
+from mlcore.run.baseline import Judged, as_values, baseline_table, doubts, judge
 from mlcore.run.build import CoreConfig, EvaluationSetup, TrainingSetup, evaluation_loader
 from mlcore.run.copy import Copied
 from mlcore.trackers.table import read_history
@@ -29,7 +30,7 @@ from mlcore.training.checkpoint import (
 )
 from mlcore.training.diagnose import peak_memory_bytes
 from mlcore.training.engine import Engine
-from mlcore.training.evaluator import Evaluator
+from mlcore.training.evaluator import Evaluator, Predictions
 from mlcore.training.progress import Monitor, Outcome
 from mlcore.training.task import check_metadata
 from mlcore.training.trainer import Trainer
@@ -52,6 +53,8 @@ class Evaluation:
         intervals: The 95 % interval of the monitored figure on each split, where there is one.
         complaint: Why it is not the best checkpoint that was evaluated; empty if it was.
         step: Training step of what was evaluated; None: of the progress.
+        rows: The predictions themselves, by split, on the main rank.
+        baselines: What plain models reached on the same splits.
     """
 
     results: Results
@@ -59,6 +62,8 @@ class Evaluation:
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     complaint: str = ""
     step: int | None = None
+    rows: Mapping[str, Predictions] = field(default_factory=dict)
+    baselines: Sequence[Judged] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +105,10 @@ def evaluate_best(
         load_model_weights(setup.task.model, inference_weights(state, source=best), source=best)
     engine, metric = trainer.engine, trainer.monitor.metric
     found = evaluate_splits(setup, metric, config=config, folder=folder, world=world, engine=engine)
-    return replace(found, complaint=complaint, step=step)
+    judged: Sequence[Judged] = ()
+    if world.is_main and config.run.baseline == "auto":
+        judged = judge(setup.baselines, setup.task, found.rows, metric=metric, held_out=setup.held_out)
+    return replace(found, complaint=complaint, step=step, baselines=judged)
 
 
 def evaluate_splits(
@@ -129,15 +137,18 @@ def evaluate_splits(
     results: dict[str, dict[str, float]] = {}
     sections: list[Section] = []
     intervals: dict[str, Interval] = {}
+    rows: dict[str, Predictions] = {}
     for name, data in setup.evaluation.items():
         evaluator = Evaluator(setup.task, evaluation_loader(config, data, world=world), world=world)
         results[name], predictions = evaluator.run(model, engine=engine)
+        if world.is_main:
+            rows[name] = predictions
         if setup.interval is not None and world.is_main:
             intervals[name] = setup.interval(name, predictions, metric)
         if setup.analyse is not None and world.is_main:
             sections += setup.analyse(predictions, folder, f"{name}_" if name != "val" else "")
     known = {name: interval for name, interval in intervals.items() if math.isfinite(interval.low)}
-    return Evaluation(results, sections, known)
+    return Evaluation(results, sections, known, rows=rows)
 
 
 def _set_damaged_aside(folder: Path) -> str:
@@ -205,10 +216,15 @@ def pages_of_run(
         title=title,
         subtitle=f"{outcome.status} after {now.epoch} epochs; {which} weights at step {at} of {now.step}",
         headlines=headlines(evaluation, monitor.metric),
-        warnings=[*([evaluation.complaint] if evaluation.complaint else []), *_warnings(setup, outcome, demo=demo)],
+        warnings=[
+            *([evaluation.complaint] if evaluation.complaint else []),
+            *_warnings(setup, outcome, demo=demo),
+            *doubts(evaluation.baselines, metric=monitor.metric, mode=monitor.mode),
+        ],
         sections=[
             *_curves(folder, monitor.metric),
             result_table(results, which=which),
+            *baseline_table(evaluation.baselines, results, metric=monitor.metric),
             *evaluation.sections,
             *(() if setup.overview is None else setup.overview(folder)),
         ],
@@ -222,6 +238,9 @@ def pages_of_run(
     for name, values in results.items():
         parts = [f"{which} checkpoint", name, *(f"{key} {value:.4g}" for key, value in values.items())]
         _log.info("%s", "  ".join(parts), extra=row(parts, live=False))
+    for one in evaluation.baselines:
+        reached = (f"{name} {monitor.metric} {of[monitor.metric]:.4g}" for name, of in one.results.items())
+        _log.info("baseline  %s  %s", one.name, "  ".join(reached))
     samples = {"train": len(setup.train.dataset), **{name: int(values["n"]) for name, values in results.items()}}
     summary = _summary(outcome, evaluation, monitor=monitor, demo=demo)
     more = {} if setup.figures is None else setup.figures()
@@ -236,6 +255,7 @@ def _summary(outcome: Outcome, evaluation: Evaluation, *, monitor: Monitor, demo
         "monitor": {"metric": monitor.metric, "mode": monitor.mode, "best": now.best},
         "results_of_best_checkpoint": evaluation.results,
         "intervals_of_best_checkpoint": plain_intervals(evaluation, monitor.metric),
+        "baselines": as_values(evaluation.baselines, metric=monitor.metric),
         "variants": {},
         "progress": asdict(now),
         "skipped_steps": outcome.skipped,

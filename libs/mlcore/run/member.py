@@ -14,13 +14,12 @@ from mlcore.config.protocol import ProtocolConfig
 from mlcore.data.folds import fold_numbers
 from mlcore.data.packed import read_arrays
 from mlcore.report.page import Section
+from mlcore.run.baseline import Judged
 from mlcore.run.build import TrainingSetup
 from mlcore.run.splits import Held, Splits
 from mlcore.training.evaluator import Predictions
 
-__all__ = ["keeping", "member_splits", "read_held_out"]
-
-_HELD_OUT = "held_out.npz"
+__all__ = ["keep_baselines", "keeping", "member_splits", "read_held_out"]
 
 ItemT = TypeVar("ItemT")
 
@@ -85,10 +84,21 @@ def keeping(setup: TrainingSetup) -> TrainingSetup:
 
     def analyse_and_keep(predictions: Predictions, folder: Path, prefix: str) -> Sequence[Section]:
         if prefix == "test_":
-            _write_held_out(folder / _HELD_OUT, predictions, held)
+            _write_held_out(_place(folder), predictions, held)
         return [] if analyse is None else analyse(predictions, folder, prefix)
 
     return replace(setup, analyse=analyse_and_keep)
+
+
+def keep_baselines(folder: Path, judged: Sequence[Judged], held: Sequence[Held]) -> None:
+    """Keep what baselines say of a fold beside what its model says; of any other run nothing."""
+    for number, one in enumerate(judged, 1):
+        if held and "test" in one.rows:
+            _write_held_out(_place(folder, number), one.rows["test"], held)
+
+
+def _place(folder: Path, baseline: int = 0) -> Path:
+    return folder / (f"held_out_baseline_{baseline}.npz" if baseline else "held_out.npz")
 
 
 def _write_held_out(path: Path, predictions: Predictions, held: Sequence[Held]) -> None:
@@ -98,13 +108,17 @@ def _write_held_out(path: Path, predictions: Predictions, held: Sequence[Held]) 
         np.savez(file, allow_pickle=False, **names, **rows)
 
 
-def read_held_out(folder: Path) -> dict[str, Any]:
+def read_held_out(folder: Path, *, baseline: int = 0) -> dict[str, Any]:
     """What a fold's run kept: "name" and "unit" [N], and the predictions [N, ...].
+
+    Args:
+        folder: The run's.
+        baseline: Of which baseline, counted from 1; 0: of its model.
 
     Raises:
         UserError: The file is missing or damaged.
     """
-    path = folder / _HELD_OUT
+    path = _place(folder, baseline)
     if not path.is_file():
         raise UserError(f"{path}: no such file; remove {folder} and start again")
     arrays = read_arrays(path)

@@ -6,39 +6,27 @@ sample has exactly one for each seed.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from mlcore.base.errors import UserError
-from mlcore.base.files import atomic_write, csv_text, write_text
 from mlcore.base.reading import reading
 from mlcore.config.protocol import ProtocolConfig
 from mlcore.config.text import read_document
 from mlcore.config.validation import ConfigT
-from mlcore.metrics.arrays import IntArray
-from mlcore.metrics.ranking import Interval, bootstrap_interval
-from mlcore.metrics.resampled import resampled
+from mlcore.metrics.ranking import Interval
+from mlcore.metrics.resampled import paired_difference
 from mlcore.report.page import Headline, Picture, RunReport, Section, Table
 from mlcore.report.plots.runs import Bar, plot_runs
+from mlcore.run.baseline import Judged, as_values, baseline_table, doubts
 from mlcore.run.final_evaluation import Pages, Results
 from mlcore.run.group import RunGroup
-from mlcore.run.member import read_held_out
-from mlcore.run.out_of_fold import OUT_OF_FOLD
-from mlcore.training.evaluator import Predictions
+from mlcore.run.out_of_fold import OUT_OF_FOLD, Figures, by_seed, interval_of, mean_figure, rows_of, write_out_of_fold
 
 __all__ = ["protocol_group"]
-
-_RESAMPLES = 200
-
-Figures = Callable[[Predictions], Mapping[str, float]]
-"""From rows of predictions to their figures; what the app's task does."""
 
 
 def protocol_group(config: ConfigT, *, figures: Figures, title: str) -> RunGroup[ConfigT] | None:
@@ -132,11 +120,13 @@ def _aggregate(
     members = {name: found for name, found in results.items() if name not in refits}
     reached: dict[str, dict[str, float]] = {}
     intervals: dict[str, Interval] = {}
+    judged: Sequence[Judged] = ()
     if folds:
-        seeds = _by_seed(folder, places, folds=folds)
-        reached[OUT_OF_FOLD] = _means([{**figures(_rows(found)), "n": len(found["name"])} for found in seeds])
-        intervals[OUT_OF_FOLD] = _interval(seeds, figures, metric)
-        _write_out_of_fold(folder, seeds)
+        seeds = by_seed(folder, places, folds=folds)
+        reached[OUT_OF_FOLD] = _means([{**figures(rows_of(found)), "n": len(found["name"])} for found in seeds])
+        intervals[OUT_OF_FOLD] = interval_of(seeds, figures, metric)
+        write_out_of_fold(folder, seeds)
+        judged = _baselines(folder, places, seeds, figures, metric)
     for found in (refits, {} if folds else members):
         for split in dict.fromkeys(split for one in found.values() for split in one if split != "train"):
             reached[split] = _means([one[split] for one in found.values() if split in one])
@@ -150,6 +140,7 @@ def _aggregate(
             "intervals_of_best_checkpoint": {
                 split: {metric: {"low": low, "high": high}} for split, (low, high) in known.items()
             },
+            "baselines": as_values(judged, metric=metric),
             "runs": results,
             "progress": _progress(folder, places),
         },
@@ -159,89 +150,45 @@ def _aggregate(
                 "every sample is predicted by runs that were trained without it" if folds else "all figures are means"
             ),
             headlines=_headlines(reached, known, metric, members, folds=folds),
-            sections=[*_tables(members, refits, reached, metric), *_picture(members, monitor, folder, folds=folds)],
+            warnings=doubts(judged, metric=metric, mode=monitor["mode"]),
+            sections=[
+                *_tables(members, refits, reached, metric),
+                *baseline_table(judged, reached, metric=metric),
+                *_picture(members, monitor, folder, folds=folds),
+            ],
         ),
     )
 
 
-def _by_seed(folder: Path, places: Sequence[str], *, folds: int) -> list[dict[str, Any]]:
-    """Out-of-fold rows of each seed, by name of the sample; "name", "unit" and "fold" beside the predictions'.
-
-    Raises:
-        UserError: A file is missing, or a sample is in two folds, or not in the same with another seed.
-    """
-    seeds = []
-    for first in range(0, len(places), folds):
-        parts = [read_held_out(folder / place) for place in places[first : first + folds]]
-        for number, part in enumerate(parts, 1):
-            part["fold"] = np.full(len(part["name"]), number)
-        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        order = np.argsort(joined["name"], kind="stable")
-        seeds.append({key: value[order] for key, value in joined.items()})
-    for found in seeds:
-        names = found["name"]
-        if len(set(names.tolist())) < len(names) or names.tolist() != seeds[0]["name"].tolist():
-            raise UserError(
-                f"{folder}: the runs' folds do not make up the data; the data changed while they were trained"
+def _baselines(
+    folder: Path, places: Sequence[str], seeds: Sequence[Mapping[str, Any]], figures: Figures, metric: str
+) -> list[Judged]:
+    """What the baselines of the folds reached together, those that every fold has."""
+    summaries = [_summary(folder / place).get("baselines", {}) for place in places]
+    found = []
+    for number, name in enumerate(summaries[0], 1):
+        if not all(list(one)[number - 1 : number] == [name] for one in summaries):
+            continue
+        rows = by_seed(folder, places, folds=len(places) // len(seeds), baseline=number)
+        network, plain = (mean_figure(of, metric) for of in (seeds, rows))
+        difference = (
+            None if network is None or plain is None else paired_difference(network, plain, units=seeds[0]["unit"])
+        )
+        reached = _means([{**figures(rows_of(one)), "n": len(one["name"])} for one in rows])
+        found.append(
+            Judged(
+                name=name,
+                results={OUT_OF_FOLD: reached},
+                differences={} if difference is None else {OUT_OF_FOLD: difference},
+                rows={},
+                seconds=sum(float(one[name]["seconds"]) for one in summaries),
             )
-    return seeds
-
-
-def _rows(found: Mapping[str, Any], chosen: IntArray | None = None) -> dict[str, Tensor]:
-    """The predictions alone, as the app's task gave them."""
-    rows = {key: value for key, value in found.items() if key not in ("name", "unit", "fold")}
-    return {key: torch.from_numpy(value if chosen is None else value[chosen]) for key, value in rows.items()}
+        )
+    return found
 
 
 def _means(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: mean(float(one.get(key, math.nan)) for one in found) for key in found[0]}
-
-
-def _interval(seeds: Sequence[Mapping[str, Any]], figures: Figures, metric: str) -> Interval:
-    """The 95 % interval of a figure's mean over seeds, drawing units whole."""
-    quick = [_quick(found, metric) for found in seeds]
-
-    def figure(times: IntArray) -> float:
-        if known := [one for one in quick if one is not None]:
-            return mean(one(times) for one in known)
-        drawn = np.repeat(np.arange(len(times)), times)
-        return mean(float(figures(_rows(found, drawn)).get(metric, math.nan)) for found in seeds)
-
-    return bootstrap_interval(figure, units=seeds[0]["unit"], resamples=_RESAMPLES)
-
-
-def _quick(found: Mapping[str, Any], metric: str) -> Callable[[IntArray], float] | None:
-    """The figure of a classifier's rows; None for others, which the app has to make of each draw."""
-    scores = found.get("probabilities", found.get("logit"))
-    if scores is None or "label" not in found:
-        return None
-    labels = found["label"].astype(np.int64)
-    return resampled(metric, labels=labels, scores=scores, losses=found.get("loss"))
-
-
-def _write_out_of_fold(folder: Path, seeds: Sequence[Mapping[str, Any]]) -> None:
-    """The predictions as `out_of_fold.npz`, rows [seeds, N, ...], and as a table, the mean over seeds."""
-    rows = {key: np.stack([found[key] for found in seeds]) for key in seeds[0] if key not in ("name", "unit")}
-    with atomic_write(folder / f"{OUT_OF_FOLD}.npz") as file:
-        np.savez(file, allow_pickle=False, name=seeds[0]["name"], unit=seeds[0]["unit"], **rows)
-    columns: dict[str, Sequence[object]] = {
-        "sample": seeds[0]["name"].tolist(),
-        "unit": seeds[0]["unit"].tolist(),
-        "fold": seeds[0]["fold"].tolist(),
-    }
-    for key, values in rows.items():
-        whole = values.dtype.kind in "iub"
-        shown = values[0] if whole else values.mean(axis=0)  # a label is the same with every seed
-        if key != "fold" and shown.ndim == 1:
-            columns[key] = shown.tolist()
-        elif key != "fold" and shown.ndim == 2:
-            columns |= {f"{key}_{number}": column.tolist() for number, column in enumerate(shown.T)}
-    cells = zip(*([_cell(value) for value in column] for column in columns.values()), strict=True)
-    write_text(folder / f"{OUT_OF_FOLD}.csv", csv_text([tuple(columns), *cells]))
-
-
-def _cell(value: object) -> object:
-    return f"{value:.6f}" if isinstance(value, float) else value
 
 
 # ---------------------------------------------------------------------------------------------------------- the pages

@@ -31,7 +31,7 @@ from mlcore.run.dry_run import dry_run
 from mlcore.run.final_evaluation import Results, evaluate_best, pages_of_run, read_results
 from mlcore.run.folder import ENDED, RunFolder, RunRecord, choose_run_folder, finished_run, reason_of, try_folder
 from mlcore.run.group import ITSELF, RunGroup
-from mlcore.run.member import keeping
+from mlcore.run.member import keep_baselines, keeping
 from mlcore.run.opened import OpenRun
 from mlcore.run.preflight import Started, check_around, seed, start
 from mlcore.trackers.base import Tracker, Trackers
@@ -301,6 +301,7 @@ def _train(run: OpenRun) -> str:
 def _evaluate_and_report(run: OpenRun, trainer: Trainer, setup: TrainingSetup, outcome: Outcome) -> None:
     evaluation = evaluate_best(trainer, setup, config=run.config, folder=run.folder, checkpoints=run.place.checkpoints)
     if run.world.is_main:
+        keep_baselines(run.folder, evaluation.baselines, setup.held_out)
         pages = pages_of_run(
             outcome,
             evaluation,
