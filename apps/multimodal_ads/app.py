@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,10 +50,16 @@ def _group(config: AdsConfig) -> RunGroup[AdsConfig] | None:
         from mlcore.run.protocol import protocol_group
         from quartet.apps.multimodal_ads.evaluation import ad_metrics
 
-        return protocol_group(config, figures=ad_metrics, title=APP.title)
+        return protocol_group(config, figures=ad_metrics, title=APP.title, look=partial(_look, config))
     from mlcore.run.group import ablations
 
     return ablations(config, variants(config))
+
+
+def _look(config: AdsConfig, _name: str, unit: str) -> Any:
+    from mlcore.data.images import read_image
+
+    return read_image(Path(unit), max_pixels=round(config.data.max_megapixels * 1e6))
 
 
 def variants(config: AdsConfig) -> Mapping[str, AdsConfig]:

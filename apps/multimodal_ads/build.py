@@ -9,6 +9,7 @@ from pathlib import Path
 from mlcore.base.distributed import World, broadcast_object
 from mlcore.base.errors import UserError
 from mlcore.data.fingerprints import cache_file
+from mlcore.data.images import image_size
 from mlcore.data.loader import Transform
 from mlcore.metrics.ranking import Interval, auroc_interval
 from mlcore.report.page import Section, Table
@@ -90,8 +91,13 @@ def build(config: AdsConfig, world: World) -> TrainingSetup:
 def _held_out(rows: Sequence[AdRow], config: AdsConfig) -> list[Held]:
     """The rows of a fold: where each stands, and its picture."""
     first: dict[int, str] = {}
-    groups = zip(rows, _groups(rows, config), strict=True)
-    return [Held(row.origin, first.setdefault(group, str(row.image))) for row, group in groups]
+    found = []
+    for row, group in zip(rows, _groups(rows, config), strict=True):
+        unit = first.setdefault(group, str(row.image))
+        height, width = image_size(row.image)
+        about = {"text": "yes" if row.text else "no", "characters": len(row.text), "height": height, "width": width}
+        found.append(Held(row.origin, unit, copies=unit, about={**about, **dict(row.more)}))
+    return found
 
 
 def _groups(rows: Sequence[AdRow], config: AdsConfig) -> Sequence[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,14 @@ def _group(config: PerceiverConfig) -> RunGroup[PerceiverConfig] | None:
     from mlcore.report.classification import figures
     from mlcore.run.protocol import protocol_group
 
-    return protocol_group(config, figures=figures, title=APP.title)
+    look = partial(_look, config) if config.data.dataset == "image_folder" else None
+    return protocol_group(config, figures=figures, title=APP.title, look=look)
+
+
+def _look(config: PerceiverConfig, name: str, _unit: str) -> Any:
+    from mlcore.data.images import read_image
+
+    return read_image(Path(name), max_pixels=round(config.data.max_megapixels * 1e6))
 
 
 def _run_name(config: PerceiverConfig) -> str:

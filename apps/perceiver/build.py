@@ -163,7 +163,7 @@ def _parts_of_fold(sources: Sources, protocol: ProtocolConfig, *, seed: int) -> 
     pool: Any = sources.train if sources.validation is None else Joined(sources.train, sources.validation)
     labels = np.asarray(pool.labels)
     known = (labels >= 0) & (labels < len(sources.classes))
-    digests = [_digest(pool, index) for index in range(len(pool))]
+    digests = [_content(pool, index)[0] for index in range(len(pool))]
     found = member_splits(
         Splits(train=np.flatnonzero(known).tolist(), validation=(), test=None),
         protocol,
@@ -185,15 +185,20 @@ def _parts_of_fold(sources: Sources, protocol: ProtocolConfig, *, seed: int) -> 
 
 def held_out(dataset: SampleDataset) -> list[Held]:
     """The samples of a fold: where each comes from, and its content."""
-    return [Held(origin_of(dataset, index), _digest(dataset, index)) for index in range(len(dataset))]
+    found = []
+    for index in range(len(dataset)):
+        digest, length = _content(dataset, index)
+        found.append(Held(origin_of(dataset, index), digest, copies=digest, about={"length": length}))
+    return found
 
 
-def _digest(dataset: SampleDataset, index: int) -> str:
+def _content(dataset: SampleDataset, index: int) -> tuple[str, int]:
+    """What names a sample's content, and its length."""
     try:
         content = np.ascontiguousarray(dataset[index]["input"])
     except UserError as error:  # a sample that cannot be used is told of by the inspection
-        return str(error)
-    return hashlib.blake2b(content.tobytes(), digest_size=16).hexdigest()
+        return str(error), 0
+    return hashlib.blake2b(content.tobytes(), digest_size=16).hexdigest(), len(content)
 
 
 def evaluation_data(

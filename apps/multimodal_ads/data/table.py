@@ -4,7 +4,8 @@
     images/001.jpg,True,"Summer sale: 50 % off"
     images/002.jpg,False,
 
-Labels: true, yes and 1 are ads; false, no and 0 are not (any case; 1.0 and 0.0, too). Further columns are ignored.
+Labels: true, yes and 1 are ads; false, no and 0 are not (any case; 1.0 and 0.0, too). Further columns are kept where
+they are short: a cross-validation says how good it is for each of their values.
 """
 
 import unicodedata
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from mlcore.base.errors import UserError
 from mlcore.data.places import Places
-from mlcore.data.records import failed, read_records
+from mlcore.data.records import failed, further, read_records
 
 __all__ = ["COLUMNS", "LABELS", "AdRow", "clean_text", "find_image", "read_table"]
 
@@ -34,12 +35,14 @@ class AdRow:
         label: 1: ad, 0: not.
         text: Text found in the image; "" where there is none.
         origin: For messages: "train.csv, line 7".
+        more: Further columns and their values.
     """
 
     image: Path
     label: int
     text: str
     origin: str
+    more: tuple[tuple[str, str], ...] = ()
 
 
 def read_table(path: Path, *, base_dir: Path | None) -> list[AdRow]:
@@ -64,7 +67,8 @@ def read_table(path: Path, *, base_dir: Path | None) -> list[AdRow]:
         image = find_image(places, values["local_image_path"], line=line, problems=found)
         label = _label(values["label"], found)
         if image is not None and label is not None:
-            rows.append(AdRow(image, label, clean_text(values["text_info"]), f"{path}, line {line}"))
+            text, origin = clean_text(values["text_info"]), f"{path}, line {line}"
+            rows.append(AdRow(image, label, text, origin, more=further(values, COLUMNS)))
         problems += [f"line {line}: {problem}" for problem in found]
     if problems:
         raise failed(path, problems)

@@ -8,7 +8,9 @@ from pathlib import Path
 from mlcore.base.errors import UserError, listed
 from mlcore.data.tables import NOT_UTF8, CsvTable
 
-__all__ = ["as_stored", "failed", "read_records"]
+__all__ = ["as_stored", "failed", "further", "read_records"]
+
+_SHORT = 60  # characters of a value by which samples may be told apart
 
 
 def read_records(
@@ -46,6 +48,11 @@ def read_records(
             broken[line] = problem
         padded = [*values, *[""] * (len(table.columns) - len(values))]
         yield line, dict(zip(table.columns, padded, strict=False))
+
+
+def further(values: Mapping[str, str], known: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """The columns of a record besides those that are known, in their order, where their values are short."""
+    return tuple((name, value) for name, value in values.items() if name and name not in known and len(value) <= _SHORT)
 
 
 def as_stored(path: Path) -> Path:

@@ -19,7 +19,10 @@ from mlcore.run.build import TrainingSetup
 from mlcore.run.splits import Held, Splits
 from mlcore.training.evaluator import Predictions
 
-__all__ = ["keep_baselines", "keeping", "member_splits", "read_held_out"]
+__all__ = ["ABOUT", "keep_baselines", "keeping", "member_splits", "read_held_out"]
+
+ABOUT = "about "
+"""What the names of arrays begin with that hold `Held.about`."""
 
 ItemT = TypeVar("ItemT")
 
@@ -102,14 +105,15 @@ def _place(folder: Path, baseline: int = 0) -> Path:
 
 
 def _write_held_out(path: Path, predictions: Predictions, held: Sequence[Held]) -> None:
-    names = {"name": np.array([one.name for one in held]), "unit": np.array([one.unit for one in held])}
+    names = {key: np.array([getattr(one, key) for one in held]) for key in ("name", "unit", "copies")}
+    names |= {f"{ABOUT}{key}": np.array([one.about.get(key, "") for one in held]) for key in held[0].about}
     rows = {f"row_{key}": value.numpy() for key, value in predictions.items()}
     with atomic_write(path) as file:
         np.savez(file, allow_pickle=False, **names, **rows)
 
 
 def read_held_out(folder: Path, *, baseline: int = 0) -> dict[str, Any]:
-    """What a fold's run kept: "name" and "unit" [N], and the predictions [N, ...].
+    """What a fold's run kept: "name", "unit", "copies" and "about ..." [N] of `Held`, and the predictions [N, ...].
 
     Args:
         folder: The run's.
@@ -124,4 +128,4 @@ def read_held_out(folder: Path, *, baseline: int = 0) -> dict[str, Any]:
     arrays = read_arrays(path)
     with reading(path, f"a fold's predictions; remove {folder} and start again"):
         rows = {key.removeprefix("row_"): value for key, value in arrays.items() if key.startswith("row_")}
-        return {"name": arrays["name"], "unit": arrays["unit"], **rows}
+        return {**{key: value for key, value in arrays.items() if not key.startswith("row_")}, **rows}

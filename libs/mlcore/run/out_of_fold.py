@@ -17,7 +17,7 @@ from mlcore.data.packed import read_arrays
 from mlcore.metrics.arrays import IntArray
 from mlcore.metrics.ranking import Interval, bootstrap_interval
 from mlcore.metrics.resampled import Figure, figure_of
-from mlcore.run.member import read_held_out
+from mlcore.run.member import ABOUT, read_held_out
 from mlcore.training.evaluator import Predictions
 
 __all__ = [
@@ -61,7 +61,7 @@ def read_out_of_fold(folder: Path) -> Mapping[str, NDArray[Any]] | None:
 
 
 def by_seed(folder: Path, places: Sequence[str], *, folds: int, baseline: int = 0) -> list[dict[str, Any]]:
-    """Out-of-fold rows of each seed, by name of the sample; "name", "unit" and "fold" beside the predictions'.
+    """Out-of-fold rows of each seed, by name of the sample; "fold" and what `Held` says beside the predictions'.
 
     Args:
         folder: The job's.
@@ -77,7 +77,8 @@ def by_seed(folder: Path, places: Sequence[str], *, folds: int, baseline: int = 
         parts = [read_held_out(folder / place, baseline=baseline) for place in places[first : first + folds]]
         for number, part in enumerate(parts, 1):
             part["fold"] = np.full(len(part["name"]), number)
-        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        shared = [key for key in parts[0] if all(key in part for part in parts)]
+        joined = {key: np.concatenate([part[key] for part in parts]) for key in shared}
         order = np.argsort(joined["name"], kind="stable")
         seeds.append({key: value[order] for key, value in joined.items()})
     for found in seeds:
@@ -91,7 +92,7 @@ def by_seed(folder: Path, places: Sequence[str], *, folds: int, baseline: int = 
 
 def rows_of(found: Mapping[str, Any], chosen: IntArray | None = None) -> dict[str, Tensor]:
     """The predictions alone, as the app's task gave them."""
-    rows = {key: value for key, value in found.items() if key not in ("name", "unit", "fold")}
+    rows = {key: value for key, value in found.items() if not _is_known(key)}
     return {key: torch.from_numpy(value if chosen is None else value[chosen]) for key, value in rows.items()}
 
 
@@ -114,23 +115,27 @@ def mean_figure(seeds: Sequence[Mapping[str, Any]], metric: str) -> Figure | Non
 
 def write_out_of_fold(folder: Path, seeds: Sequence[Mapping[str, Any]]) -> None:
     """The predictions as `out_of_fold.npz`, rows [seeds, N, ...], and as a table, the mean over seeds."""
-    rows = {key: np.stack([found[key] for found in seeds]) for key in seeds[0] if key not in ("name", "unit")}
+    known = {key: value for key, value in seeds[0].items() if _is_known(key)}
+    rows = {key: np.stack([found[key] for found in seeds]) for key in seeds[0] if key not in known}
     with atomic_write(folder / f"{OUT_OF_FOLD}.npz") as file:
-        np.savez(file, allow_pickle=False, name=seeds[0]["name"], unit=seeds[0]["unit"], **rows)
+        np.savez(file, allow_pickle=False, **known, **rows)
     columns: dict[str, Sequence[object]] = {
-        "sample": seeds[0]["name"].tolist(),
-        "unit": seeds[0]["unit"].tolist(),
-        "fold": seeds[0]["fold"].tolist(),
+        {"name": "sample"}.get(key, key.removeprefix(ABOUT)): value.tolist() for key, value in known.items()
     }
     for key, values in rows.items():
         whole = values.dtype.kind in "iub"
         shown = values[0] if whole else values.mean(axis=0)  # a label is the same with every seed
-        if key != "fold" and shown.ndim == 1:
+        if shown.ndim == 1:
             columns[key] = shown.tolist()
-        elif key != "fold" and shown.ndim == 2:
+        elif shown.ndim == 2:
             columns |= {f"{key}_{number}": column.tolist() for number, column in enumerate(shown.T)}
     cells = zip(*([_cell(value) for value in column] for column in columns.values()), strict=True)
     write_text(folder / f"{OUT_OF_FOLD}.csv", csv_text([tuple(columns), *cells]))
+
+
+def _is_known(key: str) -> bool:
+    """Whether an array is of the samples, not of what models say of them."""
+    return key in ("name", "unit", "copies", "fold") or key.startswith(ABOUT)
 
 
 def _cell(value: object) -> object:

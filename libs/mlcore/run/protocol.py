@@ -7,6 +7,7 @@ sample has exactly one for each seed.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -22,20 +23,36 @@ from mlcore.metrics.resampled import paired_difference
 from mlcore.report.page import Headline, Picture, RunReport, Section, Table
 from mlcore.report.plots.runs import Bar, plot_runs
 from mlcore.run.baseline import Judged, as_values, baseline_table, doubts
+from mlcore.run.decision import read_decision
 from mlcore.run.final_evaluation import Pages, Results
 from mlcore.run.group import RunGroup
+from mlcore.run.label_audit import Look, audit_sections
 from mlcore.run.out_of_fold import OUT_OF_FOLD, Figures, by_seed, interval_of, mean_figure, rows_of, write_out_of_fold
+from mlcore.run.slices import slice_table
 
 __all__ = ["protocol_group"]
 
 
-def protocol_group(config: ConfigT, *, figures: Figures, title: str) -> RunGroup[ConfigT] | None:
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """How all the runs are judged together: the arguments of `protocol_group`."""
+
+    config: Any
+    figures: Figures
+    title: str
+    look: Look | None
+
+
+def protocol_group(
+    config: ConfigT, *, figures: Figures, title: str, look: Look | None = None
+) -> RunGroup[ConfigT] | None:
     """The runs that the section `protocol` asks for; None where it is one run.
 
     Args:
         config: The app's.
         figures: Of predictions, what the app's task gives.
         title: What the report's title begins with.
+        look: Gives the pictures of samples whose labels are doubted; None where they have none.
 
     Raises:
         UserError: Settings do not fit together.
@@ -63,7 +80,8 @@ def protocol_group(config: ConfigT, *, figures: Figures, title: str) -> RunGroup
     if protocol.refit:
         where = {seed: f"refit/seed_{seed}" if len(seeds) > 1 else "refit" for seed in seeds}
         last = partial(_refits, config, list(configs), where)
-    aggregate = partial(_aggregate, list(configs), figures, config, title)
+    judge = Judge(config=config, figures=figures, title=title, look=look)
+    aggregate = partial(_aggregate, list(configs), judge)
     return RunGroup(what="run", configs=configs, aggregate=aggregate, jobs=protocol.jobs, last=last)
 
 
@@ -106,27 +124,28 @@ def _summary(folder: Path) -> Mapping[str, Any]:
 
 def _aggregate(
     places: Sequence[str],
-    figures: Figures,
-    config: Any,
-    title: str,
+    judge: Judge,
     folder: Path,
     results: Mapping[str, Results],
     _pages: Pages | None,
 ) -> Pages:
     """What summary and report say of all the runs; writes the out-of-fold predictions."""
     monitor = _summary(folder / places[0])["monitor"]
+    config, figures, title = judge.config, judge.figures, judge.title
     metric, folds = monitor["metric"], config.protocol.folds
     refits = {name: found for name, found in results.items() if name not in {Path(place).name for place in places}}
     members = {name: found for name, found in results.items() if name not in refits}
     reached: dict[str, dict[str, float]] = {}
     intervals: dict[str, Interval] = {}
     judged: Sequence[Judged] = ()
+    found_in_samples: Sequence[Section] = ()
     if folds:
         seeds = by_seed(folder, places, folds=folds)
         reached[OUT_OF_FOLD] = _means([{**figures(rows_of(found)), "n": len(found["name"])} for found in seeds])
         intervals[OUT_OF_FOLD] = interval_of(seeds, figures, metric)
         write_out_of_fold(folder, seeds)
         judged = _baselines(folder, places, seeds, figures, metric)
+        found_in_samples = [*slice_table(seeds, metric), *_audit(folder, places, seeds, judge.look)]
     for found in (refits, {} if folds else members):
         for split in dict.fromkeys(split for one in found.values() for split in one if split != "train"):
             reached[split] = _means([one[split] for one in found.values() if split in one])
@@ -155,9 +174,16 @@ def _aggregate(
                 *_tables(members, refits, reached, metric),
                 *baseline_table(judged, reached, metric=metric),
                 *_picture(members, monitor, folder, folds=folds),
+                *found_in_samples,
             ],
         ),
     )
+
+
+def _audit(folder: Path, places: Sequence[str], seeds: Sequence[Mapping[str, Any]], look: Look | None) -> list[Section]:
+    decision = read_decision(folder / places[0])
+    classes = [] if decision is None else decision.class_names
+    return audit_sections(seeds, classes=classes, folder=folder, look=look) if classes else []
 
 
 def _baselines(

@@ -1,7 +1,7 @@
 """What a run is trained and judged on, by what it is for."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 __all__ = ["Held", "Splits"]
@@ -16,10 +16,14 @@ class Held:
     Attributes:
         name: What tables call it; each has another.
         unit: What it belongs to: samples of one unit are alike.
+        copies: Names its content, which copies of it share; "": nothing is known of copies.
+        about: What else is known of it, by which figures are sliced: numbers and words, the same for all samples.
     """
 
     name: str
     unit: str
+    copies: str = ""
+    about: Mapping[str, float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
