@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mlcore.base.errors import UserError
 from mlcore.run.label_audit import audit_labels, audit_sections
 
