@@ -1,6 +1,5 @@
 """Plain models of texts and pictures beside the network."""
 
-
 import numpy as np
 import pytest
 import torch

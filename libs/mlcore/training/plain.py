@@ -89,21 +89,22 @@ def _fitted(model: Any, inputs: Any, labels: Sequence[int], *, classes: int) -> 
 def describe_picture(image: NDArray[np.uint8]) -> FloatArray:
     """What can be said of a picture [H, W, 1 or 3] without learning: float64 [726].
 
-    Its grey thumbnail (24 x 24), a histogram of its grey values (16), mean and deviation of its colours (6), and of
-    4 x 4 cells which way edges go (8 directions each; Dalal & Triggs 2005, without their overlapping blocks).
+    Its grey thumbnail (24 x 24), a histogram of its grey values (16), mean and deviation of the thumbnail's colours
+    (6), and of 4 x 4 cells which way edges go (8 directions each; Dalal & Triggs 2005, without overlapping blocks).
     """
-    grey = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).convert("L")
+    whole = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    grey = whole.convert("L")
     thumbnail = np.asarray(grey.resize((24, 24), Image.Resampling.BOX), dtype=np.float64) / 255
+    colours = np.asarray(whole.convert("RGB").resize((24, 24), Image.Resampling.BOX), dtype=np.float64) / 255
     values = np.asarray(grey.resize((96, 96), Image.Resampling.BOX), dtype=np.float64) / 255
     down, right = np.gradient(values)
     strength, way = np.hypot(down, right), (np.arctan2(down, right) % np.pi / np.pi * 8).astype(np.int64) % 8
     cell = np.arange(96) // 24
     place = (cell[:, None] * 4 + cell[None, :]) * 8 + way
     edges = np.bincount(place.ravel(), weights=strength.ravel(), minlength=128)
-    colours = np.asarray(image, dtype=np.float64).reshape(-1, image.shape[2]) / 255
-    moments = np.broadcast_to(np.stack([colours.mean(axis=0), colours.std(axis=0)]), (2, 3))
     counts = np.histogram(values, bins=16, range=(0, 1))[0] / values.size
-    return np.concatenate([thumbnail.ravel(), counts, moments.ravel(), edges / (edges.sum() + 1e-9)])
+    moments = np.concatenate([colours.mean(axis=(0, 1)), colours.std(axis=(0, 1))])
+    return np.concatenate([thumbnail.ravel(), counts, moments, edges / (edges.sum() + 1e-9)])
 
 
 def class_rows(labels: Sequence[int], probabilities: FloatArray) -> dict[str, Tensor]:

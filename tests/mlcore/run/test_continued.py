@@ -90,6 +90,7 @@ OTHER: dict[str, tuple[Any, Sections]] = {
     "run.resume": ("never", {}),
     "run.seed": (1, {}),
     "run.device": ("auto", {}),
+    "run.baseline": ("none", {}),
     "run.deterministic": (True, {}),
     "run.num_workers": (0, {}),
     "run.num_threads": (1, {}),
