@@ -4,12 +4,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from timm.models import group_parameters
 from torch.utils.data import default_collate
 
 from mlcore.base.distributed import World, broadcast_object
+from mlcore.base.errors import UserError
 from mlcore.data.loader import Collate
 from mlcore.data.mixing import MixedCollate, Mixing
 from mlcore.metrics.ranking import Interval
@@ -21,13 +24,15 @@ from mlcore.run.evaluating import Asked
 from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
 from mlcore.run.splits import Held
 from mlcore.training.evaluator import Predictions
+from mlcore.training.optim import GroupRule
 from quartet.apps.doc_ensemble.baselines import baselines
-from quartet.apps.doc_ensemble.config import DocConfig
+from quartet.apps.doc_ensemble.config import LAYOUT, TEXT, DocConfig
 from quartet.apps.doc_ensemble.data.augment import PageAugmentation
 from quartet.apps.doc_ensemble.data.balance import Balanced
 from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset, PageFiles, Prepare
 from quartet.apps.doc_ensemble.data.pages import Page
 from quartet.apps.doc_ensemble.data.statistics import page_statistics, statistics_sections
+from quartet.apps.doc_ensemble.data.words import WIDTH, TextDataset
 from quartet.apps.doc_ensemble.ensemble.folds import one_fold
 from quartet.apps.doc_ensemble.keeping import Keeping
 from quartet.apps.doc_ensemble.model.classifier import DocClassifier, create_model, make_model
@@ -36,7 +41,7 @@ from quartet.apps.doc_ensemble.splits import Splits, labelled_pages, load_splits
 from quartet.apps.doc_ensemble.task import DocTask, Objective
 from quartet.apps.doc_ensemble.teaching import Taught, Teacher, ask_teacher
 
-__all__ = ["build", "evaluation", "samples"]
+__all__ = ["build", "evaluation", "learning_rates", "samples"]
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +53,8 @@ def build(config: DocConfig, world: World) -> TrainingSetup:
         UserError: Data or weights are missing or cannot be used, or settings do not fit together.
     """
     splits = _splits(config, world)
+    if config.model.model_name == TEXT and not any(page.text for page in splits.train):
+        raise UserError("model=text reads the column text of the tables, and no training page has one")
     teacher = ask_teacher(config, splits, world)
     model = _model(config, splits.classes)
     more = () if teacher is None else teacher.unlabelled
@@ -73,6 +80,7 @@ def build(config: DocConfig, world: World) -> TrainingSetup:
         train=_training_data(splits, config, teacher),
         evaluation={name: data(pages) for name, pages in splits.named().items()},
         transform=PageAugmentation(config.augmentation.name),
+        group_rules=learning_rates(model, config),
         overview=partial(_overview, splits),
         analyse=keeping or inspector,
         interval=partial(_interval, splits.named()),
@@ -157,9 +165,28 @@ def _model(config: DocConfig, classes: Sequence[str]) -> DocClassifier:
         attention_dim=settings.attention_dim if settings.use_attention else None,
         arguments=settings.arguments,
     )
-    if config.train.gradient_checkpointing:
+    if config.train.gradient_checkpointing and settings.model_name not in (LAYOUT, TEXT):
         model.trunk.set_grad_checkpointing(True)  # type: ignore[operator]
     return model.to(memory_format=torch.channels_last)
+
+
+def learning_rates(model: DocClassifier, config: DocConfig) -> list[GroupRule]:
+    """Rates of the network's stages, as timm divides it: those that stay as published, and less towards the input.
+
+    Raises:
+        UserError: The network has no more stages than are to stay.
+    """
+    decay, frozen = config.model.layer_decay, config.model.frozen_stages
+    if (decay == 1 and not frozen) or config.model.model_name in (LAYOUT, TEXT):
+        return []
+    trunk: Any = model.trunk
+    stages = list(group_parameters(trunk, trunk.group_matcher(coarse=True)).values())
+    if frozen >= len(stages):
+        raise UserError(
+            f"model.frozen_stages={frozen}: {config.model.model_name} has {len(stages)} stages, and one must learn"
+        )
+    rates = [0.0 if k < frozen else config.train.lr * decay ** (len(stages) - k) for k in range(len(stages))]
+    return [GroupRule(f"trunk.{name}", rate) for names, rate in zip(stages, rates, strict=True) for name in names]
 
 
 def _objective(config: DocConfig, train: Sequence[Page], classes: Sequence[str]) -> Objective:
@@ -198,6 +225,9 @@ def _training_data(splits: Splits, config: DocConfig, teacher: Teacher | None) -
 
 
 def _data(pages: Sequence[Page], *, config: DocConfig) -> Data:
+    if config.model.model_name == TEXT:
+        counts = Prepare(Fit((1, WIDTH)), mean=(0.0,), std=(1.0,))
+        return Data(dataset=TextDataset(pages), prepare=counts)
     fit = Fit(config.model.image_size, config.data.fit)
     dataset = PageDataset(
         pages,

@@ -17,6 +17,8 @@ from mlcore.config.sections import (
 )
 
 __all__ = [
+    "LAYOUT",
+    "TEXT",
     "AugmentationConfig",
     "DataConfig",
     "DistillConfig",
@@ -30,6 +32,9 @@ __all__ = [
     "UnaskedConfig",
     "ViewConfig",
 ]
+
+LAYOUT, TEXT = "layout", "text"
+"""Names of models that are no networks."""
 
 Pixels = Annotated[int, Field(ge=16)]
 
@@ -89,7 +94,12 @@ class ModelConfig(Section):
         describes="model_name",
         continued="applied",
     )
-    model_name: str = field("resnet50", "Name in timm, or a folder with config.json and weights", min_length=1)
+    model_name: str = field(
+        "resnet50",
+        "Name in timm, or a folder with config.json and weights; or what learns of computed features: layout (of the "
+        "page's ink), text (of the words in the tables' column text)",
+        min_length=1,
+    )
     arguments: dict[str, int | float | bool | str | list[int]] = field(
         {}, "Further arguments of timm's architecture, such as {channels: [32, 64, 128, 256]} of a narrower ResNet"
     )
@@ -98,6 +108,16 @@ class ModelConfig(Section):
     in_channels: Literal[1, 3] = field(3, "1: grey pages; 3: colour", unit="channels")
     dropout_rate: float = field(0.1, "Dropout before the classifier", ge=0, lt=1, continued="applied")
     drop_path_rate: float = field(0.0, "Stochastic depth, where the network has it", ge=0, lt=1, continued="applied")
+    frozen_stages: int = field(
+        0,
+        "How many of the network's first stages (as timm divides it; the stem is one) keep the published weights: less "
+        "work, and less to overfit",
+        unit="stages",
+        ge=0,
+    )
+    layer_decay: float = field(
+        1.0, "Each stage's learning rate is this part of that of the stage behind it", gt=0, le=1, continued="applied"
+    )
     use_attention: bool = field(default=False, description="Attention over the last feature map's cells")
     attention_dim: int = field(256, "use_attention: width", unit="features", ge=1)
     use_focal_loss: bool = field(
@@ -107,6 +127,12 @@ class ModelConfig(Section):
     gamma: float = field(
         2.0, "use_focal_loss: how strongly easy samples are discounted", ge=0, continued="reset", resets=BEST
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.frozen_stages and not self.pretrained:
+            reject("frozen_stages", "expected 0 without model.pretrained: weights that stay must be worth it")
+        return self
 
     @property
     def title(self) -> str:

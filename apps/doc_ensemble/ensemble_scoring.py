@@ -61,7 +61,10 @@ class EnsembleScorer:
         first = self._parts[0]
         self._decision = read_decision(folder)
         self.columns = ClassPrediction.columns(self.class_names, self._decision)
-        self.suffixes, self.inputs = first.suffixes, first.inputs
+        self.suffixes = first.suffixes
+        self.inputs: Mapping[str, Sequence[str]] = {}
+        for part in self._parts:
+            self.inputs = {**self.inputs, **part.inputs}
         self.items, self.save, self.show = first.items, first.save, first.show
         self.network, self.examples = first.network, first.examples
         self.batch_size = min(part.batch_size for part in self._parts)
@@ -76,7 +79,7 @@ class EnsembleScorer:
 
     def predict(self, batch: Mapping[Any, Tensor]) -> list[ClassPrediction]:
         """What the rule makes of all members' answers to all views, in the experiment's arithmetic (float32)."""
-        seen = {shape: self._seen(part.pixels(batch[shape])) for shape, part in self._readers.items()}
+        seen = {shape: self._seen(part, batch[shape]) for shape, part in self._readers.items()}
         said = [[part.network({"pixels": view})["logits"] for view in seen[part.format]] for part in self._parts]
         answers = np.stack([[torch.softmax(logits, dim=1).numpy() for logits in views] for views in said])
         by_view = mean_of_parts(answers, self._counts)  # [K, V, B, C]
@@ -84,7 +87,10 @@ class EnsembleScorer:
         chances = average_views(by_view, weights=weights) if len(weights) > 1 else by_view[:, 0]
         return ClassPrediction.of_batch(self._rule(chances), self.class_names, self._decision)
 
-    def _seen(self, pixels: Tensor) -> list[Tensor]:
+    def _seen(self, part: DocScorer, batch: Tensor) -> list[Tensor]:
+        pixels = part.pixels(batch)
+        if part.reads_text:
+            return [pixels] * len(self._views)
         return [view.apply(pixels).contiguous(memory_format=torch.channels_last) for view in self._views]
 
 

@@ -2,14 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from mlcore.run.restore import load_run_checkpoint, outline, rebuild
-from quartet.apps.doc_ensemble.config import DocConfig
+from mlcore.run.restore import RunCheckpoint, load_run_checkpoint, outline, rebuild
+from quartet.apps.doc_ensemble.config import TEXT, DocConfig
 from quartet.apps.doc_ensemble.model.classifier import DocClassifier, make_model
 
-__all__ = ["CheckpointMember", "restore"]
+__all__ = ["CheckpointMember", "fit_of", "restore"]
+
+
+def fit_of(run: RunCheckpoint[DocConfig]) -> Literal["letterbox", "resize", "text"]:
+    """How pages get the size of a run's input; text: it reads their texts."""
+    return "text" if run.metadata["model"]["architecture"] == TEXT else run.config.data.fit
 
 
 def restore(path: Path, *, device: torch.device) -> DocClassifier:
@@ -52,7 +58,7 @@ class CheckpointMember:
         height, width = model.metadata["image_size"]
         self.image_size: tuple[int, int] = (height, width)
         self.in_channels: int = model.metadata["in_channels"]
-        self.fit = read.config.data.fit
+        self.fit = fit_of(read)
 
     def load(self, device: torch.device) -> DocClassifier:
         """The network, ready to predict."""

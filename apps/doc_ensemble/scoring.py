@@ -18,11 +18,13 @@ from mlcore.base.files import atomic_write, ensure_folder
 from mlcore.run.networks import Network, Signature
 from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
 from mlcore.run.scorer import ClassPrediction, Item, Shown, decision_of
-from quartet.apps.doc_ensemble.config import DocConfig
+from quartet.apps.doc_ensemble.config import TEXT, DocConfig
 from quartet.apps.doc_ensemble.data.pages import PAGE_SUFFIXES, Page, page_count, read_page
+from quartet.apps.doc_ensemble.data.words import count_words
 from quartet.apps.doc_ensemble.ensemble.members import InputFormat
 from quartet.apps.doc_ensemble.ensemble.reading import prepare_page
 from quartet.apps.doc_ensemble.model.classifier import make_model
+from quartet.apps.doc_ensemble.restore import fit_of
 
 __all__ = ["DocScorer", "Pixels", "describe", "make_module", "make_scorer", "signature_of"]
 
@@ -39,7 +41,7 @@ def describe(run: RunCheckpoint[DocConfig]) -> dict[str, Any]:
         return {
             "class_names": [str(name) for name in run.metadata["class_names"]],
             "model": dict(run.metadata["model"]),
-            "fit": data.fit,
+            "fit": fit_of(run),
             "max_megapixels": data.max_megapixels,
             "batch_size": train.eval_batch_size or train.batch_size,
         }
@@ -77,10 +79,17 @@ class DocScorer:
         self.class_names: tuple[str, ...] = tuple(about["class_names"])
         height, width = about["model"]["image_size"]
         self.format = InputFormat(height, width, about["model"]["in_channels"], about["fit"])
+        if self.reads_text:
+            self.inputs = {**self.inputs, "text": (TEXT,)}
         self._max_pixels = round(about["max_megapixels"] * 1e6)
         self._decision = decision_of(about)
         self.columns = ClassPrediction.columns(self.class_names, self._decision)
         self.batch_size: int = about["batch_size"]
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it looks at pages' texts, and not at pages."""
+        return self.format.fit == TEXT
 
     def items(self, path: Path) -> Sequence[Item]:
         """All pages of a file."""
@@ -91,6 +100,10 @@ class DocScorer:
 
     def load(self, item: Item) -> Pixels:
         """The page as the network takes it, uint8 [height, width, channels]."""
+        if self.reads_text:
+            if TEXT not in dict(item.values):
+                raise UserError(f"{item.name}: it reads pages' texts; give a table with the columns image and text")
+            return count_words(item.value(TEXT))
         return prepare_page(self._page(item), self.format)
 
     def collate(self, samples: Sequence[Pixels]) -> Tensor:

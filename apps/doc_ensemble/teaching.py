@@ -169,7 +169,7 @@ def _unlabelled(config: DocConfig, splits: Splits, scorer: Scorer) -> tuple[list
         except UserError as error:
             problems.append(str(error))
             continue
-        pages.append(Page(item.path or Path(), item.part))
+        pages.append(Page(item.path or Path(), item.part, text=item.value("text")))
     if problems:
         raise failed(path, problems)
     held_out = [*splits.validation, *(splits.test or ())]
@@ -185,7 +185,13 @@ def _unlabelled(config: DocConfig, splits: Splits, scorer: Scorer) -> tuple[list
 def _asked(predictor: Predictor, pages: Sequence[Page], world: World) -> dict[str, FloatArray]:
     """What a model says of pages, by their digests: read where it is known, else asked and kept."""
     known = dict(sorted((page.digest, page) for page in pages))
-    path = _ANSWERS / f"{_digest(predictor.identity, list(known))}.jsonl"
+    reads = "text" in predictor.scorer.inputs
+
+    def values(page: Page) -> tuple[tuple[str, str], ...]:
+        return (("text", page.text),) if reads else ()
+
+    texts = [page.text for page in known.values()] if reads else []
+    path = _ANSWERS / f"{_digest(predictor.identity, list(known), *texts)}.jsonl"
     lock = None
     if world.is_main:
         ensure_folder(path.parent)
@@ -199,7 +205,8 @@ def _asked(predictor: Predictor, pages: Sequence[Page], world: World) -> dict[st
     try:
         if not broadcast_object(path.is_file()):
             _log.info("the teacher (%s) is asked about %d pages: %s", predictor.source, len(known), path)
-            inputs, size = Files([Item(d, p.path, p.number) for d, p in known.items()]), predictor.scorer.batch_size
+            inputs = Files([Item(d, p.path, p.number, values(p)) for d, p in known.items()])
+            size = predictor.scorer.batch_size
             run_job(Job(predictor=predictor, inputs=inputs, output=path, batch_size=size, strict=True), world=world)
             barrier()  # the first process writes the table
     finally:

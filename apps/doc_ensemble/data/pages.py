@@ -29,6 +29,7 @@ class Page:
         origin: For messages: "train.csv, line 7".
         group: Pages of the same group stay in the same part of a split; "": those of the same file do.
         digest: Names its pixels, wherever it lies; "": not looked at yet.
+        text: What is written on it, where a table says so.
         unit: Number of the pages that stay together because of groups, files or copies; None: not looked at yet.
     """
 
@@ -38,6 +39,7 @@ class Page:
     origin: str = ""
     group: str = ""
     digest: str = ""
+    text: str = ""
     unit: int | None = None
 
     @property

@@ -1,11 +1,12 @@
-"""Pages with labels from a CSV table: columns image and label, and perhaps group.
+"""Pages with labels from a CSV table: columns image and label, and perhaps group and text.
 
     image,label,group
     scans/0001.png,letter,customer 17
     scans/bundle.pdf#3,invoice,customer 18
 
 Relative paths start at the table's folder (or `base_dir`) and stay in it; "#3" names the third page of a PDF or TIFF
-file, without it the first is meant. Labels are names or numbers. Pages of a group stay in the same part of a split.
+file, without it the first is meant. Labels are names or numbers. Pages of a group stay in the same part of a split. The
+text is what is written on the page, for models of it (`model=text`).
 Further columns are ignored.
 """
 
@@ -43,7 +44,7 @@ def read_table(
     problems: list[str] = []
     found: list[tuple[Page, str]] = []
     places = Places(path, base_dir)
-    for line, values in read_records(path, ("image", "label"), optional=("group",)):
+    for line, values in read_records(path, ("image", "label"), optional=("group", "text")):
         try:
             page = _page(places, values["image"], line=line)
             if not values["label"]:
@@ -51,7 +52,7 @@ def read_table(
         except UserError as error:
             problems.append(f"line {line}: {error}")
             continue
-        page = replace(page, origin=f"{path}, line {line}", group=values.get("group", ""))
+        page = replace(page, origin=f"{path}, line {line}", group=values.get("group", ""), text=values.get("text", ""))
         found.append((page, normal(values["label"])))
     if not found and not problems:
         raise UserError(f"{path}: no rows below the header")

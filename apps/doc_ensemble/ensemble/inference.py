@@ -49,16 +49,16 @@ class Pages(Generic[Item]):
 
     Attributes:
         items: One for each page.
-        read: Decodes one to uint8 [H, W, C]; called once per page, from several threads. It raises `UserError` where
-            the page cannot be used.
+        read: Gives what all formats are made of; called once per page, from several threads. It raises `UserError`
+            where the page cannot be used.
         prepare: Makes that fit an input format: uint8 [height, width, channels]; called likewise.
         skip_bad: Leave pages that cannot be read out, with a warning; otherwise the first one ends the pass.
         workers: Threads that read ahead.
     """
 
     items: Sequence[Item]
-    read: Callable[[Item], Pixels]
-    prepare: Callable[[Pixels, InputFormat], Pixels]
+    read: Callable[[Item], Any]
+    prepare: Callable[[Any, InputFormat], Pixels]
     skip_bad: bool = False
     workers: int = 2
 
@@ -280,7 +280,8 @@ class _Answers:
             asked = [(index, net) for index, net in networks.items() if format_of(self._members[index]) == shape]
             original = self._to_device(array)
             for number, view in enumerate(self._views):
-                pixels = view.apply(original).contiguous(memory_format=torch.channels_last)
+                seen = original if shape.fit == "text" else view.apply(original)  # a text is the same in every view
+                pixels = seen.contiguous(memory_format=torch.channels_last)
                 for index, network in asked:
                     watch = _Watch(self.device)
                     logits = network(pixels)

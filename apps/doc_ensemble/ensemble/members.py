@@ -18,10 +18,10 @@ Network = Callable[[Tensor], Tensor]
 class InputFormat(NamedTuple):
     """What pages must be made into for a network."""
 
-    height: int  # pixels
-    width: int  # pixels
+    height: int  # pixels; of texts 1
+    width: int  # pixels; of texts how many counts there are
     channels: int  # 1: grey, 3: RGB
-    fit: Literal["letterbox", "resize"] = "resize"  # how pages get this height and width
+    fit: Literal["letterbox", "resize", "text"] = "resize"  # how pages get this size; text: it is `count_words`
 
     @property
     def array_shape(self) -> tuple[int, int, int]:
@@ -45,8 +45,8 @@ class Member(Protocol):
         """1 for grey pages, 3 for colour."""
 
     @property
-    def fit(self) -> Literal["letterbox", "resize"]:
-        """How pages got its input's size when it was trained."""
+    def fit(self) -> Literal["letterbox", "resize", "text"]:
+        """How pages got its input's size when it was trained; text: it reads their texts."""
 
     @property
     def class_names(self) -> Sequence[str]:

@@ -3,17 +3,25 @@
 import os
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from quartet.apps.doc_ensemble.config import TEXT
 from quartet.apps.doc_ensemble.data.dataset import Fit
 from quartet.apps.doc_ensemble.data.pages import Page, read_page
+from quartet.apps.doc_ensemble.data.words import count_words
 from quartet.apps.doc_ensemble.ensemble.inference import Pages
 from quartet.apps.doc_ensemble.ensemble.members import InputFormat, Member
 
 __all__ = ["document_pages", "prepare_page"]
+
+
+class _Content(NamedTuple):
+    image: NDArray[np.uint8]  # [H, W, 3 or 1]; where nobody looks at pictures, of no pixels
+    text: str
 
 
 def document_pages(
@@ -33,11 +41,12 @@ def document_pages(
         skip_bad: Leave out what cannot be read.
         workers: Threads that read ahead; None: one for each core, up to 8, since a GPU waits for fewer.
     """
-    grey = all(member.in_channels == 1 for member in members)
+    looking = [member for member in members if member.fit != TEXT]
+    grey = all(member.in_channels == 1 for member in looking)
     return Pages(
         items=pages,
-        read=partial(_read, max_pixels=max_pixels, grey=grey),
-        prepare=prepare_page,
+        read=partial(_read, max_pixels=max_pixels if looking else None, grey=grey),
+        prepare=_prepare,
         skip_bad=skip_bad,
         workers=workers or max(2, min(8, _cores())),
     )
@@ -47,12 +56,19 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def _read(page: Page, *, max_pixels: int, grey: bool) -> NDArray[np.uint8]:
-    return read_page(page.path, page.number, max_pixels=max_pixels, grey=grey)
+def _read(page: Page, *, max_pixels: int | None, grey: bool) -> _Content:
+    if max_pixels is None:
+        return _Content(np.zeros((0, 0, 1), dtype=np.uint8), page.text)
+    return _Content(read_page(page.path, page.number, max_pixels=max_pixels, grey=grey), page.text)
+
+
+def _prepare(content: _Content, shape: InputFormat) -> NDArray[np.uint8]:
+    return count_words(content.text) if shape.fit == TEXT else prepare_page(content.image, shape)
 
 
 def prepare_page(image: NDArray[np.uint8], shape: InputFormat) -> NDArray[np.uint8]:
     """A page uint8 [H, W, 3 or 1] as a network takes it, uint8 [height, width, channels]."""
     if image.shape[2] > shape.channels:
         image = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)[..., None]
+    assert shape.fit != "text"  # noqa: S101 - that is no picture
     return Fit((shape.height, shape.width), shape.fit)(image)

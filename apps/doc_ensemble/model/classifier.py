@@ -19,6 +19,9 @@ from torch.nn import functional
 from mlcore.base.errors import UserError
 from mlcore.remote.hub import plain_arguments
 from mlcore.training import losses
+from quartet.apps.doc_ensemble.config import LAYOUT, TEXT
+from quartet.apps.doc_ensemble.data.words import WIDTH
+from quartet.apps.doc_ensemble.model.plain import LayoutTrunk, TextTrunk
 from quartet.apps.doc_ensemble.model.published import (
     SETTING,
     Published,
@@ -137,7 +140,8 @@ def create_model(
     grey input, as timm does; every other tensor of the trunk must be among the published ones.
 
     Args:
-        model_name: A name in timm, or a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`.
+        model_name: A name in timm, or a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`; or
+            "layout" or "text", see `model.plain`.
         class_names: In the order of the logits, at least 2.
         pretrained: Load the folder's weights, or the published ones from the Hugging Face hub or its cache.
         image_size: Height and width of the input, in pixels; it need not be square.
@@ -153,6 +157,7 @@ def create_model(
     if len(class_names) < 2 or len(set(class_names)) != len(class_names):
         raise UserError(f"{len(class_names)} class names ({', '.join(class_names)}): expected at least 2, each once")
     published = describe(model_name)
+    channels = 1 if model_name == TEXT else in_channels
     metadata = _with_shapes(
         {
             "architecture": published.architecture,
@@ -162,10 +167,10 @@ def create_model(
                 **plain_arguments(dict(arguments or {}), where="model.arguments"),
             },
             "class_names": list(class_names),
-            "image_size": list(image_size),
-            "in_channels": in_channels,
-            "mean": _per_channel(published.mean, in_channels),
-            "std": _per_channel(published.std, in_channels),
+            "image_size": [1, WIDTH] if model_name == TEXT else list(image_size),
+            "in_channels": channels,
+            "mean": _per_channel(published.mean, channels),
+            "std": _per_channel(published.std, channels),
             "dropout_rate": dropout_rate,
             "attention_dim": attention_dim,
         },
@@ -189,7 +194,8 @@ def make_model(metadata: Mapping[str, Any]) -> DocClassifier:
         UserError: This timm has no such network, or a value is not of its kind.
         KeyError: A value is missing: not written by this version of the app.
     """
-    check_name(metadata["architecture"], where="architecture")
+    if metadata["architecture"] not in (LAYOUT, TEXT):
+        check_name(metadata["architecture"], where="architecture")
     plain_arguments(metadata["arguments"], where="arguments")
     try:
         return DocClassifier(_trunk(metadata).train(), metadata=metadata)
@@ -198,6 +204,11 @@ def make_model(metadata: Mapping[str, Any]) -> DocClassifier:
 
 
 def _trunk(metadata: Mapping[str, Any]) -> nn.Module:
+    match metadata["architecture"]:
+        case "layout":
+            return LayoutTrunk(metadata["image_size"], **metadata["arguments"])
+        case "text":
+            return TextTrunk(metadata["image_size"][1], **metadata["arguments"])
     made: nn.Module = timm.create_model(
         metadata["architecture"], num_classes=0, in_chans=metadata["in_channels"], **metadata["arguments"]
     )

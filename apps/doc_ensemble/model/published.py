@@ -14,6 +14,7 @@ from mlcore.base.errors import UserError
 from mlcore.remote.hub import find_model, plain_arguments, read_json, read_weights
 from mlcore.remote.model_folder import check_model_folder
 from mlcore.remote.packaged import packaged
+from quartet.apps.doc_ensemble.config import LAYOUT, TEXT
 
 __all__ = ["SETTING", "Published", "check_name", "describe", "read_published_weights"]
 
@@ -63,6 +64,8 @@ def describe(name: str) -> Published:
     Raises:
         UserError: There is no such model, or the folder's `config.json` is no description of one.
     """
+    if name in (LAYOUT, TEXT):
+        return _published(name, None, name, {"input_size": (1, 224, 224), "mean": (0,), "std": (1,)}, {})
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _of_folder(name, folder)
@@ -104,6 +107,8 @@ def read_published_weights(published: Published) -> dict[str, Tensor]:
         with torch.device("meta"):
             like = timm.create_model(published.architecture).state_dict()
         return own.read(like)
+    if published.architecture in (LAYOUT, TEXT):
+        raise UserError(f"{SETTING}={published.name} has no published weights; set model.pretrained=false")
     folder = published.folder or find_model(_hub_name(published.name), setting=SETTING, ways_out=_WAY_OUT)
     return read_weights(folder)
 
