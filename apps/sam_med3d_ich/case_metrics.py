@@ -21,12 +21,12 @@ from scipy.ndimage import binary_erosion, distance_transform_edt, label
 from scipy.spatial import KDTree
 
 from mlcore.base.errors import UserError
-from mlcore.metrics.arrays import Array, as_floats, as_labels
+from mlcore.metrics.arrays import Array, IntArray, as_floats, as_labels
 from mlcore.metrics.ranking import auroc
 from quartet.apps.sam_med3d_ich.data.geometry import is_orthogonal, voxel_ml
 from quartet.apps.sam_med3d_ich.masks import dice_per_case, iou_per_case
 
-__all__ = ["FIELDS", "CaseMetrics", "Mask", "case_metrics", "summarise"]
+__all__ = ["FIELDS", "SIZES_ML", "CaseMetrics", "Mask", "case_metrics", "lesions_by_size", "summarise"]
 
 Mask = NDArray[np.uint8] | NDArray[np.bool_]
 """A mask of 0 and 1, or of booleans."""
@@ -35,6 +35,10 @@ _TOUCHING = np.ones((3, 3, 3), dtype=bool)  # 26-connected: voxels that share a 
 # Surface voxels from which a distance map of the whole box (seconds) is quicker than searching for each: a model that
 # has not learned yet predicts noise all over the head.
 _MANY = 100_000
+
+
+SIZES_ML = (0.1, 1.0, 10.0, 30.0)
+"""Where sizes of lesions are told apart; from 30 mL on a bleed counts in the ICH score (Hemphill et al. 2001)."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,22 @@ def _count_lesions(found: NDArray[np.bool_], there: NDArray[np.bool_]) -> tuple[
     parts, predicted = label(found, structure=_TOUCHING)
     both = found & there
     return int(count), len(np.unique(lesions[both])), int(predicted) - len(np.unique(parts[both]))
+
+
+def lesions_by_size(predicted: Mask, *, target: Mask, affine: NDArray[np.float64]) -> IntArray:
+    """How many lesions there are, and how many are found, by size between `SIZES_ML`: int64 [2, 5].
+
+    Args:
+        predicted: As in `case_metrics`.
+        target: As there.
+        affine: As there.
+    """
+    found, there = _cropped(predicted.astype(bool), target.astype(bool))
+    lesions, count = label(there, structure=_TOUCHING)
+    sizes = np.bincount(lesions.ravel(), minlength=count + 1)[1:] * voxel_ml(_checked(affine))
+    place = np.searchsorted(SIZES_ML, sizes, side="right")
+    hit = np.unique(lesions[found & there]) - 1
+    return np.stack([np.bincount(of, minlength=len(SIZES_ML) + 1) for of in (place, place[hit])])
 
 
 def _hd95(found: NDArray[np.bool_], there: NDArray[np.bool_], axes: NDArray[np.float64]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,25 @@ from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import csv_text, write_text
+from mlcore.metrics.arrays import IntArray
+from mlcore.metrics.operating_points import Rate
 from mlcore.metrics.ranking import auroc, auroc_interval
 from mlcore.report.page import Picture, Section, Table
 from mlcore.report.plots.style import BAD, DASHED, GOOD, INK, MUTED, TRAIN, VAL, note, picture
-from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, CaseMetrics
+from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, SIZES_ML, CaseMetrics
 from quartet.apps.sam_med3d_ich.data.words import counted
 from quartet.apps.sam_med3d_ich.legends import legend_below
 
-__all__ = ["COLUMNS", "CaseRow", "case_sections", "plot_dice", "plot_roc", "plot_volumes", "write_cases"]
+__all__ = [
+    "COLUMNS",
+    "CaseRow",
+    "case_sections",
+    "plot_dice",
+    "plot_roc",
+    "plot_volumes",
+    "size_sections",
+    "write_cases",
+]
 
 COLUMNS = ("name", *FIELDS, "ich", "ich_score")
 """Columns of the CSV."""
@@ -81,6 +93,25 @@ def case_sections(
     if len({row.ich for row in rows}) == 2 and all(math.isfinite(row.score) for row in rows):
         sections.append(Picture(f"{title}: bleed or no bleed", plot_roc(rows, path=folder / f"{prefix}roc.png")))
     return [*sections, _worst(rows, title=title, file=f"{prefix}cases.csv")]
+
+
+def size_sections(sizes: IntArray, *, title: str) -> list[Section]:
+    """How many lesions are found, by their size; nothing where there is none.
+
+    Args:
+        sizes: `lesions_by_size` of all cases together, [2, 5].
+        title: What the section's title begins with.
+    """
+    edges = [f"{edge:g}" for edge in SIZES_ML]
+    names = [f"below {edges[0]} mL", *(f"{a} to {b} mL" for a, b in pairwise(edges)), f"from {edges[-1]} mL on"]
+    rows: list[list[object]] = []
+    for name, there, found in zip(names, *sizes.tolist(), strict=True):
+        rate = Rate(found, there)
+        interval = f"{rate.interval.low:.3f} to {rate.interval.high:.3f}" if there else ""
+        rows.append([name, there, found, rate.value if there else None, interval])
+    columns = ["size", "lesions", "found", "recall", "95 % interval"]
+    note = "A lesion is found where the mask overlaps it, by however little."
+    return [Table(f"{title}: lesions by size", columns, rows, note=note)] if sizes.any() else []
 
 
 def write_cases(rows: Sequence[CaseRow], *, path: Path) -> None:

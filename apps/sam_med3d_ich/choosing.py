@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from scipy.ndimage import label
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from quartet.apps.sam_med3d_ich.config import MaskDecisionConfig
 from quartet.apps.sam_med3d_ich.data.preprocess import EVERYWHERE
 from quartet.apps.sam_med3d_ich.task import IchTask, WholeCase
 
-__all__ = ["Chooser", "grid_of_case"]
+__all__ = ["Chooser", "froc_points", "grid_of_case"]
 
 _THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 19))  # 0.1 to 0.9
 _VOLUMES_ML = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -52,6 +53,7 @@ class Chooser:
     def __init__(self, task: IchTask, settings: MaskDecisionConfig, *, kept: Decision | None = None) -> None:
         self._task, self._settings = task, settings
         self._scores: NDArray[np.float64] | None = None  # [T, V]
+        self._counts = np.empty((0, 0, 3))  # [T, V], of all cases: lesions, found ones, false positives per case
         at = task.segmenter
         self.decision = kept or Decision(kind="mask", threshold=at.threshold, min_volume_ml=at.min_volume_ml)
         self.thresholds = tuple(sorted({*_THRESHOLDS, at.threshold}))
@@ -72,6 +74,7 @@ class Chooser:
                 for place in range(len(self.thresholds))
             ]
         )
+        self._counts = froc_points(rows["grid"].numpy())
         threshold, volume, note = self._best(self._scores)
         chosen = {"rule": "score", "chosen_on": None if note else "val", "threshold": threshold, "note": note}
         self.decision = self.decision.model_copy(update={**chosen, "min_volume_ml": volume})
@@ -118,11 +121,11 @@ class Chooser:
         }
 
     def _draw(self, path: Path) -> Path:
-        """Score over the threshold, a line for each smallest volume."""
+        """Score over the threshold, a line for each smallest volume, and beside it the FROC curve."""
         assert self._scores is not None  # noqa: S101 - only called where it was chosen
         decision = self.decision
-        with picture(path, width=8.6, height=4.4) as figure:
-            axes = figure.add_subplot()
+        with picture(path, width=11.5, height=4.4) as figure:
+            axes, froc = figure.subplots(1, 2, width_ratios=(3, 2))
             for size, volume in enumerate(self.volumes):
                 words = f"parts from {volume:g} mL" if volume else "all parts"
                 color = PALETTE[size % len(PALETTE)]
@@ -132,8 +135,26 @@ class Chooser:
             used = f"voxels from {decision.threshold:g} on, parts from {decision.min_volume_ml:g} mL"
             axes.set_title(f"used: {used}, score {best:.3f}", **SUBTITLE)
             axes.set(xlabel="threshold: least probability of a voxel", ylabel="score of the validation cases")
-            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+            axes.legend(loc="lower center", fontsize=8)
+            self._draw_froc(froc)
         return path
+
+    def _draw_froc(self, axes: Axes) -> None:
+        """Lesions found over false positives per case, over the thresholds (FROC: Bunch et al. 1978)."""
+        size, place = self.volumes.index(self.decision.min_volume_ml), self.thresholds.index(self.decision.threshold)
+        lesions, found, alarms = self._counts[:, size].T
+        share = found / lesions
+        axes.plot(alarms, share, "o-", color=PALETTE[0], markersize=3)
+        axes.plot([alarms[place]], [share[place]], "o", color=INK, fillstyle="none", markersize=13)
+        axes.set_title(f"{share[place]:.1%} of lesions at {alarms[place]:.2f} false positives a case", **SUBTITLE)
+        axes.set(xlabel="false positives per case", ylabel="lesions found", ylim=(0, 1.03))
+        axes.set_xlim(left=0)
+
+
+def froc_points(grid: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of figures [N, T, V, F]: lesions and found ones of all cases, and false positives per case, [T, V, 3]."""
+    of = {name: grid[..., FIELDS.index(name)] for name in ("lesions", "found", "false_positives")}
+    return np.stack([of["lesions"].sum(0), of["found"].sum(0), of["false_positives"].mean(0)], axis=-1)
 
 
 @dataclass(frozen=True)

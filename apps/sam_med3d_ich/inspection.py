@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mlcore.report.page import Picture, Section
 from mlcore.training.evaluator import Predictions
 from quartet.apps.sam_med3d_ich.case_metrics import CaseMetrics
-from quartet.apps.sam_med3d_ich.case_report import CaseRow, case_sections
+from quartet.apps.sam_med3d_ich.case_report import CaseRow, case_sections, size_sections
 from quartet.apps.sam_med3d_ich.data.dataset import CaseDataset
 from quartet.apps.sam_med3d_ich.data.volume import Volume
 from quartet.apps.sam_med3d_ich.overlays import best_median_worst, plot_overlay
@@ -60,6 +60,7 @@ class Inspector:
         ]
         return [
             *case_sections(rows, folder=folder, prefix=prefix, overlays=overlays),
+            *size_sections(predictions["sizes"].sum(dim=0).numpy(), title=split),
             *self.decide(predictions, folder=folder, prefix=prefix),
         ]
 

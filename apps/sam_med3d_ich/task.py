@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mlcore.training import losses
 from mlcore.training.engine import StepOutput
-from quartet.apps.sam_med3d_ich.case_metrics import CaseMetrics, case_metrics, summarise
+from quartet.apps.sam_med3d_ich.case_metrics import CaseMetrics, case_metrics, lesions_by_size, summarise
 from quartet.apps.sam_med3d_ich.model.ich import IchModel
 from quartet.apps.sam_med3d_ich.segmentation import Segmentation, Segmenter, clicks_from_mask
 
@@ -54,15 +55,20 @@ class IchTask:
         return StepOutput((mask_loss + self.ich_weight * ich_loss).sum(), len(image), logs)
 
     def evaluation_step(self, model: nn.Module, batch: Sequence[WholeCase]) -> dict[str, Tensor]:
-        """Figures of whole cases at their stored resolution: "figures" [B, F], "ich_score" [B] and "ich_label" [B]."""
+        """Figures of whole cases at their stored resolution.
+
+        Rows "figures" [B, F] (`CaseMetrics`), "sizes" [B, 2, 5] (`lesions_by_size`), "ich_score" and "ich_label" [B].
+        """
         del model  # the segmenter has it
-        rows, scores = [], []
+        rows, scores, sizes = [], [], []
         for case in batch:
             found = self.segment(case)
             rows.append(case_metrics(found.mask, target=case["mask"], affine=case["volume"].affine).to_row())
             scores.append(found.ich_score)
+            sizes.append(lesions_by_size(found.mask, target=case["mask"], affine=case["volume"].affine))
         return {
             "figures": torch.tensor(rows, dtype=torch.float64),
+            "sizes": torch.from_numpy(np.stack(sizes)),
             "ich_score": torch.tensor(scores, dtype=torch.float64),
             "ich_label": torch.tensor([case["ich"] for case in batch]),
         }

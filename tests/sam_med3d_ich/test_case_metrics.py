@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import write_json
-from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, CaseMetrics, case_metrics, summarise
+from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, CaseMetrics, case_metrics, lesions_by_size, summarise
+from quartet.apps.sam_med3d_ich.case_report import size_sections
 
 SPACING = (0.5, 0.75, 5.0)
 AFFINE = np.diag([*SPACING, 1.0])
@@ -189,6 +190,24 @@ def test_one_prediction_over_two_lesions_finds_both() -> None:
     predicted[1:7, 2, 2] = 1
     result = case_metrics(predicted, target=_one((1, 2, 2), (6, 2, 2)), affine=AFFINE)
     assert (result.lesions, result.found, result.false_positives) == (2.0, 2.0, 0.0)
+
+
+def test_lesions_are_counted_by_size() -> None:
+    target = np.zeros((40, 40, 40), dtype=np.uint8)
+    target[:2, :5, :10] = 1  # 0.1 mL of 1 mm voxels
+    target[10, 10, 10] = 1
+    target[20:, 20:, 20:] = 1  # 8 mL
+    predicted = np.zeros_like(target)
+    predicted[10, 10, 10] = predicted[39, 39, 39] = predicted[30, 0, 0] = 1
+    counts = lesions_by_size(predicted, target=target, affine=np.eye(4))
+    assert counts.tolist() == [[1, 1, 1, 0, 0], [1, 0, 1, 0, 0]]
+    enlarged = lesions_by_size(predicted, target=target, affine=np.diag([2.0, 2.0, 2.0, 1.0]))
+    assert enlarged.tolist() == [[1, 1, 0, 0, 1], [1, 0, 0, 0, 1]], "0.8 and 64 mL"
+    assert not lesions_by_size(predicted, target=np.zeros_like(target), affine=np.eye(4)).any()
+    (table,) = size_sections(counts, title="Validation")
+    assert table.rows[0] == ["below 0.1 mL", 1, 1, 1.0, "0.207 to 1.000"]  # type: ignore[union-attr]
+    assert table.rows[1][:4] == ["0.1 to 1 mL", 1, 0, 0.0]  # type: ignore[union-attr]
+    assert not size_sections(np.zeros_like(counts), title="Validation")
 
 
 def test_thirty_voxels_in_a_clinical_volume() -> None:

@@ -16,7 +16,7 @@ from mlcore.report.page import Picture, Table, Text
 from mlcore.run.decision import read_decision, write_decision
 from mlcore.run.restore import load_run_checkpoint
 from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, case_metrics, summarise
-from quartet.apps.sam_med3d_ich.choosing import Chooser, grid_of_case
+from quartet.apps.sam_med3d_ich.choosing import Chooser, froc_points, grid_of_case
 from quartet.apps.sam_med3d_ich.config import MaskDecisionConfig, SamMed3DConfig
 from quartet.apps.sam_med3d_ich.data.preprocess import Preprocessing
 from quartet.apps.sam_med3d_ich.losses import dice_cross_entropy
@@ -134,6 +134,21 @@ def test_the_pair_with_the_highest_score_is_taken_and_shown(task: IchTask, tmp_p
     assert table.title == "Test: decision"
     assert "chosen on the validation cases" in table.note
     assert not (tmp_path / "test_operating_point.png").exists()
+
+
+def test_the_froc_curve_counts_what_masks_at_each_threshold_find(task: IchTask) -> None:
+    cases = Cases()
+    grids = [
+        grid_of_case(p, target=target, voxel_ml=VOXEL_ML, thresholds=(0.3, 0.5), volumes=(0.0, 0.03))
+        for p, target in cases.maps
+    ]
+    points = froc_points(np.stack(grids))
+    for place, threshold in enumerate((0.3, 0.5)):
+        for size, volume in enumerate((0.0, 0.03)):
+            of = segmenter(task.model, threshold=threshold, min_volume_ml=volume)
+            rows = [case_metrics(of.mask(p, VOXEL_ML), target=target, affine=AFFINE) for p, target in cases.maps]
+            sums = [sum(getattr(row, name) for row in rows) for name in ("lesions", "found", "false_positives")]
+            assert points[place, size].tolist() == [sums[0], sums[1], pytest.approx(sums[2] / len(rows))]
 
 
 def test_where_all_points_are_alike_the_settings_stay(task: IchTask) -> None:
