@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +39,19 @@ def _group(config: DocConfig) -> RunGroup[DocConfig] | None:
         from mlcore.report.classification import figures
         from mlcore.run.protocol import protocol_group
 
-        return protocol_group(config, figures=figures, title=APP.title)
+        return protocol_group(config, figures=figures, title=APP.title, look=partial(_look, config))
     if not config.kfold.folds or config.kfold.fold is not None:
         return None
     from quartet.apps.doc_ensemble.ensemble.folds import folds
 
     return folds(config)
+
+
+def _look(config: DocConfig, name: str, _unit: str) -> Any:
+    from quartet.apps.doc_ensemble.data.pages import read_page
+
+    path, _, number = name.rpartition("#")  # as `Page.key` has it
+    return read_page(Path(path), int(number) - 1, max_pixels=round(config.data.max_megapixels * 1e6))
 
 
 def _dry_run_config(config: DocConfig) -> DocConfig:

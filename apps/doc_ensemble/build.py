@@ -30,7 +30,7 @@ from quartet.apps.doc_ensemble.config import LAYOUT, TEXT, DocConfig
 from quartet.apps.doc_ensemble.data.augment import PageAugmentation
 from quartet.apps.doc_ensemble.data.balance import Balanced
 from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset, PageFiles, Prepare
-from quartet.apps.doc_ensemble.data.pages import Page
+from quartet.apps.doc_ensemble.data.pages import Page, page_size
 from quartet.apps.doc_ensemble.data.statistics import page_statistics, statistics_sections
 from quartet.apps.doc_ensemble.data.words import WIDTH, TextDataset
 from quartet.apps.doc_ensemble.ensemble.folds import one_fold
@@ -88,7 +88,7 @@ def build(config: DocConfig, world: World) -> TrainingSetup:
         figures=None if keeping is None else lambda: {"distillation": keeping.figures},
         warnings=[*splits.notes, *_doubts(config), *(() if teacher is None else teacher.notes)],
         baselines=baselines(splits.named(), classes=len(splits.classes), max_pixels=pixels),
-        held_out=[Held(page.key, page.bundle) for page in splits.test or ()] if config.protocol.fold else (),
+        held_out=[_held(page) for page in splits.test or ()] if config.protocol.fold else (),
     )
 
 
@@ -241,6 +241,12 @@ def _data(pages: Sequence[Page], *, config: DocConfig) -> Data:
 def _overview(splits: Splits, folder: Path) -> list[Section]:
     parts = {name: page_statistics(pages, classes=len(splits.classes)) for name, pages in splits.named().items()}
     return statistics_sections(parts, classes=splits.classes, path=folder / "statistics.png")
+
+
+def _held(page: Page) -> Held:
+    height, width = page_size(page.path, page.number)
+    about = {"text": "yes" if page.text else "no", "characters": len(page.text), "height": height, "width": width}
+    return Held(page.key, page.bundle, copies=page.digest, about={**about, **dict(page.more)})
 
 
 def _label(page: Page) -> int:

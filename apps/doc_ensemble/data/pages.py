@@ -30,6 +30,7 @@ class Page:
         group: Pages of the same group stay in the same part of a split; "": those of the same file do.
         digest: Names its pixels, wherever it lies; "": not looked at yet.
         text: What is written on it, where a table says so.
+        more: Further columns of a table, and their values.
         unit: Number of the pages that stay together because of groups, files or copies; None: not looked at yet.
     """
 
@@ -40,6 +41,7 @@ class Page:
     group: str = ""
     digest: str = ""
     text: str = ""
+    more: tuple[tuple[str, str], ...] = ()
     unit: int | None = None
 
     @property

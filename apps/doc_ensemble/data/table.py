@@ -6,8 +6,8 @@
 
 Relative paths start at the table's folder (or `base_dir`) and stay in it; "#3" names the third page of a PDF or TIFF
 file, without it the first is meant. Labels are names or numbers. Pages of a group stay in the same part of a split. The
-text is what is written on the page, for models of it (`model=text`).
-Further columns are ignored.
+text is what is written on the page, for models of it (`model=text`). Further columns are kept where they are short: a
+cross-validation says how good it is for each of their values.
 """
 
 import unicodedata
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mlcore.base.errors import UserError
 from mlcore.data.places import Places
-from mlcore.data.records import failed, read_records
+from mlcore.data.records import failed, further, read_records
 from quartet.apps.doc_ensemble.data.pages import Page, page_count
 
 __all__ = ["class_names", "label_of", "normal", "read_table"]
@@ -53,6 +53,7 @@ def read_table(
             problems.append(f"line {line}: {error}")
             continue
         page = replace(page, origin=f"{path}, line {line}", group=values.get("group", ""), text=values.get("text", ""))
+        page = replace(page, more=further(values, ("image", "label", "group", "text")))
         found.append((page, normal(values["label"])))
     if not found and not problems:
         raise UserError(f"{path}: no rows below the header")

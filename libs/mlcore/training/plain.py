@@ -20,11 +20,11 @@ MOST = 5000
 
 def fewer(labels: Sequence[int], *, most: int = MOST) -> IntArray:
     """Places of at most so many samples, each class with its share; always the same ones, in their order."""
-    from sklearn.model_selection import train_test_split
-
     places = np.arange(len(labels))
     if len(labels) <= most:
         return places
+    from sklearn.model_selection import train_test_split
+
     counts = np.bincount(np.asarray(labels))
     stratify = labels if counts[counts > 0].min() > 1 else None
     chosen, _ = train_test_split(places, train_size=most, stratify=stratify, random_state=0)
