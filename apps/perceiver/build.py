@@ -24,12 +24,13 @@ from mlcore.run.deciding import Decider, kind_of
 from mlcore.run.member import member_splits
 from mlcore.run.splits import Held, Splits
 from mlcore.training.evaluator import Predictions
+from quartet.apps.perceiver.baselines import baselines
 from quartet.apps.perceiver.config import DataConfig, ObjectiveConfig, PerceiverConfig
 from quartet.apps.perceiver.data.augment import series_augmentation
 from quartet.apps.perceiver.data.collate import PadCollate
 from quartet.apps.perceiver.data.image_augment import image_augmentation
 from quartet.apps.perceiver.data.inspection import Inspection, inspect_dataset
-from quartet.apps.perceiver.data.patches import ImagePatches
+from quartet.apps.perceiver.data.patches import ImagePatches, PatchLayout
 from quartet.apps.perceiver.data.samples import Joined, SampleDataset, Subset, origin_of
 from quartet.apps.perceiver.data.sources import Part, Sources, load_sources
 from quartet.apps.perceiver.data.splits import stratified_split
@@ -51,12 +52,7 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
     Raises:
         UserError: Data is missing or cannot be used, or model settings do not fit together.
     """
-    sources = load_sources(config.data, seed=config.run.seed)
-    if len(sources.classes) == 1:
-        raise UserError(
-            f"the training data has one class only, {sources.classes[0]}: a classifier needs at least two; add "
-            "samples of another one, or look at the labels"
-        )
+    sources = _sources(config)
     parts = parts_of(sources, config)
     inspect = partial(_inspect, settings=config.data, classes=sources.classes)
     looks = {"train": inspect(parts["train"], _CALLED["train"], every_class=True)}
@@ -75,26 +71,47 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
         task=task,
         train=_mixed(samples["train"], config.data, classes=len(sources.classes)),
         evaluation={part: samples[part] for part in parts if part != "train" or "val" not in parts},
-        transform=_transform(config, sources.train, longest=longest),
+        transform=_transform(config, _layout(sources), longest=longest),
         overview=partial(_overview, looks),
         warnings=_warnings(parts, skipped),
         analyse=partial(analyse, decider=decider),
         interval=lambda _, predictions, metric: measure_interval(predictions, metric),
         finish=decider.write,
         held_out=held_out(parts["test"]) if config.protocol.fold else (),
+        baselines=baselines(
+            {part: one.dataset for part, one in samples.items()},
+            classes=len(sources.classes),
+            layout=_layout(sources),
+            max_seq_len=config.data.max_seq_len,
+        ),
     )
+
+
+def _sources(config: PerceiverConfig) -> Sources:
+    sources = load_sources(config.data, seed=config.run.seed)
+    if len(sources.classes) == 1:
+        raise UserError(
+            f"the training data has one class only, {sources.classes[0]}: a classifier needs at least two; add "
+            "samples of another one, or look at the labels"
+        )
+    return sources
+
+
+def _layout(sources: Sources) -> PatchLayout | None:
+    """How pictures are cut; None where samples are series."""
+    return sources.train.layout if isinstance(sources.train, ImagePatches) else None
 
 
 def _task(
     config: PerceiverConfig, sources: Sources, look: Inspection, *, longest: int, device: torch.device
 ) -> PerceiverTask:
-    statistics = look.statistics
+    statistics, layout = look.statistics, _layout(sources)
     settings = model_settings(
         config.model,
         input_dim=len(statistics.mean),
         num_classes=len(sources.classes),
         max_seq_len=config.data.max_seq_len or longest,
-        grid=sources.train.layout.patches if isinstance(sources.train, ImagePatches) else None,
+        grid=None if layout is None else layout.patches,
     )
     model = make_model(settings, gradient_checkpointing=config.train.gradient_checkpointing)
     if config.data.normalize:
@@ -257,11 +274,11 @@ def _mixed(data: Data, settings: DataConfig, *, classes: int) -> Data:
     return replace(data, collate=MixedCollate(data.collate, Mixing(classes, mixup=settings.mixup, name="input")))
 
 
-def _transform(config: PerceiverConfig, train: SampleDataset, *, longest: int) -> Transform | None:
+def _transform(config: PerceiverConfig, layout: PatchLayout | None, *, longest: int) -> Transform | None:
     settings = config.data
-    if isinstance(train, ImagePatches):
+    if layout is not None:
         return image_augmentation(
-            train.layout, strength=settings.augment, randaugment=settings.randaugment, keyed=settings.mixup > 0
+            layout, strength=settings.augment, randaugment=settings.randaugment, keyed=settings.mixup > 0
         )
     if settings.randaugment or settings.mixup:
         raise UserError("data.randaugment and data.mixup change pictures; series have jitter, time_warp and others")

@@ -55,7 +55,7 @@ def shrunk(arguments: list[str]) -> list[str]:
     if "image_folder" in arguments:
         smaller += ["--image_size", "16"]
     if any("japanese_vowels" in word for word in arguments):
-        smaller += ["--val_fraction", "0.3"]
+        smaller += ["--folds", "2", "--seeds", "1"]
     return [*arguments, *smaller]
 
 
@@ -101,6 +101,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for label in ("cat", "dog"):
         for number in range(5):
             write_image(root / "photos" / label / f"{number}.png", rng)
+        for part in ("train", "test"):
+            write_image(root / "data" / "cifar10" / part / label / "0.png", rng)
     for path in (root / "new_photos" / "a.png", root / "new_photos" / "b.png", root / "one_more.jpg"):
         write_image(path, rng, side=20)
     for name in ("train", "test", "new", "more"):

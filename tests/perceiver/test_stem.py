@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mlcore.base.errors import UserError
@@ -104,7 +103,7 @@ def test_other_numbers_of_tokens_are_named() -> None:
 
 FULL = """
 --dataset image_folder --patch_size 8 --val_fraction 0.3 --stem conv --stem_channels 32 --augment weak --randaugment 5
---mixup 0.4 --ema_decay 0.9 --epochs 3 --batch_size 4 --log_every 1
+--mixup 0.4 --ema_decay 0.9 --epochs 2 --batch_size 4 --log_every 1
 """
 
 
@@ -117,7 +116,7 @@ def test_a_training_with_all_of_it_goes_on_as_if_it_had_not_stopped(
     ended = script(*command, "--output_dir", "parts")
     assert ended.code == 0, ended.err
     whole, parts = (load_checkpoint(Path(name, "checkpoints", "latest_model.pth")) for name in ("whole", "parts"))
-    assert whole["progress"]["step"] == parts["progress"]["step"] == 6
+    assert whole["progress"]["step"] == parts["progress"]["step"] == 4
     for name, value in whole["model"].items():
         assert torch.equal(value, parts["model"][name]), name
 
@@ -131,23 +130,3 @@ def test_series_are_not_treated_as_pictures(script: Script, tiny: list[str]) -> 
         ended = script("train", *series, *flags, "--output_dir", "out")
         assert ended.code == 2
         assert message in ended.err
-
-
-def test_a_linear_stem_reads_series(script: Script, tiny: list[str]) -> None:
-    series = ["--dataset", "synthetic", "--num_samples", "40", "--seq_len_range", "4", "9", "--feature_dim", "3"]
-    ended = script("train", *tiny, *series, "--stem", "linear", "--stem_channels", "12", "--output_dir", "out")
-    assert ended.code == 0, ended.err
-    np.savez("new.npz", inputs=np.zeros((2, 5, 3), dtype=np.float32))
-    assert script("predict", "--model_path", "out", "new.npz").code == 0
-
-
-def test_pictures_that_are_not_square_are_read(script: Script, tiny: list[str]) -> None:
-    rng = np.random.default_rng(0)
-    for label in ("a", "b"):
-        Path("wide", label).mkdir(parents=True)
-        for number in range(4):
-            pixels = rng.integers(0, 256, (8, 16, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(Path("wide", label, f"{number}.png"))
-    data = ["--dataset", "image_folder", "--data_dir", "wide", "--patch_size", "4"]
-    ended = script("train", *tiny, *data, "--stem", "conv", "--stem_channels", "16", "--output_dir", "out")
-    assert ended.code == 0, ended.err

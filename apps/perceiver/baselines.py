@@ -1,0 +1,88 @@
+"""What a plain model makes of the same samples: of series MiniRocket and ridge, of pictures their plain features."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from mlcore.metrics.arrays import FloatArray
+from mlcore.run.baseline import Baseline
+from mlcore.training.evaluator import Predictions
+from mlcore.training.plain import class_rows, describe_picture, fewer, fit_features
+from quartet.apps.perceiver.data.gaps import shown_positions
+from quartet.apps.perceiver.data.patches import PatchLayout
+from quartet.apps.perceiver.data.samples import SampleDataset
+from quartet.apps.perceiver.mini_rocket import MiniRocket
+
+__all__ = ["baselines"]
+
+_COMPARISONS = 1e9  # of MiniRocket on training positions: seconds
+_FEATURES = 9996  # as in the paper
+_SERIES = 2000  # to learn from: ridge of more takes minutes
+
+
+def baselines(
+    parts: Mapping[str, SampleDataset], *, classes: int, layout: PatchLayout | None, max_seq_len: int | None = None
+) -> list[Baseline]:
+    """The baselines of a run.
+
+    Args:
+        parts: Samples by split, with "train"; all can be used.
+        classes: How many there are.
+        layout: How pictures were cut; None: they are series.
+        max_seq_len: Series are cut to so many positions; None: not at all.
+    """
+
+    def labels(name: str, places: Sequence[int]) -> list[int]:
+        return [int(parts[name][place]["label"]) for place in places]
+
+    def pictures(name: str, places: Sequence[int]) -> FloatArray:
+        assert layout is not None  # noqa: S101 - of pictures there is one
+        images = (layout.image(np.asarray(parts[name][place]["input"])) for place in places)
+        return np.stack([describe_picture(image) for image in images])
+
+    def series(name: str, places: Sequence[int]) -> list[FloatArray]:
+        return [_shown(parts[name][place], max_seq_len) for place in places]
+
+    def predict() -> Mapping[str, Predictions]:
+        places = {name: range(len(part)) for name, part in parts.items()}
+        all_labels = {name: labels(name, there) for name, there in places.items()}
+        train = fewer(all_labels.pop("train"), **({} if layout else {"most": _SERIES})).tolist()
+        if layout is None:
+            of_series = _fit_series(series("train", train), labels("train", train), classes=classes)
+            chances = {name: of_series(series(name, places[name])) for name in all_labels}
+        else:
+            of_pictures = fit_features(pictures("train", train), labels("train", train), classes=classes)
+            chances = {name: of_pictures(pictures(name, places[name])) for name in all_labels}
+        return {name: class_rows(all_labels[name], found) for name, found in chances.items()}
+
+    name = "plain features and logistic regression" if layout else "MiniRocket and ridge regression"
+    return [Baseline(name=name, predict=predict)]
+
+
+def _fit_series(
+    train: Sequence[FloatArray], labels: Sequence[int], *, classes: int
+) -> Callable[[Sequence[FloatArray]], FloatArray]:
+    """From series to probabilities [N, C]: what ridge decides, through a softmax."""
+    from sklearn.linear_model import RidgeClassifierCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rocket = MiniRocket.fit(train, features=int(min(_FEATURES, max(_COMPARISONS / sum(map(len, train)), 84))))
+    ridge = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(-3, 3, 10)))
+    ridge.fit(rocket(train), labels)
+
+    def predict(series: Sequence[FloatArray]) -> FloatArray:
+        scores = ridge.decision_function(rocket(series))
+        scores = np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores
+        shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+        found = np.zeros((len(series), classes))
+        found[:, ridge.classes_] = shares / shares.sum(axis=1, keepdims=True)
+        return found
+
+    return predict
+
+
+def _shown(sample: Mapping[str, object], longest: int | None) -> FloatArray:
+    """The positions [M, C] of a sample that its mask shows."""
+    series = np.asarray(sample["input"])[:longest]
+    return series[shown_positions(sample["mask"])[:longest]] if "mask" in sample else series
