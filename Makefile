@@ -135,7 +135,7 @@ $(STAMPS)/project: $(if $(realpath $(VENV_PYTHON)),,FORCE)
 	if [ ! -e $(VENV_PYTHON) ]; then echo "Making .venv with $$("$$python" -V)"; "$$python" -m venv --clear .venv || exit; fi
 	@$(VENV_PYTHON) -c 'import os, sysconfig; site = sysconfig.get_path("purelib"); \
 	  open(os.path.join(site, "quartet.pth"), "w").writelines(os.path.relpath(p, site) + "\n" for p in ("libs", "."))'
-	@printf '#!/bin/sh\nexec "$$(dirname "$$0")/python" -m quartet "$$@"\n' > .venv/bin/quartet && chmod +x .venv/bin/quartet
+	@printf '#!/bin/sh\nexec "$$(dirname "$$0")/python" -P -m quartet "$$@"\n' > .venv/bin/quartet && chmod +x .venv/bin/quartet
 	@mkdir -p $(STAMPS) && touch $@
 
 # What pip says is cut down to the downloads that take long; errors come through whole. The stamp is the last step.

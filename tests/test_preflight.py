@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -247,6 +248,12 @@ FAULTS = {
         "busy: another process is training",
         "give --output_dir another",
         around=locked,
+    ),
+    "a whole path whose name is too long": Fault(
+        "perceiver",
+        f"--output_dir {Path(tempfile.gettempdir()) / ('x' * 300)}",
+        "File name too long",
+        "another --output_dir",
     ),
     "a name that is too long": Fault(
         "perceiver", f"--output_dir {'long' * 80}", "File name too long", "shorter --run.name, or another --output_dir"

@@ -115,6 +115,16 @@ def test_the_weights_are_the_runs(exported: Path, series_run: Path) -> None:
     assert all(torch.equal(value, original[key]) for key, value in rebuilt.state_dict().items())
 
 
+def test_the_proof_takes_no_library_from_the_current_folder(
+    exported: Path, series_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("torch", "mlcore", "onnxruntime"):
+        Path(f"{name}.py").write_text("open('canary', 'w').close()\n")
+    prove(load_run(series_run), exported, [])
+    assert not Path("canary").exists()
+
+
 def test_a_network_that_gives_other_numbers_is_not_exported(series_run: Path, tmp_path: Path) -> None:
     predictor = load_run(series_run, device="cpu")
     network: Any = predictor.scorer.network

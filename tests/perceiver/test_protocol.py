@@ -16,6 +16,8 @@ import torch
 from mlcore.base.errors import UserError
 from mlcore.config.protocol import ProtocolConfig
 from mlcore.report.classification import figures
+from mlcore.run import load_run, load_runs
+from mlcore.run.averaged import is_run
 from mlcore.run.member import member_splits
 from mlcore.run.splits import Splits
 from tests.perceiver.conftest import Script, run
@@ -167,6 +169,23 @@ def test_folds_share_classes_and_part_no_unit(inner: int) -> None:
         splits, ProtocolConfig(folds=5, fold=0), label=lambda k: 0, unit=lambda k: k, classes=("a",), seed=0
     )
     assert (last.train, last.validation, last.test) == (items, (), [1000])
+
+
+def test_a_jobs_folder_is_used_as_its_last_runs(job: Path) -> None:
+    sample = np.random.default_rng(3).normal(size=(6, 3)).astype(np.float32)
+    last = sorted((job / "out" / "refit").glob("seed_*"))
+    assert len(last) == 2
+    expected = load_runs(last)(sample)[0].probabilities
+    for place in ("out", "out/refit"):
+        np.testing.assert_array_equal(load_runs([job / place])(sample)[0].probabilities, expected)
+        assert is_run(str(job / place))
+    folds = sorted((job / "out" / "folds").glob("fold_*"))
+    mean = load_runs(folds)(sample)[0].probabilities
+    np.testing.assert_array_equal(load_runs([job / "out" / "folds"])(sample)[0].probabilities, mean)
+    with pytest.raises(UserError, match="holds several runs"):
+        load_run(job / "out")
+    one = load_run(last[0])(sample)[0].probabilities
+    np.testing.assert_array_equal(load_runs(last[:1])(sample)[0].probabilities, one)
 
 
 def test_too_few_of_a_class_are_told() -> None:

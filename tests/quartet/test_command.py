@@ -130,6 +130,19 @@ def test_without_the_libraries_of_an_app_the_way_out_is_told(tmp_path: Path) -> 
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize("start", [["-m", "quartet"], ["-P", "-m", "quartet"]])
+def test_files_of_the_current_folder_are_no_libraries(start: list[str], tmp_path: Path) -> None:
+    for name in ("mlcore", "torch", "numpy", "PIL", "pydantic", "yaml"):
+        (tmp_path / f"{name}.py").write_text("open('canary', 'w').close()\n")
+    ended = subprocess.run(
+        [sys.executable, *start, "train", "perceiver", "--dataset", "synthetic", "--num_samples", "0"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2, ended.stderr
+    assert "num_samples" in ended.stderr
+    assert not (tmp_path / "canary").exists()
+
+
 @pytest.fixture
 def sealed() -> Iterator[Path]:
     """A folder that nobody but root can write to; pytest's own are closed to other users."""

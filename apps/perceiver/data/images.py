@@ -120,7 +120,7 @@ class ImageSource:
                 images.append(decoded)
                 kept.append(entry)
             elif on_bad_sample == "error":
-                raise UserError(message)
+                raise UserError(f"{message} (--check_data names all such images, --on_bad_sample skip leaves them out)")
             else:
                 skipped.append(str(message))
         if not images:

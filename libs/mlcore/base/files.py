@@ -237,9 +237,13 @@ def remove_leftovers(folder: Path) -> list[Path]:
 def free_bytes(path: Path) -> int:
     """Bytes free for this user on the disk that holds `path` or, where it does not exist yet, its nearest parent."""
     path = Path(path).absolute()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
+    while True:
+        try:
+            return shutil.disk_usage(path).free
+        except OSError:  # not there, or a name that is too long
+            if path == path.parent:
+                raise
+            path = path.parent
 
 
 def format_bytes(count: int) -> str:

@@ -117,8 +117,8 @@ def _choose_metric(runs: Sequence[Run], asked: str | None) -> str:
             )
         return monitored[0] if monitored else ""
     known = {name for run in runs for name in run.metrics if name.partition("/")[2] not in _COUNTS}
-    split, _, rest = asked.replace("/", "_", 1).partition("_")
-    name = f"{split}/{rest}" if split in SPLITS and rest else f"val/{asked}"
+    split, _, rest = asked.partition("_")
+    name = asked if "/" in asked else f"{split}/{rest}" if split in SPLITS and rest else f"val/{asked}"
     if runs and name not in known:
         raise UserError(f"--metric {asked}: no run has it{nearest(name, known)}; there are {', '.join(sorted(known))}")
     return name

@@ -93,6 +93,7 @@ _LIMITS = (
     ("lt", "below {}"),
     ("min_length", "at least {} long"),
     ("max_length", "at most {} long"),
+    ("pattern", "that fits {}"),
 )
 
 

@@ -19,6 +19,7 @@ __all__ = [
 
 Count = Annotated[int, Field(ge=0)]
 
+_WANDB_NAME = r"^[^/\\#?%:@]{1,128}$"  # what W&B allows; nothing in which a password could stand
 _PLACE = re.compile(r"(s3://)?\w[\w.-]*(/\w[^/\s]*)*/?")  # nothing in which a password could stand
 
 
@@ -368,9 +369,15 @@ class TrackingConfig(Section):
     )
     use_wandb: bool = field(default=False, description="Log to Weights & Biases", continued="applied")
     wandb_project: str | None = field(
-        None, "Project on Weights & Biases; null: the app's name", env="WANDB_PROJECT", continued="applied"
+        None,
+        "Project on Weights & Biases; null: the app's name",
+        env="WANDB_PROJECT",
+        pattern=_WANDB_NAME,
+        continued="applied",
     )
-    wandb_entity: str | None = field(None, "Team or user on Weights & Biases", env="WANDB_ENTITY", continued="applied")
+    wandb_entity: str | None = field(
+        None, "Team or user on Weights & Biases", env="WANDB_ENTITY", pattern=_WANDB_NAME, continued="applied"
+    )
     wandb_mode: Literal["online", "offline", "disabled"] = field(
         "online", "offline: keep the data in the run folder for `wandb sync`", env="WANDB_MODE", continued="applied"
     )

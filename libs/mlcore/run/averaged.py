@@ -7,9 +7,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from mlcore.base.errors import UserError
 from mlcore.remote.hub import HUB
+from mlcore.remote.s3 import is_remote
 from mlcore.run.exported import ABOUT
 from mlcore.run.final_evaluation import best_checkpoint
-from mlcore.run.predictor import ENSEMBLE, Predictor, load_run
+from mlcore.run.predictor import ENSEMBLE, Predictor, load_run, runs_within
 from mlcore.run.scorer import Forewarning, Item, Prediction, Scorer
 
 __all__ = ["Averaging", "is_run", "load_runs"]
@@ -36,7 +37,7 @@ def load_runs(
     """The predictor of one run, or of several whose predictions are averaged.
 
     Args:
-        sources: As `load_run` takes them, at least one.
+        sources: As `load_run` takes them, at least one; a job's folder stands for its last runs, or for its folds'.
         device: As there.
         options: As there, for all of them.
         network: Likewise.
@@ -44,6 +45,7 @@ def load_runs(
     Raises:
         UserError: As `load_run`, or runs are of different apps or outputs, or their app has nothing to average.
     """
+    sources = [run for source in sources for run in _each(source)]
     loaded = [load_run(source, device=device, options=options, network=network) for source in sources]
     first = loaded[0]
     if len(loaded) == 1:
@@ -59,13 +61,19 @@ def load_runs(
     )
 
 
+def _each(source: str | Path) -> Sequence[str | Path]:
+    if str(source).startswith(HUB) or is_remote(source):
+        return [source]
+    return runs_within(Path(source))
+
+
 def is_run(text: str) -> bool:
     """Whether a path on a command line is that of a run or a checkpoint, not of something to predict."""
     if Path(text).suffix.lower() in _CHECKPOINTS or text.startswith(HUB):
         return True
     folder = Path(text)
     found = best_checkpoint(folder / "checkpoints") or best_checkpoint(folder)
-    return found is not None or any((folder / name).is_file() for name in _NOTES)
+    return found is not None or runs_within(folder) != [folder] or any((folder / name).is_file() for name in _NOTES)
 
 
 def _check_together(path: str | Path, other_path: str | Path, one: Predictor, other: Predictor) -> None:

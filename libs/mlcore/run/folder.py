@@ -74,6 +74,8 @@ def choose_run_folder(
         UserError: `resume` names nothing, "never" would overwrite a run, or there cannot be such a folder.
     """
     try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # those are for whoever makes it
+            (output_dir or root).lstat()
         return _chosen(root, config, output_dir, resume, start)
     except OSError as error:  # such as a name that is too long for the file system
         what = error.filename or output_dir or root

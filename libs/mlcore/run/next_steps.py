@@ -49,7 +49,8 @@ def next_steps(folder: Path, *, app: App[Any], train: TrainConfig, demo: bool) -
     elif (inner := _inner(folder)) is not None:
         uses = _uses(f"{run}/{inner}", app)
         steps += uses if inner == "refit" else uses[-3:-1]  # what takes several runs, which are averaged
-    return [*steps, ("compare with another run", f"{quartet} compare {run} OTHER_RUN")]
+    other = "OTHER_RUN" if best is not None else "OTHER_JOB"
+    return [*steps, ("compare with another one", f"{quartet} compare {run} {other}")]
 
 
 def _inner(folder: Path) -> str | None:

@@ -88,8 +88,9 @@ def load_run(
     """The predictor of a run, or of its export.
 
     Args:
-        source: The run's folder, whose best checkpoint is taken; a checkpoint; `s3://bucket/key` of one; a folder
-            that `quartet export` or an ensemble experiment wrote; or `hub:NAME` of one that `quartet push` wrote.
+        source: The run's folder, whose best checkpoint is taken, or that of a job with one last run; a checkpoint;
+            `s3://bucket/key` of one; a folder that `quartet export` or an ensemble experiment wrote; or `hub:NAME` of
+            one that `quartet push` wrote.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
         options: The app's own, by name, as texts; it says itself what they may be.
         network: What computes the network of an export: None, torch with the file of weights; "onnx", ONNX Runtime;
@@ -100,6 +101,8 @@ def load_run(
             is unknown or has no sensible value.
     """
     path, where = located(source), pick_device(device)
+    if len(found := runs_within(path)) == 1:
+        path = found[0]
     if (path / ABOUT).is_file():
         return _exported(path, where, options or {}, network)
     if (path / ENSEMBLE).is_file():
@@ -192,6 +195,23 @@ def checkpoint_of(path: Path) -> Path:
     if inner := sorted({run_folder(p) for p in path.glob("*/*/checkpoints/*.pth")}):
         raise UserError(f"{path}: holds several runs; name one of them, such as {inner[0]}")
     raise UserError(f"{path}: no checkpoint in this folder; expected a run, with checkpoints/best_model.pth")
+
+
+def runs_within(path: Path) -> list[Path]:
+    """The runs that a job's folder stands for: the last ones on all data, or those of its folds or seeds.
+
+    The folder itself where it is a run's, or nothing is known of runs in it; so is the folder of the folds alone.
+    """
+    if any((path / name).is_file() for name in (ABOUT, ENSEMBLE)) or not path.is_dir():
+        return [path]
+    if best_checkpoint(path / "checkpoints") or best_checkpoint(path):
+        return [path]
+    own = {"refit": "seed_*", "folds": "fold_*", "seeds": "seed_*"}.get(path.name, "")
+    for pattern in (own, "refit", "refit/seed_*", "folds/fold_*", "seeds/seed_*"):
+        found = [place for place in path.glob(pattern) if best_checkpoint(place / "checkpoints")] if pattern else []
+        if found:
+            return sorted(found)
+    return [path]
 
 
 def _known(options: Mapping[str, str], app: App[Any]) -> dict[str, str]:

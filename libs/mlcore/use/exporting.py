@@ -9,6 +9,7 @@ import copy
 import inspect
 import io
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -303,8 +304,9 @@ def _prove(cases: Cases, folder: Path, formats: Sequence[str]) -> None:
         cases_file = str(Path(scratch) / "cases.pt")
         torch.save(cases, cases_file)
         code = f"from mlcore.use.exporting import main; main({str(folder)!r}, {list(formats)!r}, {cases_file!r})"
+        environment = {**child_environment(), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         done = subprocess.run(  # noqa: S603 - our own code
-            [sys.executable, "-c", code], check=False, env=child_environment(), capture_output=True, text=True
+            [sys.executable, "-P", "-c", code], check=False, env=environment, capture_output=True, text=True
         )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]

@@ -217,6 +217,7 @@ def test_sizes(tmp_path: Path) -> None:
         "0 bytes", "1023 bytes", "1.5 KiB", "3.0 GiB", "5.0 TiB",
     ]  # fmt: skip
     assert free_bytes(tmp_path / "not" / "yet") > 0
+    assert free_bytes(tmp_path / ("x" * 300) / "y") > 0, "a name that no disk takes"
 
 
 def test_rows_become_csv_that_reads_back() -> None:

@@ -85,6 +85,7 @@ def test_runs_are_sorted_by_what_chose_their_checkpoints(sweep: Path) -> None:
         ({"metric": "val_loss"}, "b"),
         ({"metric": "val/loss", "mode": "max"}, "a"),
         ({"metric": "test/auroc"}, "b"),
+        ({"metric": "test_auroc"}, "b"),
         ({"metric": "auroc", "mode": "min"}, "a"),
     ],
 )
