@@ -32,8 +32,11 @@ from quartet.apps.multimodal_ads.data.table import AdRow, read_table
 from quartet.apps.multimodal_ads.evaluation import CLASS_NAMES
 from quartet.apps.multimodal_ads.frozen import picture_features, text_features
 from quartet.apps.multimodal_ads.model.build import Parts, describe, describe_as_before, make_parts
+from quartet.apps.multimodal_ads.model.classifier import AdClassifier, given
 from quartet.apps.multimodal_ads.outputs import Inspector, write_outputs
 from quartet.apps.multimodal_ads.task import AdTask, Objective
+from quartet.apps.multimodal_ads.text.encoder import TextEncoder
+from quartet.apps.multimodal_ads.text.ngrams import NgramEncoder, fit_ngrams
 from quartet.apps.multimodal_ads.text.truncation import Truncation, truncation
 
 _log = logging.getLogger(__name__)
@@ -53,12 +56,14 @@ def build(config: AdsConfig, world: World) -> TrainingSetup:
     splits = broadcast_object(load_splits(config) if world.is_main else None)
     parts = make_parts(config, device=world.device)
     sources = _sources(config, splits, parts, world=world)
+    model, text_logits = _model(parts, splits.train, world=world, with_vision=not sources["train"].knows_pictures)
     cuts = _truncations(sources, parts) if world.is_main else {}
     cached = sources["train"].knows_pictures
     task = AdTask(
-        model=parts.classifier(with_vision=not cached),
+        model=model,
         objective=objective(config.train, splits.train),
         text_encoder=None if parts.text is None or sources["train"].knows_texts else parts.text,
+        text_logits=text_logits,
         metadata=describe(config, parts),
         former_metadata=partial(describe_as_before, config, parts),
     )
@@ -274,7 +279,7 @@ def _sources(config: AdsConfig, splits: Splits, parts: Parts, *, world: World) -
     if root is not None:
         if parts.vision is not None and parts.vision_is_frozen and config.augmentation.name == "none":
             pictures = picture_features(named, parts, config=config, root=root, world=world)
-        if parts.text is not None:
+        if isinstance(parts.text, TextEncoder):
             texts = text_features(named, parts.text, settings=config.features, root=root, world=world)
     return {
         name: SampleSource(
@@ -302,6 +307,22 @@ def _transform(config: AdsConfig, parts: Parts) -> Transform | None:
 # -------------------------------------------------------------------------------------------------------- the training
 
 
+def _model(
+    parts: Parts, train: Sequence[AdRow], *, world: World, with_vision: bool
+) -> tuple[AdClassifier, Mapping[str, float]]:
+    """The classifier, and where it embeds n-grams, fitted to the training texts, logits of these out of fold."""
+    model = parts.classifier(with_vision=with_vision)
+    if model.ngrams is None or not isinstance(parts.text, NgramEncoder):
+        return model, {}
+    start = None
+    if world.is_main:
+        start = fit_ngrams(parts.text, [row.text for row in train], [row.label for row in train])
+    start = given(broadcast_object(start))
+    model.ngrams.load_state_dict({**model.ngrams.state_dict(), **start.state})
+    given(model.no_text).data[-1] = start.missing
+    return model, start.logits
+
+
 def objective(settings: AdsTrainConfig, train: Sequence[AdRow] | None) -> Objective:
     """The loss; where the training rows are not known, an automatic weight of the ads is left out."""
     weight = settings.pos_weight
@@ -317,6 +338,7 @@ def objective(settings: AdsTrainConfig, train: Sequence[AdRow] | None) -> Object
         pos_weight=weight,
         label_smoothing=settings.label_smoothing,
         align_weight=settings.align_weight,
+        modality_loss=settings.modality_loss,
     )
 
 

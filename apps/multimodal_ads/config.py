@@ -116,13 +116,15 @@ class VisionEncoderConfig(Section):
 
 
 class TextEncoderConfig(Section):
-    """The text encoder, always frozen."""
+    """The text encoder: a frozen sentence encoder, or n-grams that are trained with the classifier."""
 
     model: str | None = field(
         "sentence-transformers/LaBSE",
         "A sentence-transformers model: name on the Hugging Face hub, a folder, or an installed package that carries "
-        "one; null: no text",
+        "one; ngrams: hashed n-grams of words and characters, trained here; null: no text",
     )
+    buckets: int = field(65536, "ngrams: what they are hashed to, half for words and half for characters", ge=2)
+    width: int = field(32, "ngrams: width of a text's embedding", unit="features", ge=1)
     prefix: str = field("", "Put before every text, as some encoders were trained")
     max_length: int | None = field(
         None,
@@ -144,8 +146,10 @@ class PoolingConfig(Section):
 class FusionConfig(Section):
     """How picture and text come together."""
 
-    name: Literal["gated", "concat"] = field(
-        "gated", "gated: gated multimodal unit (GMU); concat: both vectors at unit length, side by side"
+    name: Literal["gated", "concat", "late"] = field(
+        "gated",
+        "gated: gated multimodal unit (GMU); concat: both vectors at unit length, side by side; late: a logit of each, "
+        "added with learned weights",
     )
     hidden_dim: int = field(512, "gated: width", unit="features", ge=1)
 
@@ -225,6 +229,12 @@ class AdsTrainConfig(TrainConfig):
         "teaches a backbone much that a label alone does not, where pictures are few",
         ge=0,
     )
+    modality_loss: float = field(
+        0.0,
+        "Weight of a loss of each modality's own logit, so that neither starves beside the other; fusions other than "
+        "late get these logits for it",
+        ge=0,
+    )
     ablations: bool = field(
         default=False,
         description="Train each modality alone and the other fusion, too, with the same settings, and compare",
@@ -245,6 +255,8 @@ class AdsTrainConfig(TrainConfig):
             reject("lora_lr", "needs train.lora.enabled=true")
         if self.align_weight and (self.modality != "multimodal" or (self.freeze_backbone and not self.lora.enabled)):
             reject("align_weight", "needs train.modality=multimodal and a backbone that is trained")
+        if self.modality_loss and self.modality != "multimodal":
+            reject("modality_loss", "needs train.modality=multimodal")
         if self.loss_type != "bce" and self.pos_weight is not None:
             reject("pos_weight", "is for train.loss_type=bce; focal takes focal_alpha")
         return self

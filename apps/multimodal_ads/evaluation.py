@@ -1,8 +1,9 @@
 """What an evaluation says: the figures of training, results.json, and the pictures of the report.
 
 Predictions are the evaluator's rows, in the order of the data: "label" int [N] (1: ad, 0: not), "logit" float [N],
-"loss" float [N], and for a gated fusion "gate" float [N]. A sample is taken for an ad where its probability, the
-sigmoid of its logit, is at least the threshold.
+"loss" float [N], for a gated fusion "gate" float [N], and where each modality has a logit of its own "picture_logit"
+and "text_logit" float [N]. A sample is taken for an ad where its probability, the sigmoid of its logit, is at least the
+threshold.
 
 Policy for undefined figures: AUROC and average precision are undefined where only one class is labelled, precision,
 recall and F1 of ads where no sample is labelled or taken as one. They are NaN among the figures of training and null,
@@ -67,7 +68,8 @@ def ad_metrics(predictions: Mapping[str, Tensor], threshold: float = 0.5) -> dic
 
     Returns:
         "loss" (mean), "auroc", "average_precision", "accuracy", "precision", "recall", "f1" (all three of ads), "ece",
-        "brier", "positives" (share labelled as ads); all but the loss 0..1.
+        "brier", "positives" (share labelled as ads), and where each modality has a logit of its own "picture_auroc" and
+        "text_auroc"; all but the loss 0..1.
 
     Raises:
         UserError: no samples, a label other than 0 and 1, or a logit that is not finite.
@@ -85,6 +87,11 @@ def ad_metrics(predictions: Mapping[str, Tensor], threshold: float = 0.5) -> dic
         "ece": expected_calibration_error(truth, probabilities=chances),
         "brier": brier_score(truth, probabilities=chances),
         "positives": float(truth.mean()),
+        **{
+            f"{name}_auroc": auroc(truth, scores=as_floats(predictions[f"{name}_logit"], name=name)).value
+            for name in ("picture", "text")
+            if f"{name}_logit" in predictions
+        },
     }
 
 

@@ -18,7 +18,7 @@ from quartet.apps.multimodal_ads.data.duplicates import picture_groups
 from quartet.apps.multimodal_ads.data.ocr import check_tesseract, recognise
 from quartet.apps.multimodal_ads.data.split import stratified_split
 from quartet.apps.multimodal_ads.data.table import COLUMNS, LABELS, AdRow, clean_text, find_image
-from quartet.apps.multimodal_ads.text.encoder import TextEncoder, load_text
+from quartet.apps.multimodal_ads.text.encoder import AnyTextEncoder, load_text
 from quartet.apps.multimodal_ads.text.truncation import truncation
 
 __all__ = ["Preparation", "Sources", "prepare_data", "read_source", "run"]
@@ -305,7 +305,7 @@ def _table(rows: Sequence[AdRow], base_dir: Path | None) -> str:
     return csv_text(lines, exact=True)
 
 
-def _report(output: Path, splits: dict[str, list[AdRow]], settings: Preparation, encoder: TextEncoder | None) -> str:
+def _report(output: Path, splits: dict[str, list[AdRow]], settings: Preparation, encoder: AnyTextEncoder | None) -> str:
     lines = [f"{'split':<8}{'pictures':>10}{'ads':>8}{'without text':>14}"]
     choices = [] if settings.base_dir is None else [f"data.base_dir={settings.base_dir}"]
     for name, rows in splits.items():
@@ -322,7 +322,7 @@ def _report(output: Path, splits: dict[str, list[AdRow]], settings: Preparation,
     return "\n".join(lines)
 
 
-def _encoder(settings: Preparation) -> TextEncoder | None:
+def _encoder(settings: Preparation) -> AnyTextEncoder | None:
     """The text encoder of `text_encoder`, by its preset or its model."""
     name = settings.text_encoder
     if name is None:

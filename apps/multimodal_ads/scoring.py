@@ -24,6 +24,7 @@ from quartet.apps.multimodal_ads.model.network import TEXT_INPUTS, AdNetwork
 from quartet.apps.multimodal_ads.restore import as_it_was_read, decided, kept_decision, restored
 from quartet.apps.multimodal_ads.text.encoder import load_text
 from quartet.apps.multimodal_ads.text.network import make_text_network
+from quartet.apps.multimodal_ads.text.ngrams import NgramEncoder
 from quartet.apps.multimodal_ads.text.reading import TextReader
 from quartet.apps.multimodal_ads.text.truncation import forewarn
 from quartet.apps.multimodal_ads.vision.encoder import make_processor, make_vision, outline_vision
@@ -93,7 +94,7 @@ def describe(run: RunCheckpoint[AdsConfig]) -> dict[str, Any]:
     about["text"] = None
     if about["text_width"] is not None:
         about["text"], tokenizer = load_text(config.text_encoder).outline()
-        about["files"] = {_TOKENIZER: tokenizer}
+        about["files"] = {} if tokenizer is None else {_TOKENIZER: tokenizer}
     return about
 
 
@@ -124,7 +125,7 @@ def make_module(about: Mapping[str, Any], weights: Mapping[str, Tensor], source:
 
 def _bare(about: Mapping[str, Any], config: AdsConfig, pixels: Sequence[str]) -> nn.Module:
     vision = None if about["vision"] is None else make_vision(about["vision"])
-    text = None if about["text"] is None else make_text_network(about["text"])
+    text = None if about["text"] is None or "buckets" in about["text"] else make_text_network(about["text"])
     classifier = bare_parts(config, vision=vision, text_width=about["text_width"]).classifier()
     return AdNetwork(classifier, text, pixels).requires_grad_()
 
@@ -163,6 +164,12 @@ def make_scorer(about: Mapping[str, Any], network: Network, options: Mapping[str
     return AdScorer(about, network, decision=decision, text=clean_text(options.get("text", "")))
 
 
+def _reader(about: Mapping[str, Any]) -> TextReader | NgramEncoder:
+    if "buckets" not in about["text"]:
+        return TextReader(about["text"], about["files"][_TOKENIZER])
+    return NgramEncoder(about["text"]["buckets"], about["text_width"] - 1)
+
+
 class AdScorer:
     """A `mlcore.run.scorer.Scorer`; an item's content is a picture uint8 [H, W, 3], its value "text" the text in it.
 
@@ -181,7 +188,7 @@ class AdScorer:
         self._decision, self._text = decision, text
         self._max_pixels = round(about["max_megapixels"] * 1e6)
         self._processor = None if about["vision"] is None else make_processor(about["vision"])
-        self._reader = None if about["text"] is None else TextReader(about["text"], about["files"][_TOKENIZER])
+        self._reader = None if about["text"] is None else _reader(about)
         self.columns = ("probability", "predicted", "gate", *(["review"] if decision.can_review else []))
         pictures: dict[str, Sequence[str]] = {} if self._processor is None else {"path": _PICTURES}
         self.inputs: dict[str, Sequence[str]] = pictures if self._reader is None else {**pictures, "text": _TEXTS}

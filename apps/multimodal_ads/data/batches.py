@@ -10,7 +10,7 @@ from torch import Tensor
 from mlcore.data.images import read_image
 from quartet.apps.multimodal_ads.data.table import AdRow
 from quartet.apps.multimodal_ads.features import FeatureStore
-from quartet.apps.multimodal_ads.text.encoder import TextEncoder
+from quartet.apps.multimodal_ads.text.encoder import AnyTextEncoder
 from quartet.apps.multimodal_ads.vision.interface import Processor, Tokens
 
 __all__ = ["KnownFeatures", "Pixels", "SampleSource", "collate"]
@@ -61,7 +61,7 @@ class SampleSource:
         """Whether samples carry text features."""
         return self._texts is not None
 
-    def count_tokens(self, encoder: TextEncoder) -> Tensor:
+    def count_tokens(self, encoder: AnyTextEncoder) -> Tensor:
         """See `TextEncoder.count_tokens`, int64 [N]; known features know it."""
         if self._texts is None:
             return encoder.count_tokens([row.text for row in self.rows])

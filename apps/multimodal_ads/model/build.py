@@ -1,6 +1,7 @@
 """From the configuration to the parts of a classifier: what training and prediction both begin with."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from mlcore.base.errors import UserError
 from quartet.apps.multimodal_ads.config import AdsConfig, PoolingConfig
 from quartet.apps.multimodal_ads.features import text_digest, weights_digest
 from quartet.apps.multimodal_ads.model.classifier import AdClassifier, given
-from quartet.apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, Single
+from quartet.apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, LateFusion, Single
 from quartet.apps.multimodal_ads.model.head import make_head
 from quartet.apps.multimodal_ads.model.pooling import AttentionPooling, MeanPooling, SummaryPooling
-from quartet.apps.multimodal_ads.text.encoder import TextEncoder, load_text
+from quartet.apps.multimodal_ads.text.encoder import AnyTextEncoder, load_text
+from quartet.apps.multimodal_ads.text.ngrams import NGRAMS, NgramEmbedding
 from quartet.apps.multimodal_ads.vision.encoder import load_vision
 from quartet.apps.multimodal_ads.vision.freezing import freeze
 from quartet.apps.multimodal_ads.vision.interface import VisionEncoder
@@ -30,15 +32,15 @@ class Parts:
         base_digest: Digest of the backbone's architecture and published weights; None without a backbone, and where it
             starts at random.
         pooling: From tokens to a vector; None without a backbone.
-        text: The frozen text encoder; None where texts are not looked at.
-        text_width: Width of its embeddings; None without it.
+        text: The frozen text encoder, or what reads n-grams; None where texts are not looked at.
+        text_width: Width of what the classifier is told of a text; None without it.
     """
 
     config: AdsConfig
     vision: VisionEncoder | None
     base_digest: str | None
     pooling: nn.Module | None
-    text: TextEncoder | None
+    text: AnyTextEncoder | None
     text_width: int | None
 
     @property
@@ -53,26 +55,36 @@ class Parts:
             with_vision: Without it the backbone stays outside, because its features come with the batches.
         """
         config = self.config
-        fusion = self._fusion()
-        imagine = None
-        if config.train.align_weight:
-            imagine = nn.Linear(given(self.vision).width, given(self.text_width))
+        head = partial(make_head, hidden_dims=config.head.hidden_dims, dropout=config.head.dropout)
+        text, seen = config.text_encoder, None if self.vision is None else self.vision.width
+        ngrams = None
+        read = self.text_width  # without the shortcut's logit
+        if read is not None and text.model == NGRAMS:
+            ngrams, read = NgramEmbedding(text.buckets, text.width), text.width
+        fusion = self._fusion(seen, read)
+        branches = None
+        if isinstance(fusion, LateFusion) or (config.train.modality_loss and seen and read):
+            branches = nn.ModuleList([head(given(seen)), head(given(read))])
         return AdClassifier(
             vision=self.vision if with_vision else None,
             pooling=self.pooling,
             fusion=fusion,
-            head=make_head(fusion.width, hidden_dims=config.head.hidden_dims, dropout=config.head.dropout),
+            head=nn.Identity() if isinstance(fusion, LateFusion) else head(fusion.width),
+            branches=branches,
             text_width=self.text_width,
-            imagine=imagine,
+            ngrams=ngrams,
+            imagine=nn.Linear(given(seen), given(read)) if config.train.align_weight else None,
         )
 
-    def _fusion(self) -> GatedFusion | ConcatFusion | Single:
-        if self.vision is None or self.text_width is None:
-            width = given(self.text_width) if self.vision is None else self.vision.width
-            return Single(width, projection_dim=self.config.head.projection_dim)
+    def _fusion(self, seen: int | None, read: int | None) -> GatedFusion | ConcatFusion | LateFusion | Single:
+        """Of vectors of these widths."""
+        if seen is None or read is None:
+            return Single(given(read) if seen is None else seen, projection_dim=self.config.head.projection_dim)
+        if self.config.fusion.name == "late":
+            return LateFusion()
         if self.config.fusion.name == "gated":
-            return GatedFusion(self.vision.width, self.text_width, width=self.config.fusion.hidden_dim)
-        return ConcatFusion(self.vision.width, self.text_width)
+            return GatedFusion(seen, read, width=self.config.fusion.hidden_dim)
+        return ConcatFusion(seen, read)
 
 
 def make_parts(config: AdsConfig, *, device: torch.device) -> Parts:
@@ -88,10 +100,9 @@ def make_parts(config: AdsConfig, *, device: torch.device) -> Parts:
     modality = config.train.modality
     if modality == "text_only" and config.text_encoder.model is None:
         raise UserError("train.modality=text_only needs a text encoder; text_encoder=none has none")
-    text = None
+    text: AnyTextEncoder | None = None
     if modality != "vision_only" and config.text_encoder.model is not None:
-        text = load_text(config.text_encoder)
-        text.to(device)
+        text = load_text(config.text_encoder).to(device)
     vision = None if modality == "text_only" else load_vision(config.vision_encoder)
     digest = None
     if vision is not None and config.vision_encoder.pretrained:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quartet.apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, Single
+from quartet.apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, LateFusion, Single
+from quartet.apps.multimodal_ads.text.ngrams import NgramEmbedding
 from quartet.apps.multimodal_ads.vision.interface import Tokens, VisionEncoder
 
 Batch = Mapping[str, Any]
@@ -22,11 +23,15 @@ class Output(NamedTuple):
         logits: [B]; above 0 means more likely an ad than not.
         gate: [B, H], the share of the picture in each unit of a gated fusion; None without one.
         imagined: [B, Dt], the text's embedding as predicted from the picture; None but in training with that aim.
+        text: [B, Dt], the embedding itself; None without texts.
+        branches: [B, 2], the logit of the picture alone and of the text alone; None where there are none.
     """
 
     logits: Tensor
     gate: Tensor | None
     imagined: Tensor | None = None
+    text: Tensor | None = None
+    branches: Tensor | None = None
 
 
 class AdClassifier(nn.Module):
@@ -38,9 +43,11 @@ class AdClassifier(nn.Module):
     Args:
         vision: The backbone; None where pictures are not looked at, or where their features come with the batch.
         pooling: From its tokens to a vector; None where pictures are not looked at.
-        fusion: What joins (or, for one modality, prepares) the vectors.
-        head: From the fused vector to the logit.
-        text_width: Width of the text embeddings; None where texts are not looked at.
+        fusion: What joins (or, for one modality, prepares) the vectors, or their logits.
+        head: From the fused vector to the logit; not used where logits are fused.
+        branches: Heads of the picture's vector and of the text's; None without logits of their own.
+        text_width: Width of what is known of texts; None where they are not looked at.
+        ngrams: Embeds texts; None where they come embedded. What it says last is a logit, and is added to the text's.
         imagine: From the picture's vector to a text embedding, for training; None for none.
     """
 
@@ -49,9 +56,11 @@ class AdClassifier(nn.Module):
         *,
         vision: VisionEncoder | None,
         pooling: nn.Module | None,
-        fusion: GatedFusion | ConcatFusion | Single,
+        fusion: GatedFusion | ConcatFusion | LateFusion | Single,
         head: nn.Module,
+        branches: nn.ModuleList | None = None,
         text_width: int | None,
+        ngrams: NgramEmbedding | None = None,
         imagine: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -59,6 +68,8 @@ class AdClassifier(nn.Module):
         self.pooling = pooling
         self.fusion = fusion
         self.head = head
+        self.branches = branches
+        self.ngrams = ngrams
         self.imagine = imagine
         # What stands in for a text that is missing; learned, so that it need not look like any text. It starts at unit
         # length, as embeddings have it: fusions normalise it, and at zero the gradient of that is without bound.
@@ -72,19 +83,33 @@ class AdClassifier(nn.Module):
         """Logits of a batch, with the gate where there is one.
 
         Args:
-            batch: "pixels" (the processor's tensors), or "tokens" (`Tokens`), or "pooled" [B, D]; and "text" [B, Dt]
+            batch: "pixels" (the processor's tensors), or "tokens" (`Tokens`), or "pooled" [B, D]; and "text" [B, Dt],
+                or "ngrams" (as `NgramEmbedding` takes them), perhaps with "text_logit" [B] in place of the shortcut's,
                 with "has_text" bool [B]. What the modality does not need may be missing.
         """
         picture = None if self.pooling is None else self._picture(batch).float()
         text = None if self.no_text is None else self._text(batch).float()
         # Fusion and head cost next to nothing, and logits of few digits would tie.
         with full_precision(given(text if picture is None else picture).device):
+            shortcut: Tensor | float = 0.0
+            if text is not None and self.ngrams is not None:
+                text, shortcut = text[:, :-1], text[:, -1]
+            imagined = self.imagine(picture) if self.imagine is not None and self.training else None
+            branches = None if self.branches is None else self._alone(given(picture), given(text), shortcut)
+            if isinstance(self.fusion, LateFusion):
+                return Output(self.fusion(given(branches)), None, imagined, text, branches)
             if isinstance(self.fusion, Single):
                 vector, gate = self.fusion(given(text if picture is None else picture)), None
             else:
                 vector, gate = self.fusion(given(picture), given(text))
-            imagined = self.imagine(picture) if self.imagine is not None and self.training else None
-            return Output(self.head(vector).squeeze(-1), gate, imagined)
+            logits = self.head(vector).squeeze(-1) + shortcut
+            return Output(logits, gate, imagined, text, branches)
+
+    def _alone(self, picture: Tensor, text: Tensor, shortcut: Tensor | float) -> Tensor:
+        """Logits of each modality [B, 2]; vectors at mean 0 and variance 1, as for `GatedFusion`."""
+        vectors = (functional.layer_norm(vector, vector.shape[-1:]) for vector in (picture, text))
+        seen, read = (head(vector).squeeze(-1) for head, vector in zip(given(self.branches), vectors, strict=True))
+        return torch.stack([seen, read + shortcut], dim=1)
 
     def _picture(self, batch: Batch) -> Tensor:
         if "pooled" in batch:
@@ -100,7 +125,9 @@ class AdClassifier(nn.Module):
         return tokens
 
     def _text(self, batch: Batch) -> Tensor:
-        text: Tensor = batch["text"]
+        text: Tensor = batch["text"] if "text" in batch else given(self.ngrams)(*batch["ngrams"])
+        if "text_logit" in batch:
+            text = torch.cat([text[:, :-1], batch["text_logit"].unsqueeze(1)], dim=1)
         return torch.where(batch["has_text"].unsqueeze(-1), text, given(self.no_text).to(text.dtype))
 
 

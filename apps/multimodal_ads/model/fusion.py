@@ -48,6 +48,19 @@ class ConcatFusion(nn.Module):
         return torch.cat([functional.normalize(vision, dim=-1), functional.normalize(text, dim=-1)], dim=-1), None
 
 
+class LateFusion(nn.Module):
+    """Each modality has a logit of its own; they are added with learned weights, 1 at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.ones(2))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Logits [B] of those of picture and text [B, 2]."""
+        return logits @ self.weights + self.bias
+
+
 class Single(nn.Module):
     """One modality alone: an optional projection, then unit length.
 

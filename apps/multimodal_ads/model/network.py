@@ -10,7 +10,10 @@ from quartet.apps.multimodal_ads.text.network import TextNetwork
 __all__ = ["TEXT_INPUTS", "AdNetwork"]
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "text_of")
-"""Tokens of T texts int64 [T, L], where there are some int64 [T, L], and the text of each input int64 [B], -1: none."""
+"""Tokens of T texts int64 [T, L], where there are some int64 [T, L], and the text of each input int64 [B], -1: none.
+
+Of n-grams: their buckets, and how often each occurs.
+"""
 
 
 class AdNetwork(nn.Module):
@@ -18,7 +21,7 @@ class AdNetwork(nn.Module):
 
     Args:
         classifier: Without frozen weights or adapters, so that its state dict holds all.
-        text: The frozen text encoder's; None where texts are not looked at.
+        text: The frozen text encoder's; None where texts are not looked at, or n-grams are.
         pixels: Names of the processor's tensors, which come first; none where pictures are not looked at.
     """
 
@@ -30,10 +33,11 @@ class AdNetwork(nn.Module):
         """The processor's tensors in their order, then those of `TEXT_INPUTS`."""
         count = len(self._pixels)
         batch: dict[str, object] = {"pixels": dict(zip(self._pixels, tensors[:count], strict=True))}
-        if self.text is not None:
+        network = self.classifier.ngrams if self.text is None else self.text
+        if network is not None:
             tokens, mask, place = tensors[count:]
             with full_precision(tokens.device):  # as the embeddings of training are computed
-                embeddings: Tensor = self.text(tokens, mask)
+                embeddings: Tensor = network(tokens, mask)
             batch |= {"text": embeddings[place.clamp(min=0)], "has_text": place >= 0}
         found = self.classifier(batch)
         return found.logits if found.gate is None else (found.logits, found.gate.float().mean(dim=1))

@@ -19,13 +19,14 @@ from quartet.apps.multimodal_ads.config import TextEncoderConfig
 from quartet.apps.multimodal_ads.text.identity import describe_encoder, files_digest
 from quartet.apps.multimodal_ads.text.library import LIMITLESS, load_model, most_tokens
 from quartet.apps.multimodal_ads.text.network import TextNetwork, outline_text
+from quartet.apps.multimodal_ads.text.ngrams import NGRAMS, NgramEncoder
 from quartet.apps.multimodal_ads.text.reading import count_tokens, start
 from quartet.apps.multimodal_ads.text.safety import check_folder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["TextEncoder", "load_text"]
+__all__ = ["AnyTextEncoder", "TextEncoder", "load_text"]
 
 _SETTING = "text_encoder.model"
 _PROCESSING = "2"  # raise when `encode` changes what it makes of a text; 1 digested all files of the folder
@@ -184,8 +185,11 @@ class TextEncoder:
         return f"text 1 {files_digest(self._folder)} prefix={self._prefix!r} max_length={self._max_length}"
 
 
-def load_text(config: TextEncoderConfig) -> TextEncoder:
-    """Find the model of `text_encoder.model` and check its folder.
+AnyTextEncoder = TextEncoder | NgramEncoder
+
+
+def load_text(config: TextEncoderConfig) -> AnyTextEncoder:
+    """Find the model of `text_encoder.model` and check its folder; "ngrams" needs none.
 
     A name is looked for as a folder, then as an installed Python package that carries the files in a folder called
     `model` (nothing of it is imported), then on the hub.
@@ -196,10 +200,13 @@ def load_text(config: TextEncoderConfig) -> TextEncoder:
     """
     if config.model is None:
         raise UserError(f"{_SETTING} is null: there is no text encoder to load")
+    if config.model == NGRAMS:
+        return NgramEncoder(config.buckets, config.width)
     folder = _packaged(config.model) or find_model(
         config.model,
         setting=_SETTING,
-        ways_out="Or take the small text_encoder=minilm, which comes with the requirements, or text_encoder=none.",
+        ways_out="Or take text_encoder=minilm, which comes with the requirements, text_encoder=ngrams, which needs no "
+        "weights, or text_encoder=none.",
     )
     encoder = TextEncoder(folder, width=check_folder(folder), prefix=config.prefix, max_length=config.max_length)
     if config.max_length is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from quartet.apps.multimodal_ads.text.encoder import TextEncoder
+from quartet.apps.multimodal_ads.text.encoder import AnyTextEncoder
 from quartet.apps.multimodal_ads.text.reading import TextReader
 
 __all__ = ["Truncation", "forewarn", "truncation"]
@@ -48,7 +48,7 @@ class Truncation:
         )
 
 
-def truncation(counts: Tensor, encoder: TextEncoder | TextReader) -> Truncation:
+def truncation(counts: Tensor, encoder: AnyTextEncoder | TextReader) -> Truncation:
     """What `encoder` cuts off of texts.
 
     Args:
@@ -67,7 +67,7 @@ def truncation(counts: Tensor, encoder: TextEncoder | TextReader) -> Truncation:
     )
 
 
-def forewarn(texts: Sequence[str], encoder: TextEncoder | TextReader | None) -> list[str]:
+def forewarn(texts: Sequence[str], encoder: AnyTextEncoder | TextReader | None) -> list[str]:
     """What to know before texts are read: that all are missing, which is rather a thing forgotten, or what is cut."""
     if encoder is None or not texts:
         return []
