@@ -67,11 +67,12 @@ def variants(config: AdsConfig) -> Mapping[str, AdsConfig]:
     if not config.train.ablations or config.train.modality != "multimodal" or config.text_encoder.model is None:
         return {}
     plain = _changed(config, train={"ablations": False})
+    alone = {"align_weight": 0.0, "modality_loss": 0.0}
     other = "concat" if config.fusion.name == "gated" else "gated"
     return {
         f"fusion_{other}": _changed(plain, fusion={"name": other}),
-        "vision_only": _changed(plain, train={"modality": "vision_only", "align_weight": 0.0}),
-        "text_only": _changed(plain, train={"modality": "text_only", "align_weight": 0.0}),
+        "vision_only": _changed(plain, train={"modality": "vision_only", **alone}),
+        "text_only": _changed(plain, train={"modality": "text_only", **alone}),
     }
 
 

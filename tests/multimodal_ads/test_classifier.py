@@ -10,7 +10,7 @@ from torch.nn import functional
 from mlcore.base.errors import UserError
 from mlcore.training.checkpoint import CheckpointError, load_model_weights
 from quartet.apps.multimodal_ads.model.classifier import AdClassifier, given
-from quartet.apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, Single
+from quartet.apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, LateFusion, Single
 from quartet.apps.multimodal_ads.model.head import make_head
 from quartet.apps.multimodal_ads.model.pooling import AttentionPooling, MeanPooling, SummaryPooling
 from quartet.apps.multimodal_ads.task import AdTask, Objective
@@ -82,6 +82,42 @@ def test_concat_and_single_are_of_unit_length() -> None:
         vector = single(torch.randn(2, 4) * 9)
         assert vector.shape[1] == single.width == (projection or 4)
         torch.testing.assert_close(vector.norm(dim=1), torch.ones(2))
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_each_modality_learns_from_a_loss_of_its_own(late: bool) -> None:
+    torch.manual_seed(0)
+    fusion = LateFusion() if late else ConcatFusion(8, 6)
+    model = AdClassifier(
+        vision=None,
+        pooling=MeanPooling(),
+        fusion=fusion,
+        head=nn.Identity() if isinstance(fusion, LateFusion) else make_head(14, hidden_dims=(), dropout=0.0),
+        branches=nn.ModuleList([make_head(width, hidden_dims=(), dropout=0.0) for width in (8, 6)]),
+        text_width=6,
+    )
+    made = {"pooled": torch.randn(3, 8), "text": torch.randn(3, 6), "has_text": torch.tensor([True, True, False])}
+    made["label"] = torch.tensor([1, 0, 1])
+    found = model(made)
+    picture, text = given(found.branches).unbind(1)
+    rows = AdTask(model=model).evaluation_step(model, made)
+    assert torch.equal(rows["picture_logit"], picture)
+    assert torch.equal(rows["text_logit"], text)
+    if isinstance(fusion, LateFusion):
+        torch.testing.assert_close(found.logits, picture + text)
+        with torch.no_grad():
+            fusion.weights.copy_(torch.tensor([2.0, -1.0]))
+            fusion.bias.fill_(0.5)
+        torch.testing.assert_close(model(made).logits, 2 * picture - text + 0.5)
+    plain, both = (
+        AdTask(model=model, objective=Objective(loss_type="bce", modality_loss=weight)) for weight in (0.0, 3.0)
+    )
+    extra = both.training_step(model, made).loss_sum - plain.training_step(model, made).loss_sum
+    loss = nn.BCEWithLogitsLoss(reduction="sum")
+    torch.testing.assert_close(extra, 3 * sum(loss(one, made["label"].float()) for one in (picture, text)))
+    extra.backward()
+    for head in given(model.branches):
+        assert all(weight.grad is not None and weight.grad.any() for weight in head.parameters())
 
 
 class Backbone(nn.Module):

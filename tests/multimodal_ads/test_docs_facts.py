@@ -46,7 +46,8 @@ def test_the_table_of_backbones_is_true(name: str) -> None:
 def test_the_table_of_text_encoders_is_true(name: str) -> None:
     request = Request(overrides=[("text_encoder", name)])
     model = compose(AdsConfig, APP.config_dir, request, environ={}).config.text_encoder.model
-    assert rows_of_tables()[f"`{name}`"][1] == ("-" if model is None else str(PUBLISHED_TEXT[model][0]))
+    widths = {None: "-", "ngrams": "32", **{name: str(width) for name, (width, _) in PUBLISHED_TEXT.items()}}
+    assert rows_of_tables()[f"`{name}`"][1] == widths[model]
 
 
 def test_the_services_of_the_page_are_in_the_compose_file() -> None:

@@ -310,6 +310,7 @@ def test_a_trial_keeps_no_features(ads: Path, backbone: list[str], tmp_path: Pat
         ("lora_lr", {"lora_lr": 1e-5}),
         ("align_weight", {"align_weight": 1.0}),
         ("align_weight", {"align_weight": 1.0, "lora": {"enabled": True}, "modality": "vision_only"}),
+        ("modality_loss", {"modality_loss": 1.0, "modality": "text_only"}),
         ("train.ablations", {"ablations": True, "modality": "text_only"}),
     ],
 )

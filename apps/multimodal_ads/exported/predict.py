@@ -1,5 +1,7 @@
 """Tell ads from others with an exported classifier; needs numpy, onnxruntime, and Pillow or tokenizers, or both.
 
+Where there is no tokenizer.json, texts are read as hashed n-grams, which needs scikit-learn in its place.
+
 python predict.py picture.jpg ...                      a model of pictures
 python predict.py picture.jpg "text in it" ...         of both: pairs, "" where there is no text
 python predict.py "text" ...                           of texts
@@ -28,6 +30,8 @@ def pixels(path: str, how: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
 
 def tokens(text: str, how: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     """A text as the model takes it; `text_of` is -1 where there is none."""
+    if "buckets" in how:
+        return ngrams(text, how)
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
@@ -36,6 +40,20 @@ def tokens(text: str, how: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         tokenizer.enable_truncation(how["limit"], **how["truncation"])
     ids = np.array([tokenizer.encode(how["prefix"] + (text.strip() or ".")).ids], np.int64)
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "text_of": np.array([0 if text.strip() else -1])}
+
+
+def ngrams(text: str, how: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """The same of n-grams: their buckets, and how often each occurs; half of the buckets are for words."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    half, found = how["buckets"] // 2, []
+    for analyzer, lengths in (("word", how["words"]), ("char_wb", how["characters"])):
+        plain = {"n_features": half, "alternate_sign": False, "norm": None}
+        way = HashingVectorizer(analyzer=analyzer, ngram_range=tuple(lengths), **plain)
+        found.append(way.transform([text.strip()[: how["most_characters"]]]))
+    ids = np.concatenate([[0], found[0].indices, found[1].indices + half])[None].astype(np.int64)
+    counts = np.concatenate([[0], found[0].data, found[1].data])[None].astype(np.int64)
+    return {"input_ids": ids, "attention_mask": counts, "text_of": np.array([0 if text.strip() else -1])}
 
 
 def main(given: list[str]) -> None:

@@ -120,7 +120,7 @@ class NgramEmbedding(nn.Module):
 
     def __init__(self, buckets: int, width: int) -> None:
         super().__init__()
-        self.bag = nn.EmbeddingBag(buckets, width, mode="sum")
+        self.embedding = nn.Embedding(buckets, width)
         self.register_buffer("idf", torch.ones(buckets))
         self.register_buffer("shortcut", torch.zeros(buckets))
         self.register_buffer("intercept", torch.zeros(()))
@@ -129,7 +129,7 @@ class NgramEmbedding(nn.Module):
         """Features [T, width + 1] of what `NgramEncoder` gives; the last one is the shortcut's logit."""
         weights = torch.where(counts > 0, 1 + counts.clamp(min=1).log(), 0.0) * self.idf[ngrams]
         weights = functional.normalize(weights, dim=1)
-        features = self.bag(ngrams, per_sample_weights=weights)
+        features = (weights.unsqueeze(1) @ self.embedding(ngrams)).squeeze(1)  # ONNX has no weighted bag of embeddings
         logit = (weights * self.shortcut[ngrams]).sum(dim=1, keepdim=True) + self.intercept
         return torch.cat([features, logit], dim=1)
 
@@ -161,7 +161,7 @@ def fit_ngrams(encoder: NgramEncoder, texts: Sequence[str], labels: Sequence[int
     with threadpool_limits(1):  # sums in another order would be others
         transform = TfidfTransformer(sublinear_tf=True)
         weights = transform.fit_transform(matrix)
-        state = {"idf": transform.idf_, "bag.weight": _topics(weights, encoder.width - 1)}
+        state = {"idf": transform.idf_, "embedding.weight": _topics(weights, encoder.width - 1)}
         regression, logits = _regression(weights, np.array([*ads.values()]))
     return NgramStart(
         state={name: torch.from_numpy(np.asarray(value, np.float32)) for name, value in (state | regression).items()},
