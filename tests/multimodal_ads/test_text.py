@@ -70,7 +70,7 @@ def change(path: Path, edit: Callable[[Any], Any]) -> None:
 
 
 def test_every_setting_is_in_the_table() -> None:
-    assert {path.stem for path in SETTINGS.glob("*.yaml")} == {*FULL_SIZE, "none"}
+    assert {path.stem for path in SETTINGS.glob("*.yaml")} == {*FULL_SIZE, "ngrams", "none"}
     assert setting("none").model is None
     assert setting("e5_large").prefix == "query: "
 
