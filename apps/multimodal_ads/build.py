@@ -133,7 +133,7 @@ def load_splits(config: AdsConfig) -> Splits:
         rows = _generated(settings)
         splits = Splits(train=rows["train"], validation=rows["val"], test=rows["test"])
         return splits if config.protocol.fold is None else _member(splits, config)
-    read = partial(read_table, base_dir=settings.base_dir)
+    read = partial(read_table, base_dir=settings.base_dir, encoding=settings.encoding)
     tables = {name: read(path) for name, path in _tables(settings).items()}
     if config.protocol.fold is None:
         rows = _complete(tables, config)
@@ -186,7 +186,8 @@ def samples(config: AdsConfig) -> dict[str, SampleSource]:
     if settings.source == "generated":
         rows = _generated(settings)
     else:
-        rows = {name: read_table(path, base_dir=settings.base_dir) for name, path in _tables(settings).items()}
+        read = partial(read_table, base_dir=settings.base_dir, encoding=settings.encoding)
+        rows = {name: read(path) for name, path in _tables(settings).items()}
     return {name: SampleSource(part, max_pixels=_max_pixels(config)) for name, part in rows.items()}
 
 

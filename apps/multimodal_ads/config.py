@@ -53,6 +53,7 @@ class DataConfig(Section):
     test_csv: Path | None = field(
         None, "Test table, evaluated once after training; without both: another part", continued="applied"
     )
+    encoding: str = field("utf-8", "Encoding of the tables, such as cp949 or utf-16", min_length=1, continued="applied")
     val_fraction: float = field(0.15, "Part held out for validation where there is no table for it", gt=0, lt=1)
     test_fraction: float = field(0.15, "Part held out for the test where only the training table is given", ge=0, lt=1)
     split_seed: int = field(

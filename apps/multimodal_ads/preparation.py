@@ -61,6 +61,7 @@ class Preparation:
         image_column: Column of the image paths in tables.
         label_column: Column of the labels.
         text_column: Column of the texts; None: there is none.
+        encoding: Of the tables that are read; those that are written are UTF-8.
         ad_labels: Label values that mean an ad, all others do not; None: true, yes, 1 and false, no, 0.
         base_dir: Paths are written relative to this folder, for data.base_dir; None: they are written in full.
         ocr: Find the texts of pictures that have none.
@@ -77,6 +78,7 @@ class Preparation:
     image_column: str = "local_image_path"
     label_column: str = "label"
     text_column: str | None = "text_info"
+    encoding: str = "utf-8"
     ad_labels: tuple[str, ...] | None = None
     base_dir: Path | None = None
     ocr: bool = False
@@ -204,7 +206,7 @@ def _table_rows(path: Path, settings: Preparation, left_out: list[LeftOut]) -> l
     problems: list[Problem] = []
     labels: set[str] = set()
     broken: dict[int, str] | None = {} if settings.skip_unreadable else None
-    for line, record in read_records(path, columns, broken=broken):
+    for line, record in read_records(path, columns, broken=broken, encoding=settings.encoding):
         name, found = record.get(settings.image_column, ""), list[str]()
         if broken and line in broken:
             problems.append((line, name, broken[line]))

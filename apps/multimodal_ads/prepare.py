@@ -31,6 +31,7 @@ def main() -> int:
     add("--image_column", default="local_image_path", metavar="NAME", help="image paths (default: local_image_path)")
     add("--label_column", default="label", metavar="NAME", help="labels (default: label)")
     add("--text_column", default="text_info", metavar="NAME", help="texts, none for no column (default: text_info)")
+    add("--encoding", default="utf-8", metavar="NAME", help="of tables, such as cp949 or utf-16 (default: utf-8)")
     add("--ad_labels", nargs="+", metavar="LABEL", help="labels that mean an ad (default: true, yes, 1)")
     add("--base_dir", type=Path, metavar="FOLDER", help="write paths relative to it (default: full paths)")
     add("--ocr", action="store_true", help="find the texts of pictures that have none, with Tesseract")

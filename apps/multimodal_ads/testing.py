@@ -35,7 +35,8 @@ def evaluation(run: RunCheckpoint[AdsConfig], asked: Asked, world: World) -> Eva
         UserError: A table is missing or has mistakes, or an encoder cannot be had.
     """
     settings = run.config.data
-    rows = {name: read_table(path, base_dir=settings.base_dir) for name, path in asked.data.items() if path is not None}
+    read = partial(read_table, base_dir=settings.base_dir, encoding=settings.encoding)
+    rows = {name: read(path) for name, path in asked.data.items() if path is not None}
     own = None
     if None in asked.data.values():
         own = broadcast_object(load_splits(run.config) if world.is_main else None)

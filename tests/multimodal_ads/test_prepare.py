@@ -115,9 +115,11 @@ def table(pictures: Path, name: str, numbers: range, *, labels: tuple[str, str] 
 COLUMNS = {"image_column": "file", "label_column": "kind", "text_column": "words"}
 
 
-def test_any_table(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_any_table(pictures: Path, tmp_path: Path, encoding: str) -> None:
     source = table(pictures, "all.csv", range(30))
-    settings = Preparation(**COLUMNS, ad_labels=("Banner",))
+    source.write_text(source.read_text("utf-8"), encoding)
+    settings = Preparation(**COLUMNS, ad_labels=("Banner",), encoding=encoding)
     prepare_data(Sources(train=source), tmp_path / "out", settings)
     rows = [row for part in read(tmp_path / "out").values() for row in part]
     assert len(rows) == 30

@@ -169,3 +169,22 @@ def test_files_that_are_no_table(folder: Path, content: bytes, message: str) -> 
 def test_missing_table(folder: Path) -> None:
     with pytest.raises(UserError, match=r"none\.csv: cannot be read \(No such file"):
         read_table(folder / "none.csv", base_dir=None)
+
+
+@pytest.mark.parametrize("encoding", ["cp949", "utf-16", "utf-16-le", "utf-8-sig"])
+def test_tables_in_other_encodings_say_the_same(folder: Path, encoding: str) -> None:
+    text = '할인 50 %, 오늘만\n"둘째" 줄'
+    path = folder / "t.csv"
+    quoted = text.replace('"', '""')
+    path.write_bytes((HEADER + f'a.jpg,1,"{quoted}"\nb.jpg,0,\n').encode(encoding))
+    rows = read_table(path, base_dir=None, encoding=encoding)
+    assert [(row.image.name, row.label, row.text) for row in rows] == [("a.jpg", 1, text), ("b.jpg", 0, "")]
+    assert [row.origin for row in rows] == [f"{path}, line {line}" for line in (2, 4)]
+
+
+def test_a_table_in_another_encoding_than_is_said_is_refused(folder: Path) -> None:
+    path = table(folder, "a.jpg,1,할인\n")
+    with pytest.raises(UserError, match=r"train\.csv: damaged or not a text in ascii"):
+        read_table(path, base_dir=None, encoding="ascii")
+    with pytest.raises(UserError, match=r"no encoding is called cp9; such are .*cp949"):
+        read_table(path, base_dir=None, encoding="cp9")

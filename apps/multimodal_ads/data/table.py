@@ -16,6 +16,7 @@ from pathlib import Path
 from mlcore.base.errors import UserError
 from mlcore.data.places import Places
 from mlcore.data.records import failed, further, read_records
+from mlcore.data.tables import UTF8
 
 __all__ = ["COLUMNS", "LABELS", "AdRow", "clean_text", "find_image", "read_table"]
 
@@ -45,13 +46,14 @@ class AdRow:
     more: tuple[tuple[str, str], ...] = ()
 
 
-def read_table(path: Path, *, base_dir: Path | None) -> list[AdRow]:
+def read_table(path: Path, *, base_dir: Path | None, encoding: str = UTF8) -> list[AdRow]:
     """Read a table with labels.
 
     Args:
-        path: The CSV file, UTF-8 with or without byte order mark.
+        path: The CSV file, with or without byte order mark.
         base_dir: Where relative paths start. All paths, absolute ones included, must stay in it after symbolic links
             are followed. None: relative paths start at the table's folder and stay in it, absolute ones are free.
+        encoding: Of the file, by Python's name.
 
     Returns:
         The rows in file order; every image is a file.
@@ -62,7 +64,7 @@ def read_table(path: Path, *, base_dir: Path | None) -> list[AdRow]:
     places = Places(path, base_dir)
     problems: list[str] = []
     rows: list[AdRow] = []
-    for line, values in read_records(path, COLUMNS, hints=_HINTS):
+    for line, values in read_records(path, COLUMNS, hints=_HINTS, encoding=encoding):
         found: list[str] = []
         image = find_image(places, values["local_image_path"], line=line, problems=found)
         label = _label(values["label"], found)

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlcore.base.errors import UserError, listed
-from mlcore.data.tables import NOT_UTF8, CsvTable
+from mlcore.data.tables import NOT_UTF8, UTF8, CsvTable
 
 __all__ = ["as_stored", "failed", "further", "read_records"]
 
@@ -20,26 +20,28 @@ def read_records(
     optional: Sequence[str] = (),
     hints: Mapping[str, str] | None = None,
     broken: dict[int, str] | None = None,
+    encoding: str = UTF8,
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """The records of a CSV table (RFC 4180) that are not blank.
 
     Args:
-        path: The file, UTF-8 with or without byte order mark.
+        path: The file, with or without byte order mark.
         wanted: Columns that must be there.
         optional: Columns that are read if they are there; others are in the records, too, but may be there twice.
         hints: What to do if a column is missing, for the message.
         broken: Records that are no row of the table are yielded with what values they have, and their lines with the
             reasons are added to it. None: such a record is an error.
+        encoding: Of the file, by Python's name.
 
     Yields:
         The line a record starts in, and its stripped values by column, without the apostrophe before what looks like a
         formula (see `plain_cell`); "" for values that are missing at the end.
 
     Raises:
-        UserError: It cannot be read, is no CSV table in UTF-8, lacks a column or has it twice, or has more than 100
-            records that are not even a row of another table.
+        UserError: It cannot be read, is no CSV table in this encoding, lacks a column or has it twice, or has more than
+            100 records that are not even a row of another table.
     """
-    table = CsvTable(path)
+    table = CsvTable(path, encoding=encoding)
     _check_header(path, table.columns, wanted, optional, hints or {})
     for line, values, problem in table.rows():
         if problem and (broken is None or problem == NOT_UTF8):

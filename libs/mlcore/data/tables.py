@@ -4,6 +4,7 @@ A million rows take their offsets in memory (8 bytes each), not their text, and 
 for themselves. What is wrong with a row is told when it is asked for.
 """
 
+import codecs
 import csv
 import json
 from array import array
@@ -11,6 +12,7 @@ from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from io import BytesIO
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,10 +21,13 @@ from mlcore.base.errors import UserError
 from mlcore.base.files import plain_cell
 from mlcore.base.reading import check_unpacked, reading
 
-__all__ = ["NOT_UTF8", "TABLES", "CsvTable", "Table", "open_table"]
+__all__ = ["NOT_UTF8", "TABLES", "UTF8", "CsvTable", "Table", "open_table"]
 
 TABLES = (".csv", ".jsonl", ".parquet")
 """Suffixes of the tables that can be read and written."""
+
+UTF8 = "utf-8"
+"""The encoding of tables for which no other is named."""
 
 NOT_UTF8 = "not UTF-8; save the table as UTF-8 (in Excel: Save As, 'CSV UTF-8 (Comma delimited)')"
 """What is wrong with a row in another encoding."""
@@ -82,10 +87,15 @@ class _Lines:
 
     Args:
         path: The file, UTF-8 with or without a byte order mark.
+        encoding: Of another kind of file, which is then held in memory as a whole.
+
+    Raises:
+        UserError: Python has no such encoding, or the file is in another one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, encoding: str = UTF8) -> None:
         self.path = path
+        self._whole = None if encoding == UTF8 else _as_utf8(path, encoding)
         self.columns: Sequence[str] = ()
         self._offsets, self._numbers = array("q"), array("q")  # of records: bytes, lines (from 1)
         self._taken, self._end = 0, 0  # by the `_from` that is under way: lines, and where the last one ends
@@ -96,7 +106,7 @@ class _Lines:
     def _from(self, offset: int) -> Iterator[str]:
         """The lines from a place on; bytes that are no UTF-8 become surrogates."""
         with reading(self.path, "a table"):
-            file = self.path.open("rb")
+            file = self.path.open("rb") if self._whole is None else BytesIO(self._whole)
         self._taken, end = 0, offset
         with file:
             file.seek(offset)
@@ -131,8 +141,8 @@ class _Lines:
 class CsvTable(_Lines):
     """A CSV table (RFC 4180), its columns in the first line."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, *, encoding: str = UTF8) -> None:
+        super().__init__(path, encoding=encoding)
         _check_separator(path, next(self._from(0), ""))
         for begin, line, values, problem in self._records(0, 1):
             if begin == 0:
@@ -253,6 +263,16 @@ class ParquetTable:
         columns = self._group[1]
         place = row - self._starts[group]
         return {name: _as_text(columns.column(number)[place].as_py()) for number, name in enumerate(self.columns)}
+
+
+def _as_utf8(path: Path, encoding: str) -> bytes:
+    """A text file in another encoding."""
+    try:
+        codecs.lookup(encoding)
+    except LookupError:
+        raise UserError(f"{path}: no encoding is called {encoding}; such are utf-8, cp949, utf-16, shift_jis") from None
+    with reading(path, f"a text in {encoding}"):
+        return path.read_bytes().decode(encoding).encode(UTF8)
 
 
 def _checked(columns: Sequence[str], path: Path) -> Sequence[str]:
