@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -133,7 +133,7 @@ def load_splits(config: AdsConfig) -> Splits:
         rows = _generated(settings)
         splits = Splits(train=rows["train"], validation=rows["val"], test=rows["test"])
         return splits if config.protocol.fold is None else _member(splits, config)
-    read = partial(read_table, base_dir=settings.base_dir, encoding=settings.encoding)
+    read = reader(settings)
     tables = {name: read(path) for name, path in _tables(settings).items()}
     if config.protocol.fold is None:
         rows = _complete(tables, config)
@@ -147,6 +147,11 @@ def load_splits(config: AdsConfig) -> Splits:
         _log.warning(note)
     _check_labels(rows["train"])
     return Splits(train=rows["train"], validation=rows.get("val", ()), test=rows.get("test"), notes=notes)
+
+
+def reader(settings: DataConfig) -> Callable[[Path], list[AdRow]]:
+    """Reads tables as a run does."""
+    return partial(read_table, base_dir=settings.base_dir, encoding=settings.encoding, unmask=settings.unmask_text)
 
 
 def _member(splits: Splits, config: AdsConfig) -> Splits:
@@ -186,7 +191,7 @@ def samples(config: AdsConfig) -> dict[str, SampleSource]:
     if settings.source == "generated":
         rows = _generated(settings)
     else:
-        read = partial(read_table, base_dir=settings.base_dir, encoding=settings.encoding)
+        read = reader(settings)
         rows = {name: read(path) for name, path in _tables(settings).items()}
     return {name: SampleSource(part, max_pixels=_max_pixels(config)) for name, part in rows.items()}
 

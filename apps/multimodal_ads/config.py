@@ -54,6 +54,11 @@ class DataConfig(Section):
         None, "Test table, evaluated once after training; without both: another part", continued="applied"
     )
     encoding: str = field("utf-8", "Encoding of the tables, such as cp949 or utf-16", min_length=1, continued="applied")
+    unmask_text: bool = field(
+        default=False,
+        description="Undo in texts what hides words from filters: letters of other widths and fonts, invisible "
+        "characters, and letters of other scripts that look like Latin ones; predictions do the same",
+    )
     val_fraction: float = field(0.15, "Part held out for validation where there is no table for it", gt=0, lt=1)
     test_fraction: float = field(0.15, "Part held out for the test where only the training table is given", ge=0, lt=1)
     split_seed: int = field(

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mlcore.run.networks import Network, Signature
 from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
 from mlcore.run.scorer import Item, Shown, decision_of
 from quartet.apps.multimodal_ads.config import AdsConfig
-from quartet.apps.multimodal_ads.data.table import clean_text
+from quartet.apps.multimodal_ads.data.table import LOOKALIKES, clean_text
 from quartet.apps.multimodal_ads.evaluation import probabilities_of
 from quartet.apps.multimodal_ads.model.build import bare_parts
 from quartet.apps.multimodal_ads.model.network import TEXT_INPUTS, AdNetwork
@@ -87,6 +88,7 @@ def describe(run: RunCheckpoint[AdsConfig]) -> dict[str, Any]:
             "frozen_weights": dict(run.metadata["frozen_weights"]),
             "text_width": run.metadata["text_width"],
             "max_megapixels": config.data.max_megapixels,
+            "lookalikes": dict(LOOKALIKES) if config.data.unmask_text else None,  # of letters, where texts are unmasked
             "decision": None if decision is None else decision.model_dump(mode="json"),
         }
     pictures = config.train.modality != "text_only"
@@ -161,7 +163,7 @@ def make_scorer(about: Mapping[str, Any], network: Network, options: Mapping[str
     if "text" in options and about["text"] is None:
         _log.warning("the text is not looked at: this model was trained with pictures alone")
     decision = decided(decision_of(about), options.get("threshold"), "the model")
-    return AdScorer(about, network, decision=decision, text=clean_text(options.get("text", "")))
+    return AdScorer(about, network, decision=decision, text=options.get("text", ""))
 
 
 def _reader(about: Mapping[str, Any]) -> TextReader | NgramEncoder:
@@ -185,7 +187,9 @@ class AdScorer:
 
     def __init__(self, about: Mapping[str, Any], network: Network, *, decision: Decision, text: str = "") -> None:
         self.network = network
-        self._decision, self._text = decision, text
+        self._decision = decision
+        self._clean = partial(clean_text, unmask=about.get("lookalikes") is not None)
+        self._text = self._clean(text)
         self._max_pixels = round(about["max_megapixels"] * 1e6)
         self._processor = None if about["vision"] is None else make_processor(about["vision"])
         self._reader = None if about["text"] is None else _reader(about)
@@ -283,7 +287,7 @@ class AdScorer:
 
     def _text_of(self, item: Item) -> str:
         given = dict(item.values)
-        return clean_text(given["text"]) if "text" in given else self._text
+        return self._clean(given["text"]) if "text" in given else self._text
 
     def _picture(self, item: Item) -> np.ndarray[Any, Any]:
         if item.content is not None:

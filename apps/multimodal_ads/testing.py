@@ -9,10 +9,9 @@ from mlcore.run.build import Data, EvaluationSetup
 from mlcore.run.deciding import Decider
 from mlcore.run.evaluating import Asked
 from mlcore.run.restore import RunCheckpoint
-from quartet.apps.multimodal_ads.build import interval, load_splits, objective
+from quartet.apps.multimodal_ads.build import interval, load_splits, objective, reader
 from quartet.apps.multimodal_ads.config import AdsConfig
 from quartet.apps.multimodal_ads.data.batches import SampleSource, collate
-from quartet.apps.multimodal_ads.data.table import read_table
 from quartet.apps.multimodal_ads.evaluation import CLASS_NAMES
 from quartet.apps.multimodal_ads.outputs import Inspector, write_results
 from quartet.apps.multimodal_ads.restore import decision_of, restored
@@ -34,8 +33,7 @@ def evaluation(run: RunCheckpoint[AdsConfig], asked: Asked, world: World) -> Eva
         CheckpointError: Encoders are not those that the run was trained with.
         UserError: A table is missing or has mistakes, or an encoder cannot be had.
     """
-    settings = run.config.data
-    read = partial(read_table, base_dir=settings.base_dir, encoding=settings.encoding)
+    read = reader(run.config.data)
     rows = {name: read(path) for name, path in asked.data.items() if path is not None}
     own = None
     if None in asked.data.values():

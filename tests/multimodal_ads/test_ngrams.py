@@ -21,7 +21,7 @@ from tests.multimodal_ads.conftest import own_rows, train
 from tests.multimodal_ads.test_export import FORMS, WITHOUT_THE_REPOSITORY
 
 LATE = ["text_encoder=ngrams", "text_encoder.buckets=512", "text_encoder.width=4", "fusion=late"]
-LATE += ["text_encoder.max_length=null", "train.modality_loss=1", "--baseline", "none"]
+LATE += ["text_encoder.max_length=null", "train.modality_loss=1", "--unmask_text", "--baseline", "none"]
 
 
 def embedding(encoder: NgramEncoder, state: dict[str, torch.Tensor]) -> NgramEmbedding:

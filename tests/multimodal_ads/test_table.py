@@ -188,3 +188,21 @@ def test_a_table_in_another_encoding_than_is_said_is_refused(folder: Path) -> No
         read_table(path, base_dir=None, encoding="ascii")
     with pytest.raises(UserError, match=r"no encoding is called cp9; such are .*cp949"):
         read_table(path, base_dir=None, encoding="cp9")
+
+
+@pytest.mark.parametrize(
+    ("masked", "text"),
+    [
+        ("ѕАLE now", "sALE now"),
+        ("s\u200ba\u00adl\u2060e", "sale"),
+        ("ＦＲＥＥ ①", "FREE 1"),
+        ("𝐛𝐮𝐲 𝓷𝓸𝔀", "buy now"),
+        ("скидка сегодня", "скидка сегодня"),  # Russian, not a mask
+        ("오늘만 할인", "오늘만 할인"),
+    ],
+)
+def test_masks_are_taken_off_where_asked(folder: Path, masked: str, text: str) -> None:
+    path = table(folder, f"a.jpg,1,{masked}\n")
+    assert read_table(path, base_dir=None, unmask=True)[0].text == text
+    assert read_table(path, base_dir=None)[0].text == clean_text(masked)
+    assert clean_text(text, unmask=True) == text

@@ -8,6 +8,7 @@ Labels: true, yes and 1 are ads; false, no and 0 are not (any case; 1.0 and 0.0,
 they are short: a cross-validation says how good it is for each of their values.
 """
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +19,23 @@ from mlcore.data.places import Places
 from mlcore.data.records import failed, further, read_records
 from mlcore.data.tables import UTF8
 
-__all__ = ["COLUMNS", "LABELS", "AdRow", "clean_text", "find_image", "read_table"]
+__all__ = ["COLUMNS", "LABELS", "LOOKALIKES", "AdRow", "clean_text", "find_image", "read_table"]
 
 COLUMNS = ("local_image_path", "label", "text_info")
 LABELS: Mapping[str, int] = {"true": 1, "yes": 1, "1": 1, "1.0": 1, "false": 0, "no": 0, "0": 0, "0.0": 0}
 
+LOOKALIKES: Mapping[str, str] = dict(
+    zip(
+        "АВЕКМНОРСТХаеорсухіјѕԁԛԝΑΒΕΖΗΙΚΜΝΟΡΤΥΧονıɡ",
+        "ABEKMHOPCTXaeopcyxijsdqwABEZHIKMNOPTYXovig",
+        strict=True,
+    )
+)
+"""Cyrillic, Greek and Latin letters that look like plain Latin ones (from Unicode Technical Standard 39)."""
+
 _HINTS = {"text_info": "leave its values empty where there is no text"}
 _KEPT_CONTROLS = "\n\t"
+_LATIN_WORD = re.compile(r"\w*[A-Za-z]\w*")
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class AdRow:
     more: tuple[tuple[str, str], ...] = ()
 
 
-def read_table(path: Path, *, base_dir: Path | None, encoding: str = UTF8) -> list[AdRow]:
+def read_table(path: Path, *, base_dir: Path | None, encoding: str = UTF8, unmask: bool = False) -> list[AdRow]:
     """Read a table with labels.
 
     Args:
@@ -54,6 +65,7 @@ def read_table(path: Path, *, base_dir: Path | None, encoding: str = UTF8) -> li
         base_dir: Where relative paths start. All paths, absolute ones included, must stay in it after symbolic links
             are followed. None: relative paths start at the table's folder and stay in it, absolute ones are free.
         encoding: Of the file, by Python's name.
+        unmask: See `clean_text`.
 
     Returns:
         The rows in file order; every image is a file.
@@ -69,7 +81,7 @@ def read_table(path: Path, *, base_dir: Path | None, encoding: str = UTF8) -> li
         image = find_image(places, values["local_image_path"], line=line, problems=found)
         label = _label(values["label"], found)
         if image is not None and label is not None:
-            text, origin = clean_text(values["text_info"]), f"{path}, line {line}"
+            text, origin = clean_text(values["text_info"], unmask=unmask), f"{path}, line {line}"
             rows.append(AdRow(image, label, text, origin, more=further(values, COLUMNS)))
         problems += [f"line {line}: {problem}" for problem in found]
     if problems:
@@ -87,11 +99,20 @@ def _label(text: str, problems: list[str]) -> int | None:
     return label
 
 
-def clean_text(text: str) -> str:
+def clean_text(text: str, *, unmask: bool = False) -> str:
     """A text as the encoder gets it: composed Unicode (NFC), no control characters but line breaks and tabs, stripped.
 
     "nan", which tables of missing values often hold, is no text.
+
+    Args:
+        text: As it comes.
+        unmask: Undo what hides words from a filter: letters of other widths and fonts (NFKC), invisible characters, and
+            in words with Latin letters those that look like Latin ones.
     """
+    if unmask:
+        text = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+        table = str.maketrans(dict(LOOKALIKES))
+        text = _LATIN_WORD.sub(lambda word: word[0].translate(table), text)
     text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
     if not text.isprintable():  # a line break is not printable either; most short texts stop here
         text = "".join(c for c in text if c in _KEPT_CONTROLS or unicodedata.category(c) not in ("Cc", "Cs"))

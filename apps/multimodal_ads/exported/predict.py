@@ -8,7 +8,9 @@ python predict.py "text" ...                           of texts
 """
 
 import json
+import re
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,13 @@ def ngrams(text: str, how: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     return {"input_ids": ids, "attention_mask": counts, "text_of": np.array([0 if text.strip() else -1])}
 
 
+def unmasked(text: str, lookalikes: dict[str, str]) -> str:
+    """A text without invisible characters and letters that only look like others."""
+    text = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    table = str.maketrans(lookalikes)
+    return re.sub(r"\w*[A-Za-z]\w*", lambda word: word[0].translate(table), text)
+
+
 def main(given: list[str]) -> None:
     """Print a line for each picture, text, or pair of both."""
     about = json.loads((HERE / "model.json").read_text(encoding="utf-8"))["about"]
@@ -64,7 +73,8 @@ def main(given: list[str]) -> None:
     step = 2 if pictures and texts else 1
     for place in range(0, len(given), step):
         picture = pixels(given[place], pictures["processor"]) if pictures else {}
-        text = tokens(given[place + step - 1], texts) if texts else {}
+        words = given[place + step - 1]
+        text = tokens(unmasked(words, about["lookalikes"]) if about["lookalikes"] else words, texts) if texts else {}
         chance = 1 / (1 + np.exp(-float(session.run(["logits"], {**picture, **text})[0][0])))
         print(given[place], "not_ad" if least is None or chance < least else "ad", f"{chance:.6f}")
 
