@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "mask_known",
     "mask_secrets",
     "mask_text",
+    "masking",
     "note",
     "note_arguments",
     "register",
@@ -138,8 +139,17 @@ def mask_text(text: str) -> str:
 
 def mask_known(text: str) -> str:
     """`text` without the values that are known to be secret, in whatever form; all else stays as it is."""
+    return masking()(text)
+
+
+def masking() -> Callable[[str], str]:
+    """`mask_known` for many texts in a row: with what is known to be secret now."""
+    return partial(_masked, _forms(frozenset(_registered), tuple(os.environ.items())))
+
+
+def _masked(forms: Sequence[str], text: str) -> str:
     squeezed = _ADDED.sub("", text)
-    for form in _forms(frozenset(_registered), tuple(os.environ.items())):
+    for form in forms:
         if form in squeezed:
             pattern = f"(?:{_ADDED.pattern})*".join(map(re.escape, form))
             # A number is one only where it stands alone.

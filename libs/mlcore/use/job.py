@@ -302,13 +302,15 @@ class _Answers:
             starts.append(np.concatenate([[0], ends[:-1]]))
         self._offsets = np.concatenate([*starts, []]).astype(np.int64)
         self._first = np.cumsum([0, *map(len, starts)])
+        self._opened, self._content = -1, b""  # rows mostly follow one another
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def __getitem__(self, number: int) -> tuple[list[Any] | None, str]:
         shard = int(np.searchsorted(self._first, number, side="right")) - 1
-        with self._files[shard].open("rb") as file:
-            file.seek(self._offsets[number])
-            found = json.loads(file.readline())
+        if shard != self._opened:
+            self._opened, self._content = shard, self._files[shard].read_bytes()
+        start = int(self._offsets[number])
+        found = json.loads(self._content[start : self._content.index(b"\n", start)])
         return (None, found["problem"]) if isinstance(found, dict) else (found, "")

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, csv_text
-from mlcore.base.secrets import mask_known
+from mlcore.base.secrets import masking
 from mlcore.data.tables import TABLES
 
 __all__ = ["check_table_name", "write_table"]
@@ -44,15 +44,15 @@ def write_table(path: Path, columns: Mapping[str, type], rows: Iterable[Sequence
 
 
 def _chunks(rows: Iterable[Sequence[object]]) -> Iterator[list[list[object]]]:
-    iterator = iter(rows)
-    while chunk := [[_short(value) for value in row] for row in islice(iterator, _ROWS)]:
+    iterator, mask = iter(rows), masking()
+    while chunk := [[_short(value, mask) for value in row] for row in islice(iterator, _ROWS)]:
         yield chunk
 
 
-def _short(value: object) -> object:
+def _short(value: object, mask: Callable[[str], str]) -> object:
     if isinstance(value, float):
         return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
-    return mask_known(value) if isinstance(value, str) else value
+    return mask(value) if isinstance(value, str) else value
 
 
 def _write_csv(_path: Path, file: BinaryIO, columns: Mapping[str, type], chunks: Iterable[Any]) -> None:
