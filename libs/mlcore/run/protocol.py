@@ -260,11 +260,12 @@ def _tables(
     splits = list(reached)
     keys = list(dict.fromkeys(key for values in reached.values() for key in values))
     keys = [metric, *(key for key in keys if key not in (metric, "n")), "n"]
-    rows = [[key, *(reached[split].get(key) for split in splits)] for key in keys]
+    rows: list[list[object]] = [[key, *(reached[split].get(key) for split in splits)] for key in keys[:-1]]
+    rows.append(["samples", *(_count(reached[split]) for split in splits)])
     together = Table("All runs together", ["metric", *splits], rows, note="means over seeds")
     shown = "test" if OUT_OF_FOLD in reached else "val"
     own = {name: found[shown] for name, found in members.items() if metric in found.get(shown, {})}
-    cells: list[list[object]] = [[name, found[metric], found.get("n")] for name, found in own.items()]
+    cells: list[list[object]] = [[name, found[metric], _count(found)] for name, found in own.items()]
     values = [found[metric] for found in own.values()]
     if len(values) > 1:
         cells += [["mean", mean(values), None], ["standard deviation", stdev(values), None]]
@@ -274,6 +275,10 @@ def _tables(
         tests = [[name, one.get("test", {}).get(metric)] for name, one in refits.items()]
         found.append(Table("Trained on all data", ["run", f"test {metric}"], tests, note="nothing chose their weights"))
     return found
+
+
+def _count(figures: Mapping[str, float]) -> int | None:
+    return int(figures["n"]) if "n" in figures else None
 
 
 def _picture(members: Mapping[str, Results], monitor: Mapping[str, Any], folder: Path, *, folds: int) -> list[Section]:
