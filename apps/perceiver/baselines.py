@@ -32,9 +32,6 @@ def baselines(
         max_seq_len: Series are cut to so many positions; None: not at all.
     """
 
-    def labels(name: str, places: Sequence[int]) -> list[int]:
-        return [int(parts[name][place]["label"]) for place in places]
-
     def pictures(name: str, places: Sequence[int]) -> FloatArray:
         assert layout is not None  # noqa: S101 - of pictures there is one
         images = (layout.image(np.asarray(parts[name][place]["input"])) for place in places)
@@ -44,16 +41,17 @@ def baselines(
         return [_shown(parts[name][place], max_seq_len) for place in places]
 
     def predict() -> Mapping[str, Predictions]:
-        places = {name: range(len(part)) for name, part in parts.items()}
-        all_labels = {name: labels(name, there) for name, there in places.items()}
-        train = fewer(all_labels.pop("train"), **({} if layout else {"most": _SERIES})).tolist()
+        labels = {name: np.asarray(part.labels).tolist() for name, part in parts.items()}  # type: ignore[attr-defined]
+        places = {name: range(len(part)) for name, part in parts.items() if name != "train"}
+        train = fewer(labels["train"], **({} if layout else {"most": _SERIES})).tolist()
+        known = [labels["train"][place] for place in train]
         if layout is None:
-            of_series = _fit_series(series("train", train), labels("train", train), classes=classes)
-            chances = {name: of_series(series(name, places[name])) for name in all_labels}
+            of_series = _fit_series(series("train", train), known, classes=classes)
+            chances = {name: of_series(series(name, those)) for name, those in places.items()}
         else:
-            of_pictures = fit_features(pictures("train", train), labels("train", train), classes=classes)
-            chances = {name: of_pictures(pictures(name, places[name])) for name in all_labels}
-        return {name: class_rows(all_labels[name], found) for name, found in chances.items()}
+            of_pictures = fit_features(pictures("train", train), known, classes=classes)
+            chances = {name: of_pictures(pictures(name, those)) for name, those in places.items()}
+        return {name: class_rows(labels[name], found) for name, found in chances.items()}
 
     name = "plain features and logistic regression" if layout else "MiniRocket and ridge regression"
     return [Baseline(name=name, predict=predict)]

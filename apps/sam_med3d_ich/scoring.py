@@ -18,7 +18,7 @@ from mlcore.run.scorer import Item, Shown, decision_of
 from quartet.apps.sam_med3d_ich.bundle.writing import write_bundle
 from quartet.apps.sam_med3d_ich.case_metrics import FIELDS, case_metrics
 from quartet.apps.sam_med3d_ich.comparison import write_comparison
-from quartet.apps.sam_med3d_ich.data.arrays import as_float
+from quartet.apps.sam_med3d_ich.data.arrays import as_float, checked_image
 from quartet.apps.sam_med3d_ich.data.case import Case, check_case_header, load_case
 from quartet.apps.sam_med3d_ich.data.dicom import holds_series, read_series, series_in
 from quartet.apps.sam_med3d_ich.data.geometry import checked_spacing, file_suffix
@@ -29,7 +29,6 @@ from quartet.apps.sam_med3d_ich.data.volume import (
     SUFFIXES,
     Volume,
     check_header,
-    checked_image,
     read_volume,
     write_nifti,
 )

@@ -1,23 +1,20 @@
 """The text of a page as an array: how often each word, pair of words, and part of a word is in it.
 
-An array of counts goes through loaders, ensembles and exports like a picture: uint8 [1, WIDTH, 1]. Which count is whose
-is a hash (Weinberger et al. 2009, https://arxiv.org/abs/0902.2206): there is no vocabulary to keep, or to read.
+An array of counts goes through loaders, ensembles and exports like a picture: uint8 [1, WIDTH, 1].
 """
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mlcore.data.ngrams import count_ngrams
 from quartet.apps.doc_ensemble.data.pages import Page
 
 __all__ = ["WIDTH", "TextDataset", "count_words"]
 
-_KINDS = (("word", (1, 2)), ("char_wb", (2, 5)))  # what is counted: n-grams of words, and of letters within words
-_EACH = 2**16  # counts of each kind
-WIDTH = len(_KINDS) * _EACH
+WIDTH = 2**17
 _LONGEST = 20_000  # characters; a page has a few thousand
 
 
@@ -27,18 +24,10 @@ def count_words(text: str) -> NDArray[np.uint8]:
     Args:
         text: Of a page; what is behind the first 20,000 characters is not looked at. An empty one has no counts.
     """
-    counts = [hasher.transform([text[:_LONGEST]]) for hasher in _hashers()]
-    return np.concatenate([np.minimum(row.toarray(), 255).astype(np.uint8) for row in counts], axis=1)[..., None]
-
-
-@cache
-def _hashers() -> list[Any]:
-    from sklearn.feature_extraction.text import HashingVectorizer
-
-    return [
-        HashingVectorizer(analyzer=kind, ngram_range=lengths, n_features=_EACH, alternate_sign=False, norm=None)
-        for kind, lengths in _KINDS
-    ]
+    places, times = count_ngrams(text[:_LONGEST], WIDTH)
+    counts = np.zeros((1, WIDTH, 1), dtype=np.uint8)
+    counts[0, places, 0] = np.minimum(times, 255)
+    return counts
 
 
 class TextDataset:

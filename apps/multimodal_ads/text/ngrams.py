@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mlcore.data.ngrams import CHARACTERS, WORDS, count_ngrams
+
 __all__ = ["NGRAMS", "NgramEmbedding", "NgramEncoder", "NgramStart", "fit_ngrams"]
 
 NGRAMS = "ngrams"
 """The name of this encoder, in place of a sentence-transformers model."""
 
-_WORDS, _CHARACTERS = (1, 2), (2, 5)  # lengths; characters within words and at their ends
 _MOST_CHARACTERS = 100_000  # of a text that are read
 _REMEMBERED = 20_000  # texts; what is hashed once need not be hashed in the next epoch
 _FOLDS = 5
@@ -30,8 +31,6 @@ _STRENGTHS = (1.0, 10.0, 100.0)  # inverse regularisation of the logistic regres
 
 class NgramEncoder:
     """From texts to n-grams; `TextReader` and `TextEncoder` for texts that the classifier itself embeds.
-
-    Hashing is scikit-learn's (MurmurHash3): no vocabulary, so that nothing of the training texts is kept.
 
     Args:
         buckets: Half of them for words, half for characters.
@@ -42,13 +41,8 @@ class NgramEncoder:
     most: int | None = None
 
     def __init__(self, buckets: int, width: int) -> None:
-        from sklearn.feature_extraction.text import HashingVectorizer
-
         self.buckets = buckets
         self.width = width + 1
-        plain: dict[str, Any] = {"n_features": buckets // 2, "alternate_sign": False, "norm": None}
-        self._words = HashingVectorizer(analyzer="word", ngram_range=_WORDS, **plain)
-        self._characters = HashingVectorizer(analyzer="char_wb", ngram_range=_CHARACTERS, **plain)
         self._hashed = lru_cache(maxsize=_REMEMBERED)(self._hash)
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -61,9 +55,7 @@ class NgramEncoder:
         return torch.from_numpy(ngrams), torch.from_numpy(counts)
 
     def _hash(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        words, characters = (way.transform([text[:_MOST_CHARACTERS]]) for way in (self._words, self._characters))
-        places = np.concatenate([words.indices, characters.indices + self.buckets // 2])
-        return places.astype(np.int32), np.concatenate([words.data, characters.data]).astype(np.int32)
+        return count_ngrams(text[:_MOST_CHARACTERS], self.buckets)
 
     def to(self, _device: torch.device | str) -> "NgramEncoder":
         """It computes nothing on a device."""
@@ -75,7 +67,7 @@ class NgramEncoder:
 
     def fingerprint(self) -> str:
         """Text that differs whenever something differs that changes what is made of a text."""
-        return f"ngrams 1\nbuckets={self.buckets}\nwords={_WORDS}\ncharacters={_CHARACTERS}\nread={_MOST_CHARACTERS}"
+        return f"ngrams 1\nbuckets={self.buckets}\nwords={WORDS}\ncharacters={CHARACTERS}\nread={_MOST_CHARACTERS}"
 
     def network(self) -> None:
         """The classifier embeds n-grams itself."""
@@ -85,7 +77,7 @@ class NgramEncoder:
 
     def outline(self) -> tuple[dict[str, Any], None]:
         """Plain values for those who read texts without this repository; there is no tokenizer."""
-        lengths = {"words": list(_WORDS), "characters": list(_CHARACTERS)}
+        lengths = {"words": list(WORDS), "characters": list(CHARACTERS)}
         return {"limit": None, "buckets": self.buckets, "most_characters": _MOST_CHARACTERS, **lengths}, None
 
 

@@ -282,7 +282,7 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _run_maps(model: nn.Module, pixels: Mapping[str, Tensor]) -> Tokens:
-    values = pixels["pixel_values"].contiguous(memory_format=torch.channels_last)  # a third faster on CPUs and GPUs
+    values = pixels["pixel_values"].contiguous(memory_format=torch.channels_last)  # a quarter less time on a CPU
     maps: Tensor = model.forward_features(values)  # type: ignore[operator]  # [B, D, H, W]
     return Tokens(maps.flatten(2).transpose(1, 2), None, None)
 

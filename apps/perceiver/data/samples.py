@@ -100,6 +100,11 @@ class Subset(torch.utils.data.Dataset[Sample]):
         self.dataset = dataset
         self.indices = np.asarray(indices, dtype=np.int64)
 
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Those of the samples, int64 [N]; no sample is read for them."""
+        return np.asarray(self.dataset.labels)[self.indices]  # type: ignore[attr-defined]  # all sources have them
+
     def __len__(self) -> int:
         return len(self.indices)
 

@@ -1,5 +1,6 @@
 """Files of arrays: `.npy`, `.npz` and pickles, and what they say of their geometry; nothing in them is executed."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from quartet.apps.sam_med3d_ich.data.geometry import (
     spacings_agree,
     three_axes,
 )
+from quartet.apps.sam_med3d_ich.data.words import counted
 
-__all__ = ["ARRAY_KEYS", "array_shape", "as_float", "load_arrays", "stored_geometry", "the_array"]
+__all__ = ["ARRAY_KEYS", "array_shape", "as_float", "checked_image", "load_arrays", "stored_geometry", "the_array"]
 
 ARRAY_KEYS = ("array", "image", "data", "volume")
 _GEOMETRY = ("spacing", "affine")
@@ -102,3 +104,14 @@ def array_shape(path: Path, raw: object) -> tuple[int, ...]:
     if raw.dtype.kind not in "biuf":
         raise UserError(f"{path}: an array of {raw.dtype}; expected numbers")
     return three_axes(path, raw.shape)
+
+
+def checked_image(path: Path, array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The voxels of an image; a UserError where some are not finite or all are equal."""
+    lowest, highest = float(array.min()), float(array.max())  # both are NaN where any voxel is
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        count = counted(int(array.size - np.isfinite(array).sum()), "voxel")
+        raise UserError(f"{path}: NaN or infinite in {count}; replace them (for CT with -1024, air)")
+    if lowest == highest:
+        raise UserError(f"{path}: all voxels are {lowest:g}; there is no image in this file")
+    return array

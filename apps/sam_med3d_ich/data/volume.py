@@ -22,6 +22,7 @@ from mlcore.base.reading import check_unpacked, reading
 from quartet.apps.sam_med3d_ich.data.arrays import (
     array_shape,
     as_float,
+    checked_image,
     load_arrays,
     stored_geometry,
     the_array,
@@ -57,7 +58,6 @@ __all__ = [
     "Volume",
     "check_fit",
     "check_header",
-    "checked_image",
     "fits",
     "mask_affine",
     "read_geometry",
@@ -385,17 +385,3 @@ def _array_affine(
             + "; give --array_spacing X Y Z (mm), or store it as 'spacing' or 'affine' in the file"
         )
     return np.diag([*checked_spacing(path, chosen), 1.0])
-
-
-# ------------------------------------------------------------------------------------------------------------ checks
-
-
-def checked_image(path: Path, array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The voxels of an image; a UserError where some are not finite or all are equal."""
-    lowest, highest = float(array.min()), float(array.max())  # both are NaN where any voxel is
-    if not (math.isfinite(lowest) and math.isfinite(highest)):
-        count = counted(int(array.size - np.isfinite(array).sum()), "voxel")
-        raise UserError(f"{path}: NaN or infinite in {count}; replace them (for CT with -1024, air)")
-    if lowest == highest:
-        raise UserError(f"{path}: all voxels are {lowest:g}; there is no image in this file")
-    return array

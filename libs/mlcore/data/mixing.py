@@ -1,6 +1,6 @@
 """Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019) of a batch, as functions of its samples' keys.
 
-A key belongs to one sample in one epoch (`sample_keys`, or what an app's augmentation puts into samples). How much of a
+A key belongs to one sample in one epoch (what an app's augmentation puts into samples). How much of a
 sample is kept, and which box, follows from its own key; its partner is the sample of the batch with the next larger
 key. So nothing depends on a generator's history, on workers, or on the order within the batch; of what else is drawn,
 only the partners depend on which samples share a batch.
@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from mlcore.base.errors import UserError
 from mlcore.base.seeding import numpy_rng
 
-__all__ = ["MixedCollate", "Mixing", "mix", "sample_keys"]
+__all__ = ["MixedCollate", "Mixing"]
 
-_KEYS, _DRAWS = 21, 22  # streams of random numbers
+_DRAWS = 22  # a stream of random numbers
 
 
 class Mixing:
@@ -71,33 +71,6 @@ class MixedCollate:
     def __call__(self, samples: list[Any]) -> dict[str, Any]:
         """The mixed batch of samples with a `key`."""
         return self.mixing({**self.collate(samples), "key": torch.tensor([sample["key"] for sample in samples])})
-
-
-def sample_keys(seed: int, epoch: int, ids: Sequence[int]) -> list[int]:
-    """A key in 0..2^63-1 for each sample id: a function of (seed, epoch, id)."""
-    return [int(numpy_rng(_KEYS, seed, epoch, identity).integers(2**63)) for identity in ids]
-
-
-def mix(
-    pixels: Tensor, labels: Tensor, keys: Sequence[int], *, classes: int, mixup: float = 0.0, cutmix: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Mix each sample with its partner.
-
-    Args:
-        pixels: float [B, C, H, W].
-        labels: int64 [B], 0..classes - 1.
-        keys: B non-negative numbers.
-        classes: Number of classes.
-        mixup: See `Mixing`.
-        cutmix: See `Mixing`.
-
-    Returns:
-        Mixed pixels [B, C, H, W], and targets float32 [B, classes]: what of a sample is its own, as a share of its
-        area for cutmix, goes to its own class.
-    """
-    target = F.one_hot(labels, classes).to(torch.float32)
-    pixels, (mixed,) = _mixed(pixels, [target], keys, mixup=mixup, cutmix=cutmix)
-    return pixels, mixed
 
 
 def _mixed(

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mlcore.base.console import format_duration, row
 from mlcore.base.distributed import World, barrier, broadcast_object
 from mlcore.base.files import write_json
@@ -192,7 +190,6 @@ def pages_of_run(
     config: Mapping[str, Any],
     demo: bool,
     folder: Path,
-    device: torch.device,
 ) -> Pages:
     """What summary and report say of a run.
 
@@ -205,9 +202,9 @@ def pages_of_run(
         config: The resolved configuration, nested.
         demo: Whether it was the demo.
         folder: The run's, where pictures go and the history of its figures is.
-        device: What was trained on.
     """
     now, results = outcome.progress, evaluation.results
+    device = next(setup.task.model.parameters()).device
     is_best = now.best_step >= 0 and evaluation.step in (None, now.best_step) and not evaluation.complaint
     which, at = (
         ("best", now.best_step) if is_best else ("last", now.step if evaluation.step is None else evaluation.step)
@@ -235,16 +232,20 @@ def pages_of_run(
             "peak memory": f"{peak_memory_bytes(device) / 2**30:.2f} GiB",
         },
     )
-    for name, values in results.items():
-        parts = [f"{which} checkpoint", name, *(f"{key} {value:.4g}" for key, value in values.items())]
-        _log.info("%s", "  ".join(parts), extra=row(parts, live=False))
-    for one in evaluation.baselines:
-        reached = (f"{name} {monitor.metric} {of[monitor.metric]:.4g}" for name, of in one.results.items())
-        _log.info("baseline  %s  %s", one.name, "  ".join(reached))
+    _say(evaluation, which=which, metric=monitor.metric)
     samples = {"train": len(setup.train.dataset), **{name: int(values["n"]) for name, values in results.items()}}
     summary = _summary(outcome, evaluation, monitor=monitor, demo=demo)
     more = {} if setup.figures is None else setup.figures()
     return Pages(summary={**summary, "samples": samples, **more}, report=report)
+
+
+def _say(evaluation: Evaluation, *, which: str, metric: str) -> None:
+    for name, values in evaluation.results.items():
+        parts = [f"{which} checkpoint", name, *(f"{key} {value:.4g}" for key, value in values.items())]
+        _log.info("%s", "  ".join(parts), extra=row(parts, live=False))
+    for one in evaluation.baselines:
+        reached = (f"{name} {metric} {of[metric]:.4g}" for name, of in one.results.items())
+        _log.info("baseline  %s  %s", one.name, "  ".join(reached))
 
 
 def _summary(outcome: Outcome, evaluation: Evaluation, *, monitor: Monitor, demo: bool) -> dict[str, Any]:

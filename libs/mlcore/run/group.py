@@ -46,8 +46,16 @@ def ablations(config: ConfigT, variants: Mapping[str, ConfigT]) -> RunGroup[Conf
     """A run and variants of it, each in `variants/<name>`; the run's report compares them. None without variants."""
     if not variants:
         return None
-    configs = {ITSELF: config, **{f"variants/{name}": variant for name, variant in variants.items()}}
+    others = {f"variants/{name}": without_baselines(variant) for name, variant in variants.items()}
+    configs = {ITSELF: config, **others}
     return RunGroup(what="variant", configs=configs, aggregate=_compared)
+
+
+def without_baselines(config: ConfigT) -> ConfigT:
+    """The configuration of a run beside another one on the same data, which has the plain models."""
+    settings: Any = config
+    changed: ConfigT = settings.model_copy(update={"run": settings.run.model_copy(update={"baseline": "none"})})
+    return changed
 
 
 def _compared(folder: Path, results: Mapping[str, Results], pages: Pages | None) -> Pages:

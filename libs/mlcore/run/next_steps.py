@@ -12,6 +12,7 @@ from typing import Any
 from mlcore.cli.app import App
 from mlcore.config.sections import TrainConfig
 from mlcore.run.final_evaluation import best_checkpoint
+from mlcore.run.predictor import runs_within
 
 __all__ = ["next_steps", "places"]
 
@@ -46,19 +47,11 @@ def next_steps(folder: Path, *, app: App[Any], train: TrainConfig, demo: bool) -
         settings = f"{'--demo ' if demo else ''}--config {run}/config.yaml"
         limit = f"--epochs {2 * train.epochs}" if train.max_steps is None else f"--max_steps {2 * train.max_steps}"
         steps.append(("continue, for longer", f"{quartet} train {app.name} {settings} --resume {run} {limit}"))
-    elif (inner := _inner(folder)) is not None:
-        uses = _uses(f"{run}/{inner}", app)
-        steps += uses if inner == "refit" else uses[-3:-1]  # what takes several runs, which are averaged
+    elif (inner := runs_within(folder)) != [folder]:
+        alone = len(inner) == 1
+        steps += _uses(shlex.quote(str(inner[0])), app) if alone else _uses(run, app)[-3:-1]  # several are averaged
     other = "OTHER_RUN" if best is not None else "OTHER_JOB"
     return [*steps, ("compare with another one", f"{quartet} compare {run} {other}")]
-
-
-def _inner(folder: Path) -> str | None:
-    """Which of the runs inside a group's folder are to be used, as a shell says it: the last, or all of them."""
-    for pattern in ("refit", "refit/*", "folds/*", "seeds/*"):
-        if any(best_checkpoint(path / "checkpoints") for path in folder.glob(pattern)):
-            return pattern
-    return None
 
 
 def _uses(run: str, app: App[Any]) -> list[tuple[str, str]]:

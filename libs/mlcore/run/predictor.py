@@ -200,7 +200,7 @@ def checkpoint_of(path: Path) -> Path:
 def runs_within(path: Path) -> list[Path]:
     """The runs that a job's folder stands for: the last ones on all data, or those of its folds or seeds.
 
-    The folder itself where it is a run's, or nothing is known of runs in it; so is the folder of the folds alone.
+    What lies in it counts, too: `JOB/folds` stands for the folds. The folder itself where it is a run's, or no job's.
     """
     if any((path / name).is_file() for name in (ABOUT, ENSEMBLE)) or not path.is_dir():
         return [path]

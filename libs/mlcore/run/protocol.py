@@ -7,7 +7,6 @@ sample has exactly one for each seed.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -25,22 +24,12 @@ from mlcore.report.plots.runs import Bar, plot_runs
 from mlcore.run.baseline import Judged, as_values, baseline_table, doubts
 from mlcore.run.decision import read_decision
 from mlcore.run.final_evaluation import Pages, Results
-from mlcore.run.group import RunGroup
+from mlcore.run.group import RunGroup, without_baselines
 from mlcore.run.label_audit import Look, audit_sections
 from mlcore.run.out_of_fold import OUT_OF_FOLD, Figures, by_seed, interval_of, mean_figure, rows_of, write_out_of_fold
 from mlcore.run.slices import slice_table
 
 __all__ = ["protocol_group"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judge:
-    """How all the runs are judged together: the arguments of `protocol_group`."""
-
-    config: Any
-    figures: Figures
-    title: str
-    look: Look | None
 
 
 def protocol_group(
@@ -80,8 +69,7 @@ def protocol_group(
     if protocol.refit:
         where = {seed: f"refit/seed_{seed}" if len(seeds) > 1 else "refit" for seed in seeds}
         last = partial(_refits, config, list(configs), where)
-    judge = Judge(config=config, figures=figures, title=title, look=look)
-    aggregate = partial(_aggregate, list(configs), judge)
+    aggregate = partial(_aggregate, list(configs), config, figures=figures, title=title, look=look)
     return RunGroup(what="run", configs=configs, aggregate=aggregate, jobs=protocol.jobs, last=last)
 
 
@@ -94,7 +82,7 @@ def _member(config: ConfigT, *, fold: int | None, seed: int, **train: Any) -> Co
         **({"train": settings.train.model_copy(update=train)} if train else {}),
     }
     member: ConfigT = settings.model_copy(update=changed)
-    return member
+    return member if seed == settings.run.seed else without_baselines(member)  # they are the same with every seed
 
 
 def _refits(config: ConfigT, places: Sequence[str], where: Mapping[int, str], folder: Path) -> Mapping[str, ConfigT]:
@@ -124,14 +112,17 @@ def _summary(folder: Path) -> Mapping[str, Any]:
 
 def _aggregate(
     places: Sequence[str],
-    judge: Judge,
+    config: Any,
     folder: Path,
     results: Mapping[str, Results],
     _pages: Pages | None,
+    *,
+    figures: Figures,
+    title: str,
+    look: Look | None,
 ) -> Pages:
     """What summary and report say of all the runs; writes the out-of-fold predictions."""
     monitor = _summary(folder / places[0])["monitor"]
-    config, figures, title = judge.config, judge.figures, judge.title
     metric, folds = monitor["metric"], config.protocol.folds
     refits = {name: found for name, found in results.items() if name not in {Path(place).name for place in places}}
     members = {name: found for name, found in results.items() if name not in refits}
@@ -145,7 +136,7 @@ def _aggregate(
         intervals[OUT_OF_FOLD] = interval_of(seeds, figures, metric)
         write_out_of_fold(folder, seeds)
         judged = _baselines(folder, places, seeds, figures, metric)
-        found_in_samples = [*slice_table(seeds, metric), *_audit(folder, places, seeds, judge.look)]
+        found_in_samples = [*slice_table(seeds, metric), *_audit(folder, places, seeds, look)]
     for found in (refits, {} if folds else members):
         for split in dict.fromkeys(split for one in found.values() for split in one if split != "train"):
             reached[split] = _means([one[split] for one in found.values() if split in one])
@@ -190,12 +181,13 @@ def _baselines(
     folder: Path, places: Sequence[str], seeds: Sequence[Mapping[str, Any]], figures: Figures, metric: str
 ) -> list[Judged]:
     """What the baselines of the folds reached together, those that every fold has."""
-    summaries = [_summary(folder / place).get("baselines", {}) for place in places]
+    first = places[: len(places) // len(seeds)]  # the runs of one seed
+    summaries = [_summary(folder / place).get("baselines", {}) for place in first]
     found = []
     for number, name in enumerate(summaries[0], 1):
         if not all(list(one)[number - 1 : number] == [name] for one in summaries):
             continue
-        rows = by_seed(folder, places, folds=len(places) // len(seeds), baseline=number)
+        rows = by_seed(folder, first, folds=len(first), baseline=number)
         network, plain = (mean_figure(of, metric) for of in (seeds, rows))
         difference = (
             None if network is None or plain is None else paired_difference(network, plain, units=seeds[0]["unit"])

@@ -23,7 +23,7 @@ from mlcore.remote.s3 import CACHE, fetch, is_remote
 from mlcore.report.page import Picture
 from mlcore.report.plots.curves import plot_lr_finder
 from mlcore.run.aside import train_aside
-from mlcore.run.build import TrainingSetup, build_tracker, build_trainer, configure_torch, describe
+from mlcore.run.build import TrainingSetup, build_trainer, configure_torch, describe
 from mlcore.run.check_data import check_data
 from mlcore.run.copy import copy_of
 from mlcore.run.doctor import check_system, exit_code, format_checks
@@ -34,6 +34,7 @@ from mlcore.run.group import ITSELF, RunGroup
 from mlcore.run.member import keep_baselines, keeping
 from mlcore.run.opened import OpenRun
 from mlcore.run.preflight import Started, check_around, seed, start
+from mlcore.run.tracking import build_tracker
 from mlcore.trackers.base import Tracker, Trackers
 from mlcore.training.evaluator import Predictions
 from mlcore.training.lr_finder import find_learning_rate
@@ -311,7 +312,6 @@ def _evaluate_and_report(run: OpenRun, trainer: Trainer, setup: TrainingSetup, o
             config=to_values(run.config),
             demo=run.invocation.composed.demo,
             folder=run.folder,
-            device=run.world.device,
         )
         run.write(pages)
         if setup.finish is not None:

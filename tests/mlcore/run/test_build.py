@@ -13,13 +13,13 @@ from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
 from mlcore.run.advice import unsuitable
 from mlcore.run.build import (
-    build_tracker,
     build_trainer,
     describe,
     evaluation_loader,
     statistics_loader,
     train_loader,
 )
+from mlcore.run.tracking import build_tracker
 from mlcore.trackers.base import Trackers
 from mlcore.training.trainer import Trainer
 from tests.mlcore.run.toy import Line, LineConfig, ToyConfig, build

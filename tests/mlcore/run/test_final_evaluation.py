@@ -83,7 +83,6 @@ def pages(folder: Path, *, skipped: int = 0, demo: bool = False) -> Pages:
         config=to_values(CONFIG),
         demo=demo,
         folder=folder,
-        device=torch.device("cpu"),
     )
 
 
@@ -133,7 +132,6 @@ def test_weights_of_another_step_than_the_best_are_not_called_the_best(tmp_path:
         config={},
         demo=False,
         folder=tmp_path,
-        device=torch.device("cpu"),
     )
     assert said.report.subtitle.endswith("last weights at step 8 of 8")
     assert [section.title for section in said.report.sections if "Results" in section.title] == [
