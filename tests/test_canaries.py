@@ -173,6 +173,7 @@ def run(place: Path, script: str, environ: dict[str, str], *arguments: str) -> s
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # fourteen commands
 @pytest.mark.parametrize("app", SMALL)
 def test_no_secret_is_in_any_file_or_output_of_a_run(app: str, tmp_path: Path) -> None:
     inputs, place = tmp_path / "inputs", tmp_path / "place"

@@ -461,6 +461,7 @@ def as_command(app: str, *arguments: str) -> tuple[int, float, str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # two commands for each fault
 def test_commands_find_each_of_them_within_a_minute(workplace: Path, request: pytest.FixtureRequest) -> None:
     rows, wrong = [], []
     for name, fault in FAULTS.items():
