@@ -31,6 +31,7 @@ class Places:
         self._base = (table.parent if base_dir is None else base_dir).absolute().resolve()
         self._only_inside, self._folders = base_dir is not None, folders
         self._seen: dict[Hashable, int] = {}
+        self._resolved: dict[Path, Path] = {}  # folders: a table has many rows in few of them
 
     def find(self, text: str) -> Path:
         """The file that a cell names; absolute, symbolic links resolved.
@@ -56,7 +57,7 @@ class Places:
     def _look_up(self, text: str) -> Path:
         if not text:
             raise UserError("the path of the image is empty")
-        path = as_stored(self._base / text).resolve()
+        path = self._resolve(as_stored(self._base / text))
         free = not self._only_inside and Path(text).is_absolute()
         if not free and not path.is_relative_to(self._base):
             raise UserError(
@@ -68,6 +69,15 @@ class Places:
             raise UserError(f"{_short(text)} is {'a folder' if path.is_dir() else 'a device'}; expected a file")
         where = "" if Path(text).is_absolute() else f" (relative paths start at {self._base})"
         raise UserError(f"no such file: {_short(text)}{where}")
+
+    def _resolve(self, path: Path) -> Path:
+        """As `Path.resolve`, which would follow the same folders for every row."""
+        if path.name in ("", ".."):
+            return path.resolve()
+        if (folder := self._resolved.get(path.parent)) is None:
+            folder = self._resolved[path.parent] = path.parent.resolve()
+        path = folder / path.name
+        return path.resolve() if path.is_symlink() else path
 
 
 def _short(text: str) -> str:
