@@ -48,7 +48,7 @@ def measure(options: Options) -> Report:
             count = of_rates if kind == "small" else of_rates // 2
             table = _write(folder / kind, count, _SIZE if kind == "small" else (288, 384))
             _check(run, table)
-            sides = {"ours": partial(_job, run, table), **{name: partial(_loop, name, run, table) for name in _PEERS}}
+            sides = {"ours": partial(_job, run, table), **{name: partial(_script, name, run, table) for name in _PEERS}}
             rates[kind] = alternate({name: partial(_rate, side, count) for name, side in sides.items()}, rounds=rounds)
             print(f"{kind}: {rates[kind]}", flush=True)
         table = _write(folder / "all", rows, _SIZE)
@@ -95,11 +95,11 @@ def _report(
         title="Scoring as a job",
         method=(
             "CPU, one thread, fp32. The documents' demo network on drawn pages, JPEG, each another file and another "
-            "row of a table; classes and probabilities are written as a table. Ours: `quartet predict RUN TABLE`, the "
-            f"whole command with its imports, in batches of {_BATCH}, {_WORKERS} processes reading ahead. The loops "
-            "read with the same functions and ask the same network, without imports: page by page; in batches by a "
-            "DataLoader without workers, or with two. Before, all classes are compared. Rows per second, median "
-            "(smallest..largest); ratios are of the same round."
+            "row of a table; classes and probabilities are written as a table. Ours: `quartet predict RUN TABLE`, in "
+            f"batches of {_BATCH}, {_WORKERS} processes reading ahead. The loops are scripts that read with the same "
+            "functions and ask the same network: page by page; in batches by a DataLoader without workers, or with "
+            "two. Whole processes with their imports on all sides. Before, all classes are compared. Rows per second, "
+            "median (smallest..largest); ratios are of the same round."
         ),
         header=["pages", "ours", *_PEERS, *(f"ours / {name}" for name in _PEERS)],
         rows=cells,
@@ -186,7 +186,15 @@ class _Pages(Dataset[Any]):
         return self.scorer.load(item)
 
 
-def _loop(name: str, run: Path, table: Path) -> None:
+def _script(name: str, run: Path, table: Path) -> None:
+    code = "import sys; from benchmarks.scoring import loop; loop(*sys.argv[1:])"
+    subprocess.run([sys.executable, "-c", code, name, str(run), str(table)], check=True)
+
+
+def loop(name: str, run: str, rows_of: str) -> None:
+    """What a user would write: the rows of a table through a run's network, without a job."""
+    torch.set_num_threads(1)
+    table = Path(rows_of)
     predictor = load_run(run, device="cpu")
     output = table.with_suffix(".loop.csv")
     with table.open(encoding="utf-8", newline="") as file, output.open("w", encoding="utf-8", newline="") as written:
@@ -213,7 +221,7 @@ def _check(run: Path, table: Path) -> None:
     _job(run, table)
     ours = _column(table.with_suffix(".out.csv"))
     for name in _PEERS:
-        _loop(name, run, table)
+        _script(name, run, table)
         if _column(table.with_suffix(".loop.csv")) != ours:
             raise RuntimeError(f"{name} and ours do not agree")
 
