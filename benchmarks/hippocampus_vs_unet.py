@@ -5,14 +5,11 @@ python -m benchmarks.hippocampus_vs_unet            about twelve minutes
 
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from monai.networks.nets.unet import UNet
-from torch import Tensor, nn
 
 from benchmarks.common import Goal, Options, Report, run_alone
 from mlcore.base.distributed import World
@@ -25,41 +22,15 @@ from quartet.apps.sam_med3d_ich.app import APP
 from quartet.apps.sam_med3d_ich.build import build
 from quartet.apps.sam_med3d_ich.config import SamMed3DConfig
 from quartet.apps.sam_med3d_ich.data.split import SplitSizes
-from quartet.apps.sam_med3d_ich.model.ich import Answer
 from quartet.apps.sam_med3d_ich.preparation import Preparation, prepare_data
-from quartet.apps.sam_med3d_ich.task import IchTask
 
 _MINUTES = 5.0
 _TRIAL_STEPS = 30  # from whose pace the number of epochs follows
 _FLOOR, _MARGIN = 0.75, 0.03
-
-
-class UNetModel(nn.Module):
-    """MONAI's UNet with residual units behind the interface that our trainer and sliding windows expect.
-
-    Args:
-        side: Side of the crops, voxels.
-    """
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.net = UNet(
-            spatial_dims=3,
-            in_channels=1,
-            out_channels=1,
-            channels=(16, 32, 64, 128),
-            strides=(2, 2, 2),
-            num_res_units=2,
-        )
-        self.side = side
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        return next(self.parameters()).device
-
-    def forward(self, image: Tensor) -> Answer:  # noqa: D102
-        return Answer(self.net(image), image.new_zeros(len(image)))
+_SIDES = {
+    "SAM-Med3D vit_tiny (ours)": (),
+    "MONAI UNet": ("model.model_type=unet", "model.image_size=32", "objective.ich_weight=0"),
+}
 
 
 @dataclass(frozen=True)
@@ -99,11 +70,7 @@ def measure(options: Options) -> Report:
         base = Path(folder)
         sizes = SplitSizes(train_cases=60, val_cases=20)
         prepare_data(source, base / "data", Preparation(sizes=sizes, link=True))
-        sides: dict[str, Callable[[IchTask], IchTask]] = {
-            "SAM-Med3D vit_tiny (ours)": lambda task: task,
-            "MONAI UNet": lambda task: _with_model(task, UNetModel(task.segmenter.model.side)),
-        }
-        results = {name: _train(base, change, minutes=minutes) for name, change in sides.items()}
+        results = {name: _train(base, settings, minutes=minutes) for name, settings in _SIDES.items()}
     ours, unet = results.values()
     return Report(
         title=title,
@@ -125,17 +92,12 @@ def measure(options: Options) -> Report:
     )
 
 
-def _with_model(task: IchTask, model: Any) -> IchTask:
-    # Its score head says nothing, so the image-level loss is left out.
-    return replace(task, model=model, segmenter=replace(task.segmenter, model=model), ich_weight=0.0)
-
-
-def _train(base: Path, change: Callable[[IchTask], IchTask], *, minutes: float) -> Result:
+def _train(base: Path, settings: Sequence[str], *, minutes: float) -> Result:
     data = base / "data"
     arguments = ["+experiment=hippocampus", "--train_csv", data / "train.csv", "--val_csv", data / "val.csv"]
     arguments += ["--mask_dir", data / "masks", "--cache_dir", base / "cache", "--num_workers", "0"]
-    config: SamMed3DConfig = parse(APP, [str(argument) for argument in arguments]).config
-    tried = _setup(config, change)
+    config: SamMed3DConfig = parse(APP, [*map(str, arguments), *settings]).config
+    tried = _setup(config)
     pace = _seconds_per_step(config, tried)
     steps_per_epoch = -(-len(tried.train.dataset) // config.train.batch_size)
     epochs = max(1, int(60 * minutes / (pace * steps_per_epoch)))
@@ -143,7 +105,7 @@ def _train(base: Path, change: Callable[[IchTask], IchTask], *, minutes: float) 
     config = config.model_copy(
         update={"train": config.train.model_copy(update={"epochs": epochs, "eval_every": every})}
     )
-    setup = _setup(config, change)
+    setup = _setup(config)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(config, setup, world=World(), folder=Path(folder))
         begun = time.monotonic()
@@ -157,11 +119,9 @@ def _train(base: Path, change: Callable[[IchTask], IchTask], *, minutes: float) 
     return Result(figures["dice"], float(rows["figures"][:, 0].min()), taken / 60, epochs, parameters)
 
 
-def _setup(config: SamMed3DConfig, change: Callable[[IchTask], IchTask]) -> TrainingSetup:
+def _setup(config: SamMed3DConfig) -> TrainingSetup:
     seed_everything(config.run.seed)
-    setup = build(config, World())
-    assert isinstance(setup.task, IchTask)
-    return replace(setup, task=change(setup.task), group_rules=())
+    return build(config, World())
 
 
 def _seconds_per_step(config: SamMed3DConfig, setup: TrainingSetup) -> float:

@@ -38,7 +38,7 @@ from quartet.apps.sam_med3d_ich.losses import dice_cross_entropy, dice_focal
 from quartet.apps.sam_med3d_ich.model.ich import IchModel
 from quartet.apps.sam_med3d_ich.model.weights import fetch_released, load_weights, read_weights, resize_tables
 from quartet.apps.sam_med3d_ich.outputs import write_outputs
-from quartet.apps.sam_med3d_ich.restore import describe, make_model, make_segmenter, restored
+from quartet.apps.sam_med3d_ich.restore import Model, describe, make_model, make_segmenter, restored
 from quartet.apps.sam_med3d_ich.task import IchTask, MaskLoss
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def build(config: SamMed3DConfig, world: World) -> TrainingSetup:
     cache = Cache(folder, task.segmenter.preprocessing, array_spacing=spacing)
     cache.fill(splits.train, rank=world.rank, world_size=world.size)
     barrier()
-    side = model.sam.shape.image_size
+    side = model.side
     crops = CropDataset(splits.train, cache=cache, crop_size=side, random_crops=config.data.random_crops)
     whole = {
         name: CaseDataset(cases, array_spacing=spacing) for name, cases in splits.named().items() if name != "train"
@@ -113,10 +113,8 @@ def evaluation(run: RunCheckpoint[SamMed3DConfig], asked: Asked, world: World) -
                 raise UserError(f"{path}: no folder of masks is known; give data.mask_dir=DIR")
             own[name] = read_cases(path, mask_dir=settings.mask_dir)
     found = restored(run, device=world.device)
-    segmenter, model = found.segmenter, found.segmenter.model
-    assert isinstance(model, IchModel)  # noqa: S101 - that of a run is
-    loss = _mask_loss(run.config.objective)
-    task = IchTask(model=model, segmenter=segmenter, mask_loss=loss, prompted=found.prompted)
+    segmenter, loss = found.segmenter, _mask_loss(run.config.objective)
+    task = IchTask(model=found.model, segmenter=segmenter, mask_loss=loss, prompted=found.prompted)
     whole = {name: CaseDataset(own[name], array_spacing=settings.array_spacing) for name in asked.data}
     chooser = Chooser(task, run.config.decision, kept=asked.kept(run))
     return EvaluationSetup(
@@ -151,9 +149,9 @@ def _weights(settings: ModelConfig) -> tuple[Path, Mapping[str, Tensor]]:
     return path, read_weights(path)
 
 
-def _load_weights(model: IchModel, settings: ModelConfig, weights: Mapping[str, Tensor], *, source: Path) -> list[str]:
+def _load_weights(model: Model, settings: ModelConfig, weights: Mapping[str, Tensor], *, source: Path) -> list[str]:
     """Load the weights to start from; returns warnings."""
-    if not weights:
+    if not weights or not isinstance(model, IchModel):
         return []
     if settings.interpolate_positions:
         weights = resize_tables(weights, model.sam)
@@ -165,7 +163,7 @@ def _load_weights(model: IchModel, settings: ModelConfig, weights: Mapping[str, 
     return [f"not loaded of {source}: {counted(len(left_out), 'tensor')}, first {left_out[0]}"] if left_out else []
 
 
-def _task(config: SamMed3DConfig, model: IchModel, metadata: Mapping[str, Any]) -> IchTask:
+def _task(config: SamMed3DConfig, model: Model, metadata: Mapping[str, Any]) -> IchTask:
     return IchTask(
         model=model,
         segmenter=make_segmenter(metadata, model),
@@ -182,8 +180,10 @@ def _mask_loss(settings: ObjectiveConfig) -> MaskLoss:
     return partial(dice_focal, gamma=settings.focal_gamma)
 
 
-def learning_rates(model: IchModel, config: SamMed3DConfig) -> list[GroupRule]:
+def learning_rates(model: Model, config: SamMed3DConfig) -> list[GroupRule]:
     """Rates of the model's parts: falling with depth in the encoder, scaled in prompt encoder and mask decoder."""
+    if not isinstance(model, IchModel):
+        return []
     lr, decay = config.train.lr, config.model.layer_decay
     rates = {f"sam.{part}.": lr * config.model.decoder_lr_scale for part in ("prompt_encoder", "mask_decoder")}
     depth = model.sam.shape.depth

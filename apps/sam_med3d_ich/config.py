@@ -76,10 +76,14 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The network and the weights it starts from."""
 
-    model_type: Literal["vit_b_ori", "vit_small", "vit_tiny"] = field(
-        "vit_b_ori", "vit_b_ori: the released size (100 million parameters); vit_small: 20 million; vit_tiny: 2 million"
+    model_type: Literal["vit_b_ori", "vit_small", "vit_tiny", "unet"] = field(
+        "vit_b_ori",
+        "vit_b_ori: the released size (100 million parameters); vit_small: 20 million; vit_tiny: 2 million; unet: "
+        "MONAI's UNet (1 million) instead of SAM-Med3D, to compare with",
     )
-    image_size: int | None = field(None, "Side of the input cube; null: by type (128, 128, 32)", unit="voxels", ge=8)
+    image_size: int | None = field(
+        None, "Side of the input cube; null: by type (128, 128, 32, 64)", unit="voxels", ge=8
+    )
     patch_size: int | None = field(None, "Side of a patch; null: by type (16, 16, 4)", unit="voxels", ge=2)
     weights: str = field(
         "hub",
@@ -115,11 +119,23 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
-        preset_size, preset_patch = (32, 4) if self.model_type == "vit_tiny" else (128, 16)
+        sizes = {"vit_tiny": (32, 4), "unet": (64, 8)}
+        preset_size, preset_patch = sizes.get(self.model_type, (128, 16))
         image, patch = self.image_size or preset_size, self.patch_size or preset_patch
-        if image % patch:
+        if self.model_type == "unet":
+            self._check_unet()
+            if image % preset_patch:
+                reject("image_size", f"{image} is no multiple of {preset_patch}, by which a UNet makes crops smaller")
+        elif image % patch:
             reject("image_size", f"{image} is no multiple of the patch size, {patch}")
         return self
+
+    def _check_unet(self) -> None:
+        if self.weights != "none":
+            reject("weights", "a UNet starts at random; give model.weights=none")
+        for name in ("patch_size", "freeze_encoder", "layer_decay", "decoder_lr_scale"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                reject(name, "a UNet has no such part; leave it out")
 
 
 class ObjectiveConfig(Section):
@@ -190,3 +206,9 @@ class SamMed3DConfig(Section):
     run: RunConfig = field(RunConfig(), "Run")
     checkpoint: CheckpointConfig = field(CheckpointConfig(), "Checkpoints")
     tracking: TrackingConfig = field(TrackingConfig(), "Tracking")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.model.model_type == "unet" and self.objective.prompt_mode == "clicks":
+            reject("objective.prompt_mode", "a UNet takes no clicks; expected none")
+        return self

@@ -11,6 +11,7 @@ from mlcore.run.decision import write_decision
 from mlcore.training.checkpoint import save_checkpoint
 from quartet.apps.sam_med3d_ich.choosing import Chooser
 from quartet.apps.sam_med3d_ich.config import SamMed3DConfig
+from quartet.apps.sam_med3d_ich.model.ich import IchModel
 from quartet.apps.sam_med3d_ich.model.weights import encoder_state
 from quartet.apps.sam_med3d_ich.task import IchTask
 
@@ -22,6 +23,8 @@ def write_outputs(
 ) -> None:
     """Write `decision.json`, `sam_encoder.pth`, `config.json` and `training_summary_<date-time>.json`.
 
+    A UNet has no encoder for other programs.
+
     Args:
         task: Its model has the best checkpoint's weights.
         config: The run's.
@@ -30,14 +33,12 @@ def write_outputs(
         summary: Results of the run.
     """
     write_decision(folder, chooser.decision)
-    metadata = task.metadata
-    save_checkpoint(
-        folder / "sam_encoder.pth",
-        {
+    if isinstance(task.model, IchModel):
+        content = {
             ENCODER_KEY: encoder_state(task.model.sam.state_dict()),
-            "shape": metadata["model"]["shape"],
-            "preprocessing": metadata["preprocessing"],
-        },
-    )
+            "shape": task.metadata["model"]["shape"],
+            "preprocessing": task.metadata["preprocessing"],
+        }
+        save_checkpoint(folder / "sam_encoder.pth", content)
     write_json(folder / "config.json", to_values(config))
     write_json(folder / f"training_summary_{time.strftime('%Y%m%d-%H%M%S')}.json", summary)

@@ -13,7 +13,10 @@ from quartet.apps.sam_med3d_ich.data.preprocess import WINDOWS, Preprocessing
 from quartet.apps.sam_med3d_ich.model.encoder import EncoderShape
 from quartet.apps.sam_med3d_ich.model.ich import IchModel
 from quartet.apps.sam_med3d_ich.model.sam import PRESETS
+from quartet.apps.sam_med3d_ich.model.unet import UNetModel
 from quartet.apps.sam_med3d_ich.segmentation import Segmenter, WindowModel
+
+Model = IchModel | UNetModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,7 @@ class Restored:
         config: The training run's configuration.
     """
 
-    model: IchModel
+    model: Model
     segmenter: Segmenter
     prompted: bool
     config: SamMed3DConfig
@@ -35,8 +38,12 @@ class Restored:
 
 def describe(config: SamMed3DConfig) -> dict[str, Any]:
     """Plain values from which `make_model` and `make_segmenter` build; checkpoints carry them."""
+    if config.model.model_type == "unet":
+        model: dict[str, Any] = {"network": "unet", "shape": {"image_size": config.model.image_size or 64}}
+    else:
+        model = {"shape": asdict(encoder_shape(config.model)), "visual_tokens": config.model.visual_tokens}
     return {
-        "model": {"shape": asdict(encoder_shape(config.model)), "visual_tokens": config.model.visual_tokens},
+        "model": model,
         "preprocessing": asdict(preprocessing(config.data)),
         "inference": config.inference.model_dump(),
         "prompted": config.objective.prompt_mode == "clicks",
@@ -56,13 +63,15 @@ def preprocessing(config: DataConfig) -> Preprocessing:
     return Preprocessing(spacing=config.spacing, window=window, normalize=config.normalize)
 
 
-def make_model(metadata: Mapping[str, Any], **options: Any) -> IchModel:
+def make_model(metadata: Mapping[str, Any], **options: Any) -> Model:
     """The network that `describe` describes.
 
     Args:
         metadata: What `describe` returned.
         **options: Those of `IchModel` that matter only in training.
     """
+    if metadata["model"].get("network") == "unet":
+        return UNetModel(metadata["model"]["shape"]["image_size"])
     shape = {**metadata["model"]["shape"], "global_blocks": tuple(metadata["model"]["shape"]["global_blocks"])}
     return IchModel(
         EncoderShape(**shape),

@@ -12,6 +12,7 @@ from mlcore.training import losses
 from mlcore.training.engine import StepOutput
 from quartet.apps.sam_med3d_ich.case_metrics import CaseMetrics, case_metrics, lesions_by_size, summarise
 from quartet.apps.sam_med3d_ich.model.ich import IchModel
+from quartet.apps.sam_med3d_ich.model.unet import UNetModel
 from quartet.apps.sam_med3d_ich.segmentation import Segmentation, Segmenter, clicks_from_mask
 
 WholeCase = Mapping[str, Any]
@@ -33,7 +34,7 @@ class IchTask:
         metadata: Plain values that a checkpoint carries for whoever loads the model alone.
     """
 
-    model: IchModel
+    model: IchModel | UNetModel
     segmenter: Segmenter
     mask_loss: MaskLoss
     ich_weight: float = 0.1

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mlcore.run.networks import Eager, Network, Signature
 from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
 from quartet.apps.sam_med3d_ich.config import SamMed3DConfig
-from quartet.apps.sam_med3d_ich.model.ich import Answer, IchNetwork
+from quartet.apps.sam_med3d_ich.model.ich import Answer, IchModel, IchNetwork
 from quartet.apps.sam_med3d_ich.restore import make_model
 
 __all__ = ["Windows", "describe", "make_module", "signature_of"]
@@ -58,12 +58,12 @@ class Windows:
         self._network = network
         self._clicking: Network | None = network
         if not about["prompted"]:
-            own = isinstance(network, Eager) and isinstance(network.module, IchNetwork)
+            own = isinstance(network, Eager) and isinstance(getattr(network.module, "model", None), IchModel)
             self._clicking = _with_clicks(about, network) if own else None
 
     @property
     def takes_clicks(self) -> bool:
-        """Whether it can; a program without clicks cannot."""
+        """Whether it can; a program without clicks and a UNet cannot."""
         return self._clicking is not None
 
     def __call__(self, image: Tensor) -> Answer:

@@ -60,7 +60,7 @@ def test_a_network_for_clicks_is_exported_with_them(
         np.testing.assert_allclose(found.probability, expected.probability, atol=1e-5)
     # Without its weights a network takes what it was written with.
     load_run(exported, device="cpu", options=clicks)
-    with pytest.raises(UserError, match="this network was written without clicks"):
+    with pytest.raises(UserError, match="this network takes no clicks"):
         load_run(exported, device="cpu", options=clicks, network="onnx")
 
 

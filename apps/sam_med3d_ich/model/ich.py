@@ -1,6 +1,7 @@
 """The trained model: SAM-Med3D plus a head that says whether a volume holds a haemorrhage at all."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -162,15 +163,16 @@ class IchNetwork(nn.Module):
     """The trained model as one network of plain tensors: what predicts a window, and what is exported.
 
     Args:
-        model: The trained model.
+        model: The trained model, or a UNet.
         prompted: Whether it takes clicks.
     """
 
-    def __init__(self, model: IchModel, *, prompted: bool) -> None:
+    def __init__(self, model: nn.Module, *, prompted: bool) -> None:
         super().__init__()
         self.model, self.prompted = model, prompted
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """What `IchModel.after_clicks` takes, or an image alone, to logits of masks [B, 1, S, S, S] and `ich` [B]."""
-        answer = self.model.after_clicks(*tensors) if self.prompted else self.model(*tensors)
+        ask: Any = self.model.after_clicks if self.prompted else self.model
+        answer: Answer = ask(*tensors)
         return answer.masks, answer.ich
