@@ -19,9 +19,9 @@ __all__ = ["APP"]
 
 
 def _build(config: PerceiverConfig, world: World) -> TrainingSetup:
-    from quartet.apps.perceiver.build import build  # torch takes seconds to import
+    from quartet.apps.perceiver import build, build_raw  # torch takes seconds to import
 
-    return build(config, world)
+    return (build_raw if config.data.dataset in build_raw.RAW else build).build(config, world)
 
 
 def _samples(config: PerceiverConfig) -> Mapping[str, Any]:
@@ -65,7 +65,7 @@ def _run_name(config: PerceiverConfig) -> str:
 APP = App(
     name="perceiver",
     title="Perceiver",
-    description="Train a Perceiver on sequences of any length: patterns, images as patches, .ts files, your own.",
+    description="Train a Perceiver on texts, images, series of any length, or tables of all of these.",
     config_cls=PerceiverConfig,
     config_dir=Path(__file__).resolve().parents[2] / "configs" / "perceiver",
     build=_build,
@@ -77,7 +77,7 @@ APP = App(
     run_name=_run_name,
     own_data="--dataset image_folder --data_dir DIR  (more kinds: docs/perceiver.md)",
     demo_unless=("data.dataset", "data.data_dir", "data.train_path"),
-    purpose="Classifies sequences of any length, or images as sequences of patches.",
+    purpose="Classifies sequences of any length, images as sequences of patches, texts as bytes, or all together.",
     limits=("Everything gets one of the classes, whatever it is.",),
     rehearsal=(
         *("--dataset", "synthetic", "--num_samples", "160", "--seq_len_range", "8", "24", "--feature_dim", "6"),

@@ -1,19 +1,21 @@
 """What a plain model makes of the same samples: of series MiniRocket and ridge, of pictures their plain features."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 
 from mlcore.metrics.arrays import FloatArray
 from mlcore.run.baseline import Baseline
 from mlcore.training.evaluator import Predictions
-from mlcore.training.plain import class_rows, describe_picture, fewer, fit_features
+from mlcore.training.plain import class_rows, describe_picture, fewer, fit_features, fit_texts
 from quartet.apps.perceiver.data.gaps import shown_positions
 from quartet.apps.perceiver.data.patches import PatchLayout
+from quartet.apps.perceiver.data.raw import Modality
 from quartet.apps.perceiver.data.samples import SampleDataset
 from quartet.apps.perceiver.mini_rocket import MiniRocket
 
-__all__ = ["baselines"]
+__all__ = ["baselines", "raw_baselines"]
 
 _COMPARISONS = 1e9  # of MiniRocket on training positions: seconds
 _FEATURES = 9996  # as in the paper
@@ -55,6 +57,63 @@ def baselines(
 
     name = "plain features and logistic regression" if layout else "MiniRocket and ridge regression"
     return [Baseline(name=name, predict=predict)]
+
+
+def raw_baselines(
+    parts: Mapping[str, SampleDataset], *, classes: int, modalities: Sequence[Modality]
+) -> list[Baseline]:
+    """Baselines of raw samples: of their texts, of their pictures, and where there are both the mean of their logits.
+
+    Args:
+        parts: As `baselines`.
+        classes: How many there are.
+        modalities: Those of the samples; of series there is no baseline here.
+    """
+    labels = {name: np.asarray(part.labels).tolist() for name, part in parts.items()}  # type: ignore[attr-defined]
+    train = fewer(labels["train"]).tolist()
+    known = [labels["train"][place] for place in train]
+    asked = {name: range(len(part)) for name, part in parts.items() if name != "train"}
+
+    def texts(name: str, places: Sequence[int]) -> list[str]:
+        names = [modality.name for modality in modalities if modality.kind == "text"]
+        samples = (parts[name][place]["input"] for place in places)
+        return [
+            "\n".join(bytes(values[key]).decode(errors="replace") for key in names if key in values)
+            for values in samples
+        ]
+
+    def pictures(name: str, places: Sequence[int]) -> FloatArray:
+        those = [modality for modality in modalities if modality.kind == "image"]
+        nothing = {one.name: np.zeros((*one.size, 3), dtype=np.uint8) for one in those}
+        samples = ({**nothing, **parts[name][place]["input"]} for place in places)
+        return np.stack([np.concatenate([describe_picture(values[one.name]) for one in those]) for values in samples])
+
+    @cache
+    def chances(kind: str) -> Mapping[str, FloatArray]:
+        read, fit = (texts, fit_texts) if kind == "text" else (pictures, fit_features)
+        fitted = fit(read("train", train), known, classes=classes)  # type: ignore[operator]
+        return {name: fitted(read(name, places)) for name, places in asked.items()}
+
+    def of(*kinds: str) -> Callable[[], Mapping[str, Predictions]]:
+        def predict() -> Mapping[str, Predictions]:
+            found = {}
+            for name in asked:
+                logs = np.mean([np.log(chances(kind)[name].clip(1e-7)) for kind in kinds], axis=0)
+                shares = np.exp(logs)
+                found[name] = class_rows(labels[name], shares / shares.sum(axis=1, keepdims=True))
+            return found
+
+        return predict
+
+    there = {modality.kind for modality in modalities}
+    found = []
+    if "text" in there:
+        found.append(Baseline(name="texts: TF-IDF and logistic regression", predict=of("text")))
+    if "image" in there:
+        found.append(Baseline(name="pictures: plain features and logistic regression", predict=of("image")))
+    if {"text", "image"} <= there:
+        found.append(Baseline(name="both: the mean of their logits", predict=of("text", "image")))
+    return found
 
 
 def _fit_series(

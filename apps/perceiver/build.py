@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mlcore.base.distributed import World
@@ -31,7 +32,7 @@ from quartet.apps.perceiver.data.collate import PadCollate
 from quartet.apps.perceiver.data.image_augment import image_augmentation
 from quartet.apps.perceiver.data.inspection import Inspection, inspect_dataset
 from quartet.apps.perceiver.data.patches import ImagePatches, PatchLayout
-from quartet.apps.perceiver.data.samples import Joined, SampleDataset, Subset, origin_of
+from quartet.apps.perceiver.data.samples import Joined, SampleDataset, Subset, group_of, origin_of
 from quartet.apps.perceiver.data.sources import Part, Sources, load_sources
 from quartet.apps.perceiver.data.splits import stratified_split
 from quartet.apps.perceiver.restore import make_model, model_settings
@@ -39,7 +40,7 @@ from quartet.apps.perceiver.task import Objective, PerceiverTask
 
 _log = logging.getLogger(__name__)
 
-_CALLED: Mapping[str, str] = {"train": "training data", "val": "validation data", "test": "test data"}
+CALLED: Mapping[str, str] = {"train": "training data", "val": "validation data", "test": "test data"}
 _SHOWN = 20  # constant channels named in the log
 
 
@@ -52,12 +53,12 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
     Raises:
         UserError: Data is missing or cannot be used, or model settings do not fit together.
     """
-    sources = _sources(config)
+    sources = sources_of(config)
     parts = parts_of(sources, config)
     inspect = partial(_inspect, settings=config.data, classes=sources.classes)
-    looks = {"train": inspect(parts["train"], _CALLED["train"], every_class=True)}
+    looks = {"train": inspect(parts["train"], CALLED["train"], every_class=True)}
     channels = len(looks["train"].statistics.mean)
-    looks |= {part: inspect(parts[part], _CALLED[part], channels=channels) for part in parts if part != "train"}
+    looks |= {part: inspect(parts[part], CALLED[part], channels=channels) for part in parts if part != "train"}
     _name_constant_channels(looks["train"])
     longest = max(int(look.lengths.max()) for look in looks.values())
     task = _task(config, sources, looks["train"], longest=longest, device=world.device)
@@ -73,7 +74,7 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
         evaluation={part: samples[part] for part in parts if part != "train" or "val" not in parts},
         transform=_transform(config, _layout(sources), longest=longest),
         overview=partial(_overview, looks),
-        warnings=_warnings(parts, skipped),
+        warnings=warnings_of(parts, skipped),
         analyse=partial(analyse, decider=decider),
         interval=lambda _, predictions, metric: measure_interval(predictions, metric),
         finish=decider.write,
@@ -87,7 +88,8 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
     )
 
 
-def _sources(config: PerceiverConfig) -> Sources:
+def sources_of(config: PerceiverConfig) -> Sources:
+    """The data sets of a run; a `UserError` where there is nothing to tell apart."""
     sources = load_sources(config.data, seed=config.run.seed)
     if len(sources.classes) == 1:
         raise UserError(
@@ -119,12 +121,13 @@ def _task(
     return PerceiverTask(
         model=model,
         class_names=tuple(sources.classes),
-        objective=_objective(config.objective, statistics.class_counts, device=device),
+        objective=make_objective(config.objective, statistics.class_counts, device=device),
         extra={"model": settings, "preprocessing": dict(sources.preprocessing)},
     )
 
 
-def _objective(settings: ObjectiveConfig, counts: Sequence[int], *, device: torch.device) -> Objective:
+def make_objective(settings: ObjectiveConfig, counts: Sequence[int], *, device: torch.device) -> Objective:
+    """The training loss, given the samples of each class."""
     weights: Tensor | None = None
     if settings.class_weights == "balanced":
         weights = torch.tensor([sum(counts) / (len(counts) * max(count, 1)) for count in counts])
@@ -148,7 +151,8 @@ def _name_constant_channels(look: Inspection) -> None:
         _log.warning("%d channels are constant in the training data and tell nothing: %s", len(constant), shown)
 
 
-def _warnings(parts: Mapping[Part, SampleDataset], skipped: Sequence[str]) -> list[str]:
+def warnings_of(parts: Mapping[Part, SampleDataset], skipped: Sequence[str]) -> list[str]:
+    """For the report's head."""
     warnings = [f"{len(skipped)} samples were left out, see train.log: {skipped[0]} ..."] if skipped else []
     if "val" not in parts:
         warnings.append("No validation data: the weights are those of the last step, chosen by nothing.")
@@ -167,7 +171,7 @@ def parts_of(sources: Sources, config: PerceiverConfig) -> dict[Part, SampleData
         labels = np.asarray(sources.train.labels)  # type: ignore[attr-defined]  # every source below has them
         # What has no class cannot be split by class; it stays where the inspection names it first.
         known = np.flatnonzero((labels >= 0) & (labels < len(sources.classes)))
-        small = known[stratified_split(labels[known], fraction=fraction, seed=seed)[1]] if len(known) else known
+        small = _set_aside(sources.train, labels, known, fraction=fraction, seed=seed) if len(known) else known
         parts["train"] = Subset(sources.train, indices=np.setdiff1d(np.arange(len(labels)), small))
         parts["val"] = Subset(sources.train, indices=small)
     if sources.test is not None:
@@ -175,17 +179,28 @@ def parts_of(sources: Sources, config: PerceiverConfig) -> dict[Part, SampleData
     return parts
 
 
+def _set_aside(
+    dataset: SampleDataset, labels: NDArray[np.int64], known: NDArray[np.int64], *, fraction: float, seed: int
+) -> NDArray[np.int64]:
+    """A share of the known samples, class by class; groups, which count with the class of their first sample, whole."""
+    numbers: dict[str | int, int] = {}
+    units = np.array([numbers.setdefault(group_of(dataset, index) or index, len(numbers)) for index in known.tolist()])
+    _, first = np.unique(units, return_index=True)
+    chosen = stratified_split(labels[known[first]], fraction=fraction, seed=seed)[1]
+    return known[np.isin(units, chosen)]
+
+
 def _parts_of_fold(sources: Sources, protocol: ProtocolConfig, *, seed: int) -> dict[Part, SampleDataset]:
     """The data sets of a run of the protocol; copies of a sample are in one part."""
     pool: Any = sources.train if sources.validation is None else Joined(sources.train, sources.validation)
     labels = np.asarray(pool.labels)
     known = (labels >= 0) & (labels < len(sources.classes))
-    digests = [_content(pool, index)[0] for index in range(len(pool))]
+    units = [group_of(pool, index) or _content(pool, index)[0] for index in range(len(pool))]
     found = member_splits(
         Splits(train=np.flatnonzero(known).tolist(), validation=(), test=None),
         protocol,
         label=labels.tolist().__getitem__,
-        unit=digests.__getitem__,
+        unit=units.__getitem__,
         classes=sources.classes,
         seed=seed,
     )
@@ -205,17 +220,22 @@ def held_out(dataset: SampleDataset) -> list[Held]:
     found = []
     for index in range(len(dataset)):
         digest, length = _content(dataset, index)
-        found.append(Held(origin_of(dataset, index), digest, copies=digest, about={"length": length}))
+        unit = group_of(dataset, index) or digest
+        found.append(Held(origin_of(dataset, index), unit, copies=digest, about={"length": length}))
     return found
 
 
 def _content(dataset: SampleDataset, index: int) -> tuple[str, int]:
     """What names a sample's content, and its length."""
     try:
-        content = np.ascontiguousarray(dataset[index]["input"])
+        content = dataset[index]["input"]
     except UserError as error:  # a sample that cannot be used is told of by the inspection
         return str(error), 0
-    return hashlib.blake2b(content.tobytes(), digest_size=16).hexdigest(), len(content)
+    parts = content if isinstance(content, Mapping) else {"": content}
+    digest = hashlib.blake2b(digest_size=16)
+    for name, values in parts.items():
+        digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest(), sum(map(len, parts.values()))
 
 
 def evaluation_data(
@@ -233,7 +253,7 @@ def evaluation_data(
     Raises:
         UserError: They do not fit the model, or cannot be used.
     """
-    look = _inspect(dataset, _CALLED[name], settings=settings, classes=classes, channels=channels)
+    look = _inspect(dataset, CALLED[name], settings=settings, classes=classes, channels=channels)
     return _data(dataset, look, settings=settings), look.problems
 
 

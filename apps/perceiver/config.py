@@ -25,10 +25,11 @@ Weight = Annotated[float, Field(ge=0)]
 class DataConfig(Section):
     """The samples: where they come from, how they become sequences, how they are varied."""
 
-    dataset: Literal["synthetic", "cifar10", "image_folder", "ts", "custom"] | None = field(
+    dataset: Literal["synthetic", "cifar10", "image_folder", "ts", "custom", "manifest", "text"] | None = field(
         None,
         "synthetic: generated patterns; cifar10: the official python archive; image_folder: one folder per class; "
-        "ts: UEA/UCR .ts files; custom: .npz files; null: nothing chosen, the demo runs",
+        "ts: UEA/UCR .ts files; custom: .npz files; manifest: a table with texts, images and series; text: a folder of "
+        ".txt files per class, or a table; null: nothing chosen, the demo runs",
         aliases=("dataset_type",),
     )
     data_dir: Path | None = field(
@@ -37,7 +38,9 @@ class DataConfig(Section):
         continued="applied",
     )
     train_path: Path | None = field(
-        None, "Training file or folder (ts, custom, image_folder) instead of data_dir", continued="applied"
+        None,
+        "Training file or folder (ts, custom, image_folder, manifest, text) instead of data_dir",
+        continued="applied",
     )
     val_path: Path | None = field(
         None, "Validation file or folder; null: val_fraction of the training data", continued="applied"
@@ -62,28 +65,46 @@ class DataConfig(Section):
     feature_dim: int = field(64, "synthetic: features per position", unit="features", ge=1)
     num_classes: int = field(5, "synthetic: number of patterns to tell apart", unit="classes", ge=2)
     patch_size: int = field(8, "Images: side of the square patches", unit="pixels", ge=1)
+    text_patch: int = field(
+        1, "manifest, text: bytes that become one token; with stem=conv a power of two", unit="bytes", ge=1
+    )
+    series_patch: int = field(
+        1, "manifest: time steps that become one token; with stem=conv a power of two", unit="steps", ge=1
+    )
+    modality_dropout: float = field(
+        0.0,
+        "manifest: how often each modality of a training sample is hidden; one always stays",
+        ge=0,
+        lt=1,
+        continued="applied",
+    )
     image_size: int | None = field(
         None,
-        "image_folder: images are resized to this side; null: all images must have one size already",
+        "image_folder, manifest: images are resized to this side; null: all images must have one size already",
         unit="pixels",
         ge=1,
     )
     max_megapixels: float = field(
         100.0,
-        "image_folder: larger images are refused before they are decoded",
+        "image_folder, manifest: larger images are refused before they are decoded",
         unit="megapixels",
         gt=0,
         continued="applied",
     )
-    max_seq_len: int | None = field(None, "Longest sequence accepted; null: no limit", unit="positions", ge=1)
+    max_seq_len: int | None = field(
+        None,
+        "Longest sequence accepted, of manifests each text in bytes and each series in steps; null: no limit",
+        unit="positions",
+        ge=1,
+    )
     on_too_long: Literal["error", "truncate"] = field("error", "What to do with a sequence longer than max_seq_len")
     on_bad_sample: Literal["error", "skip"] = field(
         "error", "What to do with a sample that cannot be used; skipped ones are counted and named"
     )
     on_missing: Literal["error", "mask", "interpolate"] = field(
         "error",
-        "ts, custom: what to do with NaN (in .ts files ?) before the end of a sequence; error: it is a bad sample; "
-        "mask: hide these positions; interpolate: draw lines between a channel's values",
+        "ts, custom, manifest: what to do with NaN (in .ts files ?) before the end of a sequence; error: it is a bad "
+        "sample; mask (not of manifests): hide these positions; interpolate: draw lines between a channel's values",
     )
     normalize: bool = field(
         default=True, description="Standardise features with the training data's mean and deviation"
@@ -154,8 +175,9 @@ class ModelConfig(Section):
     )
     stem: Literal["none", "linear", "conv"] = field(
         "none",
-        "Before the first cross-attention; linear: an embedding of each token; conv: of pictures, a convolution, "
-        "pooling and norm for each halving of patch_size, which look across the borders of patches",
+        "Before the first cross-attention; linear: an embedding of each token (of manifests none, too); conv: of "
+        "pictures, and of all in manifests, a convolution, pooling and norm for each halving of the patch, which look "
+        "across the borders of patches",
     )
     stem_channels: int = field(64, "Channels of the stem's tokens", unit="features", ge=1)
     widening_factor: int = field(1, "Hidden width of the feed-forward blocks, in units of d_model", ge=1)

@@ -1,7 +1,7 @@
 """A trained Perceiver and labelled data, ready to be evaluated, and the files that an evaluation leaves."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,11 @@ from mlcore.run.deciding import Decider, kind_of
 from mlcore.run.evaluating import Asked
 from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
 from mlcore.training.evaluator import Predictions
-from quartet.apps.perceiver.build import analyse, evaluation_data, parts_of
+from quartet.apps.perceiver.ablation import Ablation
+from quartet.apps.perceiver.build import evaluation_data, parts_of
+from quartet.apps.perceiver.build_raw import ablated, raw_data
 from quartet.apps.perceiver.config import PerceiverConfig
+from quartet.apps.perceiver.data.raw import Modality
 from quartet.apps.perceiver.data.samples import origin_of
 from quartet.apps.perceiver.data.sources import labelled_samples, load_sources
 from quartet.apps.perceiver.restore import make_model
@@ -49,15 +52,23 @@ def evaluation(run: RunCheckpoint[PerceiverConfig], asked: Asked, world: World) 
     for message in skipped:
         _log.warning("left out: %s", message)
     decider = Decider(run.config.decision, class_names=names, kind=kind_of(names), kept=asked.kept(run))
-    written = _Written(run, data, decider, skipped)
+    task = PerceiverTask(model=model.to(world.device), class_names=names)
+    ablation = Ablation(task=task, modalities=modalities_of(run))
+    written = _Written(run, data, partial(ablated, decider=decider, ablation=ablation), decider, skipped)
     return EvaluationSetup(
-        task=PerceiverTask(model=model.to(world.device), class_names=names),
+        task=task,
         evaluation=data,
+        choose=ablation.choose if len(ablation.modalities) > 1 else None,
         analyse=written.analyse,
         interval=lambda _, predictions, metric: measure_interval(predictions, metric),
         finish=written.finish,
         warnings=[f"{len(skipped)} samples were left out: {skipped[0]} ..."] if skipped else [],
     )
+
+
+def modalities_of(run: RunCheckpoint[PerceiverConfig]) -> list[Modality]:
+    """Those of a model of raw samples; none of another."""
+    return [Modality(**values) for values in run.metadata["model"]["options"].get("modalities", ())]
 
 
 def _data(
@@ -81,10 +92,11 @@ def _data(
             skipped += more
     data = {}
     for name in asked.data:
-        channels = run.metadata["model"]["input_dim"]
-        data[name], problems = evaluation_data(
-            samples[name], name, settings=config.data, classes=classes, channels=channels
-        )
+        if pictures["kind"] == "raw":
+            read = partial(raw_data, modalities=modalities_of(run))
+        else:
+            read = partial(evaluation_data, channels=run.metadata["model"]["input_dim"])
+        data[name], problems = read(samples[name], name, settings=config.data, classes=classes)
         skipped += problems
     return data, skipped
 
@@ -96,10 +108,11 @@ class _Written:
         self,
         run: RunCheckpoint[PerceiverConfig],
         data: Mapping[str, Data],
+        analyse: Callable[[Predictions, Path, str], list[Section]],
         decider: Decider,
         skipped: Sequence[str],
     ) -> None:
-        self._run, self._data, self._decider, self._skipped = run, data, decider, skipped
+        self._run, self._data, self._analyse, self._decider, self._skipped = run, data, analyse, decider, skipped
         self._predictions: dict[str, Predictions] = {}
 
     def analyse(self, predictions: Predictions, folder: Path, prefix: str) -> list[Section]:
@@ -110,7 +123,7 @@ class _Written:
         note = f"all predictions: {prefix}predictions.csv"
         title = "Validation" if split == "val" else split.capitalize()
         table = Table(f"{title}: most confident mistakes", _COLUMNS, mistakes, note=note)
-        return [*analyse(predictions, folder, prefix, decider=self._decider), table]
+        return [*self._analyse(predictions, folder, prefix), table]
 
     def finish(self, folder: Path, summary: Mapping[str, Any]) -> None:
         """Write `decision.json`, `results.json` of the split that was asked for, and `{split}_predictions.csv`."""

@@ -9,7 +9,13 @@ from quartet.apps.perceiver.model import SIZES, PerceiverModel, PerceiverOptions
 
 
 def model_settings(
-    config: ModelConfig, *, input_dim: int, num_classes: int, max_seq_len: int, grid: Sequence[int] | None = None
+    config: ModelConfig,
+    *,
+    input_dim: int,
+    num_classes: int,
+    max_seq_len: int,
+    grid: Sequence[int] | None = None,
+    modalities: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Plain constructor arguments of the configured model; `make_model` takes them.
 
@@ -19,6 +25,7 @@ def model_settings(
         num_classes: Number of classes.
         max_seq_len: Longest sequence in tokens.
         grid: Rows and columns of a picture's patches and the side of one in pixels; None: no pictures.
+        modalities: Of raw samples, see `PerceiverOptions`; None: the input is tokens.
     """
     widths = asdict(SIZES[config.model_size])
     widths.update({key: getattr(config, key) for key in widths if getattr(config, key) is not None})
@@ -33,6 +40,8 @@ def model_settings(
     }
     if config.stem != "none":  # checkpoints of before there were stems go on
         options |= {"stem": config.stem, "stem_channels": config.stem_channels, "grid": grid and list(grid)}
+    if modalities is not None:
+        options |= {"modalities": [dict(values) for values in modalities]}
     return {"input_dim": input_dim, "num_classes": num_classes, **widths, "options": options}
 
 

@@ -27,6 +27,7 @@ from quartet.apps.perceiver.data.samples import Array, SequenceDataset
 from quartet.apps.perceiver.data.ts_files import read_ts
 from quartet.apps.perceiver.model.perceiver import PerceiverModel
 from quartet.apps.perceiver.restore import make_model
+from quartet.apps.perceiver.scoring_raw import READ, RawScorer, heat, is_raw, raw_module, raw_signature
 
 __all__ = ["PerceiverScorer", "describe", "make_module", "make_scorer", "signature_of"]
 
@@ -42,6 +43,8 @@ def describe(run: RunCheckpoint[PerceiverConfig]) -> dict[str, Any]:
         pictures = dict(run.metadata["preprocessing"])
         if pictures["kind"] == "image":
             pictures["positions"] = _layout(pictures).positions.tolist()
+        if pictures["kind"] == "raw":
+            pictures["data"] = {key: run.config.model_dump(mode="json")["data"][key] for key in READ}
         return {
             "class_names": [str(name) for name in run.metadata["class_names"]],
             "model": dict(run.metadata["model"]),
@@ -58,11 +61,15 @@ def describe(run: RunCheckpoint[PerceiverConfig]) -> dict[str, Any]:
 
 def make_module(about: Mapping[str, Any], weights: Mapping[str, Tensor], source: Path) -> nn.Module:
     """The network: `(input float32 [B, M, C], mask bool [B, M]) -> logits [B, classes]`."""
+    if is_raw(about):
+        return raw_module(about, weights, source)
     return rebuild(lambda: make_model(about["model"]), weights, source=source)
 
 
 def signature_of(about: Mapping[str, Any]) -> Signature:
     """Inputs and outputs of the network."""
+    if is_raw(about):
+        return raw_signature(about)
     model = about["model"]
     with torch.device("meta"):
         encoder = make_model(model).encoder
@@ -75,7 +82,9 @@ def signature_of(about: Mapping[str, Any]) -> Signature:
     )
 
 
-def make_scorer(about: Mapping[str, Any], network: Network, options: Mapping[str, str]) -> "PerceiverScorer":
+def make_scorer(
+    about: Mapping[str, Any], network: Network, options: Mapping[str, str]
+) -> "PerceiverScorer | RawScorer":
     """The scorer of what `describe` gave; the option `on_missing` says what to do with gaps in sequences.
 
     Raises:
@@ -84,6 +93,8 @@ def make_scorer(about: Mapping[str, Any], network: Network, options: Mapping[str
     on_missing: Any = options.get("on_missing", about["data"]["on_missing"])
     if on_missing not in get_args(OnMissing):
         raise UserError(f"on_missing={on_missing}: expected {', '.join(get_args(OnMissing))}")
+    if is_raw(about):
+        return RawScorer(about, network, on_missing)
     return PerceiverScorer(about, network, on_missing)
 
 
@@ -146,7 +157,7 @@ class PerceiverScorer:
         notes = [] if seen is None else [_ATTENTION]
         if self._layout is not None:
             picture = self._picture(item)
-            over = [] if seen is None else [_heat(seen.reshape(self._layout.grid), picture.shape[:2])]
+            over = [] if seen is None else [heat(seen.reshape(self._layout.grid), picture.shape[:2])]
             return prediction.shown(pictures=[picture], overlays=over, overlaid="attention", notes=notes)
         values = self._sample(item)["input"].T
         curves = {f"channel {number}": channel for number, channel in enumerate(values, start=1)}
@@ -205,15 +216,6 @@ class PerceiverScorer:
         if item.content is None:
             return decode_image(_path(item), origin=item.name, max_pixels=self._max_pixels)
         return np.asarray(item.content)
-
-
-def _heat(shares: Array, size: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Shares of patches [rows, columns] as a red that is the denser the larger they are, uint8 [H, W, 4]."""
-    scaled = Image.fromarray(np.rint(200 * shares / shares.max()).astype(np.uint8))
-    alpha = np.asarray(scaled.resize((size[1], size[0]), Image.Resampling.BILINEAR))
-    heat = np.zeros((*alpha.shape, 4), dtype=np.uint8)
-    heat[..., 0], heat[..., 3] = 230, alpha
-    return heat
 
 
 def _layout(pictures: Mapping[str, Any]) -> PatchLayout:

@@ -36,7 +36,11 @@ class ImageAugmentation:
 
     def __call__(self, sample: Any, rng: np.random.Generator) -> Any:
         """Transforms a sample."""
-        image = self.layout.image(np.asarray(sample["input"]))
+        image = self.changed(self.layout.image(np.asarray(sample["input"])), rng)
+        return {**sample, "input": self.layout.sequence(image), "key": int(rng.integers(2**63))}
+
+    def changed(self, image: Image, rng: np.random.Generator) -> Image:
+        """A picture uint8 ``[H, W, 3]``, changed, of the same size."""
         if self.flip and rng.random() < 0.5:
             image = image[:, ::-1]
         if self.shift:
@@ -47,7 +51,7 @@ class ImageAugmentation:
             image = _erase(image, self.erase, rng)
         if self.randaugment:
             image = rand_augment(image, rng, magnitude=self.randaugment)
-        return {**sample, "input": self.layout.sequence(image), "key": int(rng.integers(2**63))}
+        return image
 
 
 def image_augmentation(

@@ -15,7 +15,8 @@ from mlcore.base.errors import UserError
 from mlcore.data.images import SUFFIXES, read_image
 from mlcore.data.packed import TarFiles
 
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Parts of a data set by what they may be called."""
 MAX_PIXELS = 100_000_000
 """Of an image, unless the settings say otherwise."""
 
@@ -52,7 +53,7 @@ class _Entry:
     @property
     def split(self) -> str | None:
         name = self.path.parent.parent.name.lower()
-        return _SPLITS.get(name)
+        return SPLITS.get(name)
 
 
 class ImageSource:

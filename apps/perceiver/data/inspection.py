@@ -1,6 +1,6 @@
 """Looks at every sample before training starts: what is wrong is said then, and what is there is counted."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -109,25 +109,47 @@ def inspect_dataset(
         UserError: If there is no usable sample, a class has none, or a sample is bad and none may be skipped: empty,
             too long, of other channels, with NaN or infinite values, hidden by its mask, or with a label out of range.
     """
-    tally = _Tally(classes=classes, channels=channels, limit=max_seq_len, on_too_long=on_too_long)
+    tally = Tally(classes=classes, channels=channels, limit=max_seq_len, on_too_long=on_too_long)
+    problems = look_at(dataset, tally.add, name=name, on_bad_sample=on_bad_sample)
+    check_classes(tally.labels, classes, name=name, every_class=every_class)
+    return tally.result(name, problems)
+
+
+def look_at(
+    dataset: SampleDataset,
+    add: Callable[[int, Any], None],
+    *,
+    name: str,
+    on_bad_sample: Literal["error", "skip"] = "error",
+) -> list[str]:
+    """Gives every sample and its index to `add`; one message for each that it, or reading, refuses with a `UserError`.
+
+    Raises:
+        UserError: A sample is bad and none may be skipped, or all are.
+    """
     problems = []
     for index in range(len(dataset)):
         try:
-            tally.add(index, dataset[index])
+            add(index, dataset[index])
         except UserError as error:
             origin, problem = origin_of(dataset, index), str(error)
             problems.append(problem if problem.startswith(origin) else f"{origin}: {problem}")
             if on_bad_sample == "error" and len(problems) > _SHOWN:
                 break
-    if problems and (on_bad_sample == "error" or not tally.kept):
+    if problems and (on_bad_sample == "error" or len(problems) == len(dataset)):
         more = f"\n... set on_bad_sample=skip to leave {'them' if len(problems) > 1 else 'it'} out"
         raise UserError(f"{name} cannot be used:\n" + "\n".join(problems[:_SHOWN]) + more)
-    if not tally.kept:
+    if not len(dataset):
         raise UserError(f"{name}: the dataset is empty; check the path and the split")
-    missing = [label for number, label in enumerate(classes) if number not in tally.labels]
+    return problems
+
+
+def check_classes(labels: Sequence[int], classes: Sequence[str], *, name: str, every_class: bool) -> None:
+    """Refuses training data that has no sample of a class."""
+    seen = set(labels)
+    missing = [label for number, label in enumerate(classes) if number not in seen]
     if missing and every_class:
         raise UserError(f"{name}: no sample of class {', '.join(missing)}; a model cannot learn a class it never sees")
-    return tally.result(name, problems)
 
 
 def check_sample(
@@ -177,7 +199,7 @@ def check_sample(
     return series, mask, label
 
 
-class _Tally:
+class Tally:
     """Running sums over the samples."""
 
     def __init__(
@@ -198,6 +220,7 @@ class _Tally:
         self._positions = 0
 
     def add(self, index: int, sample: Any) -> None:
+        """Checks a sample and counts it."""
         series, mask, label = check_sample(
             sample,
             num_classes=len(self.classes),
@@ -219,7 +242,8 @@ class _Tally:
         self.lengths.append(len(series))
         self.labels.append(label)
 
-    def result(self, name: str, problems: list[str]) -> Inspection:
+    def result(self, name: str, problems: Sequence[str]) -> Inspection:
+        """What was counted."""
         shift = self._sum / self._positions
         variance = np.maximum(self._squares / self._positions - shift**2, 0)
         mean, std = self._centre + shift, np.sqrt(variance)

@@ -105,6 +105,10 @@ class Subset(torch.utils.data.Dataset[Sample]):
         """Those of the samples, int64 [N]; no sample is read for them."""
         return np.asarray(self.dataset.labels)[self.indices]  # type: ignore[attr-defined]  # all sources have them
 
+    def group(self, index: int) -> str:
+        """What sample ``index`` belongs to; "": to nothing."""
+        return group_of(self.dataset, int(self.indices[index]))
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -141,6 +145,10 @@ class Joined(torch.utils.data.Dataset[Sample]):
         """Says where sample ``index`` came from."""
         return origin_of(*self._place(index))
 
+    def group(self, index: int) -> str:
+        """What sample ``index`` belongs to; "": to nothing."""
+        return group_of(*self._place(index))
+
     def _place(self, index: int) -> tuple[SampleDataset, int]:
         after = index - len(self._first)
         return (self._first, index) if after < 0 else (self._second, after)
@@ -150,6 +158,12 @@ def origin_of(dataset: SampleDataset, index: int) -> str:
     """Names sample ``index`` for messages: by the dataset's own ``origin(index)`` if it has one, else by its number."""
     origin = getattr(dataset, "origin", None)
     return str(origin(index)) if callable(origin) else f"sample {index}"
+
+
+def group_of(dataset: SampleDataset, index: int) -> str:
+    """What sample ``index`` belongs to, by the dataset's own ``group(index)``; "" where it has none."""
+    group = getattr(dataset, "group", None)
+    return str(group(index)) if callable(group) else ""
 
 
 def _numbered(labels: NDArray[np.int64]) -> tuple[str, ...]:

@@ -12,7 +12,9 @@ from quartet.apps.perceiver.data.arrays import read_npz
 from quartet.apps.perceiver.data.checking import CheckedSamples, ImageFiles
 from quartet.apps.perceiver.data.cifar import load_cifar10
 from quartet.apps.perceiver.data.images import ImageSource, LabelledImages
+from quartet.apps.perceiver.data.manifest import RawDataset, load_raw, read_like
 from quartet.apps.perceiver.data.patches import ImagePatches
+from quartet.apps.perceiver.data.raw import Modality
 from quartet.apps.perceiver.data.samples import SampleDataset, SequenceDataset
 from quartet.apps.perceiver.data.synthetic import SyntheticPatterns
 from quartet.apps.perceiver.data.ts_files import find_ts_files, read_ts
@@ -57,6 +59,8 @@ def load_sources(settings: DataConfig, *, seed: int) -> Sources:
         "image_folder": lambda: _image_folder(settings),
         "ts": lambda: _ts(settings),
         "custom": lambda: _custom(settings),
+        "manifest": lambda: _raw(settings),
+        "text": lambda: _raw(settings),
     }
     return sources[settings.dataset]()
 
@@ -82,6 +86,9 @@ def labelled_samples(
         if images.images.shape[1:3] != (height, width):
             raise UserError(f"{path}: its images are not {height} x {width} pixels, as the model was trained on")
         return ImagePatches(images, patch_size=preprocessing["patch_size"]), images.skipped
+    if preprocessing["kind"] == "raw":
+        modalities = [Modality(**values) for values in preprocessing["modalities"]]
+        return read_like(path, settings, classes=classes, modalities=modalities), ()
     if path.suffix.lower() == ".ts":
         return read_ts(path, classes=classes, on_missing=settings.on_missing, strict=False), ()
     like = SequenceDataset([], labels=[], classes=classes)
@@ -103,6 +110,8 @@ def samples_to_check(settings: DataConfig, *, seed: int) -> dict[str, Any]:
         return {name: opened(source.files) for name, source in sources.items()}
     found = load_sources(settings, seed=seed)
     parts = {"train": found.train, "val": found.validation, "test": found.test}
+    if isinstance(found.train, RawDataset):  # which checks what it reads
+        return {name: part for name, part in parts.items() if part is not None}
     return {
         name: CheckedSamples(part, num_classes=len(found.classes), settings=settings, known=found.skipped)
         for name, part in parts.items()
@@ -202,6 +211,19 @@ def _sequences(
     validation, test = (None if path is None else read(path, like=train) for path in (val_path, test_path))
     kind = {"kind": "series"}
     return Sources(train=train, validation=validation, test=test, classes=train.classes, preprocessing=kind)
+
+
+def _raw(settings: DataConfig) -> Sources:
+    path = _path(settings.train_path or settings.data_dir, "train_path", "a table (.csv, .jsonl, .parquet)")
+    parts = load_raw(settings, path)
+    train = parts["train"]
+    return Sources(
+        train=train,
+        validation=parts.get("val"),
+        test=parts.get("test"),
+        classes=train.classes,
+        preprocessing={"kind": "raw", "modalities": [modality.values() for modality in train.reader.modalities]},
+    )
 
 
 def _max_pixels(settings: DataConfig) -> int:

@@ -1,17 +1,22 @@
 """The encoder: any number of input tokens in, a fixed number of latents out."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mlcore.base.errors import UserError
+from quartet.apps.perceiver.data.raw import Modality
+from quartet.apps.perceiver.model.adapters import Adapters
 from quartet.apps.perceiver.model.attention import CrossAttentionBlock, SelfAttentionBlock
 from quartet.apps.perceiver.model.positions import PositionEncoding, PositionKind
 from quartet.apps.perceiver.model.stem import ConvStem, StemKind, make_stem
+
+Inputs = Tensor | Mapping[str, Tensor]
+"""Tokens, or raw samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,8 @@ class PerceiverOptions:
         stem: What tokens go through before they get positions, see ``make_stem``.
         stem_channels: Channels of the stem.
         grid: Rows and columns of a picture's patches and the side of one in pixels, for a conv stem.
+        modalities: Of raw samples, as ``Modality.values`` gives them; the input is then ``input`` of ``RawCollate``,
+            and stem and positions are those of ``Adapters``. None: it is tokens.
     """
 
     position: PositionKind = "sinusoidal"
@@ -44,13 +51,14 @@ class PerceiverOptions:
     stem: StemKind = "none"
     stem_channels: int = 64
     grid: Sequence[int] | None = None
+    modalities: Sequence[Mapping[str, Any]] | None = None
 
 
 class PerceiverEncoder(nn.Module):
     """Repeats (cross-attention to the input, then a latent transformer), each as in the paper's figure 1.
 
     Args:
-        input_dim: Channels of a token, before position features.
+        input_dim: Channels of a token, before position features; of raw samples any number, adapters know it.
         d_model: Width of the latents.
         num_heads: Heads of every attention; divides ``d_model``.
         num_cross_attention_layers: Number of repeats.
@@ -78,6 +86,9 @@ class PerceiverEncoder(nn.Module):
     ) -> None:
         super().__init__()
         options = options or PerceiverOptions()
+        self.adapters = _adapters(options)
+        if self.adapters is not None:
+            input_dim, options = self.adapters.width, replace(options, position="none", stem="none")
         _check_at_least_one(
             input_dim=input_dim,
             d_model=d_model,
@@ -145,11 +156,11 @@ class PerceiverEncoder(nn.Module):
             self.input_mean, self.input_std = (values.to(self.input_mean.device) for values in exact)
         return self
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Inputs, mask: Tensor | None = None) -> Tensor:
         """Encodes a batch of sequences.
 
         Args:
-            x: Tokens, floating point ``[B, M, input_dim]``; padding at the end of a row.
+            x: Tokens, floating point ``[B, M, input_dim]``; padding at the end of a row. Or raw samples, with a mask.
             mask: ``[B, M]``, boolean or numbers, true or 1 where a token is real, else 0; ``None``: everywhere.
 
         Returns:
@@ -171,7 +182,7 @@ class PerceiverEncoder(nn.Module):
                 latents = self._run(block, latents)
         return latents
 
-    def attention(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def attention(self, x: Inputs, mask: Tensor | None = None) -> Tensor:
         """Where the latents look first: of each sample's tokens the share that the first cross-attention takes.
 
         Arguments are those of ``forward``.
@@ -185,10 +196,16 @@ class PerceiverEncoder(nn.Module):
         queries, context = first.latent_norm(self.latents[None]), first.context_norm(tokens)
         return first.attention.weights(queries, context, mask).mean(dim=(1, 2))
 
-    def _tokens(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _tokens(self, x: Inputs, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Standardised inputs through the stem, with positions ``[B, M, width]``; the mask, if it hides anything."""
-        self._check_shapes(x, mask)
-        x = ((x - self.input_mean) / self.input_std).to(self.latents.dtype)
+        if not isinstance(x, Tensor):
+            if self.adapters is None or mask is None:
+                raise UserError("raw samples need a model made with modalities, and a mask")
+            x = self.adapters(x, mask)
+            self._check_shapes(x, mask)
+        else:
+            self._check_shapes(x, mask)
+            x = ((x - self.input_mean) / self.input_std).to(self.latents.dtype)
         if mask is not None:
             x, mask = self._without_padding(x, self._shown(mask))
         return self.positions(self._run(self.stem, x)), mask
@@ -229,6 +246,18 @@ class PerceiverEncoder(nn.Module):
             if mask.device.type == "cpu" and bool(mask.all()):
                 return x, None
         return x.masked_fill(~mask[..., None], 0.0), mask
+
+
+def _adapters(options: PerceiverOptions) -> Adapters | None:
+    if options.modalities is None:
+        return None
+    return Adapters(
+        [Modality(**values) for values in options.modalities],
+        channels=options.stem_channels,
+        stem=options.stem,
+        position=options.position,
+        position_channels=options.position_channels,
+    )
 
 
 def _check_at_least_one(**numbers: int) -> None:

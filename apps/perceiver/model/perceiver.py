@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mlcore.base.errors import UserError
 from quartet.apps.perceiver.model.decoder import PerceiverDecoder
-from quartet.apps.perceiver.model.encoder import PerceiverEncoder, PerceiverOptions
+from quartet.apps.perceiver.model.encoder import Inputs, PerceiverEncoder, PerceiverOptions
 
 ModelSize = Literal["base", "large", "small"]
 
@@ -95,11 +95,11 @@ class PerceiverModel(nn.Module):
         else:
             raise UserError(f"pooling must be mean or query, not {options.pooling!r}")
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Inputs, mask: Tensor | None = None) -> Tensor:
         """Classifies a batch of sequences.
 
         Args:
-            x: Tokens, floating point ``[B, M, input_dim]``; padding at the end of a row.
+            x: Tokens, floating point ``[B, M, input_dim]``; padding at the end of a row. Or raw samples, with a mask.
             mask: ``[B, M]``, boolean or numbers, true or 1 where a token is real, else 0; ``None``: everywhere.
 
         Returns:

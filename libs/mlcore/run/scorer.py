@@ -18,6 +18,7 @@ from mlcore.run.networks import Network, Signature
 from mlcore.run.restore import RunCheckpoint
 
 __all__ = [
+    "FURTHER",
     "Bundling",
     "ClassPrediction",
     "FolderScorer",
@@ -32,6 +33,9 @@ __all__ = [
     "Use",
     "decision_of",
 ]
+
+FURTHER = "path:"
+"""What the name of a value begins with that is a file."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +224,8 @@ class Scorer(Protocol):
         suffixes: Of the files that it takes from a folder, in lower case.
         inputs: Columns of a table that an item is made of, by what they are: "path" for its file, "part" for which of
             the file's things is meant, from 0, or "page", from 1 (then "scan.pdf#3" in a path is its third page), other
-            names for `Item.values`; of several spellings the first one that the table has is taken.
+            names for `Item.values`; of several spellings the first one that the table has is taken. A value whose name
+            begins with "path:" is that of a file, too, as an absolute path, unless the cell begins with "[".
         batch_size: How many items go through the network together, unless the user says otherwise.
     """
 

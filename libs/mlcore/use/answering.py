@@ -20,7 +20,7 @@ from PIL import Image
 from mlcore.base.errors import UserError
 from mlcore.base.reading import check_unpacked, reading
 from mlcore.run.predictor import Predictor
-from mlcore.run.scorer import FolderScorer, Item, Prediction, Scorer, Showing, Shown
+from mlcore.run.scorer import FURTHER, FolderScorer, Item, Prediction, Scorer, Showing, Shown
 
 __all__ = ["Answering", "Upload", "unpacked"]
 
@@ -74,7 +74,8 @@ class Answering:
         self._answers: OrderedDict[str, Path] = OrderedDict()
         takes = [*self._scorer.suffixes, *([_ZIP] if isinstance(self._scorer, FolderScorer) else [])]
         self.takes = takes if "path" in self._scorer.inputs else []
-        self.fields = [name for name in self._scorer.inputs if name not in ("path", "part", "page")]
+        texts = (name for name in self._scorer.inputs if not name.startswith(FURTHER))  # a client names no file of ours
+        self.fields = [name for name in texts if name not in ("path", "part", "page")]
 
     def check_fields(self, names: Sequence[str]) -> None:
         """Refuse fields of a form that the model does not take."""

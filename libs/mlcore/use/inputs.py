@@ -17,7 +17,7 @@ from mlcore.data.images import find_images, is_hidden
 from mlcore.data.places import Places
 from mlcore.data.tables import TABLES, Table, open_table
 from mlcore.remote.s3 import is_remote, stored_file
-from mlcore.run.scorer import FolderScorer, Ignoring, Item, Scorer
+from mlcore.run.scorer import FURTHER, FolderScorer, Ignoring, Item, Scorer
 
 __all__ = ["Files", "Inputs", "find_inputs"]
 
@@ -177,6 +177,8 @@ class Rows:
         try:
             parts = [self._number(name, number) - _FIRST[name] for name, number in numbers.items() if number]
             path, part = self._file(text) if "path" in self._named else (None, 0)
+            further = {name: cell for name, cell in values.items() if name.startswith(FURTHER) and cell}
+            values |= {name: str(self._places.find(cell)) for name, cell in further.items() if cell[0] != "["}
         except UserError as error:
             raise UserError(f"{self.table.where(place)}: {error}") from None
         return Item(text or f"row {place}", path, next(iter(parts), part), tuple(sorted(values.items())))
@@ -223,7 +225,9 @@ class Once:
         for place in range(len(self.inputs)):
             try:
                 item = self.inputs.item(place)
-                known = f"{item.path}\0{_state(item.path)}\0{item.part}\0{item.values}"
+                files = [item.path, *(Path(value) for name, value in item.values if name.startswith(FURTHER))]
+                states = "\0".join(_state(path) for path in files)
+                known = f"{item.path}\0{states}\0{item.part}\0{item.values}"
             except UserError as error:
                 if self.strict:
                     raise
