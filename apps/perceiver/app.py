@@ -21,7 +21,7 @@ __all__ = ["APP"]
 def _build(config: PerceiverConfig, world: World) -> TrainingSetup:
     from quartet.apps.perceiver import build, build_raw  # torch takes seconds to import
 
-    return (build_raw if config.data.dataset in build_raw.RAW else build).build(config, world)
+    return build_raw.build(config, world) if config.data.dataset in build_raw.RAW else build.build(config, world)
 
 
 def _samples(config: PerceiverConfig) -> Mapping[str, Any]:

@@ -90,9 +90,11 @@ def raw_baselines(
 
     @cache
     def chances(kind: str) -> Mapping[str, FloatArray]:
-        read, fit = (texts, fit_texts) if kind == "text" else (pictures, fit_features)
-        fitted = fit(read("train", train), known, classes=classes)  # type: ignore[operator]
-        return {name: fitted(read(name, places)) for name, places in asked.items()}
+        if kind == "text":
+            of_texts = fit_texts(texts("train", train), known, classes=classes)
+            return {name: of_texts(texts(name, places)) for name, places in asked.items()}
+        of_pictures = fit_features(pictures("train", train), known, classes=classes)
+        return {name: of_pictures(pictures(name, places)) for name, places in asked.items()}
 
     def of(*kinds: str) -> Callable[[], Mapping[str, Predictions]]:
         def predict() -> Mapping[str, Predictions]:

@@ -17,7 +17,7 @@ from quartet.apps.perceiver.baselines import raw_baselines
 from quartet.apps.perceiver.build import CALLED, analyse, held_out, make_objective, parts_of, sources_of, warnings_of
 from quartet.apps.perceiver.config import DataConfig, PerceiverConfig
 from quartet.apps.perceiver.data.augment import series_augmentation
-from quartet.apps.perceiver.data.image_augment import image_augmentation
+from quartet.apps.perceiver.data.image_augment import ImageAugmentation, image_augmentation
 from quartet.apps.perceiver.data.patches import PatchLayout
 from quartet.apps.perceiver.data.raw import Modality
 from quartet.apps.perceiver.data.raw_batches import RawAugmentation, RawCollate, RawInspection, inspect_raw
@@ -45,7 +45,7 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
     sources = sources_of(config)
     modalities = [Modality(**values) for values in sources.preprocessing["modalities"]]
     parts = parts_of(sources, config)
-    looks = {
+    looks: dict[str, RawInspection] = {
         name: inspect_raw(
             part,
             classes=sources.classes,
@@ -146,7 +146,7 @@ def _data(dataset: SampleDataset, look: RawInspection, modalities: Sequence[Moda
 
 
 def _transform(settings: DataConfig, modalities: Sequence[Modality]) -> RawAugmentation | None:
-    pictures = {}
+    pictures: dict[str, ImageAugmentation] = {}
     for modality in modalities:
         if modality.kind == "image":
             height, width = modality.size

@@ -141,7 +141,8 @@ class RawScorer:
         """Pictures, texts and series, and where the latents look, if that can be known."""
         values = self._values(item)
         shares = self._attention(values)
-        pictures, over, curves, notes = [], [], {}, []
+        pictures, over, notes = list[Raw](), list[NDArray[np.uint8]](), list[str]()
+        curves: dict[str, Raw] = {}
         for modality in (one for one in self._modalities if one.name in values):
             value, share = values[modality.name], shares.get(modality.name)
             if share is not None:

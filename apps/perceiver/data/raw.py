@@ -51,7 +51,8 @@ class Modality:
     def tokens(self, value: Raw) -> int:
         """How many tokens a value becomes."""
         if self.kind == "image":
-            return value.shape[0] // self.patch * (value.shape[1] // self.patch)
+            height, width, _ = value.shape
+            return int(height // self.patch * (width // self.patch))
         return -(-len(value) // self.patch)
 
     def check(self, value: Raw) -> None:
@@ -123,14 +124,20 @@ class RawReader:
 
     def read(self, name: str, cell: str) -> Raw:
         """One cell that is not empty."""
-        kind, settings = kind_of(name), self.settings
-        if kind == "image":
-            path, pixels = self.find(cell), round(settings.max_megapixels * 1e6)
-            return decode_image(path, origin=f"{name}: {path}", image_size=settings.image_size, max_pixels=pixels)
         try:
-            return self._fit(_as_bytes(cell) if kind == "text" else self._series(cell))
+            return self._read(kind_of(name), cell)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
+
+    def _read(self, kind: str, cell: str) -> Raw:
+        if kind == "image":
+            return self._image(cell)
+        return self._fit(_as_bytes(cell) if kind == "text" else self._series(cell))
+
+    def _image(self, cell: str) -> Raw:
+        path, settings = self.find(cell), self.settings
+        pixels = round(settings.max_megapixels * 1e6)
+        return decode_image(path, origin=str(path), image_size=settings.image_size, max_pixels=pixels)
 
     def known(self, modalities: Sequence[Modality]) -> "RawReader":
         """The same, which also knows what values must be like."""

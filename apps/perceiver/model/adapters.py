@@ -88,8 +88,7 @@ class Adapters(nn.Module):
             found = before + row[:, number : number + 1] * tokens.shape[1] + within
             place = torch.where((within >= 0) & (within < own), found, place)
             start, before = start + own, before + tokens.shape[0] * tokens.shape[1]
-        packed = torch.cat(parts).index_select(0, place.flatten())
-        return packed.unflatten(0, (mask.shape[0], mask.shape[1]))
+        return torch.cat(parts).index_select(0, place.flatten()).view(mask.shape[0], mask.shape[1], self.width)
 
 
 class _Grid(nn.Module):
@@ -174,15 +173,17 @@ class _Series(nn.Module):
         return out
 
 
-class _Patches(nn.Linear):
+class _Patches(nn.Module):
     """A linear map of the steps of a patch together: ``[n, L, patch, before]`` to ``[n, L, after]``."""
 
     def __init__(self, before: int, after: int, *, patch: int) -> None:
-        super().__init__(before * patch, after)
+        super().__init__()
+        self.map = nn.Linear(before * patch, after)
 
     def forward(self, x: Tensor, _there: Tensor) -> Tensor:
         """Maps them."""
-        return super().forward(x.flatten(2))
+        out: Tensor = self.map(x.flatten(2))
+        return out
 
 
 class _Convolutions(nn.Module):
@@ -212,8 +213,8 @@ class _Convolutions(nn.Module):
             x = convolution(x.masked_fill(~there[..., None], 0.0).transpose(1, 2)).transpose(1, 2)
             x = F.gelu(norm(x))
             if level < self.halvings:
-                x = x.unflatten(1, (-1, 2)).amax(dim=2)
-                there = there.unflatten(1, (-1, 2)).any(dim=2)
+                x = torch.maximum(x[:, ::2], x[:, 1::2])
+                there = there[:, ::2] | there[:, 1::2]
         return x
 
 

@@ -201,14 +201,14 @@ class PerceiverEncoder(nn.Module):
         if not isinstance(x, Tensor):
             if self.adapters is None or mask is None:
                 raise UserError("raw samples need a model made with modalities, and a mask")
-            x = self.adapters(x, mask)
-            self._check_shapes(x, mask)
+            tokens: Tensor = self.adapters(x, mask)
+            self._check_shapes(tokens, mask)
         else:
             self._check_shapes(x, mask)
-            x = ((x - self.input_mean) / self.input_std).to(self.latents.dtype)
+            tokens = ((x - self.input_mean) / self.input_std).to(self.latents.dtype)
         if mask is not None:
-            x, mask = self._without_padding(x, self._shown(mask))
-        return self.positions(self._run(self.stem, x)), mask
+            tokens, mask = self._without_padding(tokens, self._shown(mask))
+        return self.positions(self._run(self.stem, tokens)), mask
 
     def _run(self, block: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
