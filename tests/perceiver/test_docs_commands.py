@@ -24,7 +24,12 @@ PAGE = Page("perceiver")
 MODEL = "--d_model 16 --num_heads 2 --num_latents 4 --num_cross_attention_layers 1 --num_self_attention_layers 1"
 SMALLER = f"{MODEL} --num_samples 40 --seq_len_range 5 9 --feature_dim 4 --num_classes 3 --epochs 1 --num_workers 0"
 # Several processes each, or an export: `make test-all` has the time.
-SLOW = {"Training": ("--dry_run", " -m ", "NPROC="), "Exporting": ("export",)}
+SLOW = {
+    "Training": ("--dry_run", " -m ", "NPROC="),
+    "Exporting": ("export",),
+    "Tables with texts, images and series": ("--dataset manifest",),
+    "Texts alone": ("--dataset text",),
+}
 
 PROMISED = r"""
 python apps/perceiver/example_usage.py
@@ -101,8 +106,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for label in ("cat", "dog"):
         for number in range(5):
             write_image(root / "photos" / label / f"{number}.png", rng)
+            (root / "texts" / label).mkdir(parents=True, exist_ok=True)
+            (root / "texts" / label / f"{number}.txt").write_text(f"a {label}")
         for part in ("train", "test"):
             write_image(root / "data" / "cifar10" / part / label / "0.png", rng)
+    rows = [f"photos/{label}/{number}.png,a {label},{label}" for label in ("cat", "dog") for number in range(5)]
+    (root / "pages.csv").write_text("\n".join(["image,text,label", *rows]))
     for path in (root / "new_photos" / "a.png", root / "new_photos" / "b.png", root / "one_more.jpg"):
         write_image(path, rng, side=20)
     for name in ("train", "test", "new", "more"):

@@ -29,6 +29,8 @@ def patches(path: str, about: dict[str, Any]) -> np.ndarray[Any, Any]:
 def main(files: list[str]) -> None:
     """Print a line for each series or picture."""
     about = json.loads((HERE / "model.json").read_text(encoding="utf-8"))["about"]
+    if about["preprocessing"]["kind"] == "raw":
+        sys.exit("this model reads tables of texts, images and series: quartet predict FOLDER TABLE")
     session = onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])
     for file in files:
         npz = file.endswith(".npz")
