@@ -39,6 +39,6 @@ class UNetModel(nn.Module):
         masks = cast("Tensor", self.net(image))
         return Answer(masks, masks.flatten(1).amax(dim=1))
 
-    def after_clicks(self, image: Tensor, positions: Tensor, labels: Tensor) -> Answer:
+    def after_clicks(self, image: Tensor, positions: Tensor, labels: Tensor) -> Answer:  # noqa: ARG002 - as IchModel
         """As `IchModel.after_clicks`; raises `UserError`."""
         raise UserError("a UNet takes no clicks; leave them out")
