@@ -27,7 +27,7 @@ def _build(config: PerceiverConfig, world: World) -> TrainingSetup:
 def _samples(config: PerceiverConfig) -> Mapping[str, Any]:
     from quartet.apps.perceiver.data.sources import samples_to_check
 
-    return samples_to_check(config.data, seed=config.run.seed)
+    return samples_to_check(config.data, seed=config.run.seed, kind=config.task.kind)
 
 
 def _evaluation(run: Any, asked: Any, world: World) -> Any:
@@ -45,11 +45,13 @@ def _use() -> Any:
 def _group(config: PerceiverConfig) -> RunGroup[PerceiverConfig] | None:
     if not config.protocol.asked:
         return None
-    from mlcore.report.classification import figures
+    from mlcore.report.classification import figures as of_classes
     from mlcore.run.protocol import protocol_group
+    from quartet.apps.perceiver.measures import figures
 
+    figures_of = of_classes if config.task.kind == "classification" else figures
     look = partial(_look, config) if config.data.dataset == "image_folder" else None
-    return protocol_group(config, figures=figures, title=APP.title, look=look)
+    return protocol_group(config, figures=figures_of, title=APP.title, look=look)
 
 
 def _look(config: PerceiverConfig, name: str, _unit: str) -> Any:
@@ -77,8 +79,8 @@ APP = App(
     run_name=_run_name,
     own_data="--dataset image_folder --data_dir DIR  (more kinds: docs/perceiver.md)",
     demo_unless=("data.dataset", "data.data_dir", "data.train_path"),
-    purpose="Classifies sequences of any length, images as sequences of patches, texts as bytes, or all together.",
-    limits=("Everything gets one of the classes, whatever it is.",),
+    purpose="Classifies series, images as patches, texts as bytes, or all together; of series also what its task asks.",
+    limits=("Everything gets an answer, such as one of the classes, whatever it is.",),
     rehearsal=(
         *("--dataset", "synthetic", "--num_samples", "160", "--seq_len_range", "8", "24", "--feature_dim", "6"),
         *("--num_classes", "3", "--d_model", "16", "--num_heads", "2", "--num_latents", "4", "--dropout", "0.1"),

@@ -15,11 +15,12 @@ from quartet.apps.perceiver.data.raw import Modality
 from quartet.apps.perceiver.data.samples import SampleDataset
 from quartet.apps.perceiver.mini_rocket import MiniRocket
 
-__all__ = ["baselines", "raw_baselines"]
+__all__ = ["SERIES", "baselines", "raw_baselines", "rocket_for", "shown"]
 
 _COMPARISONS = 1e9  # of MiniRocket on training positions: seconds
 _FEATURES = 9996  # as in the paper
-_SERIES = 2000  # to learn from: ridge of more takes minutes
+SERIES = 2000
+"""Series to learn from at most: ridge of more takes minutes."""
 
 
 def baselines(
@@ -40,12 +41,12 @@ def baselines(
         return np.stack([describe_picture(image) for image in images])
 
     def series(name: str, places: Sequence[int]) -> list[FloatArray]:
-        return [_shown(parts[name][place], max_seq_len) for place in places]
+        return [shown(parts[name][place], max_seq_len) for place in places]
 
     def predict() -> Mapping[str, Predictions]:
         labels = {name: np.asarray(part.labels).tolist() for name, part in parts.items()}  # type: ignore[attr-defined]
         places = {name: range(len(part)) for name, part in parts.items() if name != "train"}
-        train = fewer(labels["train"], **({} if layout else {"most": _SERIES})).tolist()
+        train = fewer(labels["train"], **({} if layout else {"most": SERIES})).tolist()
         known = [labels["train"][place] for place in train]
         if layout is None:
             of_series = _fit_series(series("train", train), known, classes=classes)
@@ -126,7 +127,7 @@ def _fit_series(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    rocket = MiniRocket.fit(train, features=int(min(_FEATURES, max(_COMPARISONS / sum(map(len, train)), 84))))
+    rocket = rocket_for(train)
     ridge = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(-3, 3, 10)))
     ridge.fit(rocket(train), labels)
 
@@ -141,7 +142,12 @@ def _fit_series(
     return predict
 
 
-def _shown(sample: Mapping[str, object], longest: int | None) -> FloatArray:
+def rocket_for(series: Sequence[FloatArray]) -> MiniRocket:
+    """The features for such series, as many as take seconds."""
+    return MiniRocket.fit(series, features=int(min(_FEATURES, max(_COMPARISONS / sum(map(len, series)), 84))))
+
+
+def shown(sample: Mapping[str, object], longest: int | None) -> FloatArray:
     """The positions [M, C] of a sample that its mask shows."""
     series = np.asarray(sample["input"])[:longest]
     return series[shown_positions(sample["mask"])[:longest]] if "mask" in sample else series

@@ -27,7 +27,8 @@ from mlcore.run.splits import Held, Splits
 from mlcore.training.evaluator import Predictions
 from quartet.apps.perceiver.baselines import baselines
 from quartet.apps.perceiver.config import DataConfig, ObjectiveConfig, PerceiverConfig
-from quartet.apps.perceiver.data.augment import series_augmentation
+from quartet.apps.perceiver.data.asking import Asking, refuse_short
+from quartet.apps.perceiver.data.augment import Pipeline, series_augmentation
 from quartet.apps.perceiver.data.collate import PadCollate
 from quartet.apps.perceiver.data.image_augment import image_augmentation
 from quartet.apps.perceiver.data.inspection import Inspection, inspect_dataset
@@ -35,6 +36,10 @@ from quartet.apps.perceiver.data.patches import ImagePatches, PatchLayout
 from quartet.apps.perceiver.data.samples import Joined, SampleDataset, Subset, group_of, origin_of
 from quartet.apps.perceiver.data.sources import Part, Sources, load_sources
 from quartet.apps.perceiver.data.splits import stratified_split
+from quartet.apps.perceiver.fine_tuning import fitting, read_start, take_encoder
+from quartet.apps.perceiver.judging import asking_of, judged, least_positions, outputs_of
+from quartet.apps.perceiver.output_task import OutputTask
+from quartet.apps.perceiver.outputs import Outputs
 from quartet.apps.perceiver.restore import make_model, model_settings
 from quartet.apps.perceiver.task import Objective, PerceiverTask
 
@@ -55,43 +60,56 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
     """
     sources = sources_of(config)
     parts = parts_of(sources, config)
+    for part in (sources.train, sources.validation, sources.test):
+        refuse_short(part, least_positions(config.task))
     inspect = partial(_inspect, settings=config.data, classes=sources.classes)
     looks = {"train": inspect(parts["train"], CALLED["train"], every_class=True)}
     channels = len(looks["train"].statistics.mean)
     looks |= {part: inspect(parts[part], CALLED[part], channels=channels) for part in parts if part != "train"}
     _name_constant_channels(looks["train"])
     longest = max(int(look.lengths.max()) for look in looks.values())
-    task = _task(config, sources, looks["train"], longest=longest, device=world.device)
-    decider = Decider(config.decision, class_names=sources.classes, kind=kind_of(sources.classes))
-    data = partial(_data, settings=config.data)
+    outputs = outputs_of(
+        config.task, sources.targets, Subset(parts["train"], indices=looks["train"].kept), looks["train"]
+    )
+    asking = None if outputs is None else asking_of(outputs, config)
+    task = _task(config, sources, looks["train"], outputs=outputs, longest=longest, device=world.device)
+    data = partial(_data, settings=config.data, asking=asking)
     skipped = [*sources.skipped, *(message for look in looks.values() for message in look.problems)]
     for message in skipped:
         _log.warning("left out: %s", message)
-    samples = {part: data(parts[part], looks[part]) for part in parts}
+    samples: dict[str, Data] = {part: data(parts[part], looks[part]) for part in parts}
     return TrainingSetup(
         task=task,
         train=_mixed(samples["train"], config.data, classes=len(sources.classes)),
         evaluation={part: samples[part] for part in parts if part != "train" or "val" not in parts},
-        transform=_transform(config, _layout(sources), longest=longest),
+        transform=_transform(config, _layout(sources), asking=asking, longest=longest),
         overview=partial(_overview, looks),
         warnings=warnings_of(parts, skipped),
-        analyse=partial(analyse, decider=decider),
-        interval=lambda _, predictions, metric: measure_interval(predictions, metric),
-        finish=decider.write,
         held_out=held_out(parts["test"]) if config.protocol.fold else (),
-        baselines=baselines(
+        **(_judged(config, sources, samples) if outputs is None else judged(outputs, samples, length=longest)),
+    )
+
+
+def _judged(config: PerceiverConfig, sources: Sources, samples: Mapping[str, Data]) -> dict[str, Any]:
+    """How a classifier is judged."""
+    decider = Decider(config.decision, class_names=sources.classes, kind=kind_of(sources.classes))
+    return {
+        "analyse": partial(analyse, decider=decider),
+        "interval": lambda _, predictions, metric: measure_interval(predictions, metric),
+        "finish": decider.write,
+        "baselines": baselines(
             {part: one.dataset for part, one in samples.items()},
             classes=len(sources.classes),
             layout=_layout(sources),
             max_seq_len=config.data.max_seq_len,
         ),
-    )
+    }
 
 
 def sources_of(config: PerceiverConfig) -> Sources:
     """The data sets of a run; a `UserError` where there is nothing to tell apart."""
-    sources = load_sources(config.data, seed=config.run.seed)
-    if len(sources.classes) == 1:
+    sources = load_sources(config.data, seed=config.run.seed, kind=config.task.kind)
+    if len(sources.classes) == 1 and config.task.kind == "classification":
         raise UserError(
             f"the training data has one class only, {sources.classes[0]}: a classifier needs at least two; add "
             "samples of another one, or look at the labels"
@@ -105,24 +123,39 @@ def _layout(sources: Sources) -> PatchLayout | None:
 
 
 def _task(
-    config: PerceiverConfig, sources: Sources, look: Inspection, *, longest: int, device: torch.device
-) -> PerceiverTask:
+    config: PerceiverConfig,
+    sources: Sources,
+    look: Inspection,
+    *,
+    outputs: Outputs | None,
+    longest: int,
+    device: torch.device,
+) -> PerceiverTask | OutputTask:
     statistics, layout = look.statistics, _layout(sources)
     settings = model_settings(
         config.model,
         input_dim=len(statistics.mean),
-        num_classes=len(sources.classes),
+        num_classes=len(sources.classes) if outputs is None else len(outputs.names),
         max_seq_len=config.data.max_seq_len or longest,
         grid=None if layout is None else layout.patches,
     )
+    if outputs is not None and outputs.by_position:
+        settings["visible"] = outputs.visible(len(statistics.mean))
+    start = None if config.task.init_from is None else read_start(config.task.init_from)
+    settings = settings if start is None else fitting(settings, start)
     model = make_model(settings, gradient_checkpointing=config.train.gradient_checkpointing)
-    if config.data.normalize:
+    if start is not None:
+        take_encoder(model, start)  # and its statistics, which its weights are made for
+    elif config.data.normalize:
         model.encoder.set_input_statistics(statistics.mean, statistics.std)
+    extra = {"model": settings, "preprocessing": dict(sources.preprocessing)}
+    if outputs is not None:
+        return OutputTask(model=model, outputs=outputs, length=longest, extra=extra)
     return PerceiverTask(
         model=model,
         class_names=tuple(sources.classes),
         objective=make_objective(config.objective, statistics.class_counts, device=device),
-        extra={"model": settings, "preprocessing": dict(sources.preprocessing)},
+        extra=extra,
     )
 
 
@@ -239,7 +272,13 @@ def _content(dataset: SampleDataset, index: int) -> tuple[str, int]:
 
 
 def evaluation_data(
-    dataset: SampleDataset, name: str, *, settings: DataConfig, classes: Sequence[str], channels: int
+    dataset: SampleDataset,
+    name: str,
+    *,
+    settings: DataConfig,
+    classes: Sequence[str],
+    channels: int,
+    asking: Asking | None = None,
 ) -> tuple[Data, Sequence[str]]:
     """Samples as evaluations take them, and one message for each that is left out.
 
@@ -249,12 +288,15 @@ def evaluation_data(
         settings: The data section.
         classes: Names of the classes.
         channels: What the model reads at each position.
+        asking: What other tasks than classification ask of them.
 
     Raises:
         UserError: They do not fit the model, or cannot be used.
     """
+    if asking is not None:
+        refuse_short(dataset, asking.outputs.least)
     look = _inspect(dataset, CALLED[name], settings=settings, classes=classes, channels=channels)
-    return _data(dataset, look, settings=settings), look.problems
+    return _data(dataset, look, settings=settings, asking=asking), look.problems
 
 
 def _inspect(
@@ -278,9 +320,10 @@ def _inspect(
     )
 
 
-def _data(dataset: SampleDataset, look: Inspection, *, settings: DataConfig) -> Data:
+def _data(dataset: SampleDataset, look: Inspection, *, settings: DataConfig, asking: Asking | None) -> Data:
     return Data(
         dataset=Subset(dataset, indices=look.kept),
+        prepare=asking,
         collate=PadCollate(max_seq_len=settings.max_seq_len, on_too_long=settings.on_too_long),
         lengths=look.lengths.tolist() if settings.group_by_length else None,
     )
@@ -294,7 +337,9 @@ def _mixed(data: Data, settings: DataConfig, *, classes: int) -> Data:
     return replace(data, collate=MixedCollate(data.collate, Mixing(classes, mixup=settings.mixup, name="input")))
 
 
-def _transform(config: PerceiverConfig, layout: PatchLayout | None, *, longest: int) -> Transform | None:
+def _transform(
+    config: PerceiverConfig, layout: PatchLayout | None, *, asking: Asking | None, longest: int
+) -> Transform | None:
     settings = config.data
     if layout is not None:
         return image_augmentation(
@@ -303,7 +348,7 @@ def _transform(config: PerceiverConfig, layout: PatchLayout | None, *, longest: 
     if settings.randaugment or settings.mixup:
         raise UserError("data.randaugment and data.mixup change pictures; series have jitter, time_warp and others")
     limited = config.model.position in ("fourier", "learned")
-    return series_augmentation(
+    changes = series_augmentation(
         jitter=settings.jitter,
         scaling=settings.scaling,
         time_warp=settings.time_warp,
@@ -311,6 +356,9 @@ def _transform(config: PerceiverConfig, layout: PatchLayout | None, *, longest: 
         window_slice=settings.window_slice,
         max_seq_len=settings.max_seq_len or (longest if limited else None),
     )
+    if asking is None or asking.outputs.kind not in ("forecast", "masked"):
+        return changes
+    return Pipeline((*(changes.steps if changes else ()), asking.vary))
 
 
 def _overview(looks: Mapping[str, Inspection], _folder: Path) -> list[Section]:

@@ -16,10 +16,13 @@ from mlcore.config.sections import (
     TrainConfig,
 )
 
-__all__ = ["DataConfig", "ModelConfig", "ObjectiveConfig", "PerceiverConfig"]
+__all__ = ["DataConfig", "ModelConfig", "ObjectiveConfig", "PerceiverConfig", "TaskConfig", "TaskKind"]
+
+TaskKind = Literal["classification", "multilabel", "regression", "per_step", "forecast", "masked"]
 
 Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
+Channel = Annotated[int, Field(ge=0)]
 
 
 class DataConfig(Section):
@@ -215,10 +218,47 @@ class ObjectiveConfig(Section):
     )
 
 
+class TaskConfig(Section):
+    """What the model answers; all but classification take series."""
+
+    kind: TaskKind = field(
+        "classification",
+        "classification: a class; multilabel: yes or no for each label; regression: numbers; per_step: a class or "
+        "numbers for each position; forecast: the positions to come; masked: hidden positions, as a start for "
+        "init_from; all but the first watch val_loss where val_accuracy is set",
+        aliases=("task",),
+    )
+    horizon: int | None = field(None, "forecast: positions to predict", unit="positions", ge=1)
+    context: int | None = field(None, "forecast: last positions that the model sees; null: all", unit="positions", ge=1)
+    covariates: list[Channel] = field(
+        [], "forecast: channels, from 0, that are known ahead: not predicted, but seen at the positions to predict"
+    )
+    masked_share: float = field(0.5, "masked: share of a sequence that is hidden", gt=0, lt=1)
+    masked_block: int = field(4, "masked: positions hidden in a row", unit="positions", ge=1)
+    init_from: str | None = field(
+        None,
+        "A run, or a checkpoint of one, of such a model: encoder weights and input statistics to begin with",
+    )
+
+    @model_validator(mode="after")
+    def _check_forecast(self) -> Self:
+        forecast = self.kind == "forecast"
+        if forecast and self.horizon is None:
+            reject("horizon", "a forecast needs the number of positions to predict")
+        for key in ("horizon", "context", "covariates"):
+            if not forecast and getattr(self, key):
+                reject(key, f"it is of task.kind=forecast, not of {self.kind}")
+        return self
+
+
+_MOVING = ("time_warp", "window_slice")
+
+
 class PerceiverConfig(Section):
     """Everything the Perceiver app can be told."""
 
     data: DataConfig = field(DataConfig(), "Data")
+    task: TaskConfig = field(TaskConfig(), "Task")
     model: ModelConfig = field(ModelConfig(), "Model")
     objective: ObjectiveConfig = field(ObjectiveConfig(), "Training objective")
     train: TrainConfig = field(TrainConfig(), "Training")
@@ -228,3 +268,25 @@ class PerceiverConfig(Section):
     run: RunConfig = field(RunConfig(), "Run")
     checkpoint: CheckpointConfig = field(CheckpointConfig(), "Checkpoints")
     tracking: TrackingConfig = field(TrackingConfig(), "Tracking")
+
+    @model_validator(mode="after")
+    def _check_task(self) -> Self:
+        """A task has its own loss and no decision; its accuracy cannot be watched where there is none."""
+        kind, data = self.task.kind, self.data
+        if kind == "classification":
+            return self
+        if data.dataset not in (None, "ts", "custom", "synthetic"):
+            reject("task.kind", f"{kind} takes series: --dataset ts, custom or synthetic, not {data.dataset}")
+        if self.objective != ObjectiveConfig():
+            reject("objective", f"its settings are of task.kind=classification; {kind} has its own loss")
+        if self.decision != DecisionConfig():
+            reject("decision", f"only task.kind=classification has one, not {kind}")
+        if kind == "forecast" and data.on_too_long == "truncate":
+            reject("data.on_too_long", "a forecast is of the end of a series; task.context cuts what it looks back to")
+        if kind == "per_step" and any(getattr(data, name) for name in _MOVING):
+            reject("task.kind", f"per_step keeps every position where it is: leave out {' and '.join(_MOVING)}")
+        stopping = self.train.early_stopping
+        if stopping.monitored != "accuracy":
+            return self
+        watching = self.train.model_copy(update={"early_stopping": stopping.model_copy(update={"metric": "val_loss"})})
+        return self.model_copy(update={"train": watching})

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
@@ -25,9 +26,14 @@ from quartet.apps.perceiver.ablation import Ablation
 from quartet.apps.perceiver.build import evaluation_data, parts_of
 from quartet.apps.perceiver.build_raw import ablated, raw_data
 from quartet.apps.perceiver.config import PerceiverConfig
+from quartet.apps.perceiver.data.asking import refuse_short
 from quartet.apps.perceiver.data.raw import Modality
 from quartet.apps.perceiver.data.samples import origin_of
 from quartet.apps.perceiver.data.sources import labelled_samples, load_sources
+from quartet.apps.perceiver.data.targets import Targets
+from quartet.apps.perceiver.judging import asking_of, interval, written
+from quartet.apps.perceiver.output_task import OutputTask
+from quartet.apps.perceiver.outputs import Outputs
 from quartet.apps.perceiver.restore import make_model
 from quartet.apps.perceiver.task import PerceiverTask
 
@@ -46,6 +52,8 @@ def evaluation(run: RunCheckpoint[PerceiverConfig], asked: Asked, world: World) 
         UserError: There is no such part, it does not fit the model, or samples cannot be used.
     """
     model = rebuild(lambda: make_model(run.metadata["model"]), run.weights, source=run.path)
+    if (outputs := Outputs.of(run.metadata)) is not None:
+        return _of_outputs(run, asked, outputs, model.to(world.device))
     with of_this_version(run.path):
         names = tuple(str(name) for name in run.metadata["class_names"])
     data, skipped = _data(run, asked, classes=names)
@@ -71,31 +79,63 @@ def modalities_of(run: RunCheckpoint[PerceiverConfig]) -> list[Modality]:
     return [Modality(**values) for values in run.metadata["model"]["options"].get("modalities", ())]
 
 
+def _of_outputs(
+    run: RunCheckpoint[PerceiverConfig], asked: Asked, outputs: Outputs, model: nn.Module
+) -> EvaluationSetup:
+    """The same of other tasks than classification."""
+    if asked.choose:
+        raise UserError(f"{run.path}: --task {outputs.kind} has no decision; leave out --operating_point")
+    data, skipped = _data(run, asked, classes=("0",), outputs=outputs)
+    for message in skipped:
+        _log.warning("left out: %s", message)
+    about = {"checkpoint": str(run.path), "step": run.step, "skipped": skipped, "data": to_values(run.config.data)}
+    look, finish = written(outputs, data, about)
+    length = max(len(one.dataset[index]["input"]) for one in data.values() for index in range(len(one.dataset)))
+    return EvaluationSetup(
+        task=OutputTask(model=model, outputs=outputs, length=length),
+        evaluation=data,
+        analyse=look,
+        interval=interval,
+        finish=finish,
+        warnings=[f"{len(skipped)} samples were left out: {skipped[0]} ..."] if skipped else [],
+    )
+
+
 def _data(
-    run: RunCheckpoint[PerceiverConfig], asked: Asked, *, classes: tuple[str, ...]
+    run: RunCheckpoint[PerceiverConfig], asked: Asked, *, classes: tuple[str, ...], outputs: Outputs | None = None
 ) -> tuple[dict[str, Data], list[str]]:
     """The parts that are asked for, and one message for each sample left out."""
     samples, skipped = {}, list[str]()
     config, pictures = run.config, run.metadata["preprocessing"]
+    asking = None if outputs is None else asking_of(outputs, config)
+    known = None if outputs is None else Targets(values=(), names=tuple(outputs.names), classes=outputs.classes)
     if None in asked.data.values():
-        sources = load_sources(config.data, seed=config.run.seed)
-        if tuple(sources.classes) != classes:
+        sources = load_sources(config.data, seed=config.run.seed, kind=config.task.kind)
+        if outputs is None and tuple(sources.classes) != classes:
             here, there = (", ".join(names) for names in (sources.classes, classes))
             raise UserError(f"the data has the classes {here}; the model was trained on {there}")
+        if known is not None and sources.targets is not None and sources.targets.names != known.names:
+            here, there = (", ".join(names) for names in (sources.targets.names, known.names))
+            raise UserError(f"the data asks for {here}; the model was trained on {there}")
+        classes = tuple(sources.classes)
+        for part in (sources.train, sources.validation, sources.test):
+            refuse_short(part, 1 if outputs is None else outputs.least)
         if sources.preprocessing != pictures:
             raise UserError(f"the data is {sources.preprocessing}; the model was trained on {pictures}")
         parts = parts_of(sources, config)
         samples, skipped = asked.pick(parts), [*sources.skipped]
     for name, path in asked.data.items():
         if path is not None:
-            samples[name], more = labelled_samples(path, config.data, classes=classes, preprocessing=pictures)
+            samples[name], more = labelled_samples(
+                path, config.data, classes=classes, preprocessing=pictures, kind=config.task.kind, targets=known
+            )
             skipped += more
     data = {}
     for name in asked.data:
         if pictures["kind"] == "raw":
             read = partial(raw_data, modalities=modalities_of(run))
         else:
-            read = partial(evaluation_data, channels=run.metadata["model"]["input_dim"])
+            read = partial(evaluation_data, channels=run.metadata["model"]["input_dim"], asking=asking)
         data[name], problems = read(samples[name], name, settings=config.data, classes=classes)
         skipped += problems
     return data, skipped

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from quartet.apps.perceiver.config import ModelConfig
-from quartet.apps.perceiver.model import SIZES, PerceiverModel, PerceiverOptions
+from quartet.apps.perceiver.model import SIZES, PerceiverModel, PerceiverOptions, PerceiverQueries
 
 
 def model_settings(
@@ -45,8 +45,11 @@ def model_settings(
     return {"input_dim": input_dim, "num_classes": num_classes, **widths, "options": options}
 
 
-def make_model(settings: Mapping[str, Any], *, gradient_checkpointing: bool = False) -> PerceiverModel:
-    """The model that `model_settings` describes."""
+def make_model(
+    settings: Mapping[str, Any], *, gradient_checkpointing: bool = False
+) -> PerceiverModel | PerceiverQueries:
+    """The model that `model_settings` describes; one of queries where they note what these see."""
     arguments = {key: value for key, value in settings.items() if key != "options"}
     options = PerceiverOptions(**settings["options"], gradient_checkpointing=gradient_checkpointing)
-    return PerceiverModel(**arguments, options=options)
+    make = PerceiverQueries if "visible" in settings else PerceiverModel
+    return make(**arguments, options=options)

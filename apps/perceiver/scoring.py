@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -16,8 +16,10 @@ from mlcore.data.images import SUFFIXES
 from mlcore.run.networks import Eager, Network, Signature
 from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
 from mlcore.run.scorer import ClassPrediction, Item, Shown, decision_of
+from quartet.apps.perceiver.answers import Answer, answers, columns
 from quartet.apps.perceiver.config import PerceiverConfig
 from quartet.apps.perceiver.data.arrays import read_npz
+from quartet.apps.perceiver.data.asking import Asking
 from quartet.apps.perceiver.data.collate import PadCollate
 from quartet.apps.perceiver.data.gaps import OnMissing
 from quartet.apps.perceiver.data.images import decode_image
@@ -25,7 +27,8 @@ from quartet.apps.perceiver.data.inspection import check_sample
 from quartet.apps.perceiver.data.patches import PatchLayout
 from quartet.apps.perceiver.data.samples import Array, SequenceDataset
 from quartet.apps.perceiver.data.ts_files import read_ts
-from quartet.apps.perceiver.model.perceiver import PerceiverModel
+from quartet.apps.perceiver.model import PerceiverModel, PerceiverQueries
+from quartet.apps.perceiver.outputs import Outputs
 from quartet.apps.perceiver.restore import make_model
 from quartet.apps.perceiver.scoring_raw import READ, RawScorer, heat, is_raw, raw_module, raw_signature
 
@@ -46,7 +49,8 @@ def describe(run: RunCheckpoint[PerceiverConfig]) -> dict[str, Any]:
         if pictures["kind"] == "raw":
             pictures["data"] = {key: run.config.model_dump(mode="json")["data"][key] for key in READ}
         return {
-            "class_names": [str(name) for name in run.metadata["class_names"]],
+            "class_names": [str(name) for name in run.metadata.get("class_names", ())],
+            **({"task": dict(run.metadata["task"])} if "task" in run.metadata else {}),
             "model": dict(run.metadata["model"]),
             "preprocessing": pictures,
             "data": {
@@ -60,24 +64,26 @@ def describe(run: RunCheckpoint[PerceiverConfig]) -> dict[str, Any]:
 
 
 def make_module(about: Mapping[str, Any], weights: Mapping[str, Tensor], source: Path) -> nn.Module:
-    """The network: `(input float32 [B, M, C], mask bool [B, M]) -> logits [B, classes]`."""
+    """The network: `(input float32 [B, M, C], mask bool [B, M]) -> logits [B, classes]`, or `signature_of`."""
     if is_raw(about):
         return raw_module(about, weights, source)
     return rebuild(lambda: make_model(about["model"]), weights, source=source)
 
 
 def signature_of(about: Mapping[str, Any]) -> Signature:
-    """Inputs and outputs of the network."""
+    """Inputs and outputs of the network; "query" are the positions asked for, int64 [B, K]."""
     if is_raw(about):
         return raw_signature(about)
-    model = about["model"]
+    model, outputs = about["model"], Outputs.of(about)
     with torch.device("meta"):
         encoder = make_model(model).encoder
     longest = None if encoder.length else encoder.positions.longest
     length = encoder.length or "length"
+    asked = ["queries"] if outputs is not None and outputs.by_position else []
+    queries = {"query": ("batch", "queries")} if asked else {}
     return Signature(
-        inputs={"input": ("batch", length, model["input_dim"]), "mask": ("batch", length)},
-        outputs={"logits": ("batch", model["num_classes"])},
+        inputs={"input": ("batch", length, model["input_dim"]), "mask": ("batch", length), **queries},
+        outputs={"logits" if outputs is None else "outputs": ("batch", *asked, model["num_classes"])},
         longest={} if longest is None else {"length": longest},
     )
 
@@ -101,8 +107,6 @@ def make_scorer(
 class PerceiverScorer:
     """A `mlcore.run.scorer.Scorer`; an item's content is a sequence float32 [M, C], or an image uint8 [H, W, 3]."""
 
-    mean = staticmethod(ClassPrediction.mean)
-
     def __init__(self, about: Mapping[str, Any], network: Network, on_missing: OnMissing) -> None:
         self.network = network
         self._about, self._on_missing = about, on_missing
@@ -115,8 +119,11 @@ class PerceiverScorer:
         if pictures["kind"] == "image":
             self._layout = _layout(pictures)
         self._max_pixels = round(data["max_megapixels"] * 1e6)
-        self._decision = decision_of(about)
+        self._decision, self._outputs = decision_of(about), Outputs.of(about)
+        self.mean: Any = ClassPrediction.mean
         self.columns = ClassPrediction.columns(about["class_names"], self._decision)
+        if self._outputs is not None:
+            self.mean, self.columns = Answer.mean, columns(self._outputs)
         self.suffixes: Sequence[str] = _SEQUENCES if self._layout is None else tuple(SUFFIXES)
         self.inputs = {"path": ("path", "input", "image", "file"), "part": ("row",)}
         self.batch_size: int = about["batch_size"]
@@ -133,6 +140,9 @@ class PerceiverScorer:
     def load(self, item: Item) -> dict[str, Any]:
         """The sequence, checked as in training."""
         sample = self._sample(item)
+        if self._outputs is not None:
+            cut = self._collate.max_seq_len if self._collate.on_too_long == "truncate" else None
+            sample = Asking(outputs=self._outputs, max_seq_len=cut).new(sample)
         check_sample(
             sample,
             num_classes=1,
@@ -143,33 +153,41 @@ class PerceiverScorer:
         return sample
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Padded to the longest: `input` float32 [B, M, C] and `mask` [B, M]."""
+        """Padded to the longest: `input` float32 [B, M, C], `mask` [B, M], and what is asked for."""
         return self._collate(list(samples))
 
-    def predict(self, batch: dict[str, Tensor]) -> list[ClassPrediction]:
-        """Probabilities of the classes, and classes at the run's decision."""
+    def predict(self, batch: dict[str, Tensor]) -> Sequence[ClassPrediction | Answer]:
+        """Probabilities of the classes, and classes at the run's decision; of other tasks their answers."""
+        if self._outputs is not None:
+            return answers(self.network(batch)["outputs"], batch, self._outputs)
         chances = torch.softmax(self.network(batch)["logits"], dim=1).double().numpy()
         return ClassPrediction.of_batch(chances, self._about["class_names"], self._decision)
 
-    def show(self, item: Item, prediction: ClassPrediction) -> Shown:
+    def show(self, item: Item, prediction: Any) -> Shown:
         """The picture, or the channels of the sequence, and where the latents look, if that can be known."""
         seen = self._attention(item)
         notes = [] if seen is None else [_ATTENTION]
         if self._layout is not None:
             picture = self._picture(item)
             over = [] if seen is None else [heat(seen.reshape(self._layout.grid), picture.shape[:2])]
-            return prediction.shown(pictures=[picture], overlays=over, overlaid="attention", notes=notes)
+            drawn = prediction.shown(pictures=[picture], overlays=over, overlaid="attention", notes=notes)
+            return cast(Shown, drawn)
         values = self._sample(item)["input"].T
+        if self._outputs is not None:
+            asked = self.load(item)  # what is not seen is not drawn
+            values = np.where(np.asarray(asked["mask"]) == 1, asked["input"].T, np.nan)
         curves = {f"channel {number}": channel for number, channel in enumerate(values, start=1)}
         if seen is not None:
             low, high = float(np.nanmin(values)), float(np.nanmax(values))
             curves["attention (scaled)"] = low + (high - low) * seen / seen.max()
-        return prediction.shown(curves=curves, notes=notes)
+        return cast(Shown, prediction.shown(curves=curves, notes=notes))
 
     @torch.inference_mode()
     def _attention(self, item: Item) -> Array | None:
         """Shares of an item's tokens [M] in the first cross-attention; None where the network is no torch module."""
-        if not isinstance(self.network, Eager) or not isinstance(self.network.module, PerceiverModel):
+        if not isinstance(self.network, Eager) or not isinstance(
+            self.network.module, PerceiverModel | PerceiverQueries
+        ):
             return None
         batch = self.collate([self.load(item)])
         encoder = self.network.module.encoder
@@ -177,7 +195,7 @@ class PerceiverScorer:
             encoder.attention(*(batch[name].to(encoder.latents.device) for name in ("input", "mask")))[0].cpu().numpy()
         )
 
-    def save(self, item: Item, prediction: ClassPrediction, folder: Path) -> None:
+    def save(self, item: Item, prediction: Any, folder: Path) -> None:
         """Nothing beside the table."""
 
     def examples(self) -> list[dict[str, Tensor]]:
@@ -191,6 +209,9 @@ class PerceiverScorer:
             mask = torch.rand(batch, length, generator=generator) < 0.7
             mask[:, 0] = True  # no sequence is empty
             found.append({"input": torch.randn(batch, length, channels, generator=generator), "mask": mask})
+            if self._outputs is not None and self._outputs.by_position:
+                asked = (batch, 1 + length // 3)
+                found[-1]["query"] = torch.randint(length, asked, generator=generator)
         return found
 
     def _sample(self, item: Item) -> dict[str, Any]:

@@ -9,7 +9,8 @@ The second is written by
 ``numpy.savez("train.npz", inputs=np.concatenate(sequences), lengths=[len(s) for s in sequences], labels=labels)``.
 
 Both may have a ``mask``, 1 where a position is real and 0 where it is not, of the shape of ``inputs`` without its last
-axis; and ``classes``, distinct names ``[K]``. What labels may be is said in ``labels.py``.
+axis; and ``classes``, distinct names ``[K]``. What labels may be is said in ``labels.py``, what other tasks than
+classification read in ``targets.py``.
 """
 
 from collections.abc import Callable
@@ -22,12 +23,14 @@ from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
 from mlcore.data.packed import read_arrays
+from quartet.apps.perceiver.config import TaskKind
 from quartet.apps.perceiver.data.gaps import OnMissing, settle, shown_positions
 from quartet.apps.perceiver.data.labels import ClassLabels, read_labels
 from quartet.apps.perceiver.data.samples import SequenceDataset
+from quartet.apps.perceiver.data.targets import read_targets
 
 _WANTED = "inputs [N, M, C] or inputs [total, C] with lengths [N]; labels [N]"
-_NAMES = ("inputs", "labels", "lengths", "mask", "classes")
+_NAMES = ("inputs", "labels", "lengths", "mask", "classes", "targets", "target_names")
 
 
 def read_npz(
@@ -37,6 +40,7 @@ def read_npz(
     labelled: bool = True,
     on_missing: OnMissing = "error",
     strict: bool = True,
+    kind: TaskKind = "classification",
 ) -> SequenceDataset:
     """Reads a dataset in either layout.
 
@@ -44,9 +48,10 @@ def read_npz(
         path: The ``.npz`` file.
         like: The training data, whose classes a validation or test file must have, in any order; ``None``: the file
             itself says what classes there are.
-        labelled: Whether it must have labels; otherwise they are not looked at, and all labels are 0.
+        labelled: Whether it must have labels, or targets; otherwise they are not looked at, and all labels are 0.
         on_missing: What to do with NaN before the end of a sequence, see ``settle``.
         strict: Whether a label that is no class is an error now; otherwise when its sample is asked for.
+        kind: The task; of others than classification all labels are 0.
 
     Returns:
         Its sequences in file order; ``origin`` names file and row.
@@ -55,7 +60,8 @@ def read_npz(
         UserError: If the file is missing or damaged, holds Python objects or arrays of other names, its arrays do not
             fit together, its classes are not the training data's, or its labels cannot be understood.
     """
-    arrays = _read_arrays(path, {"inputs", "labels"} if labelled else {"inputs"})
+    named = labelled and kind == "classification"
+    arrays = _read_arrays(path, {"inputs", "labels"} if named else {"inputs"})
     inputs = arrays["inputs"]
     if inputs.dtype.kind not in "biuf":
         raise UserError(f"{path}: inputs are {inputs.dtype} {list(inputs.shape)}; expected numbers: {_WANTED}")
@@ -67,12 +73,14 @@ def read_npz(
         sequences.append(settled[0])
         masks.append(settled[1])
     labels = ClassLabels(numbers=np.zeros(len(sequences), dtype=np.int64))
-    if labelled:
+    if named:
         labels = read_labels(path, arrays["labels"], arrays.get("classes"), like=like)
     if len(sequences) != len(labels.numbers):
         raise UserError(f"{path}: {len(sequences)} sequences but {len(labels.numbers)} labels")
     if strict and labels.problems:
         raise UserError(next(iter(labels.problems.values())))
+    known = None if like is None else like.targets
+    targets = read_targets(path, arrays, kind=kind, cut=cut, like=known) if labelled else None
     data = SequenceDataset(
         sequences,
         labels=labels.numbers,
@@ -80,6 +88,7 @@ def read_npz(
         origins=[f"{path}, row {row}" for row in range(len(sequences))],
         masks=masks,
         problems=labels.problems,
+        targets=targets,
     )
     data.named_by_labels = labels.are_names
     return data

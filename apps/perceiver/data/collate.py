@@ -26,10 +26,12 @@ class PadCollate:
         """Makes a batch.
 
         Args:
-            samples: Dicts with ``input`` ``[M_i, C]``, ``label`` and perhaps ``mask`` ``[M_i]``, arrays or tensors.
+            samples: Dicts with ``input`` ``[M_i, C]``, ``label`` and perhaps ``mask`` ``[M_i]``, arrays or tensors; for
+                other tasks ``target``, and ``query`` ``[K_i]``, the positions that are asked for.
 
         Returns:
-            ``input`` float32 ``[B, M, C]``, zero where padded; ``label`` int64 ``[B]``; ``mask`` bool ``[B, M]``.
+            ``input`` float32 ``[B, M, C]``, zero where padded; ``label`` int64 ``[B]``; ``mask`` bool ``[B, M]``;
+            ``target``, and ``query`` int64 ``[B, K]`` with ``asked`` bool ``[B, K]``, false where padded.
 
         Raises:
             UserError: If samples differ in channels, or one is empty or too long, or its mask is not of 0 and 1.
@@ -47,7 +49,7 @@ class PadCollate:
             if not mask[row].any():
                 raise UserError(f"sample {row} of the batch (label {sample['label']}) has no real position")
         labels = torch.tensor([int(sample["label"]) for sample in samples], dtype=torch.int64)
-        return {"input": padded, "label": labels, "mask": mask}
+        return {"input": padded, "label": labels, "mask": mask, **_asked(samples)}
 
     def _fit(self, x: Tensor) -> Tensor:
         if x.dim() != 2:
@@ -60,3 +62,16 @@ class PadCollate:
             f"a sequence of {len(x)} positions is longer than max_seq_len={self.max_seq_len}; "
             "raise it, shorten the sequence, or allow on_too_long=truncate"
         )
+
+
+def _asked(samples: list[Any]) -> dict[str, Tensor]:
+    """Queries and targets of a batch, where there are some, padded with zeros."""
+    found = {}
+    for key in ("query", "target"):
+        if key in samples[0]:
+            values = [torch.as_tensor(sample[key]) for sample in samples]
+            found[key] = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
+    if "query" in found:
+        counts = torch.tensor([len(sample["query"]) for sample in samples])
+        found["asked"] = torch.arange(found["query"].shape[1]) < counts[:, None]
+    return found

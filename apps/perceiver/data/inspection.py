@@ -54,10 +54,13 @@ class DatasetStatistics:
         """Label and value of each line of a table."""
         largest, smallest = max(self.class_counts), min(self.class_counts)
         counts = ", ".join(f"{name} {count}" for name, count in zip(self.classes, self.class_counts, strict=True))
-        return [
-            ("samples", f"{self.samples} ({self.skipped} skipped, {self.truncated} truncated)"),
+        classes = [
             ("classes", f"{len(self.classes)}: {counts}"),
             ("class balance", f"smallest {smallest}, largest {largest}"),
+        ]
+        return [
+            ("samples", f"{self.samples} ({self.skipped} skipped, {self.truncated} truncated)"),
+            *(classes if len(self.classes) > 1 else ()),
             ("length", f"{self.shortest} to {self.longest} positions, mean {self.mean_length:.1f}"),
             ("channels", f"{len(self.mean)}, mean {_range(self.mean)}, deviation {_range(self.std)}"),
         ]

@@ -1,7 +1,8 @@
 """The sample format of every dataset here, and the dataset that holds its samples in memory.
 
 A sample is a dict: ``input`` float32 ``[M, C]``, ``label`` int, ``mask`` ``[M]`` (1 where a position is real; may be
-left out). User datasets in this format work as they are, with arrays or tensors.
+left out), and for tasks that have one ``target``. User datasets in this format work as they are, with arrays or
+tensors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
+from quartet.apps.perceiver.data.targets import Targets
 
 Array = NDArray[np.float32]
 
@@ -22,6 +24,7 @@ class Sample(TypedDict):
     input: Any
     label: int
     mask: NotRequired[Any]
+    target: NotRequired[Any]
 
 
 class SampleDataset(Protocol):
@@ -42,6 +45,7 @@ class SequenceDataset(torch.utils.data.Dataset[Sample]):
         origins: Where each sequence came from ("train.ts, line 17"), for messages; ``None``: its number.
         masks: Bool ``[M_i]`` of each sequence, true where a position is real; ``None``: everywhere.
         problems: Why samples, by number, cannot be used; such a sample raises it when it is asked for.
+        targets: What other tasks than classification ask; ``None``: nothing.
 
     Attributes:
         named_by_labels: Whether there was no list of class names, so that labels are names themselves.
@@ -61,15 +65,17 @@ class SequenceDataset(torch.utils.data.Dataset[Sample]):
         origins: Sequence[str] | None = None,
         masks: Sequence[NDArray[np.bool_]] | None = None,
         problems: Mapping[int, str] | None = None,
+        targets: Targets | None = None,
     ) -> None:
-        self.sequences = sequences
+        self.sequences, self.targets = sequences, targets
         self.labels = np.asarray(labels, dtype=np.int64)
         if any(len(given) != len(sequences) for given in (self.labels, origins, masks) if given is not None):
             raise UserError(
                 f"{len(sequences)} sequences need as many labels, origins and masks, not {len(self.labels)} labels"
             )
         self.classes = tuple(classes) if classes is not None else _numbered(self.labels)
-        self.masks, self.problems, self._origins = masks, problems or {}, origins
+        self.masks, self._origins = masks, origins
+        self.problems: Mapping[int, str] = {**(targets.problems if targets else {}), **(problems or {})}
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -81,7 +87,8 @@ class SequenceDataset(torch.utils.data.Dataset[Sample]):
         mask = np.ones(len(sequence), dtype=np.float32)
         if self.masks is not None:
             mask[~self.masks[index]] = 0
-        return {"input": sequence, "label": int(self.labels[index]), "mask": mask}
+        sample: Sample = {"input": sequence, "label": int(self.labels[index]), "mask": mask}
+        return sample if self.targets is None else {**sample, "target": self.targets.values[index]}
 
     def origin(self, index: int) -> str:
         """Says where sample ``index`` came from."""

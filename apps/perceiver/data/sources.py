@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlcore.base.errors import UserError
-from quartet.apps.perceiver.config import DataConfig
+from quartet.apps.perceiver.config import DataConfig, TaskKind
 from quartet.apps.perceiver.data.arrays import read_npz
 from quartet.apps.perceiver.data.checking import CheckedSamples, ImageFiles
 from quartet.apps.perceiver.data.cifar import load_cifar10
@@ -17,6 +17,7 @@ from quartet.apps.perceiver.data.patches import ImagePatches
 from quartet.apps.perceiver.data.raw import Modality
 from quartet.apps.perceiver.data.samples import SampleDataset, SequenceDataset
 from quartet.apps.perceiver.data.synthetic import SyntheticPatterns
+from quartet.apps.perceiver.data.targets import ASKED, Targets
 from quartet.apps.perceiver.data.ts_files import find_ts_files, read_ts
 
 __all__ = ["Part", "Sources", "labelled_samples", "load_sources", "samples_to_check"]
@@ -32,7 +33,7 @@ class Sources:
         train: Training samples.
         validation: Held-out samples; None: a part of `train` is to be set aside.
         test: Samples looked at once, after training; None for none.
-        classes: Class names, in label order.
+        classes: Class names, in label order; of tasks without classes one, which all samples have.
         preprocessing: What `predict.py` needs to treat new data alike.
         skipped: One message for each file left out.
     """
@@ -44,9 +45,15 @@ class Sources:
     preprocessing: Mapping[str, Any]
     skipped: Sequence[str] = ()
 
+    @property
+    def targets(self) -> Targets | None:
+        """Those of the training samples, of tasks that files have targets for."""
+        found: Targets | None = getattr(self.train, "targets", None)
+        return found
 
-def load_sources(settings: DataConfig, *, seed: int) -> Sources:
-    """The data sets that the data section names.
+
+def load_sources(settings: DataConfig, *, seed: int, kind: TaskKind = "classification") -> Sources:
+    """The data sets that the data section names, with what the task asks of them.
 
     Raises:
         UserError: No data set is chosen, its path is missing, or a file cannot be used.
@@ -54,11 +61,11 @@ def load_sources(settings: DataConfig, *, seed: int) -> Sources:
     if settings.dataset is None:
         raise UserError("no data set chosen: give --dataset, or --demo for the demo")
     sources: dict[str, Callable[[], Sources]] = {
-        "synthetic": lambda: _synthetic(settings, seed=seed),
+        "synthetic": lambda: _synthetic(settings, seed=seed, kind=kind),
         "cifar10": lambda: _cifar10(settings),
         "image_folder": lambda: _image_folder(settings),
-        "ts": lambda: _ts(settings),
-        "custom": lambda: _custom(settings),
+        "ts": lambda: _ts(settings, kind),
+        "custom": lambda: _custom(settings, kind),
         "manifest": lambda: _raw(settings),
         "text": lambda: _raw(settings),
     }
@@ -66,7 +73,13 @@ def load_sources(settings: DataConfig, *, seed: int) -> Sources:
 
 
 def labelled_samples(
-    path: Path, settings: DataConfig, *, classes: tuple[str, ...], preprocessing: Mapping[str, Any]
+    path: Path,
+    settings: DataConfig,
+    *,
+    classes: tuple[str, ...],
+    preprocessing: Mapping[str, Any],
+    kind: TaskKind = "classification",
+    targets: Targets | None = None,
 ) -> tuple[SampleDataset, Sequence[str]]:
     """Labelled samples for a trained model, whatever it was trained on, and one message for each file left out.
 
@@ -75,9 +88,11 @@ def labelled_samples(
         settings: How they are read.
         classes: Those of the model, in its order.
         preprocessing: What the model notes of it.
+        kind: Its task.
+        targets: What these are like; None: of any other task than those of `ASKED`.
 
     Raises:
-        UserError: It cannot be read, or has other classes.
+        UserError: It cannot be read, or has other classes or targets.
     """
     if preprocessing["kind"] == "image":
         height, width = preprocessing["height"], preprocessing["width"]
@@ -90,12 +105,12 @@ def labelled_samples(
         modalities = [Modality(**values) for values in preprocessing["modalities"]]
         return read_like(path, settings, classes=classes, modalities=modalities), ()
     if path.suffix.lower() == ".ts":
-        return read_ts(path, classes=classes, on_missing=settings.on_missing, strict=False), ()
-    like = SequenceDataset([], labels=[], classes=classes)
-    return read_npz(path, like=like, on_missing=settings.on_missing, strict=False), ()
+        return read_ts(path, classes=classes, on_missing=settings.on_missing, strict=False, kind=kind), ()
+    like = SequenceDataset([], labels=[], classes=classes, targets=targets)
+    return read_npz(path, like=like, on_missing=settings.on_missing, strict=False, kind=kind), ()
 
 
-def samples_to_check(settings: DataConfig, *, seed: int) -> dict[str, Any]:
+def samples_to_check(settings: DataConfig, *, seed: int, kind: TaskKind = "classification") -> dict[str, Any]:
     """What `--check_data` opens: the files of image folders; of other data sets the samples, and what their files lack.
 
     Raises:
@@ -108,7 +123,7 @@ def samples_to_check(settings: DataConfig, *, seed: int) -> dict[str, Any]:
         sources = {name: ImageSource(path) for name, path in folders.items() if path is not None}
         opened = partial(ImageFiles, image_size=settings.image_size, max_pixels=_max_pixels(settings))
         return {name: opened(source.files) for name, source in sources.items()}
-    found = load_sources(settings, seed=seed)
+    found = load_sources(settings, seed=seed, kind=kind)
     parts = {"train": found.train, "val": found.validation, "test": found.test}
     if isinstance(found.train, RawDataset):  # which checks what it reads
         return {name: part for name, part in parts.items() if part is not None}
@@ -119,7 +134,9 @@ def samples_to_check(settings: DataConfig, *, seed: int) -> dict[str, Any]:
     }
 
 
-def _synthetic(settings: DataConfig, *, seed: int) -> Sources:
+def _synthetic(settings: DataConfig, *, seed: int, kind: TaskKind) -> Sources:
+    if kind in ASKED:
+        raise UserError(f"generated patterns have classes and no targets: --task {kind} takes --dataset custom or ts")
     patterns = SyntheticPatterns(
         settings.num_samples,
         seq_len_range=settings.seq_len_range,
@@ -127,8 +144,8 @@ def _synthetic(settings: DataConfig, *, seed: int) -> Sources:
         num_classes=settings.num_classes,
         seed=seed,
     )
-    kind = {"kind": "series"}
-    return Sources(train=patterns, validation=None, test=None, classes=patterns.classes, preprocessing=kind)
+    series = {"kind": "series"}
+    return Sources(train=patterns, validation=None, test=None, classes=patterns.classes, preprocessing=series)
 
 
 def _cifar10(settings: DataConfig) -> Sources:
@@ -184,7 +201,7 @@ def _images(
     )
 
 
-def _ts(settings: DataConfig) -> Sources:
+def _ts(settings: DataConfig, kind: TaskKind) -> Sources:
     train_path, test_path = settings.train_path, settings.test_path
     if train_path is None:
         folder = _path(settings.data_dir, "data_dir (or --train_path)", "the folder with *_TRAIN.ts and *_TEST.ts")
@@ -193,14 +210,14 @@ def _ts(settings: DataConfig) -> Sources:
 
     def read(path: Path, like: SequenceDataset | None = None) -> SequenceDataset:
         classes = None if like is None else like.classes
-        return read_ts(path, classes=classes, on_missing=settings.on_missing, strict=False)
+        return read_ts(path, classes=classes, on_missing=settings.on_missing, strict=False, kind=kind)
 
     return _sequences(read, train_path, val_path=settings.val_path, test_path=test_path)
 
 
-def _custom(settings: DataConfig) -> Sources:
+def _custom(settings: DataConfig, kind: TaskKind) -> Sources:
     path = _path(settings.train_path or settings.data_dir, "train_path", "an .npz file")
-    read = partial(read_npz, on_missing=settings.on_missing, strict=False)
+    read = partial(read_npz, on_missing=settings.on_missing, strict=False, kind=kind)
     return _sequences(read, path, val_path=settings.val_path, test_path=settings.test_path)
 
 

@@ -1,8 +1,8 @@
 """The ``.ts`` format of the UEA and UCR time series archives (Bagnall et al., arXiv 1811.00075).
 
 A header of ``@key value`` lines, then after ``@data`` one series a line: channels separated by ``:``, their values by
-``,``, the class last. ``?`` is a missing value; a series ends where only such follow. Lines that start with ``#`` are
-comments.
+``,``, the class last, or with ``@targetLabel true`` a number. ``?`` is a missing value; a series ends where only such
+follow. Lines that start with ``#`` are comments.
 """
 
 import re
@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
 from mlcore.base.reading import reading
+from quartet.apps.perceiver.config import TaskKind
 from quartet.apps.perceiver.data.gaps import OnMissing, settle
 from quartet.apps.perceiver.data.samples import Array, SequenceDataset
+from quartet.apps.perceiver.data.targets import Targets, as_number
 
 
 @dataclass
 class _Header:
     classes: tuple[str, ...] | None = None
+    target: str = ""  # where it says that series end with a target
     channels: int | None = None
     equal_length: int | None = None
     seen: set[str] = field(default_factory=set)
@@ -36,6 +39,7 @@ def read_ts(
     labelled: bool = True,
     on_missing: OnMissing = "error",
     strict: bool = True,
+    kind: TaskKind = "classification",
 ) -> SequenceDataset:
     """Reads a ``.ts`` file.
 
@@ -45,12 +49,14 @@ def read_ts(
         labelled: Whether it must have classes; otherwise those it may have are not looked at, and all labels are 0.
         on_missing: What to do with missing values before the end of a series, see ``settle``.
         strict: Whether a line that cannot be used is an error now; otherwise when its sample is asked for.
+        kind: The task: regression reads targets, forecast and masked neither these nor classes.
 
     Returns:
         Its series ``[M, C]`` in file order; ``classes`` as in the header; ``origin`` names file and line.
 
     Raises:
-        UserError: If the file is missing, has time stamps or no classes, or a line cannot be read (named by number).
+        UserError: If the file is missing, has time stamps or not what the task asks, or a line cannot be read (named by
+            number).
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; a .ts file of the UEA/UCR archive is expected")
@@ -58,10 +64,10 @@ def read_ts(
         lines = path.read_text(encoding="utf-8").splitlines()
     numbered = _content(lines)
     header = _read_header(path, numbered)
-    if header.classes is None and labelled:
-        raise UserError(f"{path}: the header has no '@classLabel true ...' line; only labelled series can be used")
-    known = {name: number for number, name in enumerate(classes or header.classes or ())}
-    read = partial(_read_line, header=header, known=known if labelled else None, on_missing=on_missing)
+    named, numbered_by = labelled and kind == "classification", labelled and kind == "regression"
+    _check_asked(path, header, kind if labelled else None)
+    known = {name: number for number, name in enumerate(classes or header.classes or ())} if named else {"0": 0}
+    read = partial(_read_line, header=header, known=known if named else None, target=numbered_by, on_missing=on_missing)
     lines_read: list[_Line] = []
     problems: dict[int, str] = {}
     for number, line in numbered:
@@ -72,30 +78,54 @@ def read_ts(
             if strict:
                 raise
             problems[len(lines_read)] = str(error)
-            lines_read.append(_Line(where, np.zeros((0, 1), dtype=np.float32), np.zeros(0, dtype=bool), -1))
+            empty = np.zeros((0, 1), dtype=np.float32), np.zeros(0, dtype=bool)
+            lines_read.append(_Line(where, *empty, -1, np.zeros(1)))
     if not lines_read:
         raise UserError(f"{path}: no series after @data; the file is empty or cut off")
-    origins, series, masks, labels = zip(*lines_read, strict=True)
-    return SequenceDataset(series, labels=labels, classes=tuple(known), origins=origins, masks=masks, problems=problems)
+    origins, series, masks, labels, values = zip(*lines_read, strict=True)
+    return SequenceDataset(
+        series,
+        labels=labels,
+        classes=tuple(known),
+        origins=origins,
+        masks=masks,
+        problems=problems,
+        targets=Targets(values=values, names=("target",)) if numbered_by else None,
+    )
+
+
+def _check_asked(path: Path, header: _Header, kind: TaskKind | None) -> None:
+    """Whether series have what the task asks; None: nothing is asked."""
+    if kind == "classification" and header.target:
+        raise UserError(f"{header.target}: regression targets, which --task regression learns; expected classes")
+    if kind == "classification" and header.classes is None:
+        raise UserError(f"{path}: the header has no '@classLabel true ...' line; only labelled series can be used")
+    if kind == "regression" and not header.target:
+        raise UserError(f"{path}: the header has no '@targetLabel true' line; --task regression wants one")
+    if kind in ("multilabel", "per_step"):
+        raise UserError(f"{path}: a .ts file has one class or one target a series; --task {kind} reads .npz files")
 
 
 class _Line(NamedTuple):
-    """One series: its origin, the series, its mask, its label."""
+    """One series: its origin, the series, its mask, its label, its target."""
 
     where: str
     series: Array
     mask: NDArray[np.bool_]
     label: int
+    target: NDArray[np.float64]
 
 
 def _read_line(
-    where: str, line: str, *, header: _Header, known: Mapping[str, int] | None, on_missing: OnMissing
+    where: str, line: str, *, header: _Header, known: Mapping[str, int] | None, target: bool, on_missing: OnMissing
 ) -> _Line:
-    *channels, label = line.split(":") if header.classes is not None else [*line.split(":"), ""]
+    ends = header.classes is not None or bool(header.target)
+    *channels, label = line.split(":") if ends else [*line.split(":"), ""]
     if known is not None and label.strip() not in known:
         raise UserError(f"{where}: class {label.strip()[:40]!r} is not one of {', '.join(known)}")
     series, mask = settle(_read_series(where, channels, header), on_missing=on_missing)
-    return _Line(where, series, mask, 0 if known is None else known[label.strip()])
+    value = as_number(where, label) if target else 0.0
+    return _Line(where, series, mask, 0 if known is None else known[label.strip()], np.array([value]))
 
 
 def _content(lines: list[str]) -> Iterator[tuple[int, str]]:
@@ -121,7 +151,7 @@ def _read_tag(where: str, key: str, values: list[str], header: _Header) -> None:
     if key == "@timestamps" and _is_true(where, key, values):
         raise UserError(f"{where}: time stamps are not supported; resample to equal steps and leave them out")
     if key == "@targetlabel" and _is_true(where, key, values):
-        raise UserError(f"{where}: regression targets are not supported; expected '@classLabel true ...'")
+        header.target = where
     if key == "@univariate" and _is_true(where, key, values):
         header.channels = 1
     elif key in ("@dimensions", "@dimension"):

@@ -10,6 +10,7 @@ from quartet.apps.perceiver.model.perceiver import (
     PerceiverSize,
     create_perceiver_model,
 )
+from quartet.apps.perceiver.model.queries import PerceiverQueries
 
 __all__ = [
     "SIZES",
@@ -20,6 +21,7 @@ __all__ = [
     "PerceiverIO",
     "PerceiverModel",
     "PerceiverOptions",
+    "PerceiverQueries",
     "PerceiverSize",
     "SelfAttentionBlock",
     "create_perceiver_model",

@@ -74,12 +74,23 @@ class PositionEncoding(nn.Module):
         if self.kind == "learned":
             return self.table[:length]
         dtype = torch.promote_types(tokens.dtype, torch.float32)
-        index = torch.arange(length, device=tokens.device, dtype=dtype)[:, None]
+        return self._waves(torch.arange(length, device=tokens.device, dtype=dtype)[:, None])
+
+    def at(self, places: Tensor, dtype: torch.dtype) -> Tensor:
+        """The features of places ``[B, K]``, whole numbers below the length of a sequence: ``[B, K, width]``."""
+        if self.kind == "learned":
+            return self.table[places].to(dtype)
+        index = places.to(torch.promote_types(dtype, torch.float32))[..., None]
+        return (index[..., :0] if self.kind == "none" else self._waves(index)).to(dtype)
+
+    def _waves(self, index: Tensor) -> Tensor:
+        """Sines and cosines of indices ``[..., 1]``, in their type: ``[..., width]``."""
+        dtype = index.dtype
         bands = self.num_channels // 2
         if self.kind == "sinusoidal":
-            phase = index * 10_000.0 ** -(torch.arange(bands, device=tokens.device, dtype=dtype) / bands)
+            phase = index * 10_000.0 ** -(torch.arange(bands, device=index.device, dtype=dtype) / bands)
             return torch.cat([phase.sin(), phase.cos()], dim=-1)
         position = 2 * index / max(self.max_seq_len - 1, 1) - 1
-        frequencies = torch.linspace(1.0, self.max_seq_len / 2, bands, device=tokens.device, dtype=dtype)
+        frequencies = torch.linspace(1.0, self.max_seq_len / 2, bands, device=index.device, dtype=dtype)
         phase = math.pi * position * frequencies
         return torch.cat([position, phase.sin(), phase.cos()], dim=-1)

@@ -56,8 +56,10 @@ def paired_difference(one: Figure, other: Figure, *, units: Sequence[object] | N
 def figure_of(metric: str, rows: Mapping[str, Any]) -> Figure | None:
     """`resampled` of rows of predictions as arrays: "label", "probabilities" or "logit", and perhaps "loss".
 
-    None, too, for rows that are no classifier's.
+    None, too, for rows that are no classifier's, but of their "loss".
     """
+    if metric == "loss" and "loss" in rows:
+        return partial(_weighted, rows["loss"])
     scores = rows.get("probabilities", rows.get("logit"))
     if scores is None or "label" not in rows:
         return None

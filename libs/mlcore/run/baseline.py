@@ -74,14 +74,14 @@ def judge(
         begun = time.monotonic()
         try:
             rows = {name: row for name, row in baseline.predict().items() if name in predictions}
-            results = {name: {**task.metrics(row), "n": len(row["label"])} for name, row in rows.items()}
+            results = {name: {**task.metrics(row), "n": len(row["loss"])} for name, row in rows.items()}
         except Exception as error:  # noqa: BLE001 - a run does not fail for what it is compared with
             _log.warning("the baseline could not be had: %s", error)
             _log.debug("", exc_info=not isinstance(error, UserError))
             continue
         differences: dict[str, Difference] = {}
         for name, row in rows.items():
-            units = [one.unit for one in held_out] if name == "test" and held_out else range(len(row["label"]))
+            units = [one.unit for one in held_out] if name == "test" and held_out else range(len(row["loss"]))
             pair = [figure_of(metric, {key: value.numpy() for key, value in of.items()})
                     for of in (predictions[name], row)]  # fmt: skip
             if pair[0] is not None and pair[1] is not None:

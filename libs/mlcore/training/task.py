@@ -10,7 +10,7 @@ from mlcore.config.difference import config_differences
 from mlcore.training.checkpoint import CheckpointError
 from mlcore.training.engine import StepOutput
 
-_SHARED = ("class_names", "frozen_weights", "teacher")
+_SHARED = ("class_names", "frozen_weights", "target_names", "teacher")
 
 
 class Task(Protocol):
@@ -50,9 +50,9 @@ class Task(Protocol):
     def metadata(self) -> Mapping[str, Any]:
         """Plain values and tensors a checkpoint carries for whoever loads the model alone (class names, statistics).
 
-        Of these, `class_names`, `frozen_weights` (fingerprints of weights that the checkpoint does not hold) and
-        `teacher` (a fingerprint of what answers are learned of) must be the same wherever a run goes on from the
-        checkpoint.
+        Of these, `class_names`, `target_names` (of numbers), `frozen_weights` (fingerprints of weights that the
+        checkpoint does not hold) and `teacher` (a fingerprint of what answers are learned of) must be the same wherever
+        a run goes on from the checkpoint.
         """
         ...
 

@@ -1,0 +1,151 @@
+"""What a sample is asked for: at which positions, and what the answers are."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlcore.base.errors import UserError
+from quartet.apps.perceiver.data.gaps import shown_positions
+from quartet.apps.perceiver.data.samples import Array, SequenceDataset
+from quartet.apps.perceiver.outputs import Outputs
+
+__all__ = ["Asking", "refuse_short"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """The last change of a sample: ``query``, the positions asked for ``[K]``, and ``target`` as the network gives it.
+
+    Attributes:
+        outputs: What the model gives.
+        max_seq_len: Longer sequences are cut to their first ones, so many positions; None: they are not.
+        share: Of a sequence, what is hidden of it (masked).
+        block: Positions hidden in a row.
+    """
+
+    outputs: Outputs
+    max_seq_len: int | None = None
+    share: float = 0.5
+    block: int = 4
+
+    def __call__(self, sample: Any) -> dict[str, Any]:
+        """A sample whose answers are known; a function of the sample."""
+        kind, outputs = self.outputs.kind, self.outputs
+        if kind in ("multilabel", "regression"):
+            target = np.asarray(sample["target"])
+            return {**sample, "target": outputs.standardised(target) if outputs.mean else target.astype(np.float32)}
+        series, mask = self._parts(sample)
+        if kind == "per_step":
+            target = np.asarray(sample["target"])[: len(series)]
+            query = np.flatnonzero(target >= 0 if outputs.classes else np.isfinite(target).all(axis=1))
+            found = target[query] if outputs.classes else outputs.standardised(target[query])
+            return _asked(sample, series, mask, query, found)
+        if kind == "forecast":
+            seen = np.arange(len(series)) < len(series) - outputs.horizon
+        else:
+            seen = ~(sample["hidden"] if "hidden" in sample else self._hidden(len(series), _own_rng(series)))
+        if not (mask & seen).any():
+            seen = np.arange(len(series)) == mask.argmax()  # something has to be seen
+        query = (
+            np.arange(len(series) - outputs.horizon, len(series))
+            if kind == "forecast"
+            else np.flatnonzero(mask & ~seen)
+        )
+        target = outputs.standardised(series[query][:, list(outputs.channels)])
+        target[~mask[query]] = np.nan  # a gap, of which nobody knows what it should be
+        return self._in_context(_asked(sample, series, mask & seen, query, target))
+
+    def vary(self, sample: Any, rng: np.random.Generator) -> dict[str, Any]:
+        """A training sample with a random end (forecast), or random hidden positions; others as they are."""
+        series, mask = self._parts(sample)
+        if self.outputs.kind == "forecast":
+            horizon, length = self.outputs.horizon, len(series)
+            least = min(length, horizon + (self.outputs.context or max(1, (length - horizon + 1) // 2)))
+            end = int(rng.integers(least, length + 1))
+            return {**sample, "input": series[:end], "mask": mask[:end]}
+        if self.outputs.kind == "masked":
+            return {**sample, "hidden": self._hidden(len(series), rng)}
+        return {**sample}
+
+    def new(self, sample: Any) -> dict[str, Any]:
+        """A sample whose answers are not known: every position, or the positions after its end.
+
+        Raises:
+            UserError: A forecast with covariates lacks those of the positions to come.
+        """
+        if not self.outputs.by_position:
+            return {**sample}
+        series, mask = self._parts(sample)
+        horizon = self.outputs.horizon
+        if not horizon:
+            return _asked(sample, series, mask, np.arange(len(series)))
+        if not self.outputs.covariates:
+            series = np.concatenate([series, np.zeros((horizon, series.shape[1]), dtype=np.float32)])
+            mask = np.concatenate([mask, np.zeros(horizon, dtype=bool)])
+        elif len(series) < self.outputs.least:
+            raise UserError(
+                f"{len(series)} positions; expected those seen and {horizon} more, where covariates are known ahead"
+            )
+        query = np.arange(len(series) - horizon, len(series))
+        mask = mask & (np.arange(len(series)) < query[0])
+        return self._in_context(_asked(sample, series, mask, query))
+
+    def _parts(self, sample: Any) -> tuple[Array, NDArray[np.bool_]]:
+        series = np.asarray(sample["input"], dtype=np.float32)[: self.max_seq_len]
+        shown = shown_positions(sample["mask"])[: len(series)] if "mask" in sample else np.ones(len(series), dtype=bool)
+        return series, shown
+
+    def _in_context(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Without the positions that a forecast does not look back to."""
+        start = len(sample["input"]) - self.outputs.horizon - (self.outputs.context or len(sample["input"]))
+        if start <= 0:
+            return sample
+        cut = {key: sample[key][start:] for key in ("input", "mask")}
+        return {**sample, **cut, "query": sample["query"] - start}
+
+    def _hidden(self, length: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+        """Blocks of positions, bool ``[M]``; at least one block is hidden and one is not."""
+        block = self.block if length > 2 * self.block else 1
+        blocks = (np.arange(length) + rng.integers(block)) // block
+        count = int(blocks[-1]) + 1
+        chosen = rng.permutation(count)[: min(max(1, round(self.share * count)), count - 1)]
+        return np.isin(blocks, chosen)
+
+
+def refuse_short(dataset: Any, least: int) -> None:
+    """Note sequences that are too short for a forecast or to hide something as samples that cannot be used.
+
+    Raises:
+        UserError: They are generated, and some would be too short.
+    """
+    if least < 2:
+        return
+    if getattr(dataset, "seq_len_range", (least,))[0] < least:
+        raise UserError(f"data.seq_len_range begins with {dataset.seq_len_range[0]}; the task needs {least} at least")
+    if not isinstance(dataset, SequenceDataset):
+        return
+    short: Sequence[int] = [row for row, series in enumerate(dataset.sequences) if 0 < len(series) < least]
+    told = {
+        row: f"{dataset.origin(row)}: {len(dataset.sequences[row])} positions, the task needs {least} at least "
+        "(a forecast one more than task.horizon)"
+        for row in short
+    }
+    dataset.problems = {**told, **dataset.problems}
+
+
+def _asked(
+    sample: Any, series: Array, mask: NDArray[np.bool_], query: NDArray[np.int64], target: NDArray[Any] | None = None
+) -> dict[str, Any]:
+    answers = {} if target is None else {"target": target}
+    kept = {key: value for key, value in sample.items() if key not in ("hidden", "target")}
+    return {**kept, "input": series, "mask": mask, "query": query, **answers}
+
+
+def _own_rng(series: Array) -> np.random.Generator:
+    """Draws that belong to a sequence, so that each evaluation hides the same."""
+    digest = hashlib.blake2b(np.ascontiguousarray(series).tobytes(), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
