@@ -21,9 +21,11 @@ from quartet.apps.perceiver.data import (
     series_augmentation,
     stratified_split,
 )
+from quartet.apps.perceiver.data.asking import Asking
 from quartet.apps.perceiver.data.augment import Jitter, Pipeline, Scaling, TimeMask, TimeWarp, WindowSlice
 from quartet.apps.perceiver.data.modalities import join
 from quartet.apps.perceiver.model import PerceiverModel
+from quartet.apps.perceiver.outputs import Outputs
 
 
 def test_synthetic_samples_are_functions_of_seed_and_index() -> None:
@@ -418,3 +420,34 @@ def test_modalities_that_were_not_chosen_or_do_not_fit() -> None:
         UnifiedPreprocessor(text=False, patch_size=0)
     with pytest.raises(UserError, match=r"expected an image uint8"):
         replace(text, patch_size=4).encode_image(np.zeros((8, 8)))
+
+
+def test_what_is_hidden_is_a_function_of_the_sample_or_of_the_draw() -> None:
+    outputs = Outputs(kind="masked", names=("a",), mean=(1.0,), std=(2.0,), channels=(0,))
+    asking = Asking(outputs=outputs, share=0.5, block=3)
+    sample = {"input": np.arange(18, dtype=np.float32)[:, None], "label": 0, "mask": np.arange(18) != 7}
+    asked = asking(sample)
+    assert asked["query"].tolist() == asking(sample)["query"].tolist()
+    assert not set(asked["query"]) & ({7} | set(np.flatnonzero(asked["mask"])))
+    assert sorted([*asked["query"], 7]) == sorted({7} | set(np.flatnonzero(~asked["mask"])))
+    np.testing.assert_allclose(asked["target"][:, 0], (asked["query"] - 1) / 2)
+    drawn = [asking(asking.vary(sample, np.random.default_rng(seed)))["query"].tolist() for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(asking({**sample, "mask": np.arange(18) == 4})["query"]) == 0, "something has to be seen"
+
+
+def test_a_forecast_sees_its_context_and_asks_for_what_follows() -> None:
+    outputs = Outputs(
+        kind="forecast", names=("a",), mean=(0.0,), std=(1.0,), horizon=3, context=4, channels=(0,), covariates=()
+    )
+    asking = Asking(outputs=outputs)
+    sample = {"input": np.arange(12, dtype=np.float32)[:, None], "label": 0, "mask": np.arange(12) != 10}
+    known, new = asking(sample), asking.new(sample)
+    assert known["input"][:, 0].tolist() == [5, 6, 7, 8, 9, 10, 11]
+    assert known["mask"].tolist() == [True] * 4 + [False] * 3
+    assert known["query"].tolist() == new["query"].tolist() == [4, 5, 6]
+    np.testing.assert_array_equal(known["target"][:, 0], [9, np.nan, 11])
+    assert new["input"][:4, 0].tolist() == [8, 9, 10, 11]
+    assert new["mask"].tolist() == [True, True, False, True, False, False, False]
+    ends = {len(asking.vary(sample, np.random.default_rng(seed))["input"]) for seed in range(40)}
+    assert ends == set(range(7, 13))

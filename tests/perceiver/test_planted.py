@@ -82,7 +82,7 @@ def test_per_step_finds_what_was_planted(script: Script) -> None:
 
 
 def test_a_forecast_beats_the_season_before(script: Script) -> None:
-    flags = "--task forecast --horizon 8 --context 24 --position fourier --lr 3e-3 --epochs 40 --output_dir run"
+    flags = "--task forecast --horizon 8 --context 24 --position fourier --lr 3e-3 --epochs 30 --output_dir run"
     found = learned(script, flags, train=seasons(600, seed=0), test=seasons(200, seed=1))
     less = found["baselines"]["seasonal naive"]["network_less_it"]["test"]["loss"]
     assert less["high"] < 0, "surely"

@@ -74,7 +74,7 @@ Made = Callable[[str], Path]
 MADE: Mapping[str, tuple[dict[str, Any], str]] = {
     "regression": (sums(40), "--task regression"),
     "multilabel": (many(40), "--task multilabel"),
-    "per_step": (stages(40), "--task per_step"),
+    "per_step": (stages(40), "--task per_step --position learned"),
     "numbers": (per_step_numbers(40), "--task per_step"),
     "forecast": (waves(40), "--task forecast --horizon 4 --context 20 task.covariates=[1]"),
     "masked": (waves(40), "--task masked"),
@@ -286,8 +286,15 @@ def test_targets_of_ts_files_are_learned(script: Script, tiny: Sequence[str]) ->
     assert "reads .npz files" in script(*command, "--task", "multilabel").err
 
 
-def test_a_forecast_knows_no_more_positions_than_it_was_trained_on(made: Made, script: Script) -> None:
-    """Sequences longer than what positions were trained for, and covariates that are missing."""
+@pytest.mark.slow
+def test_nothing_is_asked_at_positions_that_were_not_trained(made: Made, script: Script) -> None:
+    np.savez("long.npz", inputs=np.repeat(stages(2)["inputs"], 2, axis=1))
+    ended = script("predict", "--model_path", made("per_step"), "long.npz")
+    assert ended.code == 2
+    assert "long.npz, row 0: 24 positions are more than max_seq_len=12" in ended.err + ended.out
+
+
+def test_covariates_have_to_be_known_ahead(made: Made, script: Script) -> None:
     np.savez("short.npz", inputs=waves(2)["inputs"][:, :4])
     ended = script("predict", "--model_path", made("forecast"), "short.npz")
     assert ended.code == 2
