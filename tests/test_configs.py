@@ -168,3 +168,13 @@ def test_perceiver_reads_the_flat_json_of_its_users(tmp_path: Path) -> None:
 def test_perceiver_lengths_must_be_in_order() -> None:
     with pytest.raises(ConfigError, match=r"command line: data\.seq_len_range = \[9, 5\]: the shortest length"):
         load("perceiver", ("seq_len_range", "[9, 5]"))
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_the_demo_of_every_app_is_judged_by_folds_and_seeds(app: str) -> None:
+    asked = [("protocol.folds", "5"), ("protocol.seeds", "2"), ("protocol.refit", "true")]
+    group = load_app(app).group(load(app, *asked, demo=True).config)
+    assert group is not None
+    assert (len(group.configs), group.last is not None) == (10, True)
+    again = [load_app(app).group(config) for config in group.configs.values()]
+    assert again == [None] * 10  # each of them is one run, which asks for no further ones

@@ -45,12 +45,13 @@ def _use() -> Any:
 
 def _group(config: AdsConfig) -> RunGroup[AdsConfig] | None:
     if config.protocol.asked:
-        if config.train.ablations:
+        if config.train.ablations and config.data.source != "generated":
             raise UserError("protocol and train.ablations both ask for several runs; leave out one")
         from mlcore.run.protocol import protocol_group
         from quartet.apps.multimodal_ads.evaluation import ad_metrics
 
-        return protocol_group(config, figures=ad_metrics, title=APP.title, look=partial(_look, config))
+        plain = _changed(config, train={"ablations": False})  # the demo's preset asks for them by itself
+        return protocol_group(plain, figures=ad_metrics, title=APP.title, look=partial(_look, config))
     from mlcore.run.group import ablations
 
     return ablations(config, variants(config))
