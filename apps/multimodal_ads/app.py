@@ -70,9 +70,12 @@ def variants(config: AdsConfig) -> Mapping[str, AdsConfig]:
     plain = _changed(config, train={"ablations": False})
     alone = {"align_weight": 0.0, "modality_loss": 0.0}
     other = "concat" if config.fusion.name == "gated" else "gated"
+    lora, seen = plain.train.lora, dict[str, Any]()
+    if lora.enabled and not lora.on_vision:
+        seen = {"lora": lora.model_copy(update={"enabled": False}), "lora_lr": None}
     return {
-        f"fusion_{other}": _changed(plain, fusion={"name": other}),
-        "vision_only": _changed(plain, train={"modality": "vision_only", **alone}),
+        f"fusion_{other}": _changed(plain, fusion={"name": other, "text_facts": False}),
+        "vision_only": _changed(plain, train={"modality": "vision_only", **alone, **seen}),
         "text_only": _changed(plain, train={"modality": "text_only", **alone}),
     }
 

@@ -285,7 +285,7 @@ def _sources(config: AdsConfig, splits: Splits, parts: Parts, *, world: World) -
     if root is not None:
         if parts.vision is not None and parts.vision_is_frozen and config.augmentation.name == "none":
             pictures = picture_features(named, parts, config=config, root=root, world=world)
-        if isinstance(parts.text, TextEncoder):
+        if isinstance(parts.text, TextEncoder) and parts.text_network is None:
             texts = text_features(named, parts.text, settings=config.features, root=root, world=world)
     return {
         name: SampleSource(
@@ -295,6 +295,7 @@ def _sources(config: AdsConfig, splits: Splits, parts: Parts, *, world: World) -
             pictures=pictures.get(name),
             texts=texts.get(name),
             with_texts=parts.text is not None,
+            with_facts=parts.tells_facts,
         )
         for name, rows in named.items()
     }
@@ -349,12 +350,12 @@ def objective(settings: AdsTrainConfig, train: Sequence[AdRow] | None) -> Object
 
 
 def _learning_rates(config: AdsConfig, task: AdTask) -> list[GroupRule]:
-    """Own rates of what trains in the backbone: its layers, or their adapters."""
-    vision, settings = task.model.vision, config.train
-    if vision is None or not any(parameter.requires_grad for parameter in vision.parameters()):
-        return []
-    if settings.lora.enabled:
-        rate = settings.lora_lr or settings.lr
-    else:
-        rate = settings.backbone_lr or settings.lr * (0.1 if config.vision_encoder.pretrained else 1.0)
-    return [] if rate == settings.lr else [GroupRule("vision.", rate)]
+    """Own rates of what trains in the encoders: layers of the backbone, or adapters."""
+    model, settings = task.model, config.train
+    adapters, rates = settings.lora_lr or settings.lr, dict[str, float]()
+    if model.vision is not None and any(parameter.requires_grad for parameter in model.vision.parameters()):
+        layers = settings.backbone_lr or settings.lr * (0.1 if config.vision_encoder.pretrained else 1.0)
+        rates["vision."] = adapters if settings.lora.on_vision else layers
+    if model.text is not None:
+        rates["text."] = adapters
+    return [GroupRule(prefix, rate) for prefix, rate in rates.items() if rate != settings.lr]

@@ -138,6 +138,14 @@ class TextEncoderConfig(Section):
         unit="tokens",
         ge=8,
     )
+    chunks: int = field(
+        1,
+        "Texts that are longer are read in up to this many overlapping chunks of that length, whose embeddings are "
+        "averaged by tokens; 1: they are cut",
+        unit="chunks",
+        ge=1,
+        le=64,
+    )
 
 
 class PoolingConfig(Section):
@@ -158,6 +166,16 @@ class FusionConfig(Section):
         "added with learned weights",
     )
     hidden_dim: int = field(512, "gated: width", unit="features", ge=1)
+    text_facts: bool = field(
+        default=False,
+        description="gated: tell the gate how long a text is, and its shares of letters, digits and other signs",
+    )
+
+    @model_validator(mode="after")
+    def _check_facts(self) -> Self:
+        if self.text_facts and self.name != "gated":
+            reject("text_facts", "needs fusion=gated; there is no gate without it")
+        return self
 
 
 class HeadConfig(Section):
@@ -177,13 +195,26 @@ class AugmentationConfig(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters on the backbone's attention."""
+    """Low-rank adapters on the encoders' attention."""
 
     enabled: bool = field(default=False, description="Train adapters on the query, key and value projections")
+    target: Literal["vision", "text", "both"] = field(
+        "vision", "vision: those of the backbone; text: those of the text encoder, which is frozen otherwise; both"
+    )
     rank: int = field(16, "Rank of an adapter", ge=1)
     alpha: float = field(8.0, "An adapter's output is scaled by alpha / rank", gt=0)
     dropout: float = field(0.0, "Dropout before an adapter", ge=0, lt=1, continued="applied")
     target_layers: int = field(6, "How many of the last layers get adapters", unit="layers", ge=1)
+
+    @property
+    def on_vision(self) -> bool:
+        """Whether the backbone gets adapters."""
+        return self.enabled and self.target != "text"
+
+    @property
+    def on_text(self) -> bool:
+        """Whether the text encoder gets adapters."""
+        return self.enabled and self.target != "vision"
 
 
 class AdsTrainConfig(TrainConfig):
@@ -251,15 +282,15 @@ class AdsTrainConfig(TrainConfig):
     def _check_parts(self) -> Self:
         if self.freeze_backbone and self.finetune_layers != 0:
             reject("finetune_layers", "needs train.freeze_backbone=false")
-        if not self.freeze_backbone and self.lora.enabled and self.finetune_layers != 0:
-            reject("finetune_layers", "cannot be combined with train.lora.enabled=true")
-        if not self.freeze_backbone and not self.lora.enabled and self.finetune_layers == 0:
+        if not self.freeze_backbone and self.lora.on_vision and self.finetune_layers != 0:
+            reject("finetune_layers", "cannot be combined with train.lora.enabled=true, but for train.lora.target=text")
+        if not self.freeze_backbone and not self.lora.on_vision and self.finetune_layers == 0:
             reject("freeze_backbone", "false needs train.finetune_layers (-1: all layers) or train.lora.enabled=true")
         if self.backbone_lr is not None and self.finetune_layers == 0:
             reject("backbone_lr", "needs train.finetune_layers; train.lora_lr is the rate of adapters")
         if self.lora_lr is not None and not self.lora.enabled:
             reject("lora_lr", "needs train.lora.enabled=true")
-        if self.align_weight and (self.modality != "multimodal" or (self.freeze_backbone and not self.lora.enabled)):
+        if self.align_weight and (self.modality != "multimodal" or (self.freeze_backbone and not self.lora.on_vision)):
             reject("align_weight", "needs train.modality=multimodal and a backbone that is trained")
         if self.modality_loss and self.modality != "multimodal":
             reject("modality_loss", "needs train.modality=multimodal")
@@ -288,7 +319,10 @@ class AdsConfig(Section):
     tracking: TrackingConfig = field(TrackingConfig(), "Tracking")
 
     @model_validator(mode="after")
-    def _check_ablations(self) -> Self:
+    def _check_parts(self) -> Self:
+        lora, unread = self.train.lora, self.train.modality == "vision_only"
+        if lora.on_text and (self.text_encoder.model in (None, "ngrams") or (lora.target == "text" and unread)):
+            reject("train.lora.target", f"{lora.target} needs texts, and a sentence encoder that reads them")
         asked = self.train.ablations and self.data.source != "generated"  # the demo's preset asks by itself
         if asked and (self.train.modality != "multimodal" or self.text_encoder.model is None):
             reject("train.ablations", "needs both modalities: train.modality=multimodal and a text encoder")

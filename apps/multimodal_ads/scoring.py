@@ -17,19 +17,20 @@ from mlcore.run.decision import REVIEW, Decision
 from mlcore.run.networks import Network, Signature
 from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
 from mlcore.run.scorer import Item, Shown, decision_of
+from quartet.apps.multimodal_ads.adapters import merge_adapters
 from quartet.apps.multimodal_ads.config import AdsConfig
 from quartet.apps.multimodal_ads.data.table import LOOKALIKES, clean_text
 from quartet.apps.multimodal_ads.evaluation import probabilities_of
 from quartet.apps.multimodal_ads.model.build import bare_parts
-from quartet.apps.multimodal_ads.model.network import TEXT_INPUTS, AdNetwork
+from quartet.apps.multimodal_ads.model.network import TEXT_FACTS, TEXT_INPUTS, AdNetwork
 from quartet.apps.multimodal_ads.restore import as_it_was_read, decided, kept_decision, restored
 from quartet.apps.multimodal_ads.text.encoder import load_text
+from quartet.apps.multimodal_ads.text.facts import FACTS, text_facts
 from quartet.apps.multimodal_ads.text.network import make_text_network
 from quartet.apps.multimodal_ads.text.ngrams import NgramEncoder
-from quartet.apps.multimodal_ads.text.reading import TextReader
+from quartet.apps.multimodal_ads.text.reading import TextReader, text_inputs
 from quartet.apps.multimodal_ads.text.truncation import forewarn
 from quartet.apps.multimodal_ads.vision.encoder import make_processor, make_vision, outline_vision
-from quartet.apps.multimodal_ads.vision.lora import merge_adapters
 
 __all__ = ["AdPrediction", "AdScorer", "describe", "make_module", "make_scorer", "signature_of"]
 
@@ -96,6 +97,7 @@ def describe(run: RunCheckpoint[AdsConfig]) -> dict[str, Any]:
     about["text"] = None
     if about["text_width"] is not None:
         about["text"], tokenizer = load_text(config.text_encoder).outline()
+        about["text"]["facts"] = pictures and config.fusion.text_facts
         about["files"] = {} if tokenizer is None else {_TOKENIZER: tokenizer}
     return about
 
@@ -119,9 +121,12 @@ def make_module(about: Mapping[str, Any], weights: Mapping[str, Tensor], source:
         return rebuild(lambda: _bare(about, config, pixels), weights, source=source)
     run = RunCheckpoint(path=source, weights=weights, metadata=about, config=config, step=0)
     found = restored(run, device=torch.device("cpu"))
-    if found.model.vision is not None:
-        merge_adapters(found.model.vision)
-    text = None if found.parts.text is None else found.parts.text.network()
+    text, found.model.text = found.model.text, None
+    for encoder in (found.model.vision, text):
+        if encoder is not None:
+            merge_adapters(encoder)
+    if text is None and found.parts.text is not None:
+        text = found.parts.text.network()
     return AdNetwork(found.model, text, pixels).requires_grad_().eval()
 
 
@@ -135,18 +140,31 @@ def _bare(about: Mapping[str, Any], config: AdsConfig, pixels: Sequence[str]) ->
 def signature_of(about: Mapping[str, Any]) -> Signature:
     """Inputs and outputs of the network."""
     inputs: dict[str, Sequence[int | str]] = {}
+    chunks = _chunks(about)
     if about["vision"] is not None:
         inputs |= {name: ("batch", *value.shape[1:]) for name, value in _blank(about).items()}
     if about["text"] is not None:
-        inputs |= dict(zip(TEXT_INPUTS, (("texts", "tokens"), ("texts", "tokens"), ("batch",)), strict=True))
+        place = ("batch", "chunks") if chunks > 1 else ("batch",)
+        inputs |= dict(zip(TEXT_INPUTS, (("texts", "tokens"), ("texts", "tokens"), place), strict=True))
+        inputs |= {TEXT_FACTS: ("batch", FACTS)} if _tells_facts(about) else {}
     both = about["vision"] is not None and about["text"] is not None
     gated = both and about["config"]["fusion"]["name"] == "gated"
     limit = None if about["text"] is None else about["text"]["limit"]
     return Signature(
         inputs=inputs,
         outputs={"logits": ("batch",), **({"gate": ("batch",)} if gated else {})},
-        longest={} if limit is None else {"tokens": limit},
+        longest={} if limit is None else {"tokens": limit} | ({"chunks": chunks} if chunks > 1 else {}),
     )
+
+
+def _chunks(about: Mapping[str, Any]) -> int:
+    """How many there are at most of a text; exports of earlier versions know of one."""
+    return 1 if about["text"] is None else int(about["text"].get("chunks", 1))
+
+
+def _tells_facts(about: Mapping[str, Any]) -> bool:
+    """Whether a gate is told facts of texts; none of an earlier version's is."""
+    return about["text"] is not None and bool(about["text"].get("facts"))
 
 
 def _blank(about: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -183,7 +201,6 @@ class AdScorer:
     """
 
     suffixes = SUFFIXES
-    batch_size = 32
 
     def __init__(self, about: Mapping[str, Any], network: Network, *, decision: Decision, text: str = "") -> None:
         self.network = network
@@ -193,6 +210,8 @@ class AdScorer:
         self._max_pixels = round(about["max_megapixels"] * 1e6)
         self._processor = None if about["vision"] is None else make_processor(about["vision"])
         self._reader = None if about["text"] is None else _reader(about)
+        self._tells_facts, self._chunks = _tells_facts(about), _chunks(about)
+        self.batch_size = max(1, 32 // self._chunks)  # so that long texts take no more memory at a time
         self.columns = ("probability", "predicted", "gate", *(["review"] if decision.can_review else []))
         pictures: dict[str, Sequence[str]] = {} if self._processor is None else {"path": _PICTURES}
         self.inputs: dict[str, Sequence[str]] = pictures if self._reader is None else {**pictures, "text": _TEXTS}
@@ -268,7 +287,8 @@ class AdScorer:
     def examples(self) -> list[dict[str, Tensor]]:
         """Pictures of several shapes and texts of several lengths: three inputs, one, two, and one without a text."""
         rng, found = np.random.default_rng(0), []
-        for count, texts in ((3, ["sale", "50 % off, today only", "sale"]), (1, ["sale " * 10_000]), (2, ["now", ""])):
+        first = ["sale", "50 % off, today only", "sale" if self._chunks == 1 else "now " * 10_000]
+        for count, texts in ((3, first), (1, ["sale " * 10_000]), (2, ["now", ""])):
             pictures: dict[str, Tensor] = {}
             if self._processor is not None:
                 shapes = [(64, 48 + 16 * place, 3) for place in range(count)]
@@ -277,13 +297,11 @@ class AdScorer:
         return found
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """See `TEXT_INPUTS`; equal texts are encoded once, and none where there is none."""
+        """See `TEXT_INPUTS` and `TEXT_FACTS`."""
         if self._reader is None:
             return {}
-        different = {text: place for place, text in enumerate(dict.fromkeys(text for text in texts if text))}
-        tokens = self._reader([*different] or ["."])  # the network wants one
-        places = torch.tensor([different.get(text, -1) for text in texts])
-        return dict(zip(TEXT_INPUTS, (*tokens, places), strict=True))
+        inputs = dict(zip(TEXT_INPUTS, text_inputs(self._reader, texts), strict=True))
+        return {**inputs, TEXT_FACTS: torch.tensor([*map(text_facts, texts)])} if self._tells_facts else inputs
 
     def _text_of(self, item: Item) -> str:
         given = dict(item.values)

@@ -14,6 +14,7 @@ from quartet.apps.multimodal_ads.evaluation import ad_metrics
 from quartet.apps.multimodal_ads.model.classifier import AdClassifier, full_precision, given
 from quartet.apps.multimodal_ads.text.encoder import AnyTextEncoder
 from quartet.apps.multimodal_ads.text.ngrams import NgramEncoder
+from quartet.apps.multimodal_ads.text.reading import text_inputs
 
 Batch = Mapping[str, Any]
 
@@ -112,7 +113,7 @@ class AdTask:
         return ad_metrics(predictions)
 
     def _complete(self, batch: Batch, known: Mapping[str, float] | None = None) -> Batch:
-        """The batch with embeddings or n-grams in place of texts, and logits of those that are known."""
+        """The batch with embeddings, tokens or n-grams in place of texts, and logits of those that are known."""
         if "texts" not in batch:
             return batch
         device, texts = batch["label"].device, batch["texts"]
@@ -122,5 +123,8 @@ class AdTask:
                 return {**batch, "ngrams": ngrams}
             logits = torch.tensor([known.get(text, 0.0) for text in texts], device=device)
             return {**batch, "ngrams": ngrams, "text_logit": logits}
+        if self.model.text is not None:
+            inputs = text_inputs(given(self.text_encoder).reader(), texts)
+            return {**batch, "text_inputs": tuple(tensor.to(device) for tensor in inputs)}
         with torch.no_grad(), full_precision(device):  # as the stored embeddings are computed
             return {**batch, "text": given(self.text_encoder).encode(texts).to(device)}

@@ -47,7 +47,11 @@ def evaluation(run: RunCheckpoint[AdsConfig], asked: Asked, world: World) -> Eva
     task = replace(found.task, objective=objective(run.config.train, None if own is None else own.train))
     parts, pixels = found.parts, found.max_pixels
     source = partial(
-        SampleSource, max_pixels=pixels, with_images=parts.vision is not None, with_texts=parts.text is not None
+        SampleSource,
+        max_pixels=pixels,
+        with_images=parts.vision is not None,
+        with_texts=parts.text is not None,
+        with_facts=parts.tells_facts,
     )
     kept = asked.kept(run)
     if not asked.choose and (kept is None or asked.threshold):

@@ -14,6 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
     PreTrainedModel,
     Siglip2Config,
     Siglip2ImageProcessor,
@@ -88,6 +91,35 @@ def _write(folder: Path, kind: str, *, seed: int = 0) -> Path:
     whole.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def write_text_folder(place: Path) -> Path:
+    """A tiny model of four modules, as sentence-transformers saves it."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Dense, Normalize, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    source, target = place / "bert", place / "model"
+    source.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz:", "sale", "now", "query"]
+    (source / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    torch.manual_seed(0)
+    BertModel(
+        BertConfig(
+            vocab_size=len(words),
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=64,
+        )
+    ).save_pretrained(source)
+    BertTokenizer(str(source / "vocab.txt")).save_pretrained(source)
+    dense = Dense(16, 12)
+    SentenceTransformer(
+        modules=[Transformer(str(source), max_seq_length=32), Pooling(16, "mean"), dense, Normalize()], device="cpu"
+    ).save(str(target), create_model_card=False)
+    return target
 
 
 @pytest.fixture(scope="session")

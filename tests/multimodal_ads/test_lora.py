@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
 from mlcore.training.checkpoint import load_checkpoint, load_model_weights, save_checkpoint
+from quartet.apps.multimodal_ads.adapters import adapter_names, add_adapters, merge_adapters
 from quartet.apps.multimodal_ads.config import VisionEncoderConfig
 from quartet.apps.multimodal_ads.vision.encoder import VisionEncoder, load_vision, meta_vision
-from quartet.apps.multimodal_ads.vision.lora import adapter_names, add_adapters, merge_adapters
 
 KINDS = ("siglip2", "siglip2_naflex", "vit")
 Pictures = list[NDArray[np.uint8]]

@@ -11,14 +11,13 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense, Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import BertConfig, BertModel, BertTokenizer, XLMRobertaConfig, XLMRobertaModel
+from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from mlcore.base.errors import UserError
 from quartet.apps.multimodal_ads.config import TextEncoderConfig
 from quartet.apps.multimodal_ads.text.encoder import TextEncoder, load_text
 from quartet.apps.multimodal_ads.text.library import load_model
+from tests.multimodal_ads.conftest import write_text_folder
 from tests.multimodal_ads.published_texts import meta_text
 
 SETTINGS = Path(__file__).resolve().parents[2] / "configs" / "multimodal_ads" / "text_encoder"
@@ -34,27 +33,7 @@ def setting(name: str) -> TextEncoderConfig:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A tiny model of four modules, as sentence-transformers saves it."""
-    source, target = tmp_path / "bert", tmp_path / "model"
-    source.mkdir()
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz:", "sale", "now", "query"]
-    (source / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
-    torch.manual_seed(0)
-    BertModel(
-        BertConfig(
-            vocab_size=len(words),
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=24,
-            max_position_embeddings=64,
-        )
-    ).save_pretrained(source)
-    BertTokenizer(str(source / "vocab.txt")).save_pretrained(source)
-    dense = Dense(16, 12)
-    SentenceTransformer(
-        modules=[Transformer(str(source), max_seq_length=32), Pooling(16, "mean"), dense, Normalize()], device="cpu"
-    ).save(str(target), create_model_card=False)
-    return target
+    return write_text_folder(tmp_path)
 
 
 def load(folder: Path, **changes: Any) -> TextEncoder:

@@ -11,6 +11,7 @@ from mlcore.data.images import read_image
 from quartet.apps.multimodal_ads.data.table import AdRow
 from quartet.apps.multimodal_ads.features import FeatureStore
 from quartet.apps.multimodal_ads.text.encoder import AnyTextEncoder
+from quartet.apps.multimodal_ads.text.facts import text_facts
 from quartet.apps.multimodal_ads.vision.interface import Processor, Tokens
 
 __all__ = ["KnownFeatures", "Pixels", "SampleSource", "collate"]
@@ -23,7 +24,8 @@ class SampleSource:
     """The rows of a table as samples, which carry their features where these are known.
 
     Samples are dicts of "label" (1: ad), "has_text" (bool), "image" uint8 [H, W, 3], RGB, or in its place "features"
-    (the store's row) where picture features are known, "embedding" float [Dt] where text features are, else "text".
+    (the store's row) where picture features are known, "embedding" float [Dt] where text features are, else "text"; and
+    perhaps "facts".
 
     Args:
         rows: What to read.
@@ -32,6 +34,7 @@ class SampleSource:
         pictures: Features of the pictures.
         texts: Features of the texts.
         with_texts: Whether texts are looked at.
+        with_facts: Whether `text_facts` are told.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class SampleSource:
         pictures: KnownFeatures | None = None,
         texts: KnownFeatures | None = None,
         with_texts: bool = True,
+        with_facts: bool = False,
     ) -> None:
         self.rows = tuple(rows)
         self._max_pixels = max_pixels
@@ -50,6 +54,7 @@ class SampleSource:
         self._pictures = pictures
         self._texts = texts
         self._with_texts = with_texts
+        self._with_facts = with_facts
 
     @property
     def knows_pictures(self) -> bool:
@@ -84,6 +89,8 @@ class SampleSource:
             sample["embedding"] = store[digests[index]]["embedding"]
         elif self._with_texts:
             sample["text"] = row.text
+        if self._with_facts:
+            sample["facts"] = text_facts(row.text)
         return sample
 
 
@@ -109,7 +116,7 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         "label" int64 [B], "has_text" bool [B] (what the model is told), "real_text" bool [B] (hidden ones, too); and,
         by what the samples carry, "pixels", "pooled" [B, D] or "tokens" (`Tokens`), and "text" [B, Dt] or "texts" (a
-        list).
+        list), and "text_facts" [B, F].
     """
     batch: dict[str, Any] = {
         "label": torch.tensor([sample["label"] for sample in samples]),
@@ -126,6 +133,8 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         batch["text"] = _stack([sample["embedding"] for sample in samples])
     if "text" in first:
         batch["texts"] = [sample["text"] for sample in samples]
+    if "facts" in first:
+        batch["text_facts"] = torch.tensor([sample["facts"] for sample in samples])
     return batch
 
 

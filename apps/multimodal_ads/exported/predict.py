@@ -8,6 +8,7 @@ python predict.py "text" ...                           of texts
 """
 
 import json
+import math
 import re
 import sys
 import unicodedata
@@ -31,17 +32,29 @@ def pixels(path: str, how: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def tokens(text: str, how: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """A text as the model takes it; `text_of` is -1 where there is none."""
+    """A text as the model takes it, whole or in chunks; `text_of` is -1 where there is none."""
     if "buckets" in how:
         return ngrams(text, how)
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
-    tokenizer.no_padding()
+    tokenizer.enable_padding(**how["padding"])
     if how["limit"] is not None:
         tokenizer.enable_truncation(how["limit"], **how["truncation"])
-    ids = np.array([tokenizer.encode(how["prefix"] + (text.strip() or ".")).ids], np.int64)
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "text_of": np.array([0 if text.strip() else -1])}
+    first = tokenizer.encode(how["prefix"] + (text or "."))
+    chunks = [first, *first.overflowing][: how["chunks"]]
+    ids, mask = (np.array([getattr(one, name) for one in chunks], np.int64) for name in ("ids", "attention_mask"))
+    place = np.arange(len(chunks)) if text else np.array([-1])
+    return {"input_ids": ids, "attention_mask": mask, "text_of": place[None] if how["chunks"] > 1 else place}
+
+
+def facts(text: str) -> dict[str, np.ndarray[Any, Any]]:
+    """How long a text is, and its shares of letters, digits and other signs, for the gate."""
+    size, words = len(text) or 1, len(text.split())
+    letters, digits, blanks = (sum(map(kind, text)) for kind in (str.isalpha, str.isdigit, str.isspace))
+    shares = letters / size, digits / size, (len(text) - letters - digits - blanks) / size
+    lengths = math.log10(1 + len(text)), math.log10(1 + words)
+    return {"text_facts": np.array([[float(bool(text)), *lengths, *shares]], np.float32)}
 
 
 def ngrams(text: str, how: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
@@ -52,10 +65,10 @@ def ngrams(text: str, how: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     for analyzer, lengths in (("word", how["words"]), ("char_wb", how["characters"])):
         plain = {"n_features": half, "alternate_sign": False, "norm": None}
         way = HashingVectorizer(analyzer=analyzer, ngram_range=tuple(lengths), **plain)
-        found.append(way.transform([text.strip()[: how["most_characters"]]]))
+        found.append(way.transform([text[: how["most_characters"]]]))
     ids = np.concatenate([[0], found[0].indices, found[1].indices + half])[None].astype(np.int64)
     counts = np.concatenate([[0], found[0].data, found[1].data])[None].astype(np.int64)
-    return {"input_ids": ids, "attention_mask": counts, "text_of": np.array([0 if text.strip() else -1])}
+    return {"input_ids": ids, "attention_mask": counts, "text_of": np.array([0 if text else -1])}
 
 
 def unmasked(text: str, lookalikes: dict[str, str]) -> str:
@@ -74,7 +87,9 @@ def main(given: list[str]) -> None:
     for place in range(0, len(given), step):
         picture = pixels(given[place], pictures["processor"]) if pictures else {}
         words = given[place + step - 1]
-        text = tokens(unmasked(words, about["lookalikes"]) if about["lookalikes"] else words, texts) if texts else {}
+        words = unicodedata.normalize("NFC", unmasked(words, about["lookalikes"]) if about["lookalikes"] else words)
+        text = tokens(words.strip(), texts) if texts else {}
+        text |= facts(words.strip()) if texts and texts["facts"] else {}
         chance = 1 / (1 + np.exp(-float(session.run(["logits"], {**picture, **text})[0][0])))
         print(given[place], "not_ad" if least is None or chance < least else "ad", f"{chance:.6f}")
 

@@ -8,18 +8,20 @@ import torch
 from torch import nn
 
 from mlcore.base.errors import UserError
-from quartet.apps.multimodal_ads.config import AdsConfig, PoolingConfig
+from quartet.apps.multimodal_ads.adapters import Adaptable, add_adapters
+from quartet.apps.multimodal_ads.config import AdsConfig, LoraConfig, PoolingConfig
 from quartet.apps.multimodal_ads.features import text_digest, weights_digest
 from quartet.apps.multimodal_ads.model.classifier import AdClassifier, given
 from quartet.apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, LateFusion, Single
 from quartet.apps.multimodal_ads.model.head import make_head
 from quartet.apps.multimodal_ads.model.pooling import AttentionPooling, MeanPooling, SummaryPooling
-from quartet.apps.multimodal_ads.text.encoder import AnyTextEncoder, load_text
+from quartet.apps.multimodal_ads.text.encoder import AnyTextEncoder, TextEncoder, load_text
+from quartet.apps.multimodal_ads.text.facts import FACTS
+from quartet.apps.multimodal_ads.text.network import TextNetwork
 from quartet.apps.multimodal_ads.text.ngrams import NGRAMS, NgramEmbedding
 from quartet.apps.multimodal_ads.vision.encoder import load_vision
 from quartet.apps.multimodal_ads.vision.freezing import freeze
 from quartet.apps.multimodal_ads.vision.interface import VisionEncoder
-from quartet.apps.multimodal_ads.vision.lora import add_adapters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +34,9 @@ class Parts:
         base_digest: Digest of the backbone's architecture and published weights; None without a backbone, and where it
             starts at random.
         pooling: From tokens to a vector; None without a backbone.
-        text: The frozen text encoder, or what reads n-grams; None where texts are not looked at.
+        text: The text encoder, as it is published, or what reads n-grams; None where texts are not looked at.
         text_width: Width of what the classifier is told of a text; None without it.
+        text_network: The text encoder's network with adapters; None where it is frozen.
     """
 
     config: AdsConfig
@@ -42,11 +45,17 @@ class Parts:
     pooling: nn.Module | None
     text: AnyTextEncoder | None
     text_width: int | None
+    text_network: TextNetwork | None = None
 
     @property
     def vision_is_frozen(self) -> bool:
         """Whether nothing in the backbone trains."""
         return self.vision is None or not any(weight.requires_grad for weight in self.vision.parameters())
+
+    @property
+    def tells_facts(self) -> bool:
+        """Whether a gate is told facts of texts."""
+        return self.config.fusion.text_facts and self.vision is not None and self.text_width is not None
 
     def classifier(self, *, with_vision: bool = True) -> AdClassifier:
         """The classifier.
@@ -73,6 +82,7 @@ class Parts:
             branches=branches,
             text_width=self.text_width,
             ngrams=ngrams,
+            text=self.text_network,
             imagine=nn.Linear(given(seen), given(read)) if config.train.align_weight else None,
         )
 
@@ -83,7 +93,8 @@ class Parts:
         if self.config.fusion.name == "late":
             return LateFusion()
         if self.config.fusion.name == "gated":
-            return GatedFusion(seen, read, width=self.config.fusion.hidden_dim)
+            facts = FACTS if self.config.fusion.text_facts else 0
+            return GatedFusion(seen, read, width=self.config.fusion.hidden_dim, facts=facts)
         return ConcatFusion(seen, read)
 
 
@@ -114,6 +125,7 @@ def make_parts(config: AdsConfig, *, device: torch.device) -> Parts:
         pooling=None if vision is None else _pooling(config.pooling, vision),
         text=text,
         text_width=None if text is None else text.width,
+        text_network=_trained_text(text, config) if isinstance(text, TextEncoder) else None,
     )
 
 
@@ -156,19 +168,33 @@ def _prepare(vision: VisionEncoder, config: AdsConfig) -> VisionEncoder:
     settings = config.train
     if config.pooling.name != "cls":
         vision.drop_summary()
-    layers = 0 if settings.freeze_backbone or settings.lora.enabled else settings.finetune_layers
+    layers = 0 if settings.freeze_backbone or settings.lora.on_vision else settings.finetune_layers
     if not config.vision_encoder.pretrained and layers != -1:
         raise UserError(
             "vision_encoder.pretrained=false starts at random, so the whole backbone has to be trained: "
             "train.freeze_backbone=false train.finetune_layers=-1"
         )
     freeze(vision, layers=layers)
-    if settings.lora.enabled:
-        lora = settings.lora
-        add_adapters(vision, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, target_layers=lora.target_layers)
-    if settings.gradient_checkpointing and (layers != 0 or settings.lora.enabled):
+    if settings.lora.on_vision:
+        _adapt(vision, settings.lora)
+    if settings.gradient_checkpointing and (layers != 0 or settings.lora.on_vision):
         vision.enable_gradient_checkpointing()
     return vision
+
+
+def _trained_text(encoder: TextEncoder, config: AdsConfig) -> TextNetwork | None:
+    """The text encoder's network, if adapters of it train."""
+    if not config.train.lora.on_text:
+        return None
+    network = encoder.network()
+    _adapt(network, config.train.lora)
+    if config.train.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    return network
+
+
+def _adapt(encoder: Adaptable, lora: LoraConfig) -> None:
+    add_adapters(encoder, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, target_layers=lora.target_layers)
 
 
 def _pooling(config: PoolingConfig, vision: VisionEncoder) -> nn.Module:

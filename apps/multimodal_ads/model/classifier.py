@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quartet.apps.multimodal_ads.model.fusion import ConcatFusion, GatedFusion, LateFusion, Single
+from quartet.apps.multimodal_ads.text.network import TextNetwork, embed
 from quartet.apps.multimodal_ads.text.ngrams import NgramEmbedding
 from quartet.apps.multimodal_ads.vision.interface import Tokens, VisionEncoder
 
@@ -37,7 +38,7 @@ class Output(NamedTuple):
 class AdClassifier(nn.Module):
     """One logit for each sample.
 
-    Its state dict holds what training changes: frozen weights of the backbone are not in it, and are not asked for when
+    Its state dict holds what training changes: frozen weights of the encoders are not in it, and are not asked for when
     it is loaded. They come from the hub or a folder, and their digest is noted in checkpoints.
 
     Args:
@@ -48,6 +49,7 @@ class AdClassifier(nn.Module):
         branches: Heads of the picture's vector and of the text's; None without logits of their own.
         text_width: Width of what is known of texts; None where they are not looked at.
         ngrams: Embeds texts; None where they come embedded. What it says last is a logit, and is added to the text's.
+        text: Embeds texts, and trains; None where it is frozen, and stays outside.
         imagine: From the picture's vector to a text embedding, for training; None for none.
     """
 
@@ -61,6 +63,7 @@ class AdClassifier(nn.Module):
         branches: nn.ModuleList | None = None,
         text_width: int | None,
         ngrams: NgramEmbedding | None = None,
+        text: TextNetwork | None = None,
         imagine: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -70,6 +73,7 @@ class AdClassifier(nn.Module):
         self.head = head
         self.branches = branches
         self.ngrams = ngrams
+        self.text = text
         self.imagine = imagine
         # What stands in for a text that is missing; learned, so that it need not look like any text. It starts at unit
         # length, as embeddings have it: fusions normalise it, and at zero the gradient of that is without bound.
@@ -84,8 +88,9 @@ class AdClassifier(nn.Module):
 
         Args:
             batch: "pixels" (the processor's tensors), or "tokens" (`Tokens`), or "pooled" [B, D]; and "text" [B, Dt],
-                or "ngrams" (as `NgramEmbedding` takes them), perhaps with "text_logit" [B] in place of the shortcut's,
-                with "has_text" bool [B]. What the modality does not need may be missing.
+                or "text_inputs" (as `embed` takes them), or "ngrams" (as `NgramEmbedding` does), perhaps with
+                "text_logit" [B] in place of the shortcut's, with "has_text" bool [B], and "text_facts" [B, F] for a
+                gate that is told them. What the modality does not need may be missing.
         """
         picture = None if self.pooling is None else self._picture(batch).float()
         text = None if self.no_text is None else self._text(batch).float()
@@ -101,7 +106,7 @@ class AdClassifier(nn.Module):
             if isinstance(self.fusion, Single):
                 vector, gate = self.fusion(given(text if picture is None else picture)), None
             else:
-                vector, gate = self.fusion(given(picture), given(text))
+                vector, gate = self.fusion(given(picture), given(text), *self._facts(batch))
             logits = self.head(vector).squeeze(-1) + shortcut
             return Output(logits, gate, imagined, text, branches)
 
@@ -125,10 +130,19 @@ class AdClassifier(nn.Module):
         return tokens
 
     def _text(self, batch: Batch) -> Tensor:
-        text: Tensor = batch["text"] if "text" in batch else given(self.ngrams)(*batch["ngrams"])
+        if "text_inputs" in batch:
+            text = embed(given(self.text), *batch["text_inputs"])
+        else:
+            text = batch["text"] if "text" in batch else given(self.ngrams)(*batch["ngrams"])
         if "text_logit" in batch:
             text = torch.cat([text[:, :-1], batch["text_logit"].unsqueeze(1)], dim=1)
         return torch.where(batch["has_text"].unsqueeze(-1), text, given(self.no_text).to(text.dtype))
+
+    def _facts(self, batch: Batch) -> list[Tensor]:
+        """What the gate is told of texts; zeros of those that are missing or hidden."""
+        if not isinstance(self.fusion, GatedFusion) or not self.fusion.facts:
+            return []
+        return [batch["text_facts"] * batch["has_text"].unsqueeze(-1)]
 
 
 def given(part: Part | None) -> Part:
@@ -153,13 +167,19 @@ def _trains(module: nn.Module) -> bool:
 
 
 def _frozen_keys(module: nn.Module) -> set[str]:
-    """Parameters that are frozen, and buffers of modules that do not train, below `module.vision`.
+    """Parameters that are frozen, and buffers of modules that do not train, below `module.vision` and `module.text`.
 
     A module without parameters trains if the one that holds it does.
     """
-    if not isinstance(module, AdClassifier) or module.vision is None:
+    if not isinstance(module, AdClassifier):
         return set()
-    return set(_frozen_below(module.vision, "vision", trains=_trains(module.vision)))
+    encoders = {"vision": module.vision, "text": module.text}
+    return {
+        key
+        for name, encoder in encoders.items()
+        if encoder is not None
+        for key in _frozen_below(encoder, name, trains=_trains(encoder))
+    }
 
 
 def _frozen_below(module: nn.Module, path: str, *, trains: bool) -> Iterator[str]:

@@ -15,19 +15,21 @@ class GatedFusion(nn.Module):
         vision_width: Of the picture's vector.
         text_width: Of the text's vector.
         width: Units H.
+        facts: F, numbers that the gate is told besides.
     """
 
-    def __init__(self, vision_width: int, text_width: int, *, width: int) -> None:
+    def __init__(self, vision_width: int, text_width: int, *, width: int, facts: int = 0) -> None:
         super().__init__()
         self.width = width
+        self.facts = facts
         self.vision = nn.Linear(vision_width, width)
         self.text = nn.Linear(text_width, width)
-        self.gate = nn.Linear(vision_width + text_width, width)
+        self.gate = nn.Linear(vision_width + text_width + facts, width)
 
-    def forward(self, vision: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Fused vectors [B, H], and the gate [B, H] in 0..1: the share of the picture in each unit."""
+    def forward(self, vision: Tensor, text: Tensor, *facts: Tensor) -> tuple[Tensor, Tensor]:
+        """Fused vectors [B, H], and the gate [B, H] in 0..1: the share of the picture in each unit; facts: [B, F]."""
         vision, text = (functional.layer_norm(vector, vector.shape[-1:]) for vector in (vision, text))
-        gate = torch.sigmoid(self.gate(torch.cat([vision, text], dim=-1)))
+        gate = torch.sigmoid(self.gate(torch.cat([vision, text, *facts], dim=-1)))
         return gate * torch.tanh(self.vision(vision)) + (1 - gate) * torch.tanh(self.text(text)), gate
 
 

@@ -18,9 +18,9 @@ from mlcore.remote.hub import find_model
 from quartet.apps.multimodal_ads.config import TextEncoderConfig
 from quartet.apps.multimodal_ads.text.identity import describe_encoder, files_digest
 from quartet.apps.multimodal_ads.text.library import LIMITLESS, load_model, most_tokens
-from quartet.apps.multimodal_ads.text.network import TextNetwork, outline_text
+from quartet.apps.multimodal_ads.text.network import TextNetwork, outline_text, pool_chunks
 from quartet.apps.multimodal_ads.text.ngrams import NGRAMS, NgramEncoder
-from quartet.apps.multimodal_ads.text.reading import count_tokens, start
+from quartet.apps.multimodal_ads.text.reading import TextReader, count_tokens, overlap, start
 from quartet.apps.multimodal_ads.text.safety import check_folder
 
 if TYPE_CHECKING:
@@ -40,17 +40,22 @@ class TextEncoder:
         width: D, features of a text.
         prefix: Put before every text.
         max_length: Texts are cut to this many tokens; None: the model's own limit.
+        chunks: How many pieces of that length are read of a text that is longer.
     """
 
-    def __init__(self, folder: Path, *, width: int, prefix: str = "", max_length: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, width: int, prefix: str = "", max_length: int | None = None, chunks: int = 1
+    ) -> None:
         self.width = width
         self._folder = folder
         self._prefix = prefix
         self._max_length = max_length
+        self._chunks = chunks
         self._device = torch.device("cpu")
         self._model: SentenceTransformer | None = None
         self._bare: SentenceTransformer | None = None  # without weights, until there are some
         self._fingerprint: str | None = None
+        self._tokens: TextReader | None = None
 
     def to(self, device: torch.device | str) -> "TextEncoder":
         """Compute on `device` from now on."""
@@ -62,12 +67,14 @@ class TextEncoder:
     def encode(self, texts: Sequence[str], *, batch_size: int = 32) -> Tensor:
         """Features of texts; give many at once, those of like length are computed together.
 
+        Those of a text in chunks are the mean of these, weighted by their tokens.
+
         Args:
             texts: N texts of any length.
             batch_size: Texts that go through the model together.
 
         Returns:
-            [N, D], float32, on the CPU; of unit length if the model says so.
+            [N, D], float32, on the CPU; of unit length if the model says so and a text is one chunk.
 
         Raises:
             UserError: The weights are not those of the model, or it cannot read `max_length` tokens.
@@ -83,13 +90,34 @@ class TextEncoder:
             show_progress_bar=False,
             convert_to_tensor=True,
         )
+        features = self._with_further_chunks(different, features.float().cpu(), batch_size=batch_size)
         place = {text: number for number, text in enumerate(different)}
-        return features.float().cpu()[[place[text] for text in texts]]  # a copy: the library's are inference tensors
+        return features[[place[text] for text in texts]]  # a copy: the library's are inference tensors
+
+    @torch.inference_mode()
+    def _with_further_chunks(self, texts: Sequence[str], features: Tensor, *, batch_size: int) -> Tensor:
+        """Features [N, D] of whole texts of those of their first chunks."""
+        if self._chunks == 1:
+            return features
+        tokens, mask, chunks = self.reader()(texts)
+        model, found = self._loaded(), [features]
+        network = TextNetwork(model[0].model, list(model)[1:])
+        for place in range(len(texts), len(tokens), batch_size):
+            some = slice(place, place + batch_size)
+            found.append(network(tokens[some].to(self._device), mask[some].to(self._device)).float().cpu())
+        return pool_chunks(torch.cat(found), mask, chunks)
 
     def network(self) -> TextNetwork:
-        """What `encode` computes with, for tokens; raises as `encode`."""
+        """What `encode` computes with, for tokens, to be kept and changed by the caller; raises as `encode`."""
         model = self._loaded()
+        self._model = None
         return TextNetwork(model[0].model, list(model)[1:])
+
+    def reader(self) -> TextReader:
+        """Makes what `network` takes of texts; raises as `outline`."""
+        if self._tokens is None:
+            self._tokens = TextReader(*self.outline())
+        return self._tokens
 
     def outline(self) -> tuple[dict[str, Any], str]:
         """Plain values from which `TextReader` and `make_text_network` are made, and the tokenizer's JSON.
@@ -104,7 +132,11 @@ class TextEncoder:
         side, cut = tokenizer.padding_side, tokenizer.truncation_side
         padding = {"pad_id": tokenizer.pad_token_id, "pad_token": tokenizer.pad_token, "direction": side}
         reading = {"prefix": self._prefix, "limit": self.limit, "most": self.most, "padding": padding}
-        values = {**reading, "truncation": {"direction": cut}, **outline_text(model)}
+        truncation: dict[str, Any] = {"direction": cut}
+        chunks = 1 if self.limit is None else self._chunks
+        if self.limit is not None and chunks > 1:
+            truncation["stride"] = overlap(self.limit)
+        values = {**reading, "truncation": truncation, "chunks": chunks, **outline_text(model)}
         return values, tokenizer.backend_tokenizer.to_str()
 
     def _loaded(self) -> "SentenceTransformer":
@@ -130,7 +162,7 @@ class TextEncoder:
             tokens = tokenizer(starts, truncation=False, padding=False, verbose=False)["input_ids"]
             return [len(found) for found in tokens]
 
-        return count_tokens(texts, self._prefix, self.limit, count)
+        return count_tokens(texts, self._prefix, self.whole, count)
 
     @property
     def limit(self) -> int | None:
@@ -141,6 +173,15 @@ class TextEncoder:
         """
         limit = self._reader().max_seq_length
         return None if limit is None or limit > LIMITLESS else int(limit)
+
+    @property
+    def whole(self) -> int | None:
+        """Tokens of a text that are read in all its chunks; None: all.
+
+        Raises:
+            UserError: As `encode`.
+        """
+        return self.limit if self._chunks == 1 else self.reader().whole
 
     @property
     def most(self) -> int | None:
@@ -168,6 +209,7 @@ class TextEncoder:
         if self._fingerprint is None:  # the weights are gigabytes
             parts = describe_encoder(self._reader(), self._folder)
             values = {**parts, "prefix": repr(self._prefix), "max_length": self.limit}
+            values |= {"chunks": self._chunks} if self._chunks > 1 else {}
             self._fingerprint = "\n".join([f"text {_PROCESSING}", *(f"{key}={value}" for key, value in values.items())])
         return self._fingerprint
 
@@ -208,7 +250,8 @@ def load_text(config: TextEncoderConfig) -> AnyTextEncoder:
         ways_out="Or take text_encoder=minilm, which comes with the requirements, text_encoder=ngrams, which needs no "
         "weights, or text_encoder=none.",
     )
-    encoder = TextEncoder(folder, width=check_folder(folder), prefix=config.prefix, max_length=config.max_length)
+    width, length = check_folder(folder), config.max_length
+    encoder = TextEncoder(folder, width=width, prefix=config.prefix, max_length=length, chunks=config.chunks)
     if config.max_length is not None:
         _ = encoder.limit  # refused here, not hours later at the first text
     return encoder

@@ -2,19 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mlcore.base.errors import UserError
+from quartet.apps.multimodal_ads.adapters import set_training
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["TextNetwork", "make_text_network", "outline_text"]
+__all__ = ["TextNetwork", "embed", "make_text_network", "outline_text", "pool_chunks"]
 
 _ACTIVATIONS = {kind.__name__: kind for kind in (nn.Tanh, nn.ReLU, nn.GELU, nn.Identity)}
+_PROJECTIONS = {f"{one}{end}" for one in "qkv" for end in ("", "_proj", "_lin")} | {"query", "key", "value"}
 
 
 class TextNetwork(nn.Module):
@@ -24,6 +26,8 @@ class TextNetwork(nn.Module):
         network: Of transformers.
         modules: Those of sentence-transformers that follow it.
     """
+
+    kind: Literal["text encoder"] = "text encoder"
 
     def __init__(self, network: Any, modules: Sequence[Any]) -> None:
         super().__init__()
@@ -39,6 +43,60 @@ class TextNetwork(nn.Module):
             features = module(features)
         embedding: Tensor = features["sentence_embedding"]
         return embedding
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass: less memory, about a third more time."""
+        self.network.activation_checkpointing_enable()
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network of transformers."""
+        network: nn.Module = self.network
+        return network
+
+    @property
+    def projections(self) -> list[list[str]]:
+        """Names of the query, key and value projections of each layer below `backbone`, bottom first."""
+        layers: dict[str, list[str]] = {}
+        for name, module in self.backbone.named_modules():
+            owner, _, last = name.rpartition(".")
+            if last in _PROJECTIONS and isinstance(module, nn.Linear):
+                layers.setdefault(owner, []).append(name)
+        return list(layers.values())
+
+    def train(self, mode: bool = True) -> "TextNetwork":
+        """See `set_training`."""
+        set_training(self, mode=mode)
+        return self
+
+
+def embed(network: nn.Module, input_ids: Tensor, attention_mask: Tensor, text_of: Tensor) -> Tensor:
+    """Embeddings [B, D] of the texts of B inputs; of those without one anything.
+
+    Args:
+        network: Tokens (or n-grams) to embeddings.
+        input_ids: int64 [T, L], of T different texts, or chunks of such.
+        attention_mask: int64 [T, L], where there are some.
+        text_of: The text of each input, int64 [B], or its chunks, int64 [B, K]; -1: none.
+    """
+    found: Tensor = network(input_ids, attention_mask)
+    if text_of.ndim == 1:
+        return found[text_of.clamp(min=0)]
+    return pool_chunks(found, attention_mask, text_of)
+
+
+def pool_chunks(embeddings: Tensor, attention_mask: Tensor, chunks_of: Tensor) -> Tensor:
+    """Means [B, D] of the embeddings of chunks [T, D], weighted by their tokens; that of one chunk is itself, exactly.
+
+    Args:
+        embeddings: Of the chunks.
+        attention_mask: int64 [T, L], where these have tokens.
+        chunks_of: Those of each text, int64 [B, K]; -1: there are no more.
+    """
+    place = chunks_of.clamp(min=0)
+    tokens = attention_mask.sum(dim=1)[place] * (chunks_of >= 0)
+    shares = tokens / tokens.sum(dim=1, keepdim=True).clamp(min=1)
+    return (shares.unsqueeze(-1).to(embeddings.dtype) * embeddings[place]).sum(dim=1)
 
 
 def outline_text(model: "SentenceTransformer") -> dict[str, Any]:

@@ -37,7 +37,7 @@ class NgramEncoder:
         width: Features of a text, without the logit of the shortcut.
     """
 
-    limit: int | None = None
+    whole: int | None = None
     most: int | None = None
 
     def __init__(self, buckets: int, width: int) -> None:

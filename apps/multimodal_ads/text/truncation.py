@@ -20,8 +20,8 @@ class Truncation:
         cut: How many are longer than what is read.
         tokens: Of all texts, as if nothing was cut.
         lost: How many of these are not read.
-        limit: Tokens that are read of a text; None: all.
-        most: The largest `limit` that can be asked for; None: any.
+        limit: Tokens that are read of a text, in all its chunks; None: all.
+        most: The largest length, of a text or a chunk, that can be asked for; None: any.
     """
 
     texts: int
@@ -42,6 +42,7 @@ class Truncation:
         more = ""
         if self.most is None or (self.limit or 0) < self.most:
             more = "; --max_length reads more" + ("" if self.most is None else f", up to {self.most}")
+        more += "; --chunks reads on"
         return (
             f"{_share(self.cut, self.texts)} of {self.texts:,} texts are longer than the {self.limit} tokens that the "
             f"text encoder reads, and {_share(self.lost, self.tokens)} of all tokens are cut off{more}"
@@ -55,7 +56,7 @@ def truncation(counts: Tensor, encoder: AnyTextEncoder | TextReader) -> Truncati
         counts: int64 [N], tokens of each, see `TextEncoder.count_tokens`.
         encoder: Reads them.
     """
-    limit = encoder.limit
+    limit = encoder.whole
     over = counts[counts > limit] if limit is not None else counts[:0]
     return Truncation(
         texts=int((counts > 0).sum()),

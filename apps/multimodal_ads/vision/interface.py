@@ -1,11 +1,13 @@
 """What every vision backbone looks like to the rest of the app."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from quartet.apps.multimodal_ads.adapters import set_training
 
 __all__ = ["Processor", "Run", "Tokens", "VisionEncoder"]
 
@@ -78,6 +80,8 @@ class VisionEncoder(nn.Module):
         use_checkpointing: Makes the backbone recompute activations in the backward pass.
     """
 
+    kind: Literal["backbone"] = "backbone"
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -124,16 +128,6 @@ class VisionEncoder(nn.Module):
             del backbone.head
 
     def train(self, mode: bool = True) -> "VisionEncoder":
-        """Set the training mode; parts without a trainable weight stay in evaluation mode.
-
-        A frozen part must be a fixed function: no dropout, and batch norms that keep their published statistics.
-        """
-        _set_mode(self, mode=mode)
+        """See `set_training`."""
+        set_training(self, mode=mode)
         return self
-
-
-def _set_mode(module: nn.Module, *, mode: bool) -> None:
-    weights = list(module.parameters())
-    module.training = mode and (not weights or any(weight.requires_grad for weight in weights))
-    for child in module.children():
-        _set_mode(child, mode=module.training)
