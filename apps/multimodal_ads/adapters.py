@@ -19,7 +19,10 @@ _WAYS_OUT = {
 class Adaptable(Protocol):
     """An encoder, of pictures or texts, whose attention can get adapters; a module."""
 
-    kind: Literal["backbone", "text encoder"]
+    @property
+    def kind(self) -> Literal["backbone", "text encoder"]:
+        """What it is, for messages."""
+        ...
 
     @property
     def backbone(self) -> nn.Module:

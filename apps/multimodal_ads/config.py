@@ -83,8 +83,8 @@ class FeaturesConfig(Section):
 
     cache: Literal["auto", "off"] = field(
         "auto",
-        "auto: texts always, pictures where the backbone is frozen and nothing augments them; off: compute them anew "
-        "at every step",
+        "auto: texts where their encoder is frozen, pictures where the backbone is and nothing augments them; off: "
+        "compute them anew at every step",
         continued="applied",
     )
     cache_dir: Path | None = field(

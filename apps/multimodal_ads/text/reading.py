@@ -4,6 +4,7 @@ Made of plain values and the JSON of a tokenizer, so that an exported model read
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -48,12 +49,9 @@ class TextReader:
         tokens = torch.tensor([one.ids for one in rows]), torch.tensor([one.attention_mask for one in rows])
         if self.chunks == 1:
             return tokens
-        chunks = torch.full((len(found), 1 + max(map(len, others))), -1)
-        chunks[:, 0] = torch.arange(len(found))
-        chunks[:, 1:][chunks.new_tensor([[len(some)] for some in others]) > torch.arange(chunks.shape[1] - 1)] = (
-            torch.arange(len(found), len(rows))
-        )
-        return *tokens, chunks
+        further, most = iter(range(len(found), len(rows))), max(map(len, others))
+        chunks = [[place, *islice(further, len(some)), *[-1] * (most - len(some))] for place, some in enumerate(others)]
+        return *tokens, torch.tensor(chunks)
 
     @property
     def whole(self) -> int | None:
