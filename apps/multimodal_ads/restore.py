@@ -124,7 +124,7 @@ def as_it_was_read(read: RunCheckpoint[AdsConfig]) -> AdsConfig:
     config, settings = read.config, read.config.text_encoder
     if settings.max_length is None or not _is_former(read):
         return config
-    own = load_text(settings.model_copy(update={"max_length": None})).limit
+    own = load_text(settings.model_copy(update={"max_length": None})).whole
     length = settings.max_length if own is None else min(own, settings.max_length)
     return config.model_copy(update={"text_encoder": settings.model_copy(update={"max_length": length})})
 
