@@ -29,6 +29,7 @@ SLOW = {
     "Exporting": ("export",),
     "Tables with texts, images and series": ("--dataset manifest",),
     "Texts alone": ("--dataset text",),
+    "Tasks": ("--task regression", "--task per_step", "--task forecast"),
 }
 
 PROMISED = r"""
@@ -116,6 +117,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         write_image(path, rng, side=20)
     for name in ("train", "test", "new", "more"):
         np.savez(root / f"{name}.npz", **series(rng, 12))
+    given = series(rng, 12)
+    np.savez(root / "segments.npz", **given | {"labels": np.arange(len(given["inputs"])) % 2})
+    given["targets"] = given.pop("labels") / 2
+    np.savez(root / "levels.npz", **given)
+    np.savez(root / "demand.npz", inputs=rng.standard_normal((12, 130, 1)))
     write_ts(root / "new.ts", rng, 3)
     (config,) = PAGE.blocks("json")
     (root / "config.json").write_text(config.text)
