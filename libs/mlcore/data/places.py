@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 from pathlib import Path
+from stat import S_ISLNK
 
 from mlcore.base.errors import UserError
 from mlcore.data.records import as_stored
@@ -77,7 +78,10 @@ class Places:
         if (folder := self._resolved.get(path.parent)) is None:
             folder = self._resolved[path.parent] = path.parent.resolve()
         path = folder / path.name
-        return path.resolve() if path.is_symlink() else path
+        try:
+            return path.resolve() if S_ISLNK(path.lstat().st_mode) else path
+        except (FileNotFoundError, NotADirectoryError):
+            return path  # which the caller finds
 
 
 def _short(text: str) -> str:

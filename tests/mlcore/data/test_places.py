@@ -30,3 +30,9 @@ def test_a_file_is_where_its_links_lead_also_in_a_folder_that_is_known(base: Pat
     for text in ("a/b/..", "a", "a/b/."):
         with pytest.raises(UserError, match="is a folder"):
             places.find(text)
+    for text in ("a/one\0.png", f"a/{'x' * 5000}.png"):
+        with pytest.raises(UserError, match="is not a path"):
+            places.find(text)
+    for text in ("a/nothing.png", "a/one.png/inside.png"):
+        with pytest.raises(UserError, match="no such file"):
+            places.find(text)
