@@ -33,6 +33,7 @@ from quartet.apps.doc_ensemble.config import (
 from quartet.apps.doc_ensemble.data.augment import PageAugmentation
 from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset, Prepare
 from quartet.apps.doc_ensemble.data.folders import find_pages, read_folders
+from quartet.apps.doc_ensemble.data.generated import draw_page
 from quartet.apps.doc_ensemble.data.pages import Page
 from quartet.apps.doc_ensemble.distill import data_arguments
 from quartet.apps.doc_ensemble.keeping import share_kept
@@ -254,6 +255,25 @@ def test_what_a_teacher_cannot_teach_is_refused(tmp_path: Path, pages: Path, mon
     assert opened is not None
     assert opened.of_member == {}
     assert not list(tmp_path.rglob("*.jsonl"))  # a dry run asks nothing
+
+
+def test_copies_of_held_out_pages_are_not_learned_from_as_pages_without_labels(
+    tmp_path: Path, pages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither one that was scaled nor one that was compressed anew; the note says how many."""
+    monkeypatch.chdir(tmp_path)
+    (more := tmp_path / "more").mkdir()
+    for split, scale in (("val", 1.5), ("test", 1.0)):
+        page = Image.open(min((pages / split).rglob("*.jpg")))
+        size = (round(page.width * scale), round(page.height * scale))
+        page.resize(size).save(more / f"{split}.jpg", quality=60)
+    draw_page("letter", np.random.default_rng(5)).save(more / "new.png")
+    classes = read_folders(pages).classes
+    teacher = write_checkpoint(tmp_path / "teacher.ckpt", seed=0, classes=classes, data_dir=pages)
+    found = asked(pages, teacher, unlabelled=more, dry=True)
+    assert found is not None
+    assert [(page.path.name, page.label) for page in found.unlabelled] == [("new.png", None)]
+    assert "2 of the 3 pages of" in found.notes[0]
 
 
 def test_the_teachers_pages_are_taken_unless_others_are_given(tmp_path: Path) -> None:
