@@ -183,7 +183,7 @@ def advertisement(sheet: Sheet) -> None:
         y += 1.5 * size
     if sheet.often(0.85):
         width = sheet.between(0.3, 0.66)
-        left = sheet.between(0.02, sheet.aspect - 0.02 - width)
+        left = sheet.between(0.02, max(0.02, sheet.aspect - 0.02 - width))
         sheet.photo((left, y, left + width, min(0.9, y + sheet.between(0.2, 0.45))))
     if sheet.often(0.5):
         sheet.disc((sheet.between(0.15, 0.55), sheet.between(0.6, 0.85)), 0.08, fill=255 - 2 * sheet.ink // 3)
