@@ -1,7 +1,8 @@
 """From the typed configuration to objects; the only place of this app where the two meet."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,14 @@ from quartet.apps.doc_ensemble.data.augment import PageAugmentation
 from quartet.apps.doc_ensemble.data.balance import Balanced
 from quartet.apps.doc_ensemble.data.dataset import Fit, PageDataset, PageFiles, Prepare
 from quartet.apps.doc_ensemble.data.pages import Page, page_size
-from quartet.apps.doc_ensemble.data.statistics import page_statistics, statistics_sections
+from quartet.apps.doc_ensemble.data.statistics import page_statistics, statistics_sections, upright_sections
+from quartet.apps.doc_ensemble.data.upright import Upright, fit_upright
 from quartet.apps.doc_ensemble.data.words import WIDTH, TextDataset
 from quartet.apps.doc_ensemble.ensemble.folds import one_fold
 from quartet.apps.doc_ensemble.keeping import Keeping
 from quartet.apps.doc_ensemble.model.classifier import DocClassifier, create_model, make_model
 from quartet.apps.doc_ensemble.outputs import Inspector, write_outputs, write_tables
+from quartet.apps.doc_ensemble.restore import upright_of
 from quartet.apps.doc_ensemble.splits import Splits, labelled_pages, load_splits, places_of
 from quartet.apps.doc_ensemble.task import DocTask, Objective
 from quartet.apps.doc_ensemble.teaching import Taught, Teacher, ask_teacher
@@ -55,12 +58,14 @@ def build(config: DocConfig, world: World) -> TrainingSetup:
     splits = _splits(config, world)
     if config.model.model_name == TEXT and not any(page.text for page in splits.train):
         raise UserError("model=text reads the column text of the tables, and no training page has one")
+    upright = _upright(config, splits, world)
     teacher = ask_teacher(config, splits, world)
     model = _model(config, splits.classes)
     more = () if teacher is None else teacher.unlabelled
     metadata = {
         "model": model.metadata,
         "fit": config.data.fit,
+        **({} if upright is None else {"upright": upright.values}),
         "trained_on": sorted({page.digest for page in (*splits.train, *more)}),
         **({} if teacher is None else {"teacher": teacher.digest}),
     }
@@ -70,18 +75,18 @@ def build(config: DocConfig, world: World) -> TrainingSetup:
         objective=_objective(config, splits.train, splits.classes),
         extra=metadata,
     )
-    data = partial(_data, config=config)
+    data = partial(_data, config=config, upright=upright)
     decider = Decider(config.decision, class_names=splits.classes, kind="multiclass")
     pixels = round(config.data.max_megapixels * 1e6)
     inspector = Inspector(splits.named(), classes=splits.classes, decider=decider, max_pixels=pixels)
     keeping = None if teacher is None else Keeping(inspector, teacher, splits.named())
     return TrainingSetup(
         task=task,
-        train=_training_data(splits, config, teacher),
+        train=_training_data(splits, config, teacher, data),
         evaluation={name: data(pages) for name, pages in splits.named().items()},
         transform=PageAugmentation(config.augmentation.name),
         group_rules=learning_rates(model, config),
-        overview=partial(_overview, splits),
+        overview=partial(_overview, splits, upright, pixels),
         analyse=keeping or inspector,
         interval=partial(_interval, splits.named()),
         finish=partial(write_outputs, inspector, splits, config),
@@ -112,7 +117,7 @@ def evaluation(run: RunCheckpoint[DocConfig], asked: Asked, world: World) -> Eva
     inspector = Inspector(pages, classes=classes, decider=decider, max_pixels=pixels)
     return EvaluationSetup(
         task=DocTask(model=model.to(memory_format=torch.channels_last).to(world.device), class_names=classes),
-        evaluation={name: _data(part, config=run.config) for name, part in pages.items()},
+        evaluation={name: _data(part, config=run.config, upright=upright_of(run)) for name, part in pages.items()},
         analyse=inspector,
         interval=partial(_interval, pages),
         finish=partial(write_tables, inspector),
@@ -207,10 +212,12 @@ def _objective(config: DocConfig, train: Sequence[Page], classes: Sequence[str])
     )
 
 
-def _training_data(splits: Splits, config: DocConfig, teacher: Teacher | None) -> Data:
+def _training_data(
+    splits: Splits, config: DocConfig, teacher: Teacher | None, make: Callable[[Sequence[Page]], Data]
+) -> Data:
     """Training pages with what makes batches of them: a teacher's answers, balanced classes, mixed pages."""
     pages = [*splits.train, *(() if teacher is None else teacher.unlabelled)]
-    data = _data(pages, config=config)
+    data = make(pages)
     settings = config.augmentation
     collate: Collate | None = None
     if settings.mixup or settings.cutmix:
@@ -224,7 +231,16 @@ def _training_data(splits: Splits, config: DocConfig, teacher: Teacher | None) -
     return Data(dataset=dataset, prepare=data.prepare, collate=collate)
 
 
-def _data(pages: Sequence[Page], *, config: DocConfig) -> Data:
+def _upright(config: DocConfig, splits: Splits, world: World) -> Upright | None:
+    """What rights pages, where that is asked for and pages are looked at."""
+    if config.data.orientation == "as_is" or config.model.model_name == TEXT:
+        return None
+    pixels = round(config.data.max_megapixels * 1e6)
+    found: Upright = broadcast_object(fit_upright(splits.train, max_pixels=pixels) if world.is_main else None)
+    return found
+
+
+def _data(pages: Sequence[Page], *, config: DocConfig, upright: Upright | None) -> Data:
     if config.model.model_name == TEXT:
         counts = Prepare(Fit((1, WIDTH)), mean=(0.0,), std=(1.0,))
         return Data(dataset=TextDataset(pages), prepare=counts)
@@ -233,14 +249,17 @@ def _data(pages: Sequence[Page], *, config: DocConfig) -> Data:
         pages,
         max_pixels=round(config.data.max_megapixels * 1e6),
         grey=config.model.in_channels == 1,
-        fit=fit,
+        fit=replace(fit, upright=upright),
     )
     return Data(dataset=dataset, prepare=Prepare(fit, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
 
 
-def _overview(splits: Splits, folder: Path) -> list[Section]:
+def _overview(splits: Splits, upright: Upright | None, max_pixels: int, folder: Path) -> list[Section]:
     parts = {name: page_statistics(pages, classes=len(splits.classes)) for name, pages in splits.named().items()}
-    return statistics_sections(parts, classes=splits.classes, path=folder / "statistics.png")
+    sections = statistics_sections(parts, classes=splits.classes, path=folder / "statistics.png")
+    if upright is not None:
+        sections += upright_sections(splits.named(), upright, max_pixels=max_pixels, path=folder / "turned_pages.png")
+    return sections
 
 
 def _held(page: Page) -> Held:

@@ -74,6 +74,11 @@ class DataConfig(Section):
     fit: Literal["resize", "letterbox"] = field(
         "resize", "How a page gets the network's size; letterbox: its aspect stays, the rest is white"
     )
+    orientation: Literal["as_is", "auto"] = field(
+        "as_is",
+        "auto: pages that surely do not stand upright are turned, by a small head that learns from the training pages "
+        "which way is up",
+    )
     max_megapixels: float = field(
         100.0, "Larger pages are refused before they are decoded", unit="megapixels", gt=0, continued="applied"
     )

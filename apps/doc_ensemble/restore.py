@@ -6,16 +6,28 @@ from typing import Literal
 
 import torch
 
-from mlcore.run.restore import RunCheckpoint, load_run_checkpoint, outline, rebuild
+from mlcore.run.restore import RunCheckpoint, load_run_checkpoint, of_this_version, outline, rebuild
 from quartet.apps.doc_ensemble.config import TEXT, DocConfig
+from quartet.apps.doc_ensemble.data.upright import Upright
 from quartet.apps.doc_ensemble.model.classifier import DocClassifier, make_model
 
-__all__ = ["CheckpointMember", "fit_of", "restore"]
+__all__ = ["CheckpointMember", "fit_of", "restore", "upright_of"]
 
 
 def fit_of(run: RunCheckpoint[DocConfig]) -> Literal["letterbox", "resize", "text"]:
     """How pages get the size of a run's input; text: it reads their texts."""
     return "text" if run.metadata["model"]["architecture"] == TEXT else run.config.data.fit
+
+
+def upright_of(run: RunCheckpoint[DocConfig]) -> Upright | None:
+    """What rights a run's pages; None: nothing does.
+
+    Raises:
+        CheckpointError: What the checkpoint notes of it is none.
+    """
+    values = run.metadata.get("upright")  # older checkpoints have none
+    with of_this_version(run.path):
+        return None if values is None else Upright.of(values)
 
 
 def restore(path: Path, *, device: torch.device) -> DocClassifier:
@@ -58,7 +70,7 @@ class CheckpointMember:
         height, width = model.metadata["image_size"]
         self.image_size: tuple[int, int] = (height, width)
         self.in_channels: int = model.metadata["in_channels"]
-        self.fit = fit_of(read)
+        self.fit, self.upright = fit_of(read), upright_of(read)
 
     def load(self, device: torch.device) -> DocClassifier:
         """The network, ready to predict."""

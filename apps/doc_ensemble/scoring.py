@@ -20,11 +20,12 @@ from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
 from mlcore.run.scorer import ClassPrediction, Item, Shown, decision_of
 from quartet.apps.doc_ensemble.config import TEXT, DocConfig
 from quartet.apps.doc_ensemble.data.pages import PAGE_SUFFIXES, Page, page_count, read_page
+from quartet.apps.doc_ensemble.data.upright import Upright
 from quartet.apps.doc_ensemble.data.words import count_words
 from quartet.apps.doc_ensemble.ensemble.members import InputFormat
 from quartet.apps.doc_ensemble.ensemble.reading import prepare_page
 from quartet.apps.doc_ensemble.model.classifier import make_model
-from quartet.apps.doc_ensemble.restore import fit_of
+from quartet.apps.doc_ensemble.restore import fit_of, upright_of
 
 __all__ = ["DocScorer", "Pixels", "describe", "make_module", "make_scorer", "signature_of"]
 
@@ -42,6 +43,7 @@ def describe(run: RunCheckpoint[DocConfig]) -> dict[str, Any]:
             "class_names": [str(name) for name in run.metadata["class_names"]],
             "model": dict(run.metadata["model"]),
             "fit": fit_of(run),
+            "upright": None if (upright := upright_of(run)) is None else upright.values,
             "max_megapixels": data.max_megapixels,
             "batch_size": train.eval_batch_size or train.batch_size,
         }
@@ -78,7 +80,9 @@ class DocScorer:
         self.network = network
         self.class_names: tuple[str, ...] = tuple(about["class_names"])
         height, width = about["model"]["image_size"]
-        self.format = InputFormat(height, width, about["model"]["in_channels"], about["fit"])
+        known = about.get("upright")  # older exports have none
+        upright = None if known is None else Upright.of(known)
+        self.format = InputFormat(height, width, about["model"]["in_channels"], about["fit"], upright)
         if self.reads_text:
             self.inputs = {**self.inputs, "text": (TEXT,)}
         self._max_pixels = round(about["max_megapixels"] * 1e6)

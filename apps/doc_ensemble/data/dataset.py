@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quartet.apps.doc_ensemble.data.pages import Page, page_count, read_page
+from quartet.apps.doc_ensemble.data.upright import Upright
 
 __all__ = ["Fit", "PageDataset", "PageFiles", "Prepare"]
 
@@ -33,13 +34,17 @@ class Fit:
     Attributes:
         size: Height and width, in pixels.
         how: See above.
+        upright: Rights a page before; None: it stays as it is.
     """
 
     size: tuple[int, int]
     how: Literal["letterbox", "resize"] = "resize"
+    upright: Upright | None = None
 
     def __call__(self, image: Image) -> Image:
         """The image itself if it has that size already."""
+        if self.upright is not None:
+            image = self.upright(image)
         if image.shape[:2] == self.size:
             return image
         if self.how == "resize":

@@ -8,13 +8,21 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from PIL import Image
 
 from mlcore.report.page import Picture, Section, Table
+from mlcore.report.plots.contact_sheet import plot_contact_sheet
 from mlcore.report.plots.sizes import draw_sizes, spread
 from mlcore.report.plots.style import PALETTE, displayable, note, picture
-from quartet.apps.doc_ensemble.data.pages import Page, page_size
+from mlcore.report.tile import Tile
+from quartet.apps.doc_ensemble.data.pages import Page, page_size, read_page
+from quartet.apps.doc_ensemble.data.upright import Upright
 
-__all__ = ["PageStatistics", "draw_statistics", "page_statistics", "statistics_sections"]
+__all__ = ["PageStatistics", "draw_statistics", "page_statistics", "statistics_sections", "upright_sections"]
+
+_MOST, _SHOWN = 1000, 8  # pages of a part that are looked at and shown
+_SIDE = 320  # pixels, longer side of a page that is shown
+_TURNS = {1: "90°", 2: "180°", 3: "270°"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +58,7 @@ class PageStatistics:
         ]
 
 
-def page_statistics(pages: Sequence[Page], *, classes: int, most_sizes: int = 1000) -> PageStatistics:
+def page_statistics(pages: Sequence[Page], *, classes: int, most_sizes: int = _MOST) -> PageStatistics:
     """Gather them from pages, at least one; of files only the headers are read.
 
     Args:
@@ -78,6 +86,36 @@ def statistics_sections(parts: Mapping[str, PageStatistics], *, classes: Sequenc
     draw_statistics(parts, classes=classes, path=path)
     remark = "Ranges: median (smallest to largest); sizes as stored, of PDF pages at 150 dpi."
     return [Table("Data", ["", *tables], rows, note=remark), Picture("Data", path, wide=True)]
+
+
+def upright_sections(
+    parts: Mapping[str, Sequence[Page]], upright: Upright, *, max_pixels: int, path: Path
+) -> list[Section]:
+    """A table of how many pages of each part are turned, and pictures of some, righted, on a sheet at `path` (PNG).
+
+    Raises:
+        UserError: A page cannot be read.
+    """
+    rows, tiles = [], list[Tile]()
+    for name, pages in parts.items():
+        looked_at, counts = pages[:: max(1, -(-len(pages) // _MOST))], np.zeros(4, dtype=np.int64)
+        for page in looked_at:
+            image = read_page(page.path, page.number, max_pixels=max_pixels)
+            counts[turns := upright.turns(image)] += 1
+            if turns and counts[1:].sum() <= _SHOWN:
+                small = Image.fromarray(np.rot90(image, turns))
+                small.thumbnail((_SIDE, _SIDE))
+                caption = f"{name}: by {_TURNS[turns]}"
+                tiles.append(Tile(image=np.asarray(small, dtype=np.uint8), caption=caption, text=page.name))
+        rows.append([name, len(looked_at), int(counts[1:].sum()), *(int(counts[turns]) for turns in _TURNS)])
+    title, columns = "Turned pages", ("", "pages looked at", "turned", *_TURNS.values())
+    remark = "By how much pages are turned counter-clockwise, because they surely do not stand upright as they are."
+    found: list[Section] = [Table(title, columns, rows, note=remark)]
+    if tiles:
+        sheet = plot_contact_sheet(tiles, path=path, title=f"{title}, as the network sees them")
+        note = "As the network sees them: where one does not stand upright, it was turned wrongly."
+        found.append(Picture(title, sheet, note=note, wide=True, tiles=tiles))
+    return found
 
 
 def draw_statistics(parts: Mapping[str, PageStatistics], *, classes: Sequence[str], path: Path) -> None:

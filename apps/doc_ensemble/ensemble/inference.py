@@ -136,7 +136,7 @@ def predict_pages(
         )
     begun = time.perf_counter()
     answers = _Answers(members, views=views, pages=len(pages.items), classes=len(class_names), device=device)
-    reader = _Reader(pages, sorted({format_of(member) for member in members}))
+    reader = _Reader(pages, list(dict.fromkeys(map(format_of, members))))
     with torch.inference_mode():
         if low_memory and len(members) > 1:
             _one_by_one(members, reader, answers, batch_size=batch_size, scratch=scratch)

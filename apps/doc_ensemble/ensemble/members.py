@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mlcore.base.errors import UserError
+from quartet.apps.doc_ensemble.data.upright import Upright
 
 __all__ = ["InputFormat", "Member", "Network", "check_members", "class_difference", "format_of"]
 
@@ -22,6 +23,7 @@ class InputFormat(NamedTuple):
     width: int  # pixels; of texts how many counts there are
     channels: int  # 1: grey, 3: RGB
     fit: Literal["letterbox", "resize", "text"] = "resize"  # how pages get this size; text: it is `count_words`
+    upright: Upright | None = None  # rights pages before
 
     @property
     def array_shape(self) -> tuple[int, int, int]:
@@ -57,8 +59,8 @@ class Member(Protocol):
 
 
 def format_of(member: Member) -> InputFormat:
-    """The pages that a member takes."""
-    return InputFormat(*member.image_size, member.in_channels, member.fit)
+    """The pages that a member takes; one that rights them before has an attribute `upright`."""
+    return InputFormat(*member.image_size, member.in_channels, member.fit, getattr(member, "upright", None))
 
 
 def check_members(members: Sequence[Member]) -> tuple[str, ...]:

@@ -71,4 +71,4 @@ def prepare_page(image: NDArray[np.uint8], shape: InputFormat) -> NDArray[np.uin
     if image.shape[2] > shape.channels:
         image = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)[..., None]
     assert shape.fit != "text"  # noqa: S101 - that is no picture
-    return Fit((shape.height, shape.width), shape.fit)(image)
+    return Fit((shape.height, shape.width), shape.fit, shape.upright)(image)
