@@ -14,12 +14,14 @@ from mlcore.run import load_run
 from mlcore.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from mlcore.use.exporting import export
 from mlcore.use.verbs import evaluate
+from quartet.apps.doc_ensemble.data.dataset import Fit
 from quartet.apps.doc_ensemble.data.folders import find_pages
 from quartet.apps.doc_ensemble.data.generated import write_generated
 from quartet.apps.doc_ensemble.data.pages import Page, read_page
-from quartet.apps.doc_ensemble.data.upright import Upright, fit_upright, patterns
+from quartet.apps.doc_ensemble.data.upright import Upright, fit_upright, patterns, turned_patterns
 from quartet.apps.doc_ensemble.ensemble.inference import predict_pages
-from quartet.apps.doc_ensemble.ensemble.reading import document_pages
+from quartet.apps.doc_ensemble.ensemble.members import InputFormat
+from quartet.apps.doc_ensemble.ensemble.reading import document_pages, prepare_page
 from quartet.apps.doc_ensemble.restore import CheckpointMember
 from tests.doc_ensemble.conftest import Run
 from tests.doc_ensemble.tiny_runs import write_checkpoint
@@ -31,6 +33,27 @@ def turn(path: Path, turns: int) -> None:
     """Lay a page down: `turns` quarters counter-clockwise, without the losses of another compression."""
     image = np.rot90(np.asarray(Image.open(path).convert("L")), turns)
     Image.fromarray(image).save(path, quality=95)
+
+
+def test_patterns_of_a_turned_page_are_those_of_the_page_in_another_order() -> None:
+    image = (255 * np.kron(np.random.default_rng(0).random((32, 24)) > 0.6, np.ones((12, 12)))).astype(np.uint8)[
+        ..., None
+    ]
+    expected = turned_patterns(patterns(image))
+    for turns in range(4):
+        np.testing.assert_array_equal(patterns(np.rot90(image, turns)).ravel(), expected[turns])
+    assert len({row.tobytes() for row in expected}) == 4
+
+
+@pytest.mark.parametrize(("sure", "turns"), [(0.5, 3), (0.0, 0)])
+def test_a_page_is_righted_before_it_gets_its_size(sure: float, turns: int) -> None:
+    weights = np.zeros((4, patterns(np.zeros((20, 20, 1), dtype=np.uint8)).size + 1))
+    weights[3, -1] = 5.0
+    head = Upright.of({"weights": weights.tolist(), "sure": sure})
+    image = np.random.default_rng(0).integers(0, 256, (90, 40, 3), dtype=np.uint8)
+    expected = Fit((32, 24))(np.rot90(image, turns))
+    np.testing.assert_array_equal(Fit((32, 24), "resize", head)(image), expected)
+    np.testing.assert_array_equal(prepare_page(image, InputFormat(32, 24, 3, "resize", head)), expected)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +75,7 @@ def head(planted: tuple[list[Page], list[Page], dict[Path, int]]) -> Upright:
     return fit_upright(planted[0], max_pixels=MOST)
 
 
+@pytest.mark.slow
 def test_pages_that_were_laid_down_are_righted_and_the_others_left(
     planted: tuple[list[Page], list[Page], dict[Path, int]], head: Upright
 ) -> None:
@@ -66,6 +90,7 @@ def test_pages_that_were_laid_down_are_righted_and_the_others_left(
         assert len(wrong) <= 0.015 * len(found), wrong
 
 
+@pytest.mark.slow
 def test_a_page_is_turned_as_a_whole_and_colours_change_nothing(
     planted: tuple[list[Page], list[Page], dict[Path, int]], head: Upright
 ) -> None:
@@ -82,6 +107,7 @@ def grey_of(path: Path) -> np.ndarray:
     return read_page(path, max_pixels=MOST, grey=True)
 
 
+@pytest.mark.slow
 def test_the_same_pages_give_the_same_head_on_any_number_of_threads(
     planted: tuple[list[Page], list[Page], dict[Path, int]],
 ) -> None:
@@ -95,6 +121,8 @@ def test_the_same_pages_give_the_same_head_on_any_number_of_threads(
         fit_upright([Page(page.path, label=0, group="one") for page in few], max_pixels=MOST)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # four commands, one in a process of its own
 def test_a_run_rights_pages_alike_wherever_it_is_used(
     planted: tuple[list[Page], list[Page], dict[Path, int]], tmp_path: Path, run: Run, tiny: list[str]
 ) -> None:
@@ -119,6 +147,7 @@ def test_a_run_rights_pages_alike_wherever_it_is_used(
     assert again == pytest.approx(own, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_members_of_an_ensemble_have_their_own_heads(
     planted: tuple[list[Page], list[Page], dict[Path, int]], head: Upright, tmp_path: Path
 ) -> None:

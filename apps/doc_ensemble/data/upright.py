@@ -23,7 +23,7 @@ from mlcore.metrics.arrays import FloatArray
 from mlcore.training.plain import fewer
 from quartet.apps.doc_ensemble.data.pages import Page, read_page
 
-__all__ = ["Upright", "fit_upright", "patterns"]
+__all__ = ["Upright", "fit_upright", "patterns", "turned_patterns"]
 
 _log = logging.getLogger(__name__)
 
@@ -106,6 +106,14 @@ def patterns(image: Image) -> NDArray[np.float32]:
     return np.array(found, dtype=np.float32)
 
 
+def turned_patterns(found: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Patterns of a page and of this turned by one, two and three quarters, [4, D]."""
+    turns = [found]
+    for _ in range(3):
+        turns.append(turns[-1][:, _BEFORE])
+    return np.stack(turns).reshape(4, -1)
+
+
 def fit_upright(pages: Sequence[Page], *, max_pixels: int) -> Upright:
     """Learn from training pages which way is up, and by folds of them how sure the head must be.
 
@@ -127,7 +135,7 @@ def fit_upright(pages: Sequence[Page], *, max_pixels: int) -> Upright:
     if len(set(units)) < _FOLDS:
         raise UserError(f"data.orientation=auto: learns from {_FOLDS} files or groups of training pages at least")
     images = (read_page(page.path, page.number, max_pixels=max_pixels, grey=True) for page in asked)
-    features = np.stack([_turned(patterns(image)) for image in images])
+    features = np.stack([turned_patterns(patterns(image)) for image in images])
     upright, scores = np.ones(len(asked), dtype=bool), np.empty((len(asked), 4))
     with threadpool_limits(limits=1):
         for _ in range(_ROUNDS):
@@ -146,14 +154,6 @@ def fit_upright(pages: Sequence[Page], *, max_pixels: int) -> Upright:
     said = "orientation: learned from %d pages, of which about %.1f %% do not stand upright"
     _log.info(said, len(asked), 100 * (1 - shares[0]))
     return Upright(tuple(map(tuple, weights.tolist())), sure)
-
-
-def _turned(found: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Patterns of a page and of this turned by one, two and three quarters, [4, D]."""
-    turns = [found]
-    for _ in range(3):
-        turns.append(turns[-1][:, _BEFORE])
-    return np.stack(turns).reshape(4, -1)
 
 
 def _regression(features: NDArray[np.float32]) -> FloatArray:
