@@ -305,15 +305,15 @@ def test_covariates_have_to_be_known_ahead(made: Made, script: Script) -> None:
 @pytest.mark.parametrize("name", [name for name in MADE if name != "numbers"])
 def test_an_export_gives_the_same_answers_without_the_repository(name: str, made: Made, tmp_path: Path) -> None:
     predictor = load_run(made(name), device="cpu")
-    export(predictor, tmp_path / "out", ["pt2", "onnx"])
+    export(predictor, tmp_path / "exported", ["pt2", "onnx"])
     inputs = stages(3)["inputs"] if name == "per_step" else waves(3)["inputs"]
     expected = [one.values for one in predictor([*inputs])]
     for form in ("pt2", "onnx"):
-        found = load_run(tmp_path / "out", device="cpu", network=form)([*inputs])
+        found = load_run(tmp_path / "exported", device="cpu", network=form)([*inputs])
         for one, other in zip(found, expected, strict=True):
             assert one.values == pytest.approx(other, abs=1e-4)
     np.savez(tmp_path / "new.npz", inputs=inputs)
-    for row, other in zip(read_elsewhere(tmp_path / "out", "new.npz"), expected, strict=True):
+    for row, other in zip(read_elsewhere(tmp_path / "exported", "new.npz"), expected, strict=True):
         assert np.array(json.loads(" ".join(row[1:]))) == pytest.approx(other, abs=1e-4)
 
 

@@ -77,7 +77,12 @@ class MultiHeadAttention(nn.Module):
         return shares
 
     def _maps_belong_to_queries(self, num_queries: int) -> bool:
-        """Compares multiplications per token, for a context at least as long as the queries."""
+        """Compares multiplications per token, for a context at least as long as the queries.
+
+        Not where any number may come.
+        """
+        if isinstance(num_queries, torch.SymInt):  # of an export, which would hold for fewer or for more only
+            return False
         d_model, context_dim = self.query.out_features, self.key_value.in_features
         return 2 * num_queries * (self.num_heads * context_dim - d_model) < context_dim * d_model
 
