@@ -91,9 +91,9 @@ def answers(found: Tensor, batch: Mapping[str, Tensor], outputs: Outputs) -> lis
     elif outputs.classes:
         found = found.double().softmax(dim=2)
     values = found.double().numpy() if not outputs.mean else outputs.in_units(found.numpy())
-    asked = batch["asked"].numpy() if outputs.by_position else np.ones(len(values), dtype=bool)
-    return [Answer(value[known], outputs) if outputs.by_position else Answer(value, outputs)
-            for value, known in zip(values, asked, strict=True)]  # fmt: skip
+    if not outputs.by_position:
+        return [Answer(value, outputs) for value in values]
+    return [Answer(value[asked], outputs) for value, asked in zip(values, batch["asked"].numpy(), strict=True)]
 
 
 def listed(values: Sequence[Any]) -> str:

@@ -362,9 +362,7 @@ def _transform(
 
 
 def _overview(looks: Mapping[str, Inspection], _folder: Path) -> list[Section]:
-    tables = {name: dict(look.statistics.rows()) for name, look in looks.items()}
-    rows = [[label, *(table[label] for table in tables.values())] for label in next(iter(tables.values()))]
-    return [Table("Data", ["", *tables], rows)]
+    return [Table.of_parts({name: look.statistics.rows() for name, look in looks.items()})]
 
 
 def analyse(predictions: Predictions, folder: Path, prefix: str, *, decider: Decider) -> list[Section]:

@@ -68,7 +68,7 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
         train=data["train"],
         evaluation={name: data[name] for name in data if name != "train" or "val" not in data},
         transform=_transform(settings, modalities),
-        overview=lambda _: [_overview(looks)],
+        overview=lambda _: [Table.of_parts({name: look.rows for name, look in looks.items()})],
         warnings=warnings_of(parts, skipped),
         choose=ablation.choose if len(modalities) > 1 else None,
         analyse=partial(ablated, decider=decider, ablation=ablation),
@@ -163,9 +163,3 @@ def _transform(settings: DataConfig, modalities: Sequence[Modality]) -> RawAugme
     if not (pictures or series or settings.modality_dropout):
         return None
     return RawAugmentation(pictures=pictures, series=series, dropout=settings.modality_dropout)
-
-
-def _overview(looks: Mapping[str, RawInspection]) -> Table:
-    tables = {name: dict(look.rows) for name, look in looks.items()}
-    rows = [[label, *(table[label] for table in tables.values())] for label in next(iter(tables.values()))]
-    return Table("Data", ["", *tables], rows)

@@ -27,7 +27,7 @@ from quartet.apps.perceiver.build import evaluation_data, parts_of
 from quartet.apps.perceiver.build_raw import ablated, raw_data
 from quartet.apps.perceiver.config import PerceiverConfig
 from quartet.apps.perceiver.data.asking import refuse_short
-from quartet.apps.perceiver.data.raw import Modality
+from quartet.apps.perceiver.data.raw import modalities_of
 from quartet.apps.perceiver.data.samples import origin_of
 from quartet.apps.perceiver.data.sources import labelled_samples, load_sources
 from quartet.apps.perceiver.data.targets import Targets
@@ -61,7 +61,7 @@ def evaluation(run: RunCheckpoint[PerceiverConfig], asked: Asked, world: World) 
         _log.warning("left out: %s", message)
     decider = Decider(run.config.decision, class_names=names, kind=kind_of(names), kept=asked.kept(run))
     task = PerceiverTask(model=model.to(world.device), class_names=names)
-    ablation = Ablation(task=task, modalities=modalities_of(run))
+    ablation = Ablation(task=task, modalities=modalities_of(run.metadata))
     written = _Written(run, data, partial(ablated, decider=decider, ablation=ablation), decider, skipped)
     return EvaluationSetup(
         task=task,
@@ -72,11 +72,6 @@ def evaluation(run: RunCheckpoint[PerceiverConfig], asked: Asked, world: World) 
         finish=written.finish,
         warnings=[f"{len(skipped)} samples were left out: {skipped[0]} ..."] if skipped else [],
     )
-
-
-def modalities_of(run: RunCheckpoint[PerceiverConfig]) -> list[Modality]:
-    """Those of a model of raw samples; none of another."""
-    return [Modality(**values) for values in run.metadata["model"]["options"].get("modalities", ())]
 
 
 def _of_outputs(
@@ -133,7 +128,7 @@ def _data(
     data = {}
     for name in asked.data:
         if pictures["kind"] == "raw":
-            read = partial(raw_data, modalities=modalities_of(run))
+            read = partial(raw_data, modalities=modalities_of(run.metadata))
         else:
             read = partial(evaluation_data, channels=run.metadata["model"]["input_dim"], asking=asking)
         data[name], problems = read(samples[name], name, settings=config.data, classes=classes)

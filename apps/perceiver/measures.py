@@ -17,9 +17,9 @@ from mlcore.metrics.resampled import resampled_macro_f1
 from mlcore.report.page import Picture, Section, Table
 from mlcore.report.plots.classes import plot_class_bars
 from mlcore.report.plots.curves import Series, plot_panels
-from mlcore.report.plots.values import plot_parity
 from mlcore.training.evaluator import Predictions
 from quartet.apps.perceiver.outputs import Outputs
+from quartet.apps.perceiver.parity import plot_parity
 
 __all__ = ["figures", "intervals", "sections"]
 

@@ -18,7 +18,7 @@ from mlcore.run.restore import rebuild
 from mlcore.run.scorer import FURTHER, ClassPrediction, Item, Shown, decision_of
 from quartet.apps.perceiver.config import DataConfig
 from quartet.apps.perceiver.data.manifest import read_text
-from quartet.apps.perceiver.data.raw import SERIES_FILES, Modality, Raw, RawReader
+from quartet.apps.perceiver.data.raw import SERIES_FILES, Modality, Raw, RawReader, modalities_of
 from quartet.apps.perceiver.data.raw_batches import RawCollate
 from quartet.apps.perceiver.model import PerceiverModel
 from quartet.apps.perceiver.restore import make_model
@@ -42,10 +42,6 @@ def is_raw(about: Mapping[str, Any]) -> bool:
     return bool(about["preprocessing"]["kind"] == "raw")
 
 
-def _modalities(about: Mapping[str, Any]) -> list[Modality]:
-    return [Modality(**values) for values in about["model"]["options"]["modalities"]]
-
-
 class RawNetwork(nn.Module):
     """A model whose inputs stand side by side: by modality, then ``length``, ``row`` and ``mask``."""
 
@@ -63,14 +59,14 @@ def raw_module(about: Mapping[str, Any], weights: Mapping[str, Tensor], source: 
     """The network, of a run's weights or an export's."""
     own = {name.removeprefix(_PREFIX): value for name, value in weights.items()}
     model = rebuild(lambda: make_model(about["model"]), own, source=source)
-    return RawNetwork(model, [*(one.name for one in _modalities(about)), "length", "row"]).eval()
+    return RawNetwork(model, [*(one.name for one in modalities_of(about)), "length", "row"]).eval()
 
 
 def raw_signature(about: Mapping[str, Any]) -> Signature:
     """Inputs and outputs of the network; what a model calls text:title is here text_title."""
     inputs: dict[str, Sequence[int | str]] = {}
     longest: dict[str, int] = {}
-    modalities = _modalities(about)
+    modalities = modalities_of(about)
     for number, modality in enumerate(modalities):
         size = list(modality.size)
         tokens = f"tokens_{number}"
@@ -100,7 +96,7 @@ class RawScorer:
 
     def __init__(self, about: Mapping[str, Any], network: Network, on_missing: str) -> None:
         self.network = network
-        self._about, self._modalities = about, _modalities(about)
+        self._about, self._modalities = about, modalities_of(about)
         given = {**about["preprocessing"]["data"], "on_missing": on_missing}
         sides = {side for one in self._modalities if one.kind == "image" for side in one.size}
         if len(sides) == 1:  # pictures of other sizes are resized

@@ -73,6 +73,10 @@ class DataConfig(Section):
         return self
 
 
+UNET = (64, 8)
+"""Side of a UNet's crops, unless another one is given, and what it is a multiple of, in voxels."""
+
+
 class ModelConfig(Section):
     """The network and the weights it starts from."""
 
@@ -119,7 +123,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
-        sizes = {"vit_tiny": (32, 4), "unet": (64, 8)}
+        sizes = {"vit_tiny": (32, 4), "unet": UNET}
         preset_size, preset_patch = sizes.get(self.model_type, (128, 16))
         image, patch = self.image_size or preset_size, self.patch_size or preset_patch
         if self.model_type == "unet":

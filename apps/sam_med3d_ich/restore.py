@@ -8,7 +8,7 @@ import torch
 
 from mlcore.run.decision import Decision
 from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
-from quartet.apps.sam_med3d_ich.config import DataConfig, ModelConfig, SamMed3DConfig
+from quartet.apps.sam_med3d_ich.config import UNET, DataConfig, ModelConfig, SamMed3DConfig
 from quartet.apps.sam_med3d_ich.data.preprocess import WINDOWS, Preprocessing
 from quartet.apps.sam_med3d_ich.model.encoder import EncoderShape
 from quartet.apps.sam_med3d_ich.model.ich import IchModel
@@ -39,7 +39,7 @@ class Restored:
 def describe(config: SamMed3DConfig) -> dict[str, Any]:
     """Plain values from which `make_model` and `make_segmenter` build; checkpoints carry them."""
     if config.model.model_type == "unet":
-        model: dict[str, Any] = {"network": "unet", "shape": {"image_size": config.model.image_size or 64}}
+        model: dict[str, Any] = {"network": "unet", "shape": {"image_size": config.model.image_size or UNET[0]}}
     else:
         model = {"shape": asdict(encoder_shape(config.model)), "visual_tokens": config.model.visual_tokens}
     return {

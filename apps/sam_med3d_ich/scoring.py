@@ -152,9 +152,7 @@ class VolumeScorer:
 
     def _check_clicks(self, windows: Windows) -> None:
         if self._clicks and not windows.takes_clicks:
-            raise UserError(
-                "this network takes no clicks: leave them out, or give a SAM-Med3D run, or such an export's weights"
-            )
+            raise UserError("this network takes no clicks: give a run of SAM-Med3D, or such an export's weights")
         if self._clicks and not self._prompted:
             _log.warning("the model was trained without clicks; how well it follows them is unknown")
         if self._clicks and not any(click.inside for click in self._clicks):

@@ -81,11 +81,10 @@ def page_statistics(pages: Sequence[Page], *, classes: int, most_sizes: int = _M
 
 def statistics_sections(parts: Mapping[str, PageStatistics], *, classes: Sequence[str], path: Path) -> list[Section]:
     """A table with a column for each part ("train", "val"), and a picture of all parts, drawn to `path` (PNG)."""
-    tables = {name: dict(part.rows(classes)) for name, part in parts.items()}
-    rows = [[label, *(table[label] for table in tables.values())] for label in next(iter(tables.values()))]
     draw_statistics(parts, classes=classes, path=path)
     remark = "Ranges: median (smallest to largest); sizes as stored, of PDF pages at 150 dpi."
-    return [Table("Data", ["", *tables], rows, note=remark), Picture("Data", path, wide=True)]
+    table = Table.of_parts({name: part.rows(classes) for name, part in parts.items()}, note=remark)
+    return [table, Picture("Data", path, wide=True)]
 
 
 def upright_sections(

@@ -75,13 +75,14 @@ def dataset_statistics(rows: Sequence[AdRow], *, most_sizes: int = 2000) -> Data
 
 def statistics_sections(parts: Mapping[str, DatasetStatistics], *, path: Path) -> list[Section]:
     """A table with a column for each part ("train", "val"), and a picture of all parts, drawn to `path` (PNG)."""
-    tables = {name: dict(part.rows()) for name, part in parts.items()}
-    rows = [[label, *(table[label] for table in tables.values())] for label in next(iter(tables.values()))]
     draw_statistics(parts, path=path)
     note = "Ranges: median (smallest to largest); sizes as stored"
     if any(len(part.sizes) < len(part.labels) for part in parts.values()):
         note += ", of a part of the pictures: " + ", ".join(f"{len(p.sizes):,} of {name}" for name, p in parts.items())
-    return [Table("Data", ["", *tables], rows, note=f"{note}."), Picture("Data", path, wide=True)]
+    return [
+        Table.of_parts({name: part.rows() for name, part in parts.items()}, note=f"{note}."),
+        Picture("Data", path, wide=True),
+    ]
 
 
 def draw_statistics(parts: Mapping[str, DatasetStatistics], *, path: Path) -> None:

@@ -72,6 +72,11 @@ class Modality:
         return {**asdict(self), "size": list(self.size)}
 
 
+def modalities_of(metadata: Mapping[str, Any]) -> list[Modality]:
+    """Those of a model of raw samples, of what its checkpoint or export notes; none of another model."""
+    return [Modality(**values) for values in metadata["model"]["options"].get("modalities", ())]
+
+
 def size_of(kind: str, value: Raw) -> tuple[int, ...]:
     """What all values of a modality must have in common."""
     return {"text": (), "image": value.shape[:2], "series": value.shape[1:]}[kind]

@@ -123,11 +123,9 @@ def dataset_statistics(cases: Sequence[Case], *, cache: Cache) -> DatasetStatist
 def statistics_sections(parts: Mapping[str, DatasetStatistics], folder: Path) -> list[Section]:
     """A table with a column for each part ("train", "val"), and `statistics.png` of all parts, drawn into `folder`."""
     path = folder / "statistics.png"
-    tables = {name: dict(part.rows()) for name, part in parts.items()}
-    rows = [[label, *(table[label] for table in tables.values())] for label in next(iter(tables.values()))]
     draw_statistics(parts, path=path)
     note = "As stored, before resampling. A lesion is a connected part of a mask (26 neighbours)."
-    sections: list[Section] = [Table("Data", ["", *tables], rows, note=note)]
+    sections: list[Section] = [Table.of_parts({name: part.rows() for name, part in parts.items()}, note=note)]
     remarks = [[part, *remark] for part in parts for remark in parts[part].not_hu]
     if remarks:
         sections.append(Table("Perhaps not HU", ["data", "case", "remark"], remarks, note=_NOT_HU))

@@ -17,7 +17,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
@@ -74,6 +74,13 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
     note: str = ""
+
+    @classmethod
+    def of_parts(cls, parts: Mapping[str, Iterable[tuple[str, object]]], *, note: str = "") -> Table:
+        """What the data holds, a column for each part ("train", "val"); all have the same labels, in one order."""
+        tables = {name: dict(rows) for name, rows in parts.items()}
+        labels = next(iter(tables.values()))
+        return cls("Data", ["", *tables], [[label, *(one[label] for one in tables.values())] for label in labels], note)
 
 
 @dataclass(frozen=True)

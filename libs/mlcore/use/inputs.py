@@ -225,7 +225,8 @@ class Once:
         for place in range(len(self.inputs)):
             try:
                 item = self.inputs.item(place)
-                files = [item.path, *(Path(value) for name, value in item.values if name.startswith(FURTHER))]
+                further = (value for name, value in item.values if name.startswith(FURTHER) and value[:1] != "[")
+                files = [item.path, *map(Path, further)]
                 states = "\0".join(_state(path) for path in files)
                 known = f"{item.path}\0{states}\0{item.part}\0{item.values}"
             except UserError as error:

@@ -18,7 +18,7 @@ from mlcore.base.errors import UserError
 from mlcore.run.predictor import Predictor
 from mlcore.run.scorer import Item
 from mlcore.use import job as module
-from mlcore.use.inputs import Inputs, find_inputs
+from mlcore.use.inputs import Files, Inputs, Once, find_inputs
 from mlcore.use.job import Done, Job, run_job
 
 ROWS = 300
@@ -211,3 +211,9 @@ def test_the_output_can_be_an_input(suffix: str, tmp_path: Path) -> None:
     first, second = read(tmp_path / "again.csv"), [row["id"] for row in read(tmp_path / "t.csv")]
     assert [row["id"] for row in first] == second
     assert all(row["model_upper"] == row["model_model_upper"] for row in first)
+
+
+def test_numbers_in_a_cell_are_no_path_however_they_look() -> None:
+    cells = ("[[1, 2]]", "[\0]", f"[{'1, ' * 5000}1]", "[[1, 2]]")
+    once = Once(Files([Item("row", None, values=(("path:series", cell),)) for cell in cells]))
+    assert once.kinds.tolist() == [0, 1, 2, 0]
