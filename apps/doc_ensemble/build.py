@@ -16,10 +16,11 @@ from mlcore.base.distributed import World, broadcast_object
 from mlcore.base.errors import UserError
 from mlcore.data.loader import Collate
 from mlcore.data.mixing import MixedCollate, Mixing
+from mlcore.metrics.arrays import FloatArray
 from mlcore.metrics.ranking import Interval
 from mlcore.report.classification import measure_interval
 from mlcore.report.page import Section
-from mlcore.run.build import Data, EvaluationSetup, TrainingSetup
+from mlcore.run.build import Data, EvaluationSetup, TrainingSetup, evaluation_loader
 from mlcore.run.deciding import Decider
 from mlcore.run.evaluating import Asked
 from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
@@ -92,7 +93,12 @@ def build(config: DocConfig, world: World) -> TrainingSetup:
         finish=partial(write_outputs, inspector, splits, config),
         figures=None if keeping is None else lambda: {"distillation": keeping.figures},
         warnings=[*splits.notes, *_doubts(config), *(() if teacher is None else teacher.notes)],
-        baselines=baselines(splits.named(), classes=len(splits.classes), max_pixels=pixels),
+        baselines=baselines(
+            splits.named(),
+            classes=len(splits.classes),
+            max_pixels=pixels,
+            published=partial(_published, config, splits.classes, data, world) if _starts_published(config) else None,
+        ),
         held_out=[_held(page) for page in splits.test or ()] if config.protocol.fold else (),
     )
 
@@ -173,6 +179,25 @@ def _model(config: DocConfig, classes: Sequence[str]) -> DocClassifier:
     if config.train.gradient_checkpointing and settings.model_name not in (LAYOUT, TEXT):
         model.trunk.set_grad_checkpointing(True)  # type: ignore[operator]
     return model.to(memory_format=torch.channels_last)
+
+
+def _starts_published(config: DocConfig) -> bool:
+    return config.model.pretrained and config.model.model_name not in (LAYOUT, TEXT)
+
+
+def _published(
+    config: DocConfig,
+    classes: Sequence[str],
+    data: Callable[[Sequence[Page]], Data],
+    world: World,
+    pages: Sequence[Page],
+) -> FloatArray:
+    """What the weights that the run started from say of pages, [N, D]."""
+    model = _model(config, classes).eval().to(world.device)
+    loader = evaluation_loader(config, data(pages), world=World(device=world.device))
+    with torch.inference_mode():
+        rows = [model.embed(batch.to(world.device).data["pixels"]).cpu().numpy() for batch in loader.epoch(0)]
+    return np.concatenate(rows).astype(np.float64)
 
 
 def learning_rates(model: DocClassifier, config: DocConfig) -> list[GroupRule]:

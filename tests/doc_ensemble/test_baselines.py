@@ -1,10 +1,12 @@
 """Plain models of pages and of their texts beside the network."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from mlcore.metrics.arrays import FloatArray
 from quartet.apps.doc_ensemble.baselines import baselines
 from quartet.apps.doc_ensemble.data.pages import Page
 from quartet.apps.doc_ensemble.data.table import read_table
@@ -43,3 +45,15 @@ def test_without_texts_there_are_pages_alone(tmp_path: Path) -> None:
     pages, classes = read_table(write(tmp_path, 30, text=False))
     assert pages[0].more == ()
     assert len(baselines(parts(pages), classes=len(classes), max_pixels=10_000)) == 1
+
+
+def test_a_network_stands_beside_its_own_start(tmp_path: Path) -> None:
+    pages, classes = read_table(write(tmp_path, 30, text=False))
+
+    def brightness(pages: Sequence[Page]) -> FloatArray:
+        return np.array([[np.asarray(Image.open(page.path)).mean()] for page in pages])
+
+    *_, found = baselines(parts(pages), classes=len(classes), max_pixels=10_000, published=brightness)
+    rows = found.predict()["val"]
+    assert "published weights" in found.name
+    assert rows["probabilities"].argmax(dim=1).tolist() == rows["label"].tolist()
