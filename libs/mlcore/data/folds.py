@@ -1,5 +1,6 @@
 """Folds of a cross-validation: the same share of each class, and what belongs together in one."""
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
 
-__all__ = ["fold_numbers"]
+__all__ = ["check_units", "fold_numbers"]
 
 
 def fold_numbers(
@@ -39,10 +40,10 @@ def fold_numbers(
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # heavy
 
+    check_units(labels, units, folds=folds, classes=classes, setting=setting, what=what)
     numbers: dict[Hashable, int] = {}
     known = np.array([numbers.setdefault(unit, len(numbers)) for unit in units], dtype=np.int64)
     given, grouped = np.asarray(labels, dtype=np.int64), len(numbers) < len(units)
-    _check_classes(given, known, folds=folds, classes=classes, setting=setting, what="groups" if grouped else what)
     make = StratifiedGroupKFold if grouped else StratifiedKFold
     splitter = make(n_splits=folds, shuffle=True, random_state=seed)
     found = np.full(len(given), -1, dtype=np.int64)
@@ -51,16 +52,19 @@ def fold_numbers(
     return found
 
 
-def _check_classes(
-    labels: NDArray[np.int64], units: NDArray[np.int64], *, folds: int, classes: Sequence[str], setting: str, what: str
+def check_units(
+    labels: Sequence[int], units: Sequence[Hashable], *, folds: int, classes: Sequence[str], setting: str, what: str
 ) -> None:
-    counts = {label: len(set(units[labels == label].tolist())) for label in sorted(set(labels.tolist()))}
-    few = {label: count for label, count in counts.items() if count < folds}
+    """That each class has a unit for each fold; arguments and error are those of `fold_numbers`."""
+    pairs = set(zip(labels, units, strict=True))
+    counts = Counter(label for label, _ in pairs)
+    few = {label: count for label, count in sorted(counts.items()) if count < folds}
     if few or not counts:
         named = ", ".join(f"{classes[label]} ({count})" for label, count in few.items()) or "all"
         most = min(few.values(), default=0)
         way_out = f"use {setting}={most}, " if most >= 2 else ""
+        things = what if len(set(units)) == len(units) else "groups"
         raise UserError(
-            f"{folds} folds need at least {folds} {what} of each class, but there are fewer of {named}: {way_out}give "
-            f"more {'samples' if what == 'groups' else what}, or put classes together"
+            f"{folds} folds need at least {folds} {things} of each class, but there are fewer of {named}: {way_out}"
+            f"give more {'samples' if things == 'groups' else what}, or put classes together"
         )

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write
 from mlcore.base.reading import reading
 from mlcore.config.protocol import ProtocolConfig
-from mlcore.data.folds import fold_numbers
+from mlcore.data.folds import check_units, fold_numbers
 from mlcore.data.packed import read_arrays
 from mlcore.report.page import Section
 from mlcore.run.baseline import Judged
@@ -57,26 +58,27 @@ def member_splits(
     if protocol.fold == 0:
         return replace(splits, train=pool, validation=())
 
-    def part(items: Sequence[ItemT], folds: int, number: int, setting: str) -> tuple[list[ItemT], list[ItemT]]:
-        """Items without a part, and the part."""
-        numbers = fold_numbers(
-            [label(item) for item in items],
-            [unit(item) for item in items],
-            folds=folds,
-            seed=seed,
-            classes=classes,
-            setting=setting,
-            what=what,
-        )
-        out = (numbers == number).tolist()
-        rest = [item for item, held_out in zip(items, out, strict=True) if not held_out]
-        return rest, [item for item, held_out in zip(items, out, strict=True) if held_out]
+    def about(items: Sequence[ItemT]) -> dict[str, Any]:
+        labels, units = [label(item) for item in items], [unit(item) for item in items]
+        return {"labels": labels, "units": units, "classes": classes, "what": what}
 
-    train, test = part(pool, protocol.folds, protocol.fold - 1, "protocol.folds")
-    validation: Sequence[ItemT] = ()
+    outer: dict[str, Any] = {"folds": protocol.folds, "setting": "protocol.folds"}
+    inner: dict[str, Any] = {"folds": protocol.inner, "setting": "protocol.inner"}
+    numbers = fold_numbers(**about(pool), **outer, seed=seed)
+    parts = [_parted(pool, numbers == fold) for fold in range(protocol.folds)]
+    train, test = parts[protocol.fold - 1]
+    validation: list[ItemT] = []
     if protocol.inner:
-        train, validation = part(train, protocol.inner, 0, "protocol.inner")
+        for rest, _ in parts:  # of every fold, so that a job fails at its first run or not at all
+            check_units(**about(rest), **inner)
+        train, validation = _parted(train, fold_numbers(**about(train), **inner, seed=seed) == 0)
     return replace(splits, train=train, validation=validation, test=test)
+
+
+def _parted(items: Sequence[ItemT], out: NDArray[np.bool_]) -> tuple[list[ItemT], list[ItemT]]:
+    """The items that are not out, and those that are."""
+    pairs = list(zip(items, out.tolist(), strict=True))
+    return [item for item, is_out in pairs if not is_out], [item for item, is_out in pairs if is_out]
 
 
 def keeping(setup: TrainingSetup) -> TrainingSetup:
