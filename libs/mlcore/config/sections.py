@@ -382,5 +382,11 @@ class TrackingConfig(Section):
         "online", "offline: keep the data in the run folder for `wandb sync`", env="WANDB_MODE", continued="applied"
     )
     log_every: int = field(10, "Write training figures each this many steps", unit="steps", ge=1, continued="applied")
+    profile: bool = field(
+        default=False,
+        description="Time some steps part by part and trace some with torch's profiler; the report says where a step's "
+        "time goes",
+        continued="applied",
+    )
     log_images: bool = field(default=False, description="Log sample pictures", continued="applied")
     log_freq: int = field(10, "Log pictures each this many epochs", unit="epochs", ge=1, continued="applied")

@@ -18,6 +18,7 @@ from mlcore.report.plots.curves import plot_panels
 from mlcore.run.baseline import Judged, as_values, baseline_table, doubts, judge
 from mlcore.run.build import CoreConfig, EvaluationSetup, TrainingSetup, evaluation_loader
 from mlcore.run.copy import Copied
+from mlcore.run.step_times import step_time_sections
 from mlcore.trackers.table import read_history
 from mlcore.training.checkpoint import (
     CheckpointError,
@@ -223,6 +224,7 @@ def pages_of_run(
             result_table(results, which=which),
             *baseline_table(evaluation.baselines, results, metric=monitor.metric),
             *evaluation.sections,
+            *step_time_sections(folder),
             *(() if setup.overview is None else setup.overview(folder)),
         ],
         config=config,

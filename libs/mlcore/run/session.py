@@ -6,6 +6,7 @@ The apps differ in the `TrainingSetup` they build; everything around it is here,
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from mlcore.run.tracking import build_tracker
 from mlcore.trackers.base import Tracker, Trackers
 from mlcore.training.evaluator import Predictions
 from mlcore.training.lr_finder import find_learning_rate
+from mlcore.training.profile import profiled
 from mlcore.training.progress import Outcome
 from mlcore.training.trainer import Trainer
 
@@ -284,7 +286,9 @@ def _train(run: OpenRun) -> str:
     try:
         run.begin()
         _log.info("%s: %s", run.folder, describe(trainer))
-        outcome = trainer.fit()
+        is_profiled = run.config.tracking.profile and run.world.is_main
+        with profiled(trainer, folder=run.folder) if is_profiled else nullcontext():
+            outcome = trainer.fit()
         if outcome.status in ENDED:
             _evaluate_and_report(run, trainer, setup, outcome)
         status = outcome.status
