@@ -29,7 +29,7 @@ doctor: $(APP_STAMPS) ## Check this machine: Python, torch, devices, memory, dis
 	@$(VENV_PYTHON) -m quartet doctor
 
 ##@ Checking
-.PHONY: test test-all chaos fuzz lint audit format bench
+.PHONY: test test-all chaos fuzz lint audit format bench bench-gpu
 test: $(APP_STAMPS) $(STAMPS)/dev ## Run the tests (under ten minutes): [ARGS="-k name"]
 	@$(PYTEST) $(ARGS)
 
@@ -61,6 +61,9 @@ format: $(STAMPS)/dev ## Rewrite the code in the project's style
 
 bench: $(APP_STAMPS) $(STAMPS)/benchmarks ## Measure against the peers, side by side: [ARGS="name ..."]
 	@$(call THREADS,2) $(VENV_PYTHON) benchmarks/run.py $(ARGS)
+
+bench-gpu: $(APP_STAMPS) $(STAMPS)/benchmarks ## Fill docs/BENCHMARKS.md's tables of a GPU in nine minutes: [ARGS="--only steps"]
+	@$(VENV_PYTHON) -m benchmarks.gpu $(ARGS)
 
 ##@ Shipping and upkeep
 .PHONY: new-app wheel docker lock sbom pictures clean help

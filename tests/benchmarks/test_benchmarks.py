@@ -52,6 +52,33 @@ def test_every_benchmark_module_is_listed():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("minutes", "complete"), [("20", True), ("0", False)])
+def test_the_tables_of_a_gpu_are_tried_on_a_processor(minutes, complete, tmp_path):
+    path = tmp_path / "gpu.json"
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        "--device",
+        "cpu",
+        "--quick",
+        "--minutes",
+        minutes,
+        "--json",
+        path,
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(path.read_text("utf-8"))
+    late = [line for line in found["left_out"] if line.endswith("no time was left")]
+    assert bool(found["reports"]) == complete
+    assert len(late) == (0 if complete else 8)
+    if complete:
+        assert len(found["reports"]["steps"]["rows"]) == 4
+        assert not [line for line in found["left_out"] if "Error" in line], found["left_out"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_quick_run_reports(name, tmp_path):
     path = tmp_path / "report.json"
