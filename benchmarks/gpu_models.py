@@ -111,7 +111,7 @@ def _documents(name: str, side: int, size: int) -> Workload:
     def make(device: torch.device) -> tuple[nn.Module, Forward]:
         torch.manual_seed(0)
         model = create_model(name, class_names=TYPES, pretrained=False, image_size=(side, side))
-        model = model.to(device, memory_format=torch.channels_last)
+        model = model.to(device).to(memory_format=torch.channels_last)
         return model, DocTask(model=model, class_names=TYPES).training_step
 
     def batch(count: int) -> dict[str, Tensor]:

@@ -207,7 +207,8 @@ def released(session: Session) -> Report:
     theirs = build_sam3D_vit_b_ori().to(session.device)
     theirs.load_state_dict(mine.sam.state_dict())
     image = torch.randn(1, 1, 128, 128, 128, device=session.device)
-    rows, raw = [], {}
+    rows: list[list[str]] = []
+    raw: dict[str, Any] = {}
     for kind in session.kinds:
         sides = {}
         for name, encoder in {"medim": theirs.image_encoder, "ours": mine.sam.image_encoder}.items():

@@ -160,7 +160,7 @@ def bare(model: nn.Module, forward: Forward, batch: Any, kind: Kind, device: tor
         optimizer.zero_grad()
         with autocast(precision_of(kind), device):
             loss = forward(model, batch).loss_sum / samples
-        scaler.scale(loss).backward()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
         scaler.step(optimizer)
