@@ -1,4 +1,4 @@
-"""Reads `.npz` files and tar archives by their headers first: nothing in them runs, inflates or lies about its size."""
+"""Reads arrays in files and tar archives by their headers first: nothing in them runs, inflates or lies of its size."""
 
 import math
 import sys
@@ -6,8 +6,9 @@ import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 from numpy.lib import format as npy
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from mlcore.base.errors import UserError
 from mlcore.base.reading import check_unpacked, reading
 
-__all__ = ["TarFiles", "check_arrays", "read_arrays"]
+__all__ = ["StoredArray", "TarFiles", "check_arrays", "read_arrays"]
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 # Numpy's remark on files of Python 2, which does not even name them.
@@ -36,14 +37,70 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     with reading(path, _NPZ), np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
         for name, array in arrays.items():
-            if array.dtype.kind == "U" and _letters(array).max(initial=0) > sys.maxunicode:
-                raise ValueError(f"{name} holds what is no text")
+            _check_letters(array, name)
         return arrays
 
 
-def _letters(array: NDArray[np.str_]) -> NDArray[np.uint32]:
-    """The code points of an array of strings."""
-    return np.frombuffer(array.astype(array.dtype.newbyteorder("=")).tobytes(), dtype=np.uint32)
+def _check_letters(array: NDArray[Any], name: str) -> None:
+    if array.dtype.kind == "U":
+        letters = np.frombuffer(array.astype(array.dtype.newbyteorder("=")).tobytes(), dtype=np.uint32)
+        if letters.max(initial=0) > sys.maxunicode:
+            raise ValueError(f"{name} holds what is no text")
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array that stays in its `.npy` file: rows are read where they stand, when they are asked for.
+
+    Memory holds what was asked for alone, as with a memory map; but a file that becomes shorter meanwhile is an error
+    and does not end the process, and pages that were read do not count as the process's own.
+
+    Attributes:
+        path: The file.
+        dtype: Numbers, or strings of fixed width.
+        shape: Its axes.
+        offset: Where the numbers begin, in bytes.
+    """
+
+    path: Path
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The array of a file.
+
+        Raises:
+            UserError: It is none, holds Python objects, is of another size than it says, or is stored by columns.
+        """
+        with reading(path, "a .npy file of plain numbers"), path.open("rb") as file:
+            shape, by_columns, dtype = _check_header(file, path.stat().st_size)
+            if by_columns and len(shape) > 1:
+                raise UserError(f"{path}: stored by columns; save numpy.ascontiguousarray of it")
+            return cls(path, dtype, shape, file.tell())
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
+        """One row, or those of a slice without a step, as an array in memory."""
+        start, stop, _ = rows.indices(len(self)) if isinstance(rows, slice) else (rows, rows + 1, 1)
+        if not 0 <= start <= max(start, stop) <= len(self):
+            raise IndexError(rows)
+        inner = self.shape[1:]
+        count, before = (number * math.prod(inner) for number in (max(stop - start, 0), start))
+        with reading(self.path, "a .npy file of plain numbers"):
+            found = np.fromfile(self.path, self.dtype, count, offset=self.offset + before * self.dtype.itemsize)
+            if len(found) != count:
+                raise ValueError("it has become shorter")
+            _check_letters(found, "it")
+        return found.reshape(-1, *inner) if isinstance(rows, slice) else found.reshape(inner)
 
 
 def check_arrays(path: Path) -> None:
@@ -65,16 +122,17 @@ def check_arrays(path: Path) -> None:
                     _check_header(content, member.file_size)
 
 
-def _check_header(file: IO[bytes], size: int) -> None:
-    """Compare what the header of an array announces with the `size` bytes that there are."""
+def _check_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns come first, and type of an array, of which there are `size` bytes with the header."""
     version = npy.read_magic(file)
     if version not in _HEADERS:
         raise ValueError(f"an array of format {version}")
-    shape, _, dtype = _HEADERS[version](file)
+    shape, by_columns, dtype = _HEADERS[version](file)
     if dtype.hasobject or dtype.itemsize == 0 or any(type(side) is not int or side < 0 for side in shape):
         raise ValueError(f"an array of {dtype} {shape}")
     if math.prod(shape) * dtype.itemsize != size - file.tell():
         raise ValueError(f"an array of {dtype} {shape} in {size} bytes")
+    return shape, by_columns, dtype
 
 
 class TarFiles:

@@ -54,7 +54,8 @@ def find_inputs(given: Sequence[str], scorer: Scorer, *, base_dir: Path | None =
     Raises:
         UserError: There is nothing, a table beside other things, or a table without rows or the columns.
     """
-    tables = [text for text in given if Path(text).suffix.lower() in TABLES]
+    suffixes = [suffix for suffix in TABLES if suffix not in scorer.suffixes]  # others are files that hold inputs
+    tables = [text for text in given if Path(text).suffix.lower() in suffixes]
     if tables and len(given) > 1:
         raise UserError(f"{tables[0]} is a table; give it alone, or files and folders")
     if tables:
