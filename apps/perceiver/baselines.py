@@ -15,12 +15,15 @@ from quartet.apps.perceiver.data.raw import Modality
 from quartet.apps.perceiver.data.samples import SampleDataset
 from quartet.apps.perceiver.mini_rocket import MiniRocket
 
-__all__ = ["SERIES", "baselines", "raw_baselines", "rocket_for", "shown"]
+__all__ = ["AT_ONCE", "baselines", "few", "raw_baselines", "rocket_for", "shown"]
 
 _COMPARISONS = 1e9  # of MiniRocket on training positions: seconds
 _FEATURES = 9996  # as in the paper
 SERIES = 2000
 """Series to learn from at most: ridge of more takes minutes."""
+AT_ONCE = 64
+"""Series that are in memory together to be predicted."""
+_VALUES = 20_000_000  # of training series
 
 
 def baselines(
@@ -46,11 +49,17 @@ def baselines(
     def predict() -> Mapping[str, Predictions]:
         labels = {name: np.asarray(part.labels).tolist() for name, part in parts.items()}  # type: ignore[attr-defined]
         places = {name: range(len(part)) for name, part in parts.items() if name != "train"}
-        train = fewer(labels["train"], **({} if layout else {"most": SERIES})).tolist()
+        most = {} if layout else {"most": few(parts["train"])}
+        train = fewer(labels["train"], **most).tolist()
         known = [labels["train"][place] for place in train]
         if layout is None:
             of_series = _fit_series(series("train", train), known, classes=classes)
-            chances = {name: of_series(series(name, those)) for name, those in places.items()}
+            chances = {
+                name: np.concatenate(
+                    [of_series(series(name, those[at : at + AT_ONCE])) for at in range(0, len(those), AT_ONCE)]
+                )
+                for name, those in places.items()
+            }
         else:
             of_pictures = fit_features(pictures("train", train), known, classes=classes)
             chances = {name: of_pictures(pictures(name, those)) for name, those in places.items()}
@@ -140,6 +149,11 @@ def _fit_series(
         return found
 
     return predict
+
+
+def few(train: SampleDataset) -> int:
+    """How many series such features are learned from: those of long ones are kept in memory, too."""
+    return int(min(SERIES, max(_VALUES // np.asarray(train[0]["input"]).size, 8)))
 
 
 def rocket_for(series: Sequence[FloatArray]) -> MiniRocket:

@@ -27,11 +27,11 @@ from mlcore.run.splits import Held, Splits
 from mlcore.training.evaluator import Predictions
 from quartet.apps.perceiver.baselines import baselines
 from quartet.apps.perceiver.config import DataConfig, ObjectiveConfig, PerceiverConfig
-from quartet.apps.perceiver.data.asking import Asking, refuse_short
+from quartet.apps.perceiver.data.asking import Asking
 from quartet.apps.perceiver.data.augment import Pipeline, series_augmentation
 from quartet.apps.perceiver.data.collate import PadCollate
 from quartet.apps.perceiver.data.image_augment import image_augmentation
-from quartet.apps.perceiver.data.inspection import Inspection, inspect_dataset
+from quartet.apps.perceiver.data.inspection import Inspection, Needs, inspect_dataset
 from quartet.apps.perceiver.data.patches import ImagePatches, PatchLayout
 from quartet.apps.perceiver.data.samples import Joined, SampleDataset, Subset, group_of, origin_of
 from quartet.apps.perceiver.data.sources import Part, Sources, load_sources
@@ -40,7 +40,7 @@ from quartet.apps.perceiver.fine_tuning import fitting, read_start, take_encoder
 from quartet.apps.perceiver.judging import asking_of, judged, least_positions, outputs_of
 from quartet.apps.perceiver.output_task import OutputTask
 from quartet.apps.perceiver.outputs import Outputs
-from quartet.apps.perceiver.restore import make_model, model_settings
+from quartet.apps.perceiver.restore import make_model, settings_of
 from quartet.apps.perceiver.task import Objective, PerceiverTask
 
 _log = logging.getLogger(__name__)
@@ -60,19 +60,24 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
     """
     sources = sources_of(config)
     parts = parts_of(sources, config)
-    for part in (sources.train, sources.validation, sources.test):
-        refuse_short(part, least_positions(config.task))
     inspect = partial(_inspect, settings=config.data, classes=sources.classes)
-    looks = {"train": inspect(parts["train"], CALLED["train"], every_class=True)}
-    channels = len(looks["train"].statistics.mean)
-    looks |= {part: inspect(parts[part], CALLED[part], channels=channels) for part in parts if part != "train"}
+    needs = Needs(least=least_positions(config.task), timed=bool(sources.preprocessing.get("timed")))
+    looks = {"train": inspect(parts["train"], CALLED["train"], every_class=True, needs=needs)}
+    needs = replace(needs, channels=len(looks["train"].statistics.mean) + needs.timed)
+    looks |= {part: inspect(parts[part], CALLED[part], needs=needs) for part in parts if part != "train"}
     _name_constant_channels(looks["train"])
     longest = max(int(look.lengths.max()) for look in looks.values())
     outputs = outputs_of(
         config.task, sources.targets, Subset(parts["train"], indices=looks["train"].kept), looks["train"]
     )
     asking = None if outputs is None else asking_of(outputs, config)
-    task = _task(config, sources, looks["train"], outputs=outputs, longest=longest, device=world.device)
+    count = len(sources.classes) if outputs is None else len(outputs.names)
+    settings = settings_of(config, looks, num_classes=count, layout=_layout(sources))
+    if outputs is not None and outputs.by_position:
+        settings["visible"] = outputs.visible(len(looks["train"].statistics.mean))
+    task = _task(
+        config, sources, looks["train"], outputs=outputs, settings=settings, length=longest, device=world.device
+    )
     data = partial(_data, settings=config.data, asking=asking)
     skipped = [*sources.skipped, *(message for look in looks.values() for message in look.problems)]
     for message in skipped:
@@ -82,7 +87,7 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
         task=task,
         train=_mixed(samples["train"], config.data, classes=len(sources.classes)),
         evaluation={part: samples[part] for part in parts if part != "train" or "val" not in parts},
-        transform=_transform(config, _layout(sources), asking=asking, longest=longest),
+        transform=_transform(config, _layout(sources), asking=asking, longest=longest, timed=needs.timed),
         overview=partial(_overview, looks),
         warnings=warnings_of(parts, skipped),
         held_out=held_out(parts["test"]) if config.protocol.fold else (),
@@ -128,19 +133,11 @@ def _task(
     look: Inspection,
     *,
     outputs: Outputs | None,
-    longest: int,
+    settings: dict[str, Any],
+    length: int,
     device: torch.device,
 ) -> PerceiverTask | OutputTask:
-    statistics, layout = look.statistics, _layout(sources)
-    settings = model_settings(
-        config.model,
-        input_dim=len(statistics.mean),
-        num_classes=len(sources.classes) if outputs is None else len(outputs.names),
-        max_seq_len=config.data.max_seq_len or longest,
-        grid=None if layout is None else layout.patches,
-    )
-    if outputs is not None and outputs.by_position:
-        settings["visible"] = outputs.visible(len(statistics.mean))
+    statistics = look.statistics
     start = None if config.task.init_from is None else read_start(config.task.init_from)
     settings = settings if start is None else fitting(settings, start)
     model = make_model(settings, gradient_checkpointing=config.train.gradient_checkpointing)
@@ -150,7 +147,7 @@ def _task(
         model.encoder.set_input_statistics(statistics.mean, statistics.std)
     extra = {"model": settings, "preprocessing": dict(sources.preprocessing)}
     if outputs is not None:
-        return OutputTask(model=model, outputs=outputs, length=longest, extra=extra)
+        return OutputTask(model=model, outputs=outputs, length=length, extra=extra)
     return PerceiverTask(
         model=model,
         class_names=tuple(sources.classes),
@@ -277,7 +274,7 @@ def evaluation_data(
     *,
     settings: DataConfig,
     classes: Sequence[str],
-    channels: int,
+    needs: Needs,
     asking: Asking | None = None,
 ) -> tuple[Data, Sequence[str]]:
     """Samples as evaluations take them, and one message for each that is left out.
@@ -287,15 +284,14 @@ def evaluation_data(
         name: What they are for: "val", "test", "train".
         settings: The data section.
         classes: Names of the classes.
-        channels: What the model reads at each position.
+        needs: What the model asks of them.
         asking: What other tasks than classification ask of them.
 
     Raises:
         UserError: They do not fit the model, or cannot be used.
     """
-    if asking is not None:
-        refuse_short(dataset, asking.outputs.least)
-    look = _inspect(dataset, CALLED[name], settings=settings, classes=classes, channels=channels)
+    needs = needs if asking is None else replace(needs, least=asking.outputs.least)
+    look = _inspect(dataset, CALLED[name], settings=settings, classes=classes, needs=needs)
     return _data(dataset, look, settings=settings, asking=asking), look.problems
 
 
@@ -305,14 +301,14 @@ def _inspect(
     *,
     settings: DataConfig,
     classes: Sequence[str],
-    channels: int | None = None,
+    needs: Needs,
     every_class: bool = False,
 ) -> Inspection:
     return inspect_dataset(
         dataset,
         classes=classes,
         name=name,
-        channels=channels,
+        needs=needs,
         max_seq_len=settings.max_seq_len,
         on_too_long=settings.on_too_long,
         on_bad_sample=settings.on_bad_sample,
@@ -338,7 +334,7 @@ def _mixed(data: Data, settings: DataConfig, *, classes: int) -> Data:
 
 
 def _transform(
-    config: PerceiverConfig, layout: PatchLayout | None, *, asking: Asking | None, longest: int
+    config: PerceiverConfig, layout: PatchLayout | None, *, asking: Asking | None, longest: int, timed: bool
 ) -> Transform | None:
     settings = config.data
     if layout is not None:
@@ -355,6 +351,7 @@ def _transform(
         time_mask=settings.time_mask,
         window_slice=settings.window_slice,
         max_seq_len=settings.max_seq_len or (longest if limited else None),
+        timed=timed,
     )
     if asking is None or asking.outputs.kind not in ("forecast", "masked"):
         return changes

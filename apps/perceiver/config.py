@@ -28,10 +28,11 @@ Channel = Annotated[int, Field(ge=0)]
 class DataConfig(Section):
     """The samples: where they come from, how they become sequences, how they are varied."""
 
-    dataset: Literal["synthetic", "cifar10", "image_folder", "ts", "custom", "manifest", "text"] | None = field(
+    dataset: Literal["synthetic", "cifar10", "image_folder", "ts", "custom", "long", "manifest", "text"] | None = field(
         None,
         "synthetic: generated patterns; cifar10: the official python archive; image_folder: one folder per class; "
-        "ts: UEA/UCR .ts files; custom: .npz files; manifest: a table with texts, images and series; text: a folder of "
+        "ts: UEA/UCR .ts files; custom: .npz files, or folders of .npy files; long: tables with a row for each time of "
+        "each series; manifest: a table with texts, images and series; text: a folder of "
         ".txt files per class, or a table; null: nothing chosen, the demo runs",
         aliases=("dataset_type",),
     )
@@ -42,7 +43,7 @@ class DataConfig(Section):
     )
     train_path: Path | None = field(
         None,
-        "Training file or folder (ts, custom, image_folder, manifest, text) instead of data_dir",
+        "Training file or folder (ts, custom, long, image_folder, manifest, text) instead of data_dir",
         continued="applied",
     )
     val_path: Path | None = field(
@@ -72,8 +73,23 @@ class DataConfig(Section):
         1, "manifest, text: bytes that become one token; with stem=conv a power of two", unit="bytes", ge=1
     )
     series_patch: int = field(
-        1, "manifest: time steps that become one token; with stem=conv a power of two", unit="steps", ge=1
+        1,
+        "Series: time steps that become one token, stem_channels wide, so that long ones cost less; of manifests with "
+        "stem=conv a power of two",
+        unit="steps",
+        ge=1,
     )
+    id_column: str = field("id", "long: column that says which series a row belongs to")
+    time_column: str | None = field(
+        "time", "long: column of time stamps, numbers or dates, rising within a series; null: rows are equal steps"
+    )
+    label_column: str = field("label", "long: column of the class, or of the target, here or in label_path")
+    label_path: Path | None = field(
+        None,
+        "long: table with id_column and label_column, a row for each series; null: labels are in the rows",
+        continued="applied",
+    )
+    channels: list[str] = field([], "long: columns of values; none named: all others")
     modality_dropout: float = field(
         0.0,
         "manifest: how often each modality of a training sample is hidden; one always stays",
@@ -106,8 +122,8 @@ class DataConfig(Section):
     )
     on_missing: Literal["error", "mask", "interpolate"] = field(
         "error",
-        "ts, custom, manifest: what to do with NaN (in .ts files ?) before the end of a sequence; error: it is a bad "
-        "sample; mask (not of manifests): hide these positions; interpolate: draw lines between a channel's values",
+        "ts, custom, long, manifest: what to do with NaN (in .ts files ?) before the end of a sequence; error: it is a "
+        "bad sample; mask (not of manifests): hide these positions; interpolate: draw lines between a channel's values",
     )
     normalize: bool = field(
         default=True, description="Standardise features with the training data's mean and deviation"
@@ -275,8 +291,8 @@ class PerceiverConfig(Section):
         kind, data = self.task.kind, self.data
         if kind == "classification":
             return self
-        if data.dataset not in (None, "ts", "custom", "synthetic"):
-            reject("task.kind", f"{kind} takes series: --dataset ts, custom or synthetic, not {data.dataset}")
+        if data.dataset not in (None, "ts", "custom", "long", "synthetic"):
+            reject("task.kind", f"{kind} takes series: --dataset ts, custom, long or synthetic, not {data.dataset}")
         if self.objective != ObjectiveConfig():
             reject("objective", f"its settings are of task.kind=classification; {kind} has its own loss")
         if self.decision != DecisionConfig():

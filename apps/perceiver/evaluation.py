@@ -26,7 +26,6 @@ from quartet.apps.perceiver.ablation import Ablation
 from quartet.apps.perceiver.build import evaluation_data, parts_of
 from quartet.apps.perceiver.build_raw import ablated, raw_data
 from quartet.apps.perceiver.config import PerceiverConfig
-from quartet.apps.perceiver.data.asking import refuse_short
 from quartet.apps.perceiver.data.raw import modalities_of
 from quartet.apps.perceiver.data.samples import origin_of
 from quartet.apps.perceiver.data.sources import labelled_samples, load_sources
@@ -34,7 +33,7 @@ from quartet.apps.perceiver.data.targets import Targets
 from quartet.apps.perceiver.judging import asking_of, interval, written
 from quartet.apps.perceiver.output_task import OutputTask
 from quartet.apps.perceiver.outputs import Outputs
-from quartet.apps.perceiver.restore import make_model
+from quartet.apps.perceiver.restore import make_model, needs_of
 from quartet.apps.perceiver.task import PerceiverTask
 
 __all__ = ["evaluation"]
@@ -113,8 +112,6 @@ def _data(
             here, there = (", ".join(names) for names in (sources.targets.names, known.names))
             raise UserError(f"the data asks for {here}; the model was trained on {there}")
         classes = tuple(sources.classes)
-        for part in (sources.train, sources.validation, sources.test):
-            refuse_short(part, 1 if outputs is None else outputs.least)
         if sources.preprocessing != pictures:
             raise UserError(f"the data is {sources.preprocessing}; the model was trained on {pictures}")
         parts = parts_of(sources, config)
@@ -130,7 +127,7 @@ def _data(
         if pictures["kind"] == "raw":
             read = partial(raw_data, modalities=modalities_of(run.metadata))
         else:
-            read = partial(evaluation_data, channels=run.metadata["model"]["input_dim"], asking=asking)
+            read = partial(evaluation_data, needs=needs_of(run.metadata), asking=asking)
         data[name], problems = read(samples[name], name, settings=config.data, classes=classes)
         skipped += problems
     return data, skipped

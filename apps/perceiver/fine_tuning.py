@@ -1,5 +1,6 @@
 """A start from another run: its encoder's weights and input statistics."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,8 +39,11 @@ def fitting(settings: Mapping[str, Any], start: RunCheckpoint[PerceiverConfig]) 
     """
     with of_this_version(start.path):
         there = {key: value for key, value in start.metadata["model"].items() if key not in _OUTPUTS}
-        most = there["options"]["max_seq_len"]
+        most, step = there["options"]["max_seq_len"], there["options"].get("time_step")
     options = dict(settings["options"])
+    if None not in (step, options.get("time_step")):  # its weights are made for its own unit of time
+        options["time_step"], scale = step, options["time_step"] / step
+        options["max_seq_len"] = math.ceil((options["max_seq_len"] - 1) * scale) + 1
     if options["position"] in ("fourier", "learned") and options["max_seq_len"] > most:
         raise UserError(
             f"{start.path}: knows {most} positions, the data has sequences of {options['max_seq_len']}; pre-train with "

@@ -58,7 +58,7 @@ def outputs_of(settings: TaskConfig, targets: Targets | None, train: SampleDatas
 
 
 def _of_channels(settings: TaskConfig, look: Inspection) -> Outputs:
-    mean, std = look.statistics.mean, look.statistics.std
+    mean, std = look.statistics.mean, look.statistics.std  # of all channels but time
     strange = [channel for channel in settings.covariates if channel >= len(mean)]
     channels = [channel for channel in range(len(mean)) if channel not in settings.covariates]
     if strange or not channels:
@@ -75,6 +75,7 @@ def _of_channels(settings: TaskConfig, look: Inspection) -> Outputs:
         context=settings.context,
         covariates=tuple(settings.covariates),
         channels=tuple(channels),
+        time_step=look.statistics.time_step,
     )
 
 

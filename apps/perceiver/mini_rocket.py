@@ -69,13 +69,12 @@ class MiniRocket:
             weights = _weights(rng, channels=len(mean))
             shares = quantiles[_KERNELS * counts[:number].sum() :][: _KERNELS * count].reshape(_KERNELS, count)
             examples = [series[place] for place in rng.integers(len(series), size=_KERNELS)]
-            found = functional.conv1d(
-                fitted._padded(examples), weights, padding=_LENGTH // 2 * dilation, dilation=dilation
-            )
-            biases = [
-                np.quantile(found[kernel, kernel, : len(example)].numpy(), shares[kernel])
-                for kernel, example in enumerate(examples)
-            ]
+            reach = _LENGTH // 2 * int(dilation)
+            biases = []
+            for kernel, example in enumerate(examples):
+                weight = weights[kernel : kernel + 1]
+                found = functional.conv1d(fitted._padded([example]), weight, padding=reach, dilation=int(dilation))
+                biases.append(np.quantile(found[0, 0].numpy(), shares[kernel]))
             whole = (torch.arange(_KERNELS) + number) % 2 == 1
             levels.append(_Level(int(dilation), weights, _tensor(np.stack(biases)), whole))
         return cls(fitted.mean, fitted.deviation, levels)

@@ -13,7 +13,7 @@ from mlcore.run.baseline import Baseline
 from mlcore.run.build import Data
 from mlcore.training.evaluator import Predictions
 from mlcore.training.plain import fewer
-from quartet.apps.perceiver.baselines import SERIES, rocket_for, shown
+from quartet.apps.perceiver.baselines import AT_ONCE, few, rocket_for, shown
 from quartet.apps.perceiver.data.collate import PadCollate
 from quartet.apps.perceiver.data.gaps import filled
 from quartet.apps.perceiver.output_task import OutputTask
@@ -52,18 +52,21 @@ def _rows(
     parts: Mapping[str, Data], fit: Callable[[Sequence[Sample]], Answering], outputs: Outputs, length: int
 ) -> Mapping[str, Predictions]:
     """What the task makes of answers that are those of a network."""
-    places = fewer([0] * len(parts["train"].dataset), most=SERIES).tolist()
+    places = fewer([0] * len(parts["train"].dataset), most=few(parts["train"].dataset)).tolist()
     answer = fit([_sample(parts["train"], place) for place in places])
     task = OutputTask(model=torch.nn.Identity(), outputs=outputs, length=length)
     found: dict[str, Predictions] = {}
     for name, data in parts.items():
         if name == "train":
             continue
-        samples = [_sample(data, place) for place in range(len(data.dataset))]
-        given = [torch.from_numpy(np.asarray(one, dtype=np.float32)) for one in answer(samples)]
-        padded = torch.nn.utils.rnn.pad_sequence(given, batch_first=True)
-        with torch.no_grad():
-            found[name] = task.rows(padded, PadCollate()(samples))
+        rows = list[Mapping[str, torch.Tensor]]()
+        for start in range(0, len(data.dataset), AT_ONCE):
+            samples = [_sample(data, place) for place in range(start, min(start + AT_ONCE, len(data.dataset)))]
+            given = [torch.from_numpy(np.asarray(one, dtype=np.float32)) for one in answer(samples)]
+            padded = torch.nn.utils.rnn.pad_sequence(given, batch_first=True)
+            with torch.no_grad():
+                rows.append(task.rows(padded, PadCollate()(samples)))
+        found[name] = {key: torch.cat([one[key] for one in rows]) for key in rows[0]}
     return found
 
 
@@ -103,7 +106,7 @@ def _majority(outputs: Outputs, train: Sequence[Sample]) -> Answering:
 def _before(outputs: Outputs, sample: Sample, *, season: int) -> FloatArray:
     """What was there a season, or as many as it takes, before each position."""
     seen = len(sample["input"]) - outputs.horizon
-    series = outputs.standardised(_drawn(sample)[:seen, list(outputs.channels)])
+    series = outputs.standardised(_drawn(outputs, sample)[:seen, list(outputs.channels)])
     season = min(season, seen)
     return series[seen - season + np.arange(outputs.horizon) % season].astype(np.float64)
 
@@ -127,11 +130,14 @@ def _seasonal(outputs: Outputs, train: Sequence[Sample]) -> Answering:
 
 def _lines(outputs: Outputs, _train: Sequence[Sample]) -> Answering:
     channels = list(outputs.channels)
-    return lambda samples: (outputs.standardised(_drawn(sample)[sample["query"]][:, channels]) for sample in samples)
+    return lambda samples: (
+        outputs.standardised(_drawn(outputs, sample)[sample["query"]][:, channels]) for sample in samples
+    )
 
 
-def _drawn(sample: Sample) -> NDArray[np.float32]:
+def _drawn(outputs: Outputs, sample: Sample) -> NDArray[np.float32]:
     """The series with lines through what is not seen."""
     series = np.asarray(sample["input"])
     known = np.broadcast_to(np.asarray(sample["mask"])[:, None] == 1, series.shape)
-    return filled(series, known=known, gaps=~known)
+    times = None if outputs.time_step is None else series[:, -1]
+    return filled(series, known=known, gaps=~known, times=times)

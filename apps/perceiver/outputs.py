@@ -26,6 +26,7 @@ class Outputs:
         context: Positions before them that are seen; None: all.
         covariates: Channels of a forecast that are known ahead.
         channels: Those that are forecast, or hidden and asked for.
+        time_step: From one position of a forecast to the next, where the last channel is time; None: it is none.
     """
 
     kind: TaskKind
@@ -37,6 +38,7 @@ class Outputs:
     context: int | None = None
     covariates: Sequence[int] = ()
     channels: Sequence[int] = ()
+    time_step: float | None = None
 
     @property
     def by_position(self) -> bool:
@@ -49,7 +51,7 @@ class Outputs:
         return {"forecast": self.horizon + 1, "masked": 2}.get(self.kind, 1)
 
     def visible(self, channels: int) -> list[int]:
-        """The input's channels that are seen at a position that is asked for."""
+        """Of the input's channels but time, those that are seen at a position that is asked for."""
         return list(range(channels)) if self.kind == "per_step" else list(self.covariates)
 
     def standardised(self, values: NDArray[Any]) -> NDArray[np.float32]:
@@ -64,7 +66,10 @@ class Outputs:
 
     def plain(self) -> dict[str, Any]:
         """Values for a checkpoint; `Outputs(**plain)` is the same."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if self.time_step is None:
+            del values["time_step"]  # checkpoints of before there were time stamps go on
+        return values
 
     @staticmethod
     def of(metadata: Mapping[str, Any]) -> "Outputs | None":

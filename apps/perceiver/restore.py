@@ -1,10 +1,13 @@
 """From the configuration to the plain arguments that checkpoints note, and from these to the network."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from quartet.apps.perceiver.config import ModelConfig
+from quartet.apps.perceiver.config import ModelConfig, PerceiverConfig
+from quartet.apps.perceiver.data.inspection import Inspection, Needs
+from quartet.apps.perceiver.data.patches import PatchLayout
 from quartet.apps.perceiver.model import SIZES, PerceiverModel, PerceiverOptions, PerceiverQueries
 
 
@@ -16,6 +19,7 @@ def model_settings(
     max_seq_len: int,
     grid: Sequence[int] | None = None,
     modalities: Sequence[Mapping[str, Any]] | None = None,
+    further: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Plain constructor arguments of the configured model; `make_model` takes them.
 
@@ -26,6 +30,7 @@ def model_settings(
         max_seq_len: Longest sequence in tokens.
         grid: Rows and columns of a picture's patches and the side of one in pixels; None: no pictures.
         modalities: Of raw samples, see `PerceiverOptions`; None: the input is tokens.
+        further: More options; those that are as ever are left out, so that checkpoints of before there were they go on.
     """
     widths = asdict(SIZES[config.model_size])
     widths.update({key: getattr(config, key) for key in widths if getattr(config, key) is not None})
@@ -40,9 +45,46 @@ def model_settings(
     }
     if config.stem != "none":  # checkpoints of before there were stems go on
         options |= {"stem": config.stem, "stem_channels": config.stem_channels, "grid": grid and list(grid)}
+    options |= {key: value for key, value in (further or {}).items() if value != getattr(PerceiverOptions, key)}
+    if "patch" in options:
+        options["stem_channels"] = config.stem_channels
     if modalities is not None:
         options |= {"modalities": [dict(values) for values in modalities]}
     return {"input_dim": input_dim, "num_classes": num_classes, **widths, "options": options}
+
+
+def settings_of(
+    config: PerceiverConfig, looks: Mapping[str, Inspection], *, num_classes: int, layout: PatchLayout | None
+) -> dict[str, Any]:
+    """The same for data that was looked at.
+
+    Args:
+        config: The run's.
+        looks: What was found, by part, with "train".
+        num_classes: Number of outputs.
+        layout: How pictures are cut; None where samples are series.
+    """
+    statistics, longest = looks["train"].statistics, max(int(look.lengths.max()) for look in looks.values())
+    most, step, patch = config.data.max_seq_len or longest, statistics.time_step, config.data.series_patch
+    if step is not None:  # positions are those of time
+        most = max(most, math.ceil(max(look.statistics.duration for look in looks.values()) / step) + 1)
+    return model_settings(
+        config.model,
+        input_dim=len(statistics.mean) + (step is not None),
+        num_classes=num_classes,
+        max_seq_len=math.ceil(most / patch) if layout is None else most,
+        grid=None if layout is None else layout.patches,
+        further={"patch": patch, "time_step": step} if layout is None else {},
+    )
+
+
+def needs_of(about: Mapping[str, Any]) -> Needs:
+    """What a model asks of the sequences that it is given, of what its checkpoint or export notes."""
+    options = about["model"]["options"]
+    step, duration = options.get("time_step"), None
+    if step is not None and options["position"] == "fourier":
+        duration = (options["max_seq_len"] * options.get("patch", 1) - 1) * step
+    return Needs(channels=about["model"]["input_dim"], timed=step is not None, duration=duration)
 
 
 def make_model(

@@ -24,12 +24,14 @@ from quartet.apps.perceiver.data.collate import PadCollate
 from quartet.apps.perceiver.data.gaps import OnMissing
 from quartet.apps.perceiver.data.images import decode_image
 from quartet.apps.perceiver.data.inspection import check_sample
+from quartet.apps.perceiver.data.long_tables import LONG, LongColumns, read_long
 from quartet.apps.perceiver.data.patches import PatchLayout
 from quartet.apps.perceiver.data.samples import Array, SequenceDataset
+from quartet.apps.perceiver.data.sources import check_timed
 from quartet.apps.perceiver.data.ts_files import read_ts
 from quartet.apps.perceiver.model import PerceiverModel, PerceiverQueries
 from quartet.apps.perceiver.outputs import Outputs
-from quartet.apps.perceiver.restore import make_model
+from quartet.apps.perceiver.restore import make_model, needs_of
 from quartet.apps.perceiver.scoring_raw import READ, RawScorer, heat, is_raw, raw_module, raw_signature
 
 __all__ = ["PerceiverScorer", "describe", "make_module", "make_scorer", "signature_of"]
@@ -77,7 +79,7 @@ def signature_of(about: Mapping[str, Any]) -> Signature:
     model, outputs = about["model"], Outputs.of(about)
     with torch.device("meta"):
         encoder = make_model(model).encoder
-    longest = None if encoder.length else encoder.positions.longest
+    longest = None if encoder.length else encoder.longest
     length = encoder.length or "length"
     asked = ["queries"] if outputs is not None and outputs.by_position else []
     queries = {"query": ("batch", "queries")} if asked else {}
@@ -124,18 +126,23 @@ class PerceiverScorer:
         self.columns = ClassPrediction.columns(about["class_names"], self._decision)
         if self._outputs is not None:
             self.mean, self.columns = Answer.mean, columns(self._outputs)
-        self.suffixes: Sequence[str] = _SEQUENCES if self._layout is None else tuple(SUFFIXES)
+        self._columns = LongColumns.of(pictures) if "columns" in pictures else None
+        self.suffixes: Sequence[str] = tuple(SUFFIXES) if self._layout is not None else (*_SEQUENCES, *self._tables)
         self.inputs = {"path": ("path", "input", "image", "file"), "part": ("row",)}
         self.batch_size: int = about["batch_size"]
 
     def items(self, path: Path) -> Sequence[Item]:
         """A picture is one, a file of sequences as many as are in it; the table names them by line or row."""
-        if path.suffix.lower() not in self.suffixes:
+        if path.suffix.lower() not in self.suffixes and not self.takes(path):
             raise UserError(f"{path}: this model reads {', '.join(self.suffixes)}")
         if self._layout is not None:
             return [Item(str(path), path)]
-        data = _sequences(path, self._on_missing)
+        data = self._sequences(path)
         return [Item(data.origin(row), path, row) for row in range(len(data))]
+
+    def takes(self, folder: Path) -> bool:
+        """Whether a folder holds sequences, as .npy files."""
+        return self._layout is None and (folder / "inputs.npy").is_file()
 
     def load(self, item: Item) -> dict[str, Any]:
         """The sequence, checked as in training."""
@@ -146,7 +153,7 @@ class PerceiverScorer:
         check_sample(
             sample,
             num_classes=1,
-            channels=self._about["model"]["input_dim"],
+            needs=needs_of(self._about),
             max_seq_len=self._collate.max_seq_len,
             on_too_long=self._collate.on_too_long,
         )
@@ -172,13 +179,15 @@ class PerceiverScorer:
             over = [] if seen is None else [heat(seen.reshape(self._layout.grid), picture.shape[:2])]
             drawn = prediction.shown(pictures=[picture], overlays=over, overlaid="attention", notes=notes)
             return cast(Shown, drawn)
-        values = self._sample(item)["input"].T
+        timed, values = self._about["preprocessing"].get("timed"), self._sample(item)["input"].T
         if self._outputs is not None:
             asked = self.load(item)  # what is not seen is not drawn
             values = np.where(np.asarray(asked["mask"]) == 1, asked["input"].T, np.nan)
+        values = values[:-1] if timed else values  # the last one is time
         curves = {f"channel {number}": channel for number, channel in enumerate(values, start=1)}
         if seen is not None:
             low, high = float(np.nanmin(values)), float(np.nanmax(values))
+            seen = np.repeat(seen, self._about["model"]["options"].get("patch", 1))[: values.shape[1]]
             curves["attention (scaled)"] = low + (high - low) * seen / seen.max()
         return cast(Shown, prediction.shown(curves=curves, notes=notes))
 
@@ -209,6 +218,10 @@ class PerceiverScorer:
             mask = torch.rand(batch, length, generator=generator) < 0.7
             mask[:, 0] = True  # no sequence is empty
             found.append({"input": torch.randn(batch, length, channels, generator=generator), "mask": mask})
+            if (step := self._about["model"]["options"].get("time_step")) is not None:
+                found[-1]["input"][..., -1] = (
+                    torch.rand(batch, length, generator=generator).sort(dim=1)[0] * length * step
+                )
             if self._outputs is not None and self._outputs.by_position:
                 asked = (batch, 1 + length // 3)
                 found[-1]["query"] = torch.randint(length, asked, generator=generator)
@@ -219,10 +232,21 @@ class PerceiverScorer:
             return {"input": self._tokens(item, self._layout), "label": 0}
         if item.content is not None:
             return {"input": np.asarray(item.content, dtype=np.float32), "label": 0}
-        data = _sequences(_path(item), self._on_missing)
+        data = self._sequences(_path(item))
         if not 0 <= item.part < len(data):
             raise UserError(f"{item.path}: has {len(data)} sequences, no row {item.part} (from 0)")
         return {**data[item.part]}
+
+    @property
+    def _tables(self) -> Sequence[str]:
+        return () if self._columns is None else LONG
+
+    def _sequences(self, path: Path) -> SequenceDataset:
+        """A file's sequences; the one that items are read of, one after another, stays in memory until it changes."""
+        columns = self._columns if path.suffix.lower() in self._tables else None
+        data = _read_sequences(path, path.stat().st_mtime_ns if path.exists() else 0, self._on_missing, columns)
+        check_timed(data, path, timed=bool(self._about["preprocessing"].get("timed")))
+        return data
 
     def _tokens(self, item: Item, layout: PatchLayout) -> Array:
         """A picture, of any size, as the sequence that the model was trained on."""
@@ -249,12 +273,9 @@ def _path(item: Item) -> Path:
     return item.path
 
 
-def _sequences(path: Path, on_missing: OnMissing) -> SequenceDataset:
-    """A file's sequences; the one that items are read of, one after another, stays in memory until it changes."""
-    return _read_sequences(path, path.stat().st_mtime_ns if path.is_file() else 0, on_missing)
-
-
 @lru_cache(maxsize=2)
-def _read_sequences(path: Path, _changed: int, on_missing: OnMissing) -> SequenceDataset:
+def _read_sequences(path: Path, _changed: int, on_missing: OnMissing, columns: LongColumns | None) -> SequenceDataset:
+    if columns is not None:
+        return read_long(path, columns, labelled=False, on_missing=on_missing)
     read = read_ts if path.suffix.lower() == ".ts" else read_npz
     return read(path, labelled=False, on_missing=on_missing, strict=False)

@@ -60,6 +60,17 @@ class Runs:
         return os.system, ("touch canary",)
 
 
+def npy_files(**arrays: Any) -> Callable[[Path], None]:
+    """Writes a folder of arrays."""
+
+    def write(folder: Path) -> None:
+        (folder / "own").mkdir()
+        for name, array in arrays.items():
+            np.save(folder / "own" / f"{name}.npy", array)
+
+    return write
+
+
 def npz(name: str, **arrays: Any) -> Callable[[Path], None]:
     return lambda folder: np.savez(folder / name, **arrays)
 
@@ -208,6 +219,15 @@ PARSERS = [
         ),
         read=lambda folder: list(read_npz(folder / "own.npz", on_missing="interpolate")),
         found=ZIPS,
+    ),
+    Parser(
+        name="folder of npy",
+        write=npy_files(
+            inputs=np.ones((5, 2), "f4"), lengths=np.array([2, 3]), labels=np.array([0, 1]), times=np.arange(5.0)
+        ),
+        read=lambda folder: list(read_npz(folder / "own", on_missing="interpolate")),
+        words=(b"<f4", b"|O", b"<U4", b"'fortran_order': True", b"(5, 2)", b"(-1,)"),
+        share=0.3,
     ),
     Parser(name="npz of a fold", write=npz("fold.npz", **FOLDS), read=lambda folder: _read_fold(folder / "fold.npz")),
     Parser(

@@ -12,6 +12,7 @@ from mlcore.data.tables import open_table
 from quartet.apps.doc_ensemble.data import table as doc_table
 from quartet.apps.multimodal_ads.data import table as ads_table
 from quartet.apps.multimodal_ads.preparation import Preparation, _table_rows
+from quartet.apps.perceiver.data.long_tables import LongColumns, read_long
 from quartet.apps.perceiver.data.ts_files import read_ts
 from quartet.apps.sam_med3d_ich.data.table import read_cases
 from tests.fuzz.cases import Parser, Record, checks_of, explore, judge
@@ -43,6 +44,15 @@ SERIES = """# a comment
 1,2,3:4,5.5,-6:up
 1,?,3:4,5e-1,6:down
 """
+STAMPS = """@timestamps true
+@univariate false
+@dimensions 2
+@classLabel true up down
+@data
+(0,1),(2.5,2):(1,3):up
+(2026-01-31 12:00:00,1),(2026-01-31T12:00:01,?):(2026-02-01,4):down
+"""
+LONG = "id,time,a,b,label\nx,0,1,2,up\ny,2026-01-31 12:00,3,,down\nx,1,?,4,up\n"
 QUOTES = b"".join(b'a",",%d\n' % number for number in range(30_000))
 
 
@@ -111,7 +121,22 @@ PARSERS += [
             "many digits": b"@seriesLength " + b"9" * 5000 + b"\n@data\n",
             "too large for 32 bits": b"@data\n1,2:3,1e300:a\n",
         },
-    )
+    ),
+    Parser(
+        name=".ts with time stamps",
+        write=table("x_TRAIN.ts", STAMPS),
+        read=lambda folder: list(read_ts(folder / "x_TRAIN.ts", on_missing="interpolate")),
+        words=[b"(", b")", b"),(", b":", b",", b"?", b"inf", b"1e400", b"0001-01-01", b"2026-01-31 24:00:00+99:00"],
+        share=0.3,
+    ),
+    Parser(
+        name="series in long format",
+        write=table("t.csv", LONG),
+        read=lambda folder: list(read_long(folder / "t.csv", LongColumns(id="id", time="time"), on_missing="mask")),
+        words=[*CSV, b"id", b"time", b"1e400", b"nan", b"0001-01-01", b"9999-12-31T23:59:59-23:59"],
+        share=0.3,
+        lines=12,
+    ),
 ]
 
 test_a_damaged_file_is_a_value_or_one_error, test_inputs_that_went_wrong_once = checks_of(PARSERS)

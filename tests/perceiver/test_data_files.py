@@ -23,6 +23,8 @@ HEADER = """# a comment
 @data
 """
 
+STAMPED = HEADER.replace("@timeStamps false", "@timeStamps true")
+
 
 def ts_file(folder: Path, text: str, name: str = "Tiny_TRAIN.ts") -> Path:
     path = folder / name
@@ -49,6 +51,31 @@ def test_ts_univariate_of_equal_length(tmp_path: Path) -> None:
     assert [data[i]["input"].shape for i in range(2)] == [(2, 1), (2, 1)]
 
 
+@pytest.mark.parametrize("stated", ["", "0", "-1", "?", "29 7", "nine"])
+def test_ts_lengths_that_are_none_say_nothing(stated: str, tmp_path: Path) -> None:
+    text = f"\ufeff@univariate true\n@seriesLength {stated}\n@classLabel true a b\n@data\n1,2:a\n3,4,5:b\n"
+    assert [len(one["input"]) for one in read_ts(ts_file(tmp_path, text))] == [2, 3]
+
+
+def test_ts_lengths_that_differ_though_one_is_stated(tmp_path: Path) -> None:
+    text = "@univariate true\n@seriesLength 2\n@classLabel true a b\n@data\n1,2:a\n3,4,5:b\n"
+    with pytest.raises(UserError, match="line 6: 3 values where @seriesLength says 2"):
+        read_ts(ts_file(tmp_path, text))
+    assert len(read_ts(ts_file(tmp_path, text.replace("@data", "@equalLength false\n@data")))) == 2
+
+
+def test_ts_time_stamps_of_each_channel_become_one_axis(tmp_path: Path) -> None:
+    body = "(0,1),(2.5,2):(1,10),(2.5,20) ,(4,30):yes\n(2026-01-31 23:59:30,7) : (2026-02-01 00:00:00, 8):no\n"
+    data = read_ts(ts_file(tmp_path, STAMPED + body), on_missing="interpolate")
+    # Values, then the time since the first stamp; lines between values are drawn over time.
+    np.testing.assert_allclose(data[0]["input"], [[1, 10, 0], [1.4, 10, 1], [2, 20, 2.5], [2, 30, 4]], rtol=1e-6)
+    np.testing.assert_array_equal(data[1]["input"], [[7, 8, 0], [7, 8, 30]])
+    assert data.labels.tolist() == [0, 1]
+    gaps = read_ts(ts_file(tmp_path, STAMPED + body))[0]["input"]
+    assert np.isnan(gaps[:, :2]).sum() == 3
+    assert gaps[:, 2].tolist() == [0, 1, 2.5, 4]
+
+
 def test_ts_test_file_takes_the_labels_of_training(tmp_path: Path) -> None:
     data = read_ts(ts_file(tmp_path, HEADER + "1:1:no\n"), classes=("no", "yes"))
     assert data.labels.tolist() == [0]
@@ -63,10 +90,17 @@ def test_ts_test_file_takes_the_labels_of_training(tmp_path: Path) -> None:
         (HEADER + "1,2:1,2,3:yes\n", r"line 10: its channels have different lengths: \[2, 3\]"),
         (HEADER + "1,2:yes\n", r"line 10: 1 channels where the header says 2"),
         (HEADER + "yes\n", r"line 10: no series before the class"),
-        (HEADER + "(0,1),(1,2):(0,1):yes\n", r"line 10, channel 1: time stamps"),
+        (HEADER + "(0,1),(1,2):(0,1):yes\n", r"line 10, channel 1: pairs \(time,value\), and the header does not say"),
         (HEADER + "1,,2:1,2,3:yes\n", r"line 10, channel 1: '' is not a number"),
         (HEADER, "no series after @data"),
-        (HEADER.replace("@timeStamps false", "@timeStamps true"), r"line 3: time stamps are not supported"),
+        (
+            STAMPED + "(0,1),(2,2),(1,3):(0,1):yes\n",
+            r"line 10, channel 1, pair 3: the time stamp 1 does not come after 2",
+        ),
+        (STAMPED + "(0,1):(4,2),(4,3):yes\n", r"line 10, channel 2, pair 2: the time stamp 4 does not come after 4"),
+        (STAMPED + "(0,1),(soon,2):(0,1):yes\n", r"line 10, channel 1, pair 2: the time stamp is missing, or neither"),
+        (STAMPED + "(0,1):(0,x):yes\n", r"line 10, channel 2: 'x' is not a number"),
+        (STAMPED + "1,2:1,2:yes\n", r"line 10, channel 1: expected \(time,value\),\(time,value\), as @timeStamps true"),
         (HEADER.replace("true yes no", "false") + "1:1\n", "no '@classLabel true"),
         (HEADER.replace("true yes no", "true yes yes"), "line 8: @classLabel true must be followed by the distinct"),
         (HEADER.replace("@dimensions 2", "@dimensions two"), "line 6: @dimensions must be followed by a number"),

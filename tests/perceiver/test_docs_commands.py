@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from mlcore.config.compose import Request, compose
 from quartet.apps.perceiver.app import APP
@@ -29,6 +31,7 @@ SLOW = {
     "Exporting": ("export",),
     "Tables with texts, images and series": ("--dataset manifest",),
     "Texts alone": ("--dataset text",),
+    "Tables of series in long format": ("--dataset long",),
     "Tasks": ("--task regression", "--task per_step", "--task forecast"),
 }
 
@@ -121,6 +124,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     np.savez(root / "segments.npz", **given | {"labels": np.arange(len(given["inputs"])) % 2})
     given["targets"] = given.pop("labels") / 2
     np.savez(root / "levels.npz", **given)
+    sensors = [
+        {"machine": k, "at": k + step, "speed": step, "state": "ab"[k % 2]} for k in range(12) for step in range(7)
+    ]
+    parquet.write_table(pa.Table.from_pylist(sensors), root / "sensors.parquet")
     np.savez(root / "demand.npz", inputs=rng.standard_normal((12, 130, 1)))
     write_ts(root / "new.ts", rng, 3)
     (config,) = PAGE.blocks("json")

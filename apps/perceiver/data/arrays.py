@@ -1,4 +1,4 @@
-"""Own data in ``.npz`` files, read without unpickling.
+"""Own data in ``.npz`` files, or folders of ``.npy`` files of the same names, read without unpickling.
 
 Two layouts, both with ``labels`` ``[N]``:
 
@@ -9,8 +9,11 @@ The second is written by
 ``numpy.savez("train.npz", inputs=np.concatenate(sequences), lengths=[len(s) for s in sequences], labels=labels)``.
 
 Both may have a ``mask``, 1 where a position is real and 0 where it is not, of the shape of ``inputs`` without its last
-axis; and ``classes``, distinct names ``[K]``. What labels may be is said in ``labels.py``, what other tasks than
-classification read in ``targets.py``.
+axis; ``times`` of that shape, which rise within a sequence; and ``classes``, distinct names ``[K]``. What labels may be
+is said in ``labels.py``, what other tasks than classification read in ``targets.py``.
+
+In a folder ``inputs.npy``, ``mask.npy`` and ``times.npy`` stay where they are: memory holds a sample of them at a time,
+and a set may be larger than it. The rest, a few numbers a sample (or, of ``per_step``, a position), is read.
 """
 
 from collections.abc import Callable
@@ -22,15 +25,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
-from mlcore.data.packed import read_arrays
+from mlcore.data.packed import StoredArray, read_arrays
 from quartet.apps.perceiver.config import TaskKind
-from quartet.apps.perceiver.data.gaps import OnMissing, settle, shown_positions
+from quartet.apps.perceiver.data.gaps import OnMissing, shown_positions
 from quartet.apps.perceiver.data.labels import ClassLabels, read_labels
-from quartet.apps.perceiver.data.samples import SequenceDataset
+from quartet.apps.perceiver.data.samples import Cut, SequenceDataset
 from quartet.apps.perceiver.data.targets import read_targets
 
 _WANTED = "inputs [N, M, C] or inputs [total, C] with lengths [N]; labels [N]"
-_NAMES = ("inputs", "labels", "lengths", "mask", "classes", "targets", "target_names")
+_LARGE = ("inputs", "mask", "times")
+_NAMES = ("inputs", "labels", "lengths", "mask", "times", "classes", "targets", "target_names")
 
 
 def read_npz(
@@ -45,7 +49,7 @@ def read_npz(
     """Reads a dataset in either layout.
 
     Args:
-        path: The ``.npz`` file.
+        path: The ``.npz`` file, or the folder.
         like: The training data, whose classes a validation or test file must have, in any order; ``None``: the file
             itself says what classes there are.
         labelled: Whether it must have labels, or targets; otherwise they are not looked at, and all labels are 0.
@@ -66,12 +70,8 @@ def read_npz(
     if inputs.dtype.kind not in "biuf":
         raise UserError(f"{path}: inputs are {inputs.dtype} {list(inputs.shape)}; expected numbers: {_WANTED}")
     cut = _cutter(path, inputs, arrays.get("lengths"))
-    shown = _shown(path, inputs, arrays.get("mask"))
-    sequences, masks = [], []
-    for series, visible in zip(cut(inputs), cut(shown), strict=True):
-        settled = settle(series, shown=visible, on_missing=on_missing)
-        sequences.append(settled[0])
-        masks.append(settled[1])
+    mask = _per_position(path, "mask", inputs, arrays.get("mask"))
+    sequences, times = cut(inputs), _per_position(path, "times", inputs, arrays.get("times"))
     labels = ClassLabels(numbers=np.zeros(len(sequences), dtype=np.int64))
     if named:
         labels = read_labels(path, arrays["labels"], arrays.get("classes"), like=like)
@@ -86,7 +86,9 @@ def read_npz(
         labels=labels.numbers,
         classes=labels.classes,
         origins=[f"{path}, row {row}" for row in range(len(sequences))],
-        masks=masks,
+        masks=None if mask is None else cut(mask),
+        times=None if times is None else cut(times),
+        on_missing=on_missing,
         problems=labels.problems,
         targets=targets,
     )
@@ -95,8 +97,13 @@ def read_npz(
 
 
 def _read_arrays(path: Path, needed: set[str]) -> dict[str, Any]:
+    if path.is_dir():
+        files = {file.stem: file for file in sorted(path.glob("*.npy"))}
+        _check_names(path, list(files), needed)
+        stored = {name: StoredArray.open(file) for name, file in files.items()}
+        return {name: array if name in _LARGE else array[:] for name, array in stored.items()}
     if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a .npz file with {_WANTED}")
+        raise UserError(f"{path}: no such file; expected a .npz file, or a folder of .npy files, with {_WANTED}")
     arrays = read_arrays(path)
     _check_names(path, list(arrays), needed)
     return arrays
@@ -113,12 +120,12 @@ def _check_names(path: Path, names: list[str], needed: set[str]) -> None:
         raise UserError(f"{path}: no array named {' or '.join(sorted(missing))}; expected {_WANTED}")
 
 
-def _cutter(path: Path, inputs: Any, lengths: Any) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
+def _cutter(path: Path, inputs: Any, lengths: Any) -> Callable[[NDArray[Any] | StoredArray], Cut]:
     """What cuts an array of all positions into the sequences of one sample each."""
     if lengths is None:
         if inputs.ndim != 3:
             raise UserError(f"{path}: inputs are {list(inputs.shape)} and there are no lengths; expected {_WANTED}")
-        return list
+        return Cut
     if inputs.ndim != 2 or lengths.ndim != 1 or lengths.dtype.kind not in "iu":
         raise UserError(
             f"{path}: lengths {lengths.dtype} {list(lengths.shape)}, inputs {list(inputs.shape)}; expected {_WANTED}"
@@ -126,15 +133,21 @@ def _cutter(path: Path, inputs: Any, lengths: Any) -> Callable[[NDArray[Any]], l
     if (lengths < 0).any() or int(lengths.sum()) != len(inputs):
         raise UserError(f"{path}: lengths add up to {int(lengths.sum())}, inputs have {len(inputs)} positions")
     ends = np.cumsum(lengths.astype(np.int64))
-    return lambda values: np.split(values, ends)[:-1]
+    return lambda values: Cut(values, ends)
 
 
-def _shown(path: Path, inputs: Any, mask: Any) -> NDArray[np.bool_]:
-    if mask is None:
-        return np.ones(inputs.shape[:-1], dtype=bool)
-    if mask.shape != inputs.shape[:-1]:
-        raise UserError(f"{path}: mask is {list(mask.shape)}; expected {list(inputs.shape[:-1])}, a value a position")
+def _per_position(path: Path, name: str, inputs: Any, values: Any) -> Any:
+    """A number for each position; a mask that is in memory is looked at here, others when a sample is asked for."""
+    if values is None:
+        return None
+    if values.shape != inputs.shape[:-1]:
+        given, wanted = list(values.shape), list(inputs.shape[:-1])
+        raise UserError(f"{path}: {name} is {given}; expected {wanted}, a number a position")
+    if values.dtype.kind not in "biuf":
+        raise UserError(f"{path}: {name} is {values.dtype}; expected numbers")
+    if name == "times" or isinstance(values, StoredArray):
+        return values
     try:
-        return shown_positions(mask)
+        return shown_positions(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

@@ -1,7 +1,6 @@
 """What a sample is asked for: at which positions, and what the answers are."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +9,10 @@ from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
 from quartet.apps.perceiver.data.gaps import shown_positions
-from quartet.apps.perceiver.data.samples import Array, SequenceDataset
+from quartet.apps.perceiver.data.samples import Array
 from quartet.apps.perceiver.outputs import Outputs
 
-__all__ = ["Asking", "refuse_short"]
+__all__ = ["Asking"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +83,10 @@ class Asking:
         if not horizon:
             return _asked(sample, series, mask, np.arange(len(series)))
         if not self.outputs.covariates:
-            series = np.concatenate([series, np.zeros((horizon, series.shape[1]), dtype=np.float32)])
+            to_come = np.zeros((horizon, series.shape[1]), dtype=np.float32)
+            if self.outputs.time_step is not None:
+                to_come[:, -1] = series[-1, -1] + self.outputs.time_step * np.arange(1, horizon + 1)
+            series = np.concatenate([series, to_come])
             mask = np.concatenate([mask, np.zeros(horizon, dtype=bool)])
         elif len(series) < self.outputs.least:
             raise UserError(
@@ -114,27 +116,6 @@ class Asking:
         count = int(blocks[-1]) + 1
         chosen = rng.permutation(count)[: min(max(1, round(self.share * count)), count - 1)]
         return np.isin(blocks, chosen)
-
-
-def refuse_short(dataset: Any, least: int) -> None:
-    """Note sequences that are too short for a forecast or to hide something as samples that cannot be used.
-
-    Raises:
-        UserError: They are generated, and some would be too short.
-    """
-    if least < 2:
-        return
-    if getattr(dataset, "seq_len_range", (least,))[0] < least:
-        raise UserError(f"data.seq_len_range begins with {dataset.seq_len_range[0]}; the task needs {least} at least")
-    if not isinstance(dataset, SequenceDataset):
-        return
-    short: Sequence[int] = [row for row, series in enumerate(dataset.sequences) if 0 < len(series) < least]
-    told = {
-        row: f"{dataset.origin(row)}: {len(dataset.sequences[row])} positions, the task needs {least} at least "
-        "(a forecast one more than task.horizon)"
-        for row in short
-    }
-    dataset.problems = {**told, **dataset.problems}
 
 
 def _asked(

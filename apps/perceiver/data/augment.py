@@ -116,6 +116,19 @@ class TimeWarp:
         return _with(sample, (1 - weight) * series[low] + weight * series[high], warped_mask)
 
 
+@dataclass(frozen=True)
+class OfValues:
+    """Changes all channels but the last one, which is time, by a transform that keeps every position."""
+
+    step: Transform
+
+    def __call__(self, sample: Any, rng: Rng) -> Any:
+        """Transforms a sample."""
+        series = np.asarray(sample["input"], dtype=np.float32)
+        changed = self.step({**sample, "input": series[:, :-1]}, rng)
+        return {**changed, "input": np.concatenate([changed["input"], series[:, -1:]], axis=1)}
+
+
 def series_augmentation(
     *,
     jitter: float = 0.0,
@@ -124,8 +137,15 @@ def series_augmentation(
     time_mask: float = 0.0,
     window_slice: float = 0.0,
     max_seq_len: int | None = None,
+    timed: bool = False,
 ) -> Pipeline | None:
-    """Chains the transforms whose strength is not 0; ``None`` if there is none."""
+    """Chains the transforms whose strength is not 0; ``None`` if there is none.
+
+    Raises:
+        UserError: Time is to be warped where the last channel is time (``timed``), which the others leave as it is.
+    """
+    if timed and time_warp:
+        raise UserError("data.time_warp is of equal steps, and these series have time stamps: leave it out")
     steps: list[tuple[float, Transform]] = [
         (window_slice, WindowSlice(window_slice)),
         (time_warp, TimeWarp(time_warp, max_seq_len)),
@@ -133,7 +153,9 @@ def series_augmentation(
         (jitter, Jitter(jitter)),
         (time_mask, TimeMask(time_mask)),
     ]
-    chosen = tuple(step for strength, step in steps if strength)
+    chosen = tuple(
+        step if not timed or isinstance(step, WindowSlice) else OfValues(step) for strength, step in steps if strength
+    )
     return Pipeline(chosen) if chosen else None
 
 

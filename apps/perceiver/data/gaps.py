@@ -26,7 +26,11 @@ def shown_positions(mask: Any) -> NDArray[np.bool_]:
 
 
 def settle(
-    series: NDArray[Any], *, shown: NDArray[np.bool_] | None = None, on_missing: OnMissing = "error"
+    series: NDArray[Any],
+    *,
+    shown: NDArray[np.bool_] | None = None,
+    on_missing: OnMissing = "error",
+    times: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Cuts a sequence behind its last value and treats the gaps before it.
 
@@ -35,6 +39,7 @@ def settle(
         shown: ``[M]``, false at positions that are not real; ``None``: all are.
         on_missing: ``interpolate`` draws lines between the values of the channel around a gap (at its ends: repeats
             the nearest), ``mask`` does so and hides the positions; ``error`` leaves gaps for the inspection to refuse.
+        times: ``[M]``, rising, over which lines are drawn; ``None``: over positions.
 
     Returns:
         Sequence and mask of the remaining positions. Positions at the end that are hidden or have no value at all are
@@ -51,19 +56,28 @@ def settle(
     end = kept[-1] + 1
     whole, real, mask, missing = whole[:end], real[:end], mask[:end, None], missing[:end]
     if on_missing != "error":
-        whole = filled(whole, known=mask & ~missing, gaps=mask & missing)
+        times = None if times is None else times[:end]
+        whole = filled(whole, known=mask & ~missing, gaps=mask & missing, times=times)
     return whole, real
 
 
-def filled(series: NDArray[np.float32], *, known: NDArray[np.bool_], gaps: NDArray[np.bool_]) -> NDArray[np.float32]:
+def filled(
+    series: NDArray[np.float32],
+    *,
+    known: NDArray[np.bool_],
+    gaps: NDArray[np.bool_],
+    times: NDArray[Any] | None = None,
+) -> NDArray[np.float32]:
     """Puts values on the lines between ``known`` ones where there are ``gaps``, channel by channel.
 
-    All are ``[M, C]``. A channel without a known value stays as it is.
+    All are ``[M, C]``, but for ``times`` of positions ``[M]``; None: equal steps. A channel without a known value stays
+    as it is.
     """
     if not gaps.any():
         return series
+    axis = np.arange(len(series)) if times is None else times
     changed = series.copy()
     for channel in np.flatnonzero(gaps.any(axis=0) & known.any(axis=0)):
         at, there = np.flatnonzero(gaps[:, channel]), np.flatnonzero(known[:, channel])
-        changed[at, channel] = np.interp(at, there, series[there, channel])
+        changed[at, channel] = np.interp(axis[at], axis[there], series[there, channel])
     return changed

@@ -1,7 +1,7 @@
 """Looks at every sample before training starts: what is wrong is said then, and what is there is counted."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from quartet.apps.perceiver.data.gaps import shown_positions
 from quartet.apps.perceiver.data.samples import Array, SampleDataset, origin_of
 
 _SHOWN = 5  # messages quoted in an error
+_ROUNDING = 1e-6  # of float32
 _CONSTANT = 1e-6  # deviation of a constant channel, relative to its values: ten times the rounding of float32
 
 
@@ -31,6 +32,8 @@ class DatasetStatistics:
         constant: Channels whose deviation is no more than rounding leaves of equal values.
         skipped: Samples left out.
         truncated: Samples that will be cut to the longest length allowed.
+        time_step: Of positions with times, the median of the sequences' median steps; None: they have none.
+        duration: The longest time from a first position to a last one.
     """
 
     name: str
@@ -44,6 +47,8 @@ class DatasetStatistics:
     constant: tuple[int, ...]
     skipped: int
     truncated: int
+    time_step: float | None = None
+    duration: float = 0.0
 
     @property
     def samples(self) -> int:
@@ -58,11 +63,13 @@ class DatasetStatistics:
             ("classes", f"{len(self.classes)}: {counts}"),
             ("class balance", f"smallest {smallest}, largest {largest}"),
         ]
+        times = [("time stamps", f"typical step {self.time_step or 0:.4g}, longest series {self.duration:.4g}")]
         return [
             ("samples", f"{self.samples} ({self.skipped} skipped, {self.truncated} truncated)"),
             *(classes if len(self.classes) > 1 else ()),
             ("length", f"{self.shortest} to {self.longest} positions, mean {self.mean_length:.1f}"),
             ("channels", f"{len(self.mean)}, mean {_range(self.mean)}, deviation {_range(self.std)}"),
+            *(times if self.time_step is not None else ()),
         ]
 
 
@@ -85,16 +92,50 @@ class Inspection:
     statistics: DatasetStatistics
 
 
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a model asks of sequences.
+
+    Attributes:
+        channels: Channels, with that of time; None: any number, and the same in all.
+        least: Positions at least.
+        timed: Whether the last channel is the time of positions.
+        duration: The longest time from the first position to the last; None: any.
+    """
+
+    channels: int | None = None
+    least: int = 1
+    timed: bool = False
+    duration: float | None = None
+
+    def check(self, series: Array) -> None:
+        """Refuse a sequence ``[M, C]``, M at least 1, that a model cannot take."""
+        if len(series) < self.least:
+            raise UserError(
+                f"{len(series)} positions, the task needs {self.least} at least (a forecast one more than task.horizon)"
+            )
+        if not self.timed:
+            return
+        if (series[1:, -1] < series[:-1, -1]).any():
+            raise UserError("times, the last channel, go backwards")
+        lasts = float(series[-1, -1] - series[0, -1])
+        if self.duration is not None and lasts > self.duration * (1 + _ROUNDING):
+            raise UserError(
+                f"lasts {lasts:.6g} in time, and the model's positions know {self.duration:.6g}; shorten it, or train "
+                "with longer ones or --position sinusoidal"
+            )
+
+
 def inspect_dataset(
     dataset: SampleDataset,
     *,
     classes: Sequence[str],
     name: str = "training data",
-    channels: int | None = None,
     max_seq_len: int | None = None,
     on_too_long: Literal["error", "truncate"] = "error",
     on_bad_sample: Literal["error", "skip"] = "error",
     every_class: bool = True,
+    needs: Needs | None = None,
 ) -> Inspection:
     """Reads every sample once.
 
@@ -102,17 +143,17 @@ def inspect_dataset(
         dataset: Samples; one with a method ``origin(index)`` is named by it in messages.
         classes: Class names; labels must be indices into them.
         name: What the dataset is called in messages.
-        channels: Channels that sequences must have; ``None``: those of the first sample.
         max_seq_len: Longest sequence in positions; ``None``: no limit.
         on_too_long: Whether a longer one is a bad sample or will be truncated, as by ``PadCollate``.
         on_bad_sample: Stop at bad samples, or leave them out and count them.
         every_class: Whether each class must have a sample.
+        needs: What else a model asks of sequences.
 
     Raises:
         UserError: If there is no usable sample, a class has none, or a sample is bad and none may be skipped: empty,
             too long, of other channels, with NaN or infinite values, hidden by its mask, or with a label out of range.
     """
-    tally = Tally(classes=classes, channels=channels, limit=max_seq_len, on_too_long=on_too_long)
+    tally = Tally(classes=classes, limit=max_seq_len, on_too_long=on_too_long, needs=needs)
     problems = look_at(dataset, tally.add, name=name, on_bad_sample=on_bad_sample)
     check_classes(tally.labels, classes, name=name, every_class=every_class)
     return tally.result(name, problems)
@@ -159,18 +200,18 @@ def check_sample(
     sample: Any,
     *,
     num_classes: int,
-    channels: int | None = None,
     max_seq_len: int | None = None,
     on_too_long: Literal["error", "truncate"] = "error",
+    needs: Needs | None = None,
 ) -> tuple[Array, NDArray[np.bool_], int]:
     """Checks one sample.
 
     Args:
         sample: A dict with ``input``, ``label`` and perhaps ``mask``.
         num_classes: Labels must be below it.
-        channels: Channels it must have; ``None``: any.
         max_seq_len: Longest sequence in positions; ``None``: no limit.
         on_too_long: Whether a longer one is an error or will be truncated.
+        needs: What else a model asks of it.
 
     Returns:
         Sequence float32 ``[M, C]`` (whole), mask bool ``[M]``, label.
@@ -181,14 +222,16 @@ def check_sample(
     if not isinstance(sample, dict) or not {"input", "label"} <= sample.keys():
         raise UserError("a sample must be a dict with the keys input, label and optionally mask")
     series = np.asarray(sample["input"], dtype=np.float32)
-    if series.ndim != 2 or series.shape[1] != (channels or series.shape[1]):
-        raise UserError(f"input is {list(series.shape)}, expected [positions, {channels or 'channels'}]")
+    needs = needs or Needs()
+    if series.ndim != 2 or series.shape[1] != (needs.channels or series.shape[1]):
+        raise UserError(f"input is {list(series.shape)}, expected [positions, {needs.channels or 'channels'}]")
     if len(series) == 0:
         raise UserError("the sequence has length 0")
     if max_seq_len is not None and len(series) > max_seq_len and on_too_long == "error":
         raise UserError(
             f"{len(series)} positions are more than max_seq_len={max_seq_len}; raise it or set on_too_long=truncate"
         )
+    needs.check(series[:max_seq_len])
     mask = shown_positions(sample["mask"]) if "mask" in sample else np.ones(len(series), dtype=bool)
     if mask.shape != series.shape[:1] or not mask[:max_seq_len].any():
         raise UserError(f"mask must have shape [{len(series)}] and show a position, got {list(mask.shape)}")
@@ -209,11 +252,14 @@ class Tally:
         self,
         *,
         classes: Sequence[str],
-        channels: int | None,
         limit: int | None,
         on_too_long: Literal["error", "truncate"],
+        needs: Needs | None = None,
     ) -> None:
-        self.classes, self.channels, self.limit, self.on_too_long = tuple(classes), channels, limit, on_too_long
+        self.needs = needs or Needs()
+        self._steps: list[float] = []
+        self._duration = 0.0
+        self.classes, self.limit, self.on_too_long = tuple(classes), limit, on_too_long
         self.kept: list[int] = []
         self.lengths: list[int] = []
         self.labels: list[int] = []
@@ -227,23 +273,30 @@ class Tally:
         series, mask, label = check_sample(
             sample,
             num_classes=len(self.classes),
-            channels=self.channels,
             max_seq_len=self.limit,
             on_too_long=self.on_too_long,
+            needs=self.needs,
         )
         if self.limit is not None and len(series) > self.limit:
             self.truncated += 1
             series, mask = series[: self.limit], mask[: self.limit]
-        real = series[mask].astype(np.float64)
+        if self.needs.timed:
+            self._note_times(series[:, -1])
+        real = (series[:, :-1] if self.needs.timed else series)[mask].astype(np.float64)
         if not self.kept:
-            self.channels, self._centre = series.shape[1], real.mean(axis=0)
-            self._sum, self._squares = np.zeros(self.channels), np.zeros(self.channels)
+            self.needs, self._centre = replace(self.needs, channels=series.shape[1]), real.mean(axis=0)
+            self._sum, self._squares = np.zeros(real.shape[1]), np.zeros(real.shape[1])
         self._sum += (real - self._centre).sum(axis=0)
         self._squares += ((real - self._centre) ** 2).sum(axis=0)
         self._positions += len(real)
         self.kept.append(index)
         self.lengths.append(len(series))
         self.labels.append(label)
+
+    def _note_times(self, times: Array) -> None:
+        if len(times) > 1:
+            self._steps.append(float(np.median(np.diff(times))))
+        self._duration = max(self._duration, float(times[-1] - times[0]))
 
     def result(self, name: str, problems: Sequence[str]) -> Inspection:
         """What was counted."""
@@ -269,8 +322,14 @@ class Tally:
                 constant=tuple(np.flatnonzero(constant).tolist()),
                 skipped=len(problems),
                 truncated=self.truncated,
+                time_step=self._typical_step(),
+                duration=self._duration,
             ),
         )
+
+    def _typical_step(self) -> float | None:
+        positive = [step for step in self._steps if step > 0]  # in float32 steps may vanish
+        return (float(np.median(positive)) if positive else 1.0) if self.needs.timed else None
 
 
 def _range(values: Sequence[float]) -> str:

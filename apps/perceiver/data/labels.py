@@ -5,7 +5,7 @@ of the training data. Without any list they are the classes themselves: 0, 1, 2 
 their names: a file that lists them in another order than the training data means the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,12 @@ def read_labels(path: Path, labels: Any, classes: Any, *, like: SequenceDataset 
     return ClassLabels(
         numbers=np.array(numbers, dtype=np.int64), classes=tuple(places), are_names=are_names, problems=problems
     )
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names in their order; whole numbers by size."""
+    found = list(names)
+    return tuple(sorted(found, key=(lambda name: int(name)) if all(map(str.isdecimal, found)) else None))
 
 
 def _values(path: Path, labels: Any, name: str) -> NDArray[Any]:

@@ -20,6 +20,7 @@ from mlcore.data.places import Places
 from mlcore.data.tables import TABLES, Table, open_table
 from quartet.apps.perceiver.config import DataConfig
 from quartet.apps.perceiver.data.images import SPLITS
+from quartet.apps.perceiver.data.labels import in_order
 from quartet.apps.perceiver.data.raw import Modality, Raw, RawReader, kind_of, size_of
 from quartet.apps.perceiver.data.samples import Sample
 
@@ -159,7 +160,7 @@ def load_raw(settings: DataConfig, path: Path) -> dict[str, RawDataset]:
     train = [row for row in rows if row.split in ("", "train")]
     if not train:
         raise UserError(f"{path}: no row of the split train")
-    classes = _classes(train)
+    classes = in_order({row.label for row in train if row.label})
     reader = RawReader(columns=columns, find=Places(path, None).find, settings=settings)
     modalities = _modalities(RawDataset(source, train, classes=classes, reader=reader), columns, settings)
     held_out = {name: [row for row in rows if row.split == name] for name in ("val", "test")}
@@ -216,12 +217,6 @@ def _opened(path: Path, settings: DataConfig) -> tuple[_Source, list[str], list[
     if not found.rows:
         raise UserError(f"{path}: no rows below the header")
     return found, columns, found.rows
-
-
-def _classes(rows: Sequence[_Row]) -> tuple[str, ...]:
-    """Labels of the training rows; whole numbers by size."""
-    names = {row.label for row in rows if row.label}
-    return tuple(sorted(names, key=(lambda name: int(name)) if all(map(str.isdecimal, names)) else None))
 
 
 def _modalities(dataset: RawDataset, columns: Sequence[str], settings: DataConfig) -> list[Modality]:

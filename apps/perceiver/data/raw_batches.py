@@ -54,7 +54,7 @@ def inspect_raw(
     kept, labels, lengths = list[int](), list[int](), list[int]()
     sizes: dict[str, list[int]] = {modality.name: [] for modality in modalities}
     longest = dict.fromkeys(sizes, 1)
-    one: Mapping[str, Any] = {"classes": ("",), "channels": None, "limit": None, "on_too_long": "error"}
+    one: Mapping[str, Any] = {"classes": ("",), "limit": None, "on_too_long": "error"}
     tallies = {modality.name: Tally(**one) for modality in modalities if modality.kind == "series"}
 
     def add(index: int, sample: Any) -> None:

@@ -6,6 +6,7 @@ tensors.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
@@ -13,7 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
+from mlcore.data.packed import StoredArray
+from quartet.apps.perceiver.data.gaps import OnMissing, settle, shown_positions
 from quartet.apps.perceiver.data.targets import Targets
+from quartet.apps.perceiver.data.times import rising
 
 Array = NDArray[np.float32]
 
@@ -39,22 +43,28 @@ class SequenceDataset(torch.utils.data.Dataset[Sample]):
     """Sequences in memory.
 
     Args:
-        sequences: Float arrays ``[M_i, C]``; ``M_i`` may differ.
+        sequences: Float arrays ``[M_i, C]``; ``M_i`` may differ. As masks and times, they may be read when asked for.
         labels: Class of each sequence, an index into ``classes``.
         classes: Class names; ``None``: numbers up to the largest label.
         origins: Where each sequence came from ("train.ts, line 17"), for messages; ``None``: its number.
         masks: Bool ``[M_i]`` of each sequence, true where a position is real; ``None``: everywhere.
+        times: Float64 ``[M_i]``, rising; samples get the time since their first position as a last channel. ``None``:
+            positions have no times.
+        on_missing: Ends and gaps of sequences are settled so when they are asked for, see ``settle``; ``None``: they
+            are.
         problems: Why samples, by number, cannot be used; such a sample raises it when it is asked for.
         targets: What other tasks than classification ask; ``None``: nothing.
 
     Attributes:
         named_by_labels: Whether there was no list of class names, so that labels are names themselves.
+        channels: Names of the channels, where a table has them.
 
     Raises:
         UserError: If there are not as many labels, origins and masks as sequences.
     """
 
     named_by_labels: bool = False
+    channels: Sequence[str] = ()
 
     def __init__(
         self,
@@ -63,18 +73,20 @@ class SequenceDataset(torch.utils.data.Dataset[Sample]):
         labels: Sequence[int] | NDArray[np.int64],
         classes: Sequence[str] | None = None,
         origins: Sequence[str] | None = None,
-        masks: Sequence[NDArray[np.bool_]] | None = None,
+        masks: Sequence[NDArray[Any]] | None = None,
+        times: Sequence[NDArray[np.float64]] | None = None,
+        on_missing: OnMissing | None = None,
         problems: Mapping[int, str] | None = None,
         targets: Targets | None = None,
     ) -> None:
         self.sequences, self.targets = sequences, targets
         self.labels = np.asarray(labels, dtype=np.int64)
-        if any(len(given) != len(sequences) for given in (self.labels, origins, masks) if given is not None):
+        if any(len(given) != len(sequences) for given in (self.labels, origins, masks, times) if given is not None):
             raise UserError(
                 f"{len(sequences)} sequences need as many labels, origins and masks, not {len(self.labels)} labels"
             )
         self.classes = tuple(classes) if classes is not None else _numbered(self.labels)
-        self.masks, self._origins = masks, origins
+        self.masks, self.times, self._origins, self._on_missing = masks, times, origins, on_missing
         self.problems: Mapping[int, str] = {**(targets.problems if targets else {}), **(problems or {})}
 
     def __len__(self) -> int:
@@ -83,16 +95,48 @@ class SequenceDataset(torch.utils.data.Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         if index in self.problems:
             raise UserError(self.problems[index])
-        sequence = np.asarray(self.sequences[index], dtype=np.float32)
-        mask = np.ones(len(sequence), dtype=np.float32)
-        if self.masks is not None:
-            mask[~self.masks[index]] = 0
-        sample: Sample = {"input": sequence, "label": int(self.labels[index]), "mask": mask}
+        sequence = self.sequences[index]
+        shown = np.ones(len(sequence), dtype=bool) if self.masks is None else shown_positions(self.masks[index])
+        times = None if self.times is None else rising(self.times[index])
+        if self._on_missing is not None:
+            sequence, shown = settle(sequence, shown=shown, on_missing=self._on_missing, times=times)
+        sequence = np.asarray(sequence, dtype=np.float32)
+        if times is not None:
+            since = times[: len(sequence)] - times[:1]  # before it is float32, which dates are too large for
+            sequence = np.column_stack([sequence, since.astype(np.float32)])
+        sample: Sample = {
+            "input": sequence,
+            "label": int(self.labels[index]),
+            "mask": shown.astype(np.float32),
+        }
         return sample if self.targets is None else {**sample, "target": self.targets.values[index]}
 
     def origin(self, index: int) -> str:
         """Says where sample ``index`` came from."""
         return self._origins[index] if self._origins is not None else f"sample {index}"
+
+
+@dataclass(frozen=True)
+class Cut(Sequence[NDArray[Any]]):
+    """Sequences that stand one after another, read when they are asked for.
+
+    Args:
+        values: An array ``[N, M, ...]``; or, with ``ends``, ``[total, ...]``. It may be in a file.
+        ends: Where each sequence ends, int64 ``[N]``.
+    """
+
+    values: NDArray[Any] | StoredArray
+    ends: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.values if self.ends is None else self.ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        if self.ends is None:
+            return self.values[index]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.values[(self.ends[index - 1] if index % len(self) else 0) : self.ends[index]]
 
 
 class Subset(torch.utils.data.Dataset[Sample]):

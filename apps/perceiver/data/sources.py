@@ -1,7 +1,7 @@
 """The data sets that the data section of a configuration names: for a training, and for `--check_data`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from quartet.apps.perceiver.data.arrays import read_npz
 from quartet.apps.perceiver.data.checking import CheckedSamples, ImageFiles
 from quartet.apps.perceiver.data.cifar import load_cifar10
 from quartet.apps.perceiver.data.images import ImageSource, LabelledImages
+from quartet.apps.perceiver.data.long_tables import LONG, LongColumns, read_long
 from quartet.apps.perceiver.data.manifest import RawDataset, load_raw, read_like
 from quartet.apps.perceiver.data.patches import ImagePatches
 from quartet.apps.perceiver.data.raw import Modality
@@ -20,7 +21,7 @@ from quartet.apps.perceiver.data.synthetic import SyntheticPatterns
 from quartet.apps.perceiver.data.targets import ASKED, Targets
 from quartet.apps.perceiver.data.ts_files import find_ts_files, read_ts
 
-__all__ = ["Part", "Sources", "labelled_samples", "load_sources", "samples_to_check"]
+__all__ = ["Part", "Sources", "check_timed", "labelled_samples", "load_sources", "samples_to_check"]
 
 Part = Literal["train", "val", "test"]
 
@@ -66,6 +67,7 @@ def load_sources(settings: DataConfig, *, seed: int, kind: TaskKind = "classific
         "image_folder": lambda: _image_folder(settings),
         "ts": lambda: _ts(settings, kind),
         "custom": lambda: _custom(settings, kind),
+        "long": lambda: _long(settings, kind),
         "manifest": lambda: _raw(settings),
         "text": lambda: _raw(settings),
     }
@@ -104,10 +106,16 @@ def labelled_samples(
     if preprocessing["kind"] == "raw":
         modalities = [Modality(**values) for values in preprocessing["modalities"]]
         return read_like(path, settings, classes=classes, modalities=modalities), ()
-    if path.suffix.lower() == ".ts":
-        return read_ts(path, classes=classes, on_missing=settings.on_missing, strict=False, kind=kind), ()
     like = SequenceDataset([], labels=[], classes=classes, targets=targets)
-    return read_npz(path, like=like, on_missing=settings.on_missing, strict=False, kind=kind), ()
+    if path.suffix.lower() == ".ts":
+        found = read_ts(path, classes=classes, on_missing=settings.on_missing, strict=False, kind=kind)
+    elif path.suffix.lower() in LONG and "columns" in preprocessing:
+        columns = LongColumns.of(preprocessing, settings)
+        found = read_long(path, columns, like=like, on_missing=settings.on_missing, kind=kind)
+    else:
+        found = read_npz(path, like=like, on_missing=settings.on_missing, strict=False, kind=kind)
+    check_timed(found, path, timed=bool(preprocessing.get("timed")))
+    return found, ()
 
 
 def samples_to_check(settings: DataConfig, *, seed: int, kind: TaskKind = "classification") -> dict[str, Any]:
@@ -216,9 +224,35 @@ def _ts(settings: DataConfig, kind: TaskKind) -> Sources:
 
 
 def _custom(settings: DataConfig, kind: TaskKind) -> Sources:
-    path = _path(settings.train_path or settings.data_dir, "train_path", "an .npz file")
+    path = _path(settings.train_path or settings.data_dir, "train_path", "an .npz file, or a folder of .npy files")
     read = partial(read_npz, on_missing=settings.on_missing, strict=False, kind=kind)
     return _sequences(read, path, val_path=settings.val_path, test_path=settings.test_path)
+
+
+def _long(settings: DataConfig, kind: TaskKind) -> Sources:
+    path = _path(settings.train_path or settings.data_dir, "train_path", f"a table ({', '.join(LONG)})")
+
+    def read(path: Path, like: SequenceDataset | None = None) -> SequenceDataset:
+        columns = LongColumns(
+            id=settings.id_column,
+            time=settings.time_column,
+            channels=tuple(settings.channels if like is None else like.channels),
+            label=settings.label_column,
+            labels=settings.label_path,
+        )
+        return read_long(path, columns, like=like, on_missing=settings.on_missing, kind=kind)
+
+    found = _sequences(read, path, val_path=settings.val_path, test_path=settings.test_path)
+    train: Any = found.train
+    columns = {"id": settings.id_column, "time": settings.time_column, "channels": list(train.channels)}
+    return replace(found, preprocessing={**found.preprocessing, "columns": columns})
+
+
+def check_timed(dataset: SequenceDataset, path: Path, *, timed: bool) -> None:
+    """Refuse series of a file that have time stamps where the training data has none, or none where it has them."""
+    if (dataset.times is not None) != timed:
+        has, other = ("has", "has none") if dataset.times is not None else ("has no", "has them")
+        raise UserError(f"{path}: {has} time stamps, and the training data {other}")
 
 
 def _sequences(
@@ -226,7 +260,12 @@ def _sequences(
 ) -> Sources:
     train = read(train_path)
     validation, test = (None if path is None else read(path, like=train) for path in (val_path, test_path))
-    kind = {"kind": "series"}
+    kind: dict[str, Any] = {"kind": "series"}
+    if train.times is not None:
+        kind["timed"] = True
+    for part, path in ((validation, val_path), (test, test_path)):
+        if part is not None and path is not None:
+            check_timed(part, path, timed="timed" in kind)
     return Sources(train=train, validation=validation, test=test, classes=train.classes, preprocessing=kind)
 
 

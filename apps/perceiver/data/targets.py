@@ -52,7 +52,7 @@ def read_targets(
     arrays: Mapping[str, Any],
     *,
     kind: TaskKind,
-    cut: Callable[[NDArray[Any]], list[NDArray[Any]]],
+    cut: Callable[[NDArray[Any]], Sequence[NDArray[Any]]],
     like: Targets | None,
 ) -> Targets | None:
     """The targets of a file; None for a task that needs none.
@@ -85,7 +85,7 @@ def read_targets(
     listed = arrays.get("target_names" if numbers else "classes")
     names = _names(path, listed, values.shape[-1], "target" if numbers else "label", like)
     if kind == "per_step":
-        rows = cut(values)
+        rows = list(cut(values))
         known = [bool(np.isfinite(row).all(axis=1).any()) for row in rows]
         problems = {row: "no position has a target" for row, any_known in enumerate(known) if not any_known}
         # A position counts whole or not at all.

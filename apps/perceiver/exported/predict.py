@@ -1,6 +1,6 @@
 """Predict with an exported Perceiver; needs numpy and onnxruntime, and Pillow for pictures, and nothing else.
 
-python predict.py series.npz          the array `inputs`, [N, M, C]
+python predict.py series.npz          the array `inputs`, [N, M, C], and perhaps `times`, [N, M]
 python predict.py picture.png ...
 """
 
@@ -27,11 +27,23 @@ def patches(path: str, about: dict[str, Any]) -> Array:
     return np.concatenate([cut / 255, positions], axis=1)
 
 
+def sequences(file: str, about: dict[str, Any]) -> Array:
+    """The array `inputs`; where the model knows time stamps, with the array `times` as a last channel."""
+    arrays = np.load(file)
+    found: Array = arrays["inputs"].astype(np.float32)
+    if about["preprocessing"].get("timed"):
+        times = arrays["times"] - arrays["times"][:, :1]
+        found = np.concatenate([found, times[..., None].astype(np.float32)], axis=2)
+    return found
+
+
 def queries(series: Array, task: dict[str, Any]) -> dict[str, Array]:
     """The network's inputs where it is asked for positions: for those to come, or for all."""
     horizon = task["horizon"]
     if horizon and not task["covariates"]:
         series = np.pad(series, ((0, 0), (0, horizon), (0, 0)))
+        if task.get("time_step"):
+            series[:, -horizon:, -1] = series[:, -horizon - 1, -1:] + task["time_step"] * np.arange(1, horizon + 1)
     series = series[:, -(horizon + task["context"]) :] if task["context"] else series
     length = series.shape[1]
     asked = np.arange(length - horizon if horizon else 0, length)
@@ -66,7 +78,7 @@ def main(files: list[str]) -> None:
     task = about.get("task")
     for file in files:
         npz = file.endswith(".npz")
-        found = np.load(file)["inputs"] if npz else patches(file, about["preprocessing"])[None]
+        found = sequences(file, about) if npz else patches(file, about["preprocessing"])[None]
         found = found.astype(np.float32)
         given = {"input": found, "mask": np.ones(found.shape[:2], dtype=bool)}
         if task and "query" in [one.name for one in session.get_inputs()]:

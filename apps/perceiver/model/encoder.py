@@ -13,7 +13,7 @@ from quartet.apps.perceiver.data.raw import Modality
 from quartet.apps.perceiver.model.adapters import Adapters
 from quartet.apps.perceiver.model.attention import CrossAttentionBlock, SelfAttentionBlock
 from quartet.apps.perceiver.model.positions import PositionEncoding, PositionKind
-from quartet.apps.perceiver.model.stem import ConvStem, StemKind, make_stem
+from quartet.apps.perceiver.model.stem import ConvStem, PatchStem, StemKind, make_stem
 
 Inputs = Tensor | Mapping[str, Tensor]
 """Tokens, or raw samples."""
@@ -36,6 +36,10 @@ class PerceiverOptions:
         stem: What tokens go through before they get positions, see ``make_stem``.
         stem_channels: Channels of the stem.
         grid: Rows and columns of a picture's patches and the side of one in pixels, for a conv stem.
+        patch: Steps of a series that become one token, ``stem_channels`` wide, see ``PatchStem``.
+        time_step: The time from one position to the next, typically, where the last channel of the input is the time of
+            each position, rising; its place is then that time, in such steps from the first one on. None: there is no
+            such channel, and positions are counted.
         modalities: Of raw samples, as ``Modality.values`` gives them; the input is then ``input`` of ``RawCollate``,
             and stem and positions are those of ``Adapters``. None: it is tokens.
     """
@@ -51,6 +55,8 @@ class PerceiverOptions:
     stem: StemKind = "none"
     stem_channels: int = 64
     grid: Sequence[int] | None = None
+    patch: int = 1
+    time_step: float | None = None
     modalities: Sequence[Mapping[str, Any]] | None = None
 
 
@@ -58,7 +64,7 @@ class PerceiverEncoder(nn.Module):
     """Repeats (cross-attention to the input, then a latent transformer), each as in the paper's figure 1.
 
     Args:
-        input_dim: Channels of a token, before position features; of raw samples any number, adapters know it.
+        input_dim: Channels of a position, with its time if it has one; of raw samples any number, adapters know it.
         d_model: Width of the latents.
         num_heads: Heads of every attention; divides ``d_model``.
         num_cross_attention_layers: Number of repeats.
@@ -89,8 +95,13 @@ class PerceiverEncoder(nn.Module):
         self.adapters = _adapters(options)
         if self.adapters is not None:
             input_dim, options = self.adapters.width, replace(options, position="none", stem="none")
+        self.patch, self.time_step = options.patch, options.time_step
+        channels = input_dim - (self.time_step is not None)
+        if self.time_step is not None and options.position == "learned":
+            raise UserError("model.position=learned counts positions, and these have times: take fourier or sinusoidal")
         _check_at_least_one(
-            input_dim=input_dim,
+            input_dim=channels,
+            patch=options.patch,
             d_model=d_model,
             num_heads=num_heads,
             num_cross_attention_layers=num_cross_attention_layers,
@@ -102,16 +113,23 @@ class PerceiverEncoder(nn.Module):
         self.input_dim, self.depth = input_dim, num_cross_attention_layers
         self.gradient_checkpointing = options.gradient_checkpointing
         self.positions = PositionEncoding(
-            options.position, num_channels=options.position_channels, max_seq_len=options.max_seq_len
+            options.position,
+            num_channels=options.position_channels,
+            max_seq_len=options.max_seq_len + (self.patch > 1),  # which a compiled ``PatchStem`` uses
         )
         self.stem, stem_width = make_stem(
-            options.stem, input_dim=input_dim, channels=options.stem_channels, grid=options.grid
+            options.stem,
+            # Within a patch the time since the step before is one more value of a step.
+            input_dim=channels + (self.time_step is not None and self.patch > 1),
+            channels=options.stem_channels,
+            grid=options.grid,
+            patch=self.patch,
         )
         width = stem_width + self.positions.width
         if width < 2:
             raise UserError("a token of one channel without position features says nothing after its layer norm")
-        self.register_buffer("input_mean", torch.zeros(input_dim))
-        self.register_buffer("input_std", torch.ones(input_dim))
+        self.register_buffer("input_mean", torch.zeros(channels))
+        self.register_buffer("input_std", torch.ones(channels))
         self.latents = nn.Parameter(torch.empty(num_latents, d_model))
         nn.init.trunc_normal_(self.latents, std=0.02, a=-2.0, b=2.0)
 
@@ -132,19 +150,25 @@ class PerceiverEncoder(nn.Module):
         """The one length of sequences in tokens that the stem takes; None: any."""
         return self.stem.rows * self.stem.columns if isinstance(self.stem, ConvStem) else None
 
+    @property
+    def longest(self) -> int | None:
+        """The longest sequence in positions; None: any. How long in time one may be is for the caller to know."""
+        most = self.positions.longest
+        return None if most is None or self.time_step is not None else (most - (self.patch > 1)) * self.patch
+
     def set_input_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Standardises inputs from now on: each channel less ``mean``, over ``std``; saved with the weights.
 
         Args:
-            mean: Mean of each input channel over the training data, ``input_dim`` numbers in the data's units.
+            mean: Mean of each input channel over the training data, in the data's units; of all but the time.
             std: Standard deviation of each, above 0.
 
         Raises:
-            UserError: If there are not ``input_dim`` finite numbers each, or a deviation is not above 0.
+            UserError: If there are not as many finite numbers each, or a deviation is not above 0.
         """
-        values = torch.tensor([list(mean), list(std)], dtype=torch.float64)
-        if values.shape[1] != self.input_dim or not values.isfinite().all() or not (values[1] > 0).all():
-            raise UserError(f"expected finite means and deviations above 0 of {self.input_dim} channels")
+        values, channels = torch.tensor([list(mean), list(std)], dtype=torch.float64), len(self.input_mean)
+        if values.shape[1] != channels or not values.isfinite().all() or not (values[1] > 0).all():
+            raise UserError(f"expected finite means and deviations above 0 of {channels} channels")
         self.input_mean.copy_(values[0])
         self.input_std.copy_(values[1])
 
@@ -188,7 +212,7 @@ class PerceiverEncoder(nn.Module):
         Arguments are those of ``forward``.
 
         Returns:
-            ``[B, M]``, the mean over heads and latents; rows sum to 1, padding has 0.
+            ``[B, L]``, the mean over heads and latents; rows sum to 1, padding has 0. L is M, or the number of patches.
         """
         tokens, mask = self._tokens(x, mask)
         first = self.cross_blocks[0]
@@ -196,8 +220,24 @@ class PerceiverEncoder(nn.Module):
         queries, context = first.latent_norm(self.latents[None]), first.context_norm(tokens)
         return first.attention.weights(queries, context, mask).mean(dim=(1, 2))
 
+    def values(self, x: Tensor) -> Tensor:
+        """The channels of the input ``[B, M, input_dim]`` without time, standardised."""
+        values = x if self.time_step is None else x[..., :-1]
+        return (values - self.input_mean) / self.input_std
+
+    def places(self, x: Tensor, query: Tensor) -> Tensor:
+        """Where the positions ``query`` ``[B, K]`` of the input are, as ``PositionEncoding.at`` takes it."""
+        times = self._times(x)
+        found = query if times is None else times.gather(1, query)
+        return found if self.patch == 1 else found / self.patch
+
+    def _times(self, x: Tensor) -> Tensor | None:
+        """Of each position ``[B, M]``, in steps from the first one of the row on."""
+        return None if self.time_step is None else (x[..., -1] - x[:, :1, -1]) / self.time_step
+
     def _tokens(self, x: Inputs, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Standardised inputs through the stem, with positions ``[B, M, width]``; the mask, if it hides anything."""
+        """Standardised inputs through the stem, with positions ``[B, L, width]``; the mask, if it hides anything."""
+        times: Tensor | None = None
         if not isinstance(x, Tensor):
             if self.adapters is None or mask is None:
                 raise UserError("raw samples need a model made with modalities, and a mask")
@@ -205,10 +245,19 @@ class PerceiverEncoder(nn.Module):
             self._check_shapes(tokens, mask)
         else:
             self._check_shapes(x, mask)
-            tokens = ((x - self.input_mean) / self.input_std).to(self.latents.dtype)
+            tokens, times = self.values(x), self._times(x)
+            if times is not None and self.patch > 1:
+                tokens = torch.cat([tokens, times.diff(dim=1, prepend=times[:, :1])[..., None]], dim=2)
+            tokens = tokens.to(self.latents.dtype)
         if mask is not None:
             tokens, mask = self._without_padding(tokens, self._shown(mask))
-        return self.positions(self._run(self.stem, tokens)), mask
+        if isinstance(self.stem, PatchStem) and mask is None and torch.compiler.is_compiling():
+            mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        tokens = self._run(self.stem, tokens)
+        if isinstance(self.stem, PatchStem):
+            times = None if times is None else self.stem.first(times, tokens) / self.patch
+            mask = None if mask is None else self.stem.seen(mask)
+        return self.positions(tokens, times), mask
 
     def _run(self, block: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

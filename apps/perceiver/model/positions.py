@@ -21,7 +21,8 @@ class PositionEncoding(nn.Module):
     - ``learned``: one trained vector per position below ``max_seq_len``.
     - ``none``: the token alone; the model's output then does not depend on the order of tokens.
 
-    Positions count from the start of the row, so padding belongs at its end. Sines and cosines are computed in float32
+    Positions count from the start of the row, so padding belongs at its end; where tokens have times, these are their
+    positions, from the first token's on, in steps. Sines and cosines are computed in float32
     at least, whatever the model's type: in bfloat16, 257 and 258 are one number.
 
     Args:
@@ -47,11 +48,12 @@ class PositionEncoding(nn.Module):
             self.table = nn.Parameter(torch.empty(max_seq_len, num_channels))
             nn.init.trunc_normal_(self.table, std=0.02)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, places: Tensor | None = None) -> Tensor:
         """Appends the features.
 
         Args:
             tokens: ``[B, M, C]``.
+            places: ``[B, M]``, where the tokens are; ``None``: 0, 1, 2 and so on.
 
         Returns:
             ``[B, M, C + width]``.
@@ -61,6 +63,8 @@ class PositionEncoding(nn.Module):
         """
         if self.kind == "none":
             return tokens
+        if places is not None:
+            return torch.cat([tokens, self.at(places, tokens.dtype)], dim=-1)
         features = self._features(tokens).to(tokens.dtype)  # [M, width]
         return torch.cat([tokens, features.expand(tokens.shape[0], -1, -1)], dim=-1)
 
@@ -77,7 +81,7 @@ class PositionEncoding(nn.Module):
         return self._waves(torch.arange(length, device=tokens.device, dtype=dtype)[:, None])
 
     def at(self, places: Tensor, dtype: torch.dtype) -> Tensor:
-        """The features of places ``[B, K]``, whole numbers below the length of a sequence: ``[B, K, width]``."""
+        """The features of places ``[B, K]`` below the length of a sequence, for learned whole: ``[B, K, width]``."""
         if self.kind == "learned":
             return self.table[places].to(dtype)
         index = places.to(torch.promote_types(dtype, torch.float32))[..., None]

@@ -45,6 +45,8 @@ class PerceiverQueries(nn.Module):
         self.encoder = PerceiverEncoder(input_dim, d_model=d_model, num_heads=num_heads, options=options, **layers)
         if not self.encoder.positions.width:
             raise UserError("model.position=none: queries are told apart by their positions; take another one")
+        if options.position == "learned" and options.patch > 1:
+            raise UserError("model.position=learned knows patches, not the steps that are asked for; take another")
         self.decoder = PerceiverDecoder(
             d_model,
             num_heads=num_heads,
@@ -71,9 +73,9 @@ class PerceiverQueries(nn.Module):
             UserError: As ``PerceiverEncoder.forward``.
         """
         dtype = self.encoder.latents.dtype
-        features = [self.encoder.positions.at(query, dtype)]
+        features = [self.encoder.positions.at(self.encoder.places(x, query), dtype)]
         if self.visible:
-            seen = ((x - self.encoder.input_mean) / self.encoder.input_std)[..., self.visible].to(dtype)
+            seen = self.encoder.values(x)[..., self.visible].to(dtype)
             seen = torch.where(seen.isfinite(), seen, 0.0)  # what is missing is not known there either
             features.append(seen.gather(1, query[..., None].expand(-1, -1, len(self.visible))))
         outputs: Tensor = self.decoder(self.encoder(x, mask), self.embed(torch.cat(features, dim=-1)))

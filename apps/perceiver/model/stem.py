@@ -1,7 +1,8 @@
 """What comes before the first cross-attention: an embedding of tokens, or convolutions of a picture's patches.
 
 The papers read ImageNet through a convolution and max pooling where they do not take pixels one by one (Perceiver IO,
-section 4.5). A stem keeps the number of tokens, so that masks, positions and attention maps mean the same with each.
+section 4.5). A stem keeps the number of tokens, so that masks, positions and attention maps mean the same with each;
+but for that of long series, which makes one token of a patch of steps.
 """
 
 from collections.abc import Sequence
@@ -9,12 +10,52 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mlcore.base.errors import UserError
 
 StemKind = Literal["conv", "linear", "none"]
 
 _GROUP = 8  # channels that are normalised together
+
+
+class PatchStem(nn.Module):
+    """One token for so many steps of a series, by a linear map of them together, as patches of a picture become tokens.
+
+    The cost of reading a series of 10⁵ steps falls with the size of a patch. Steps that are missing at the end of the
+    last patch are 0, as padding is.
+
+    Args:
+        before: Channels of a step.
+        after: Channels of a token.
+        patch: Steps of a token.
+    """
+
+    def __init__(self, before: int, after: int, *, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.map = nn.Conv1d(before, after, patch, stride=patch)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        """Maps ``[B, M, before]`` to ``[B, ceil(M / patch), after]``; compiled, to a token more, see ``seen``."""
+        tokens: Tensor = self.map(self._filled_up(steps.transpose(1, 2)))
+        return tokens.transpose(1, 2)
+
+    def seen(self, mask: Tensor) -> Tensor:
+        """Whether a patch has a step that is seen: boolean ``[B, M]`` to ``[B, ceil(M / patch)]``."""
+        ones = self.map.weight.new_ones(1, 1, self.patch)
+        return functional.conv1d(self._filled_up(mask[:, None].to(ones.dtype)), ones, stride=self.patch)[:, 0] > 0
+
+    def first(self, values: Tensor, tokens: Tensor) -> Tensor:
+        """What the first step of each patch has, ``[B, M]`` to ``[B, L]``, L as of ``tokens``."""
+        steps = self.patch * torch.arange(tokens.shape[1], device=values.device)
+        return values.index_select(1, steps.clamp(max=values.shape[1] - 1))
+
+    def _filled_up(self, steps: Tensor) -> Tensor:
+        # What is more than the last patch is no window. A program of torch.export is for one token, or for any number
+        # above that: it gets a patch of nothing, which its mask hides, so that there are never less than two.
+        more = self.patch if torch.compiler.is_compiling() else 0
+        return functional.pad(steps, (0, self.patch - 1 + more))
 
 
 class ConvStem(nn.Module):
@@ -66,7 +107,9 @@ class ConvStem(nn.Module):
         return torch.cat([embedded, rest], dim=2)
 
 
-def make_stem(kind: StemKind, *, input_dim: int, channels: int, grid: Sequence[int] | None) -> tuple[nn.Module, int]:
+def make_stem(
+    kind: StemKind, *, input_dim: int, channels: int, grid: Sequence[int] | None, patch: int = 1
+) -> tuple[nn.Module, int]:
     """The stem, and the channels of the tokens that leave it.
 
     Args:
@@ -74,10 +117,13 @@ def make_stem(kind: StemKind, *, input_dim: int, channels: int, grid: Sequence[i
         input_dim: Channels of the tokens that enter.
         channels: Of a linear embedding, or of the last convolution.
         grid: See `ConvStem`; None where tokens are no pictures.
+        patch: Steps of a series that become one token, by a linear map whatever the kind.
 
     Raises:
         UserError: There is no such stem, or it does not fit the tokens.
     """
+    if patch > 1 and kind != "conv":
+        return PatchStem(input_dim, channels, patch=patch), channels
     if kind == "none":
         return nn.Identity(), input_dim
     if kind == "linear":

@@ -1,0 +1,58 @@
+"""A run that is killed goes on to the same bits, whatever its series are read from."""
+
+import random
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from mlcore.training.checkpoint import load_checkpoint
+from tests.perceiver.test_long_tables import rows, save
+from tests.perceiver.test_resume_after_kill import assert_identical, deterministic_rows, kill_after
+from tests.perceiver.test_stored_arrays import arrays, store
+from tests.perceiver.test_tasks import SETTINGS
+
+
+def stamped(folder: Path) -> None:
+    lines = [f"({k},{k % 5}),({k + 1 + k % 3},{k % 3}):(0,1),({k % 7 + 1},2):{'ab'[k % 2]}" for k in range(40)]
+    header = "@timeStamps true\n@univariate false\n@dimensions 2\n@classLabel true a b\n@data\n"
+    (folder / "T_TRAIN.ts").write_text(header + "\n".join(lines), "utf-8")
+
+
+KINDS: Mapping[str, tuple[Callable[[Path], object], str]] = {
+    "long": (
+        lambda folder: save(folder / "t.parquet", rows(40)),
+        "--dataset long --train_path t.parquet --id_column unit --time_column at --position fourier",
+    ),
+    "folder": (
+        lambda folder: store(folder / "own", arrays(40)),
+        "--dataset custom --train_path own --on_missing mask --on_bad_sample skip --series_patch 2",
+    ),
+    "ts": (stamped, "--dataset ts --train_path T_TRAIN.ts --on_missing interpolate"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_run_ends_bit_identical(
+    kind: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write, flags = KINDS[kind]
+    write(tmp_path)
+    settings = SETTINGS.replace("--dataset custom --train_path train.npz", flags)
+    command = [sys.executable, str(repository / "apps" / "perceiver" / "train.py"), *shlex.split(settings)]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, "--output_dir", str(whole)], check=True, capture_output=True)
+    kill_after([*command, "--output_dir", str(killed)], 7, random.Random(0))
+    again = [*command, "--output_dir", str(killed)]
+    assert "resuming" in subprocess.run(again, check=True, capture_output=True, text=True).stdout
+    states = [load_checkpoint(folder / "checkpoints" / "latest_model.pth") for folder in (whole, killed)]
+    for state in states:
+        state["progress"].pop("seconds")
+        state["config"]["run"].pop("output_dir")
+    assert_identical(*states)
+    assert deterministic_rows(whole) == deterministic_rows(killed)
