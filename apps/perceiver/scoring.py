@@ -18,7 +18,7 @@ from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
 from mlcore.run.scorer import ClassPrediction, Item, Shown, decision_of
 from quartet.apps.perceiver.answers import Answer, answers, columns
 from quartet.apps.perceiver.config import PerceiverConfig
-from quartet.apps.perceiver.data.arrays import read_npz
+from quartet.apps.perceiver.data.arrays import is_stored, read_npz
 from quartet.apps.perceiver.data.asking import Asking
 from quartet.apps.perceiver.data.collate import PadCollate
 from quartet.apps.perceiver.data.gaps import OnMissing
@@ -103,7 +103,8 @@ def make_scorer(
         raise UserError(f"on_missing={on_missing}: expected {', '.join(get_args(OnMissing))}")
     if is_raw(about):
         return RawScorer(about, network, on_missing)
-    return PerceiverScorer(about, network, on_missing)
+    of_pictures = about["preprocessing"]["kind"] == "image"
+    return (PerceiverScorer if of_pictures else SequenceScorer)(about, network, on_missing)
 
 
 class PerceiverScorer:
@@ -133,16 +134,12 @@ class PerceiverScorer:
 
     def items(self, path: Path) -> Sequence[Item]:
         """A picture is one, a file of sequences as many as are in it; the table names them by line or row."""
-        if path.suffix.lower() not in self.suffixes and not self.takes(path):
+        if path.suffix.lower() not in self.suffixes and not is_stored(path):
             raise UserError(f"{path}: this model reads {', '.join(self.suffixes)}")
         if self._layout is not None:
             return [Item(str(path), path)]
         data = self._sequences(path)
         return [Item(data.origin(row), path, row) for row in range(len(data))]
-
-    def takes(self, folder: Path) -> bool:
-        """Whether a folder holds sequences, as .npy files."""
-        return self._layout is None and (folder / "inputs.npy").is_file()
 
     def load(self, item: Item) -> dict[str, Any]:
         """The sequence, checked as in training."""
@@ -261,6 +258,14 @@ class PerceiverScorer:
         if item.content is None:
             return decode_image(_path(item), origin=item.name, max_pixels=self._max_pixels)
         return np.asarray(item.content)
+
+
+class SequenceScorer(PerceiverScorer):
+    """The same of sequences, which a folder may hold, too; a `FolderScorer`."""
+
+    def takes(self, folder: Path) -> bool:
+        """Whether a folder holds sequences, as .npy files."""
+        return is_stored(folder)
 
 
 def _layout(pictures: Mapping[str, Any]) -> PatchLayout:

@@ -31,7 +31,8 @@ def test_series_are_answered_with_their_curves(series_run: Path, tmp_path: Path)
     assert shares.sum() == pytest.approx(1)
     low, high = own.min(), own.max()
     assert (values - low) / (high - low) == pytest.approx(shares / shares.max(), abs=1e-5)
-    assert (about["takes"], about["fields"], about["decision"]) == ([".ts", ".npz"], [], "the most probable class")
+    assert about["takes"] == [".ts", ".npz", ".zip"]
+    assert (about["fields"], about["decision"]) == ([], "the most probable class")
 
 
 def test_pictures_are_shown_as_they_came(image_run: Path, pictures: Path) -> None:

@@ -96,6 +96,11 @@ def read_npz(
     return data
 
 
+def is_stored(path: Path) -> bool:
+    """Whether this is a folder of arrays."""
+    return (path / f"{_LARGE[0]}.npy").is_file()
+
+
 def _read_arrays(path: Path, needed: set[str]) -> dict[str, Any]:
     if path.is_dir():
         files = {file.stem: file for file in sorted(path.glob("*.npy"))}
