@@ -36,6 +36,7 @@ NAMES = (
     "ads_frozen",
     "scoring",
     "doc_memory",
+    "memory_planner",
     "doc_inference",
     "doc_training",
     "cifar10_vs_transformers",

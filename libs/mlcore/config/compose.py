@@ -244,6 +244,8 @@ class _Composer:
         for leaf, raw, source in sorted(given, key=lambda item: not item[0].meta.selects):
             value = interpolate(raw, self._environ, where=f"{source.where}: {leaf.path}")
             value = leaf.read(value) if isinstance(value, Text) else value
+            if leaf.meta.turns_on is not None and value == leaf.meta.turns_on[0]:
+                leaf, value = self._table.leaves[f"{leaf.path.rpartition('.')[0]}.{leaf.meta.turns_on[1]}"], True
             note(leaf.path, value)
             if leaf.secret and isinstance(value, str):
                 register(value)

@@ -1,6 +1,7 @@
 """Comparing resolved configurations: which settings differ, and what that means to a run that goes on."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ _VOLATILE = (
     "train.max_hours",  # how long this process works, not where the run ends
 )
 _VOLATILE_SECTIONS = ("tracking", "checkpoint")
+_AUTO_CUT = ("train.batch_size", "train.gradient_accumulation_steps")
 
 
 def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -68,8 +70,18 @@ def changes(old: Mapping[str, Any], config: Section) -> list[Change]:
     defaults = {path: table.presets.get(path, leaf.info.default) for path, leaf in table.leaves.items()}
     was = {**plain_values(defaults), **flatten(plain_values(of_today(old, type(config))), table.leaves)}
     now = flatten(plain_values(to_values(config)), table.leaves)
-    leaves = table.leaves.items()
+    same_cut = _AUTO_CUT if _same_samples(was, now) else ()
+    leaves = [(path, leaf) for path, leaf in table.leaves.items() if path not in same_cut]
     return [Change(path, was[path], now[path], leaf.meta) for path, leaf in leaves if not _same(was[path], now[path])]
+
+
+def _same_samples(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether both leave it to the memory how a step is cut, and mean as many samples."""
+    auto = "train.auto_batch_size"
+    if not (was.get(auto) and now.get(auto)):
+        return False
+    before, after = (math.prod(int(values[path]) for path in _AUTO_CUT) for values in (was, now))
+    return before == after
 
 
 def _same(one: Any, other: Any) -> bool:

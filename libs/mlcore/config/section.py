@@ -47,6 +47,8 @@ class Meta:
         bare: Text that the flag stands for when it is given without a value.
         selects: Choosing another value of this field from a higher-ranking source drops what lower-ranking sources said
             about the rest of the section for the previous choice.
+        turns_on: A word that may stand in place of the value, and a field of the section that it turns on; the value
+            stays what lower-ranking sources say.
         describes: Another field of the section that the value is about. What a preset says here is dropped where a
             higher-ranking source gives that field; what the user says here stays.
         continued: What a run that goes on does with another value than it had. "applied": it goes on with the new one;
@@ -59,6 +61,7 @@ class Meta:
     env: str | None = None
     bare: str | None = None
     selects: bool = False
+    turns_on: tuple[str, str] | None = None
     describes: str | None = None
     continued: Outcome = "refused"
     resets: str = ""

@@ -134,7 +134,20 @@ class TrainConfig(Section):
     max_hours: float | None = field(
         None, "Stop (and save, exit code 76) after this time, if sooner", unit="hours", gt=0, continued="applied"
     )
-    batch_size: int = field(32, "Samples per micro-batch and rank", unit="samples", ge=1, continued="applied")
+    batch_size: int = field(
+        32,
+        "Samples per micro-batch and rank; auto: auto_batch_size",
+        unit="samples",
+        ge=1,
+        turns_on=("auto", "auto_batch_size"),
+        continued="applied",
+    )
+    auto_batch_size: bool = field(
+        default=False,
+        description="Choose batch_size, the largest that fits the memory, and gradient_accumulation_steps, so that a "
+        "step has as many samples as with those given",
+        continued="applied",
+    )
     eval_batch_size: int | None = field(
         None, "Samples per batch and rank in evaluation; null: batch_size", unit="samples", ge=1, continued="applied"
     )

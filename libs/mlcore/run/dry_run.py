@@ -13,6 +13,7 @@ from mlcore.base.console import format_duration
 from mlcore.base.distributed import barrier
 from mlcore.base.env import child_environment
 from mlcore.base.errors import UserError
+from mlcore.base.files import format_bytes
 from mlcore.base.signals import check
 from mlcore.data.loader import SizedDataset
 from mlcore.run.build import Data, TrainingSetup, build_trainer
@@ -21,7 +22,9 @@ from mlcore.run.preflight import origin, start
 from mlcore.trackers.table import TableTracker, read_history
 from mlcore.training.checkpoint import CheckpointStore
 from mlcore.training.diagnose import peak_memory_bytes
+from mlcore.training.memory import available_bytes, plan_memory
 from mlcore.training.progress import Cadence, Limits
+from mlcore.training.trainer import Trainer
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +46,7 @@ def dry_run(run: OpenRun, *, scratch: Path) -> int:
     """
     started = start(run, rehearsal=True)
     config, world, whole, setup = run.config, run.world, started.trainer, started.setup
+    _tell_memory(whole)
     steps, per_epoch = whole.total_steps, whole.steps_per_epoch
     batch, windows = config.train.batch_size * world.size, config.train.gradient_accumulation_steps
     # Two full windows and a short one whose last batch is short too, as at the end of an epoch.
@@ -82,6 +86,19 @@ def dry_run(run: OpenRun, *, scratch: Path) -> int:
     )
     _log.info("dry run passed; nothing was kept")
     return 0
+
+
+def _tell_memory(trainer: Trainer) -> None:
+    """What the run is going to need of memory at its peak, before anything of its size is tried."""
+    size, accumulation, device = trainer.loader.order.batch_size, trainer.accumulation, trainer.engine.device
+    plan = plan_memory(trainer)
+    trainer.engine.optimizer.state.clear()  # what is rehearsed has moments of its own
+    parts, free = plan.parts(size, accumulation=accumulation), available_bytes(device)
+    told = ", ".join(f"{what} {format_bytes(value)}" for what, value in parts.items())
+    _log.info("planned peak memory of %s: %s (%s)", device, format_bytes(sum(parts.values())), told)
+    more = sum(parts.values()) - sum(plan.held.values())
+    if more > free:
+        _log.warning("%s more than now, and %s are free: try --batch_size auto", *map(format_bytes, (more, free)))
 
 
 def _shortened(setup: TrainingSetup, size: int) -> Data:

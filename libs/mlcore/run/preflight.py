@@ -25,17 +25,18 @@ from mlcore.config.layers import Rank
 from mlcore.data.loader import SHARED_MEMORY, shared_memory_bytes
 from mlcore.remote.s3 import check_bucket
 from mlcore.run.advice import Finding, unsuitable
+from mlcore.run.auto_batch import fit_batch
 from mlcore.run.build import CoreConfig, TrainingSetup, build_trainer
 from mlcore.run.continued import Resumed, accepted_changes, adopt_changes
 from mlcore.run.folder import has_ended
 from mlcore.run.opened import OpenRun
 from mlcore.trackers.wandb import check_wandb
 from mlcore.training.checkpoint import CheckpointError, CheckpointStore, State, inference_weights, load_checkpoint
-from mlcore.training.engine import unwrap
+from mlcore.training.memory import checkpoint_bytes
 from mlcore.training.task import check_metadata
 from mlcore.training.trainer import Trainer
 
-__all__ = ["Started", "check_around", "checkpoint_bytes", "seed", "start"]
+__all__ = ["Started", "check_around", "seed", "start"]
 
 _log = logging.getLogger(__name__)
 
@@ -118,6 +119,9 @@ def start(run: OpenRun, *, rehearsal: bool = False) -> Started:
         gc.collect()  # a trainer's callbacks refer to it; of an earlier run nothing is to stay in memory
     app, config, world = run.app, run.config, run.world
     resumed = _resumed(run)  # first, so that settings that do not fit are refused before anything is built
+    if config.train.auto_batch_size:
+        fit_batch(run, state=None if resumed is None else resumed.state, rehearsal=rehearsal)
+        config = run.config
     seed(config, world)
     begun = rng_state()
     rehearsed = app.dry_run_config if rehearsal else None
@@ -192,17 +196,6 @@ def _space(run: OpenRun, trainer: Trainer) -> Iterator[Finding]:
             f"{format_bytes(needed)}, {format_bytes(free)} are free: free some space, give --output_dir on another "
             "disk, or lower --keep_last",
         )
-
-
-def checkpoint_bytes(trainer: Trainer) -> int:
-    """Size of a checkpoint once the optimiser has its moments: weights, averages, moments."""
-    engine = trainer.engine
-    tensors = [*unwrap(engine.model).state_dict().values(), *engine.state_dict()["ema"].values()]
-    held = {(tensor.data_ptr(), tensor.nbytes): tensor.nbytes for tensor in tensors}  # tied weights are there once
-    defaults = engine.optimizer.defaults
-    moments = 2 if "betas" in defaults else int(bool(defaults.get("momentum")))
-    trained = sum(p.nbytes for group in engine.optimizer.param_groups for p in group["params"])
-    return int(sum(held.values()) + moments * trained)
 
 
 # ---------------------------------------------------------------------------------------------------------- going on

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -169,8 +169,11 @@ def _death_of_reader(error: Exception) -> Exception:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory of a CUDA device so far, or this process's resident memory now on the CPU."""
+    """Peak memory of a CUDA device so far, or on a CPU of this process: what was resident at most."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, StopIteration):  # of Linux; unlike getrusage's, not that of the process that started it
+        lines = Path("/proc/self/status").read_text("ascii", "replace").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
     rss: int = psutil.Process().memory_info().rss
     return rss

@@ -22,6 +22,7 @@ from mlcore.cli.parse import parse
 from mlcore.run import preflight, session
 from mlcore.run.session import run
 from mlcore.training.checkpoint import CheckpointError, load_checkpoint
+from mlcore.training.memory import checkpoint_bytes
 from mlcore.training.trainer import Trainer
 from tests.mlcore.run import toy
 from tests.mlcore.run.toy import toy_app
@@ -169,7 +170,9 @@ def test_the_rate_finder_leaves_runs_alone(call: Call, tmp_path: Path) -> None:
 
 def test_a_dry_run_keeps_nothing(call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--dry_run") == 0
-    assert "dry run passed" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "dry run passed" in told
+    assert "planned peak memory of cpu: " in told
     assert [path.name for path in tmp_path.iterdir()] == ["configs"]
 
 
@@ -459,7 +462,7 @@ def test_a_checkpoint_has_the_size_that_space_is_asked_for(
 ) -> None:
     """A large model, whose names and counters are nothing beside its tensors."""
     sizes = list[int]()
-    measure = preflight.checkpoint_bytes
+    measure = checkpoint_bytes
     monkeypatch.setattr(preflight, "checkpoint_bytes", lambda trainer: sizes.append(measure(trainer)) or sizes[-1])
     monkeypatch.setattr(toy.Line, "__init__", wide)
     for optimizer in ("sgd", "adamw"):
