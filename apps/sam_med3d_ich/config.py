@@ -106,6 +106,11 @@ class ModelConfig(Section):
         continued="applied",
     )
     visual_tokens: int = field(256, "Width of the representation head's tokens", unit="features", ge=1)
+    refine_masks: bool = field(
+        default=False,
+        description="Two convolutions over the mask's features and the image itself, which patches are too coarse for: "
+        "sharper edges of small structures. They start as nothing, so published weights begin with their own answers",
+    )
     freeze_encoder: bool = field(default=False, description="Keep the image encoder as it is")
     layer_decay: float = field(
         1.0,
@@ -137,7 +142,7 @@ class ModelConfig(Section):
     def _check_unet(self) -> None:
         if self.weights != "none":
             reject("weights", "a UNet starts at random; give model.weights=none")
-        for name in ("patch_size", "freeze_encoder", "layer_decay", "decoder_lr_scale"):
+        for name in ("patch_size", "refine_masks", "freeze_encoder", "layer_decay", "decoder_lr_scale"):
             if getattr(self, name) != type(self).model_fields[name].default:
                 reject(name, "a UNet has no such part; leave it out")
 

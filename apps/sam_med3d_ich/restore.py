@@ -42,6 +42,7 @@ def describe(config: SamMed3DConfig) -> dict[str, Any]:
         model: dict[str, Any] = {"network": "unet", "shape": {"image_size": config.model.image_size or UNET[0]}}
     else:
         model = {"shape": asdict(encoder_shape(config.model)), "visual_tokens": config.model.visual_tokens}
+        model |= {"refined": True} if config.model.refine_masks else {}
     return {
         "model": model,
         "preprocessing": asdict(preprocessing(config.data)),
@@ -77,6 +78,7 @@ def make_model(metadata: Mapping[str, Any], **options: Any) -> Model:
         EncoderShape(**shape),
         visual_tokens=metadata["model"]["visual_tokens"],
         prompted=metadata["prompted"],
+        refined=bool(metadata["model"].get("refined", False)),
         **options,
     )
 

@@ -147,7 +147,7 @@ def test_each_round_answers_the_clicks_so_far(tiny_model: MakeModel) -> None:
             clicks.append(next_click(model.enlarge(low), target, draw=draws[:, index]))
             points = tuple(torch.cat(parts, dim=1) for parts in zip(*clicks, strict=True))
             refines = index in (2, 4)  # the middle and the last round see the previous mask alone
-            low = model.segment(embedding, points=None if refines else points, mask=low)
+            low = model.segment(embedding, image, points=None if refines else points, mask=low)
             torch.testing.assert_close(answer.masks[:, index : index + 1], model.enlarge(low))
 
 
@@ -156,7 +156,7 @@ def test_without_clicks_there_is_one_mask(tiny_model: MakeModel) -> None:
     image, _, _ = batch()
     with torch.no_grad():
         answer = model(image)
-        expected = model.enlarge(model.segment(model.encode(image)))
+        expected = model.enlarge(model.segment(model.encode(image), image))
     assert answer.masks.shape == (2, 1, 16, 16, 16)
     assert torch.equal(answer.masks, expected)
 

@@ -1,5 +1,7 @@
 """SAM-Med3D's mask decoder: a transformer between prompt tokens and the image embedding, then masks at a quarter."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -127,7 +129,14 @@ class MaskDecoder(nn.Module):
         self.iou_prediction_head = Mlp(dim, hidden=256, out=_MASKS)
 
     def forward(
-        self, embedding: Tensor, image_pe: Tensor, *, sparse: Tensor, dense: Tensor, multimask: bool = False
+        self,
+        embedding: Tensor,
+        image_pe: Tensor,
+        *,
+        sparse: Tensor,
+        dense: Tensor,
+        multimask: bool = False,
+        refine: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Predict.
 
@@ -137,6 +146,7 @@ class MaskDecoder(nn.Module):
             sparse: Embedded clicks [B, N, C]; N may be 0.
             dense: Embedded mask [B, C, g, g, g].
             multimask: Return the three masks of an ambiguous prompt, not the one of a clear one.
+            refine: What the mask's features [B, C/8, 4g, 4g, 4g] go through.
 
         Returns:
             Logits [B, 1 or 3, 4g, 4g, 4g] and predicted IoU [B, 1 or 3].
@@ -147,7 +157,34 @@ class MaskDecoder(nn.Module):
         image = (embedding + dense).flatten(2).transpose(1, 2)
         tokens, image = self.transformer(image, image_pe.flatten(2).transpose(1, 2), tokens)
         fine = self.output_upscaling(image.transpose(1, 2).unflatten(2, grid))  # [B, C/8, 4g, 4g, 4g]
+        fine = fine if refine is None else refine(fine)
         chosen = range(1, _MASKS) if multimask else range(1)
         weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen], dim=1)
         masks = torch.einsum("bmc,bcxyz->bmxyz", weights, fine)
         return masks, self.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
+
+
+class Refinement(nn.Module):
+    """The mask's features once more, beside the image at the mask's resolution: what patches are too coarse for.
+
+    A residual that starts as nothing, so that published weights begin with their own answers. That a mask decoder needs
+    features of early resolution is known of SAM (HQ-SAM, Ke et al. 2023, https://arxiv.org/abs/2306.01567).
+
+    Args:
+        dim: Channels of the embeddings, as of `MaskDecoder`.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        channels = dim // 8
+        self.inner = nn.Conv3d(channels + 1, channels, kernel_size=3, padding=1)
+        self.norm = ChannelNorm(channels)
+        self.outer = nn.Conv3d(channels, channels, kernel_size=3, padding=1)
+        for parameter in self.outer.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, image: Tensor, fine: Tensor) -> Tensor:
+        """Image [B, 1, S, S, S] and features [B, C/8, 4g, 4g, 4g] to such features."""
+        seen = F.interpolate(image, size=fine.shape[2:], mode="area").to(fine.dtype)
+        change: Tensor = self.outer(F.gelu(self.norm(self.inner(torch.cat([fine, seen], dim=1)))))
+        return fine + change

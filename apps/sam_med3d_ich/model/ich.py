@@ -1,6 +1,7 @@
 """The trained model: SAM-Med3D plus a head that says whether a volume holds a haemorrhage at all."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quartet.apps.sam_med3d_ich.model.clicks import next_click
+from quartet.apps.sam_med3d_ich.model.decoder import Refinement
 from quartet.apps.sam_med3d_ich.model.encoder import EncoderShape
 from quartet.apps.sam_med3d_ich.model.sam import SamMed3D
 
@@ -56,6 +58,7 @@ class IchModel(nn.Module):
         shape: Sizes of the encoder.
         visual_tokens: Width of the head's tokens.
         prompted: Train for clicks; the prompt encoder's other parts stay as they are either way.
+        refined: With a `Refinement` of the mask.
         freeze_encoder: Train all but the image encoder, which then also runs without keeping activations.
         gradient_checkpointing: Recompute the encoder's activations in the backward pass.
     """
@@ -66,12 +69,14 @@ class IchModel(nn.Module):
         *,
         visual_tokens: int = 256,
         prompted: bool = False,
+        refined: bool = False,
         freeze_encoder: bool = False,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.sam = SamMed3D(shape, gradient_checkpointing=gradient_checkpointing)
         self.head = RepresentationHead(shape.out_channels, visual_tokens=visual_tokens)
+        self.refinement = Refinement(shape.out_channels) if refined else None
         # Parts that no loss reaches: trained, they would only drift with weight decay (and DDP would wait for them).
         self.sam.mask_decoder.iou_prediction_head.requires_grad_(requires_grad=False)
         self.sam.mask_decoder.output_hypernetworks_mlps[1:].requires_grad_(requires_grad=False)
@@ -95,9 +100,12 @@ class IchModel(nn.Module):
         embedding: Tensor = self.sam.image_encoder(image)
         return embedding
 
-    def segment(self, embedding: Tensor, *, points: Points | None = None, mask: Tensor | None = None) -> Tensor:
-        """Mask logits [B, 1, S/p*4, ...] of an embedding; see `SamMed3D.decode`."""
-        return self.sam.decode(embedding, points=points, mask=mask)[0]
+    def segment(
+        self, embedding: Tensor, image: Tensor, *, points: Points | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Mask logits [B, 1, S/p*4, ...] of an image and its embedding; see `SamMed3D.decode`."""
+        refine = None if self.refinement is None else partial(self.refinement, image)
+        return self.sam.decode(embedding, points=points, mask=mask, refine=refine)[0]
 
     def enlarge(self, masks: Tensor) -> Tensor:
         """Logits of the decoder to the size of the input, [B, K, S, S, S]."""
@@ -117,8 +125,8 @@ class IchModel(nn.Module):
         embedding = self.encode(image)
         _, ich = self.head(embedding)
         if target is None or draws is None:
-            return Answer(self.enlarge(self.segment(embedding)), ich)
-        return Answer(self._along_clicks(embedding, target, draws), ich)
+            return Answer(self.enlarge(self.segment(embedding, image)), ich)
+        return Answer(self._along_clicks(embedding, image, target, draws), ich)
 
     def after_clicks(self, image: Tensor, positions: Tensor, labels: Tensor) -> Answer:
         """Segment crops where clicks are known: answered, and then refined once, as training ends.
@@ -132,10 +140,10 @@ class IchModel(nn.Module):
         _, ich = self.head(embedding)
         side = 4 * self.sam.shape.grid
         blank = embedding.new_zeros(embedding.shape[0], 1, side, side, side)
-        first = self.segment(embedding, points=(positions, labels), mask=blank)
-        return Answer(self.enlarge(self.segment(embedding, mask=first)), ich)
+        first = self.segment(embedding, image, points=(positions, labels), mask=blank)
+        return Answer(self.enlarge(self.segment(embedding, image, mask=first)), ich)
 
-    def _along_clicks(self, embedding: Tensor, target: Tensor, draws: Tensor) -> Tensor:
+    def _along_clicks(self, embedding: Tensor, image: Tensor, target: Tensor, draws: Tensor) -> Tensor:
         """Click after click on what is wrong; the middle and the last round only refine. After the released training.
 
         Every other round sees all clicks so far, and all see the previous logits; no gradient flows through either. The
@@ -152,7 +160,7 @@ class IchModel(nn.Module):
             position, label = next_click(shown, target, draw=draws[:, index])
             positions, labels = torch.cat([positions, position], dim=1), torch.cat([labels, label], dim=1)
             unprompted = rounds > 1 and index in (rounds // 2, rounds - 1)
-            low = self.segment(embedding, points=None if unprompted else (positions, labels), mask=previous)
+            low = self.segment(embedding, image, points=None if unprompted else (positions, labels), mask=previous)
             previous, shown = low.detach(), self.enlarge(low)
             masks.append(shown)
             shown = shown.detach()

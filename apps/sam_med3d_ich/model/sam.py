@@ -1,5 +1,7 @@
 """SAM-Med3D: image encoder, prompt encoder and mask decoder under the released state-dict names."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from quartet.apps.sam_med3d_ich.model.decoder import MaskDecoder
@@ -39,6 +41,7 @@ class SamMed3D(nn.Module):
         points: tuple[Tensor, Tensor] | None = None,
         mask: Tensor | None = None,
         multimask: bool = False,
+        refine: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Masks of an embedding; one embedding serves any number of prompts.
 
@@ -47,6 +50,7 @@ class SamMed3D(nn.Module):
             points: Voxel indices [B, N, 3] of the input cube and labels [B, N] (1 inside, 0 outside, -1 no point).
             mask: Logits of an earlier answer, [B, 1, 4g, 4g, 4g].
             multimask: Three masks for an ambiguous prompt.
+            refine: See `MaskDecoder.forward`.
 
         Returns:
             Mask logits [B, 1 or 3, 4g, 4g, 4g], predicted IoU [B, 1 or 3].
@@ -57,6 +61,11 @@ class SamMed3D(nn.Module):
             sparse = self.prompt_encoder.points(*points)
         dense = self.prompt_encoder.mask(mask, batch=batch)
         masks, iou = self.mask_decoder(
-            embedding, self.prompt_encoder.dense_pe(), sparse=sparse, dense=dense, multimask=multimask
+            embedding,
+            self.prompt_encoder.dense_pe(),
+            sparse=sparse,
+            dense=dense,
+            multimask=multimask,
+            refine=refine,
         )
         return masks, iou
