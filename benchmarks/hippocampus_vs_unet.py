@@ -29,7 +29,7 @@ _TRIAL_STEPS = 30  # from whose pace the number of epochs follows
 _FLOOR, _MARGIN = 0.75, 0.03
 _SIDES = {
     "SAM-Med3D vit_tiny (ours)": (),
-    "MONAI UNet": ("model.model_type=unet", "model.image_size=32", "objective.ich_weight=0"),
+    "MONAI UNet": ("model.model_type=unet", "model.refine_masks=false", "model.image_size=32"),
 }
 
 

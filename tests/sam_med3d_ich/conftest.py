@@ -68,7 +68,7 @@ def filled() -> Callable[..., None]:
 
 SMALL = ["--demo", "--num_train", "3", "--num_val", "2", "--max_steps", "2", "--num_workers", "0", "--num_threads", "1"]
 SMALL += ["--spacing", "6", "6", "6", "--overlap", "0", "--no_tensorboard", "--eval_every", "1", "--batch_size", "2"]
-PROMPTED = ["--prompt_mode", "clicks", "--num_clicks", "2"]
+PROMPTED = ["--prompt_mode", "clicks", "--num_clicks", "2", "--refine_masks"]
 
 
 @pytest.fixture(scope="session")
