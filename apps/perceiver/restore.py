@@ -1,6 +1,7 @@
 """From the configuration to the plain arguments that checkpoints note, and from these to the network."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -92,6 +93,9 @@ def make_model(
 ) -> PerceiverModel | PerceiverQueries:
     """The model that `model_settings` describes; one of queries where they note what these see."""
     arguments = {key: value for key, value in settings.items() if key != "options"}
+    if settings["options"].get("modalities"):
+        # Batches of raw samples differ in shape, and oneDNN keeps a kernel for each: 1024 of them, which hold 0.3 GiB.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     options = PerceiverOptions(**settings["options"], gradient_checkpointing=gradient_checkpointing)
     make = PerceiverQueries if "visible" in settings else PerceiverModel
     return make(**arguments, options=options)

@@ -1,5 +1,6 @@
 """Raw samples become tokens in the model: an answer depends on no padding, batch-mates or absences of others."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from quartet.apps.perceiver.config import ModelConfig
 from quartet.apps.perceiver.data.raw import Modality
 from quartet.apps.perceiver.data.raw_batches import RawAugmentation, RawCollate
 from quartet.apps.perceiver.model import PerceiverModel
+from quartet.apps.perceiver.model.adapters import convolved
 from quartet.apps.perceiver.restore import make_model, model_settings
 
 TINY = {"d_model": 16, "num_heads": 2, "num_latents": 4, "num_cross_attention_layers": 2, "stem_channels": 16}
@@ -69,6 +71,24 @@ def test_a_sample_is_answered_alike_in_any_company(stem: str, patch: int, positi
 
 
 @torch.inference_mode()
+def test_a_convolution_is_what_torch_makes_of_it() -> None:
+    convolution = torch.nn.Conv1d(3, 4, 5, padding=2).double()
+    x = torch.randn(2, 7, 3, dtype=torch.float64)
+    expected = convolution(x.transpose(1, 2)).transpose(1, 2)
+    torch.testing.assert_close(convolved(convolution, x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "128"), ("7", "7")])
+def test_kernels_of_few_shapes_are_kept_where_each_batch_has_another(
+    given: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", given or "")
+    if given is None:
+        monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    make(modalities())
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == expected
+
+
 def test_absent_modalities_take_no_place() -> None:
     those = modalities()
     batch = RawCollate(modalities=those)([SAMPLES[1], SAMPLES[3]])

@@ -3,6 +3,7 @@
 Commands are only made smaller, by flags put after them, and find tiny data where the page's paths point.
 """
 
+import importlib
 import pickle
 import shlex
 from collections.abc import Iterator
@@ -220,3 +221,12 @@ def test_a_run_leaves_what_the_page_lists(there: Path, monkeypatch: pytest.Monke
 
 def test_links_inside_the_page_lead_somewhere() -> None:
     assert PAGE.broken_links() == set()
+
+
+def test_scripts_beside_the_app_find_models_and_loaders_under_their_first_names(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(repository / "apps" / "perceiver")
+    assert importlib.import_module("perceiver_model").create_perceiver_model is create_perceiver_model
+    loader = importlib.import_module("data_utils").create_synthetic_sequence_dataloader(batch_size=2, num_samples=2)
+    assert next(iter(loader))["input"].shape[::2] == (2, 64)

@@ -17,7 +17,7 @@ from quartet.apps.perceiver.data.raw import Modality
 from quartet.apps.perceiver.model.positions import PositionEncoding, PositionKind
 from quartet.apps.perceiver.model.stem import ConvStem, StemKind
 
-__all__ = ["Adapters"]
+__all__ = ["Adapters", "convolved"]
 
 _CODE = 8  # learned channels of the widest modality's tokens
 _BANDS = 4  # of rows and columns
@@ -210,12 +210,23 @@ class _Convolutions(nn.Module):
         """Maps ``[n, L, patch, before]`` to ``[n, L, after]``; ``there`` is false where a step is padding."""
         x, there = x.flatten(1, 2), there.flatten(1, 2)
         for level, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            x = convolution(x.masked_fill(~there[..., None], 0.0).transpose(1, 2)).transpose(1, 2)
-            x = F.gelu(norm(x))
+            x = F.gelu(norm(convolved(convolution, x.masked_fill(~there[..., None], 0.0))))
             if level < self.halvings:
                 x = torch.maximum(x[:, ::2], x[:, 1::2])
                 there = there[:, ::2] | there[:, 1::2]
         return x
+
+
+def convolved(convolution: nn.Module, x: Tensor) -> Tensor:
+    """A convolution along ``[n, L, before]``, with as much padding as keeps L, to ``[n, L, after]``.
+
+    It is one product: a convolution's kernel would be made anew for each length, which takes longer than its work.
+    """
+    assert isinstance(convolution, nn.Conv1d)  # noqa: S101 - narrows what nn.ModuleList declares
+    taps = convolution.kernel_size[0]
+    padded = F.pad(x, (0, 0, taps // 2, taps // 2))
+    windows = torch.cat([padded[:, tap : tap + x.shape[1]] for tap in range(taps)], dim=2)
+    return F.linear(windows, convolution.weight.permute(0, 2, 1).flatten(1), convolution.bias)
 
 
 def _widths(channels: int, patch: int) -> list[int]:
