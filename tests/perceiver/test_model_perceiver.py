@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mlcore.base.errors import UserError
 from quartet.apps.perceiver.model import (
@@ -17,6 +18,7 @@ from quartet.apps.perceiver.model import (
     PerceiverOptions,
     create_perceiver_model,
 )
+from quartet.apps.perceiver.model.positions import PositionEncoding, PositionKind
 
 CHANNELS, CLASSES = 3, 5
 TINY = {"d_model": 16, "num_heads": 4, "num_cross_attention_layers": 2, "num_self_attention_layers": 1}
@@ -291,3 +293,12 @@ def test_export_with_any_batch_and_length(options: PerceiverOptions, masked: boo
         x = tokens(size, total).float()
         seen = (torch.arange(total)[None] < torch.arange(1, size + 1)[:, None],) if masked else ()
         torch.testing.assert_close(program.module()(x, *seen), model(x, *seen), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["fourier", "learned", "sinusoidal"])
+def test_a_lone_value_keeps_its_size_beside_its_position(kind: PositionKind) -> None:
+    torch.manual_seed(0)
+    values = torch.tensor([0.5, 2.0])[:, None, None].expand(2, 6, 1)
+    placed = PositionEncoding(kind, max_seq_len=6)(values)
+    small, large = functional.layer_norm(placed, placed.shape[2:])[..., 0]
+    assert (large > 2 * small).all()

@@ -46,7 +46,8 @@ class PositionEncoding(nn.Module):
         self.width = {"none": 0, "fourier": num_channels + 1, "learned": num_channels, "sinusoidal": num_channels}[kind]
         if kind == "learned":
             self.table = nn.Parameter(torch.empty(max_seq_len, num_channels))
-            nn.init.trunc_normal_(self.table, std=0.02)
+            # As large as sines and cosines: beside small features a layer norm leaves of a lone value only its sign.
+            nn.init.trunc_normal_(self.table, std=0.7)
 
     def forward(self, tokens: Tensor, places: Tensor | None = None) -> Tensor:
         """Appends the features.
