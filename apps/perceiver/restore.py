@@ -94,7 +94,8 @@ def make_model(
     """The model that `model_settings` describes; one of queries where they note what these see."""
     arguments = {key: value for key, value in settings.items() if key != "options"}
     if settings["options"].get("modalities"):
-        # Batches of raw samples differ in shape, and oneDNN keeps a kernel for each: 1024 of them, which hold 0.3 GiB.
+        # Batches of raw samples differ in shape, and oneDNN keeps a kernel for each: 1024 unless it is told otherwise,
+        # with which memory grows for hundreds of steps. It asks when it makes its first one.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     options = PerceiverOptions(**settings["options"], gradient_checkpointing=gradient_checkpointing)
     make = PerceiverQueries if "visible" in settings else PerceiverModel
