@@ -25,6 +25,7 @@ from mlcore.run.deciding import Decider, kind_of
 from mlcore.run.member import member_splits
 from mlcore.run.splits import Held, Splits
 from mlcore.training.evaluator import Predictions
+from quartet.apps.perceiver.attention_report import AttentionReport
 from quartet.apps.perceiver.baselines import baselines
 from quartet.apps.perceiver.config import DataConfig, ObjectiveConfig, PerceiverConfig
 from quartet.apps.perceiver.data.asking import Asking
@@ -38,6 +39,7 @@ from quartet.apps.perceiver.data.sources import Part, Sources, load_sources
 from quartet.apps.perceiver.data.splits import stratified_split
 from quartet.apps.perceiver.fine_tuning import fitting, read_start, take_encoder
 from quartet.apps.perceiver.judging import asking_of, judged, least_positions, outputs_of
+from quartet.apps.perceiver.model.positions import LIMITED
 from quartet.apps.perceiver.output_task import OutputTask
 from quartet.apps.perceiver.outputs import Outputs
 from quartet.apps.perceiver.restore import make_model, settings_of
@@ -58,7 +60,11 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
     Raises:
         UserError: Data is missing or cannot be used, or model settings do not fit together.
     """
-    sources = sources_of(config)
+    return build_of(sources_of(config), config, world)
+
+
+def build_of(sources: Sources, config: PerceiverConfig, world: World) -> TrainingSetup:
+    """The same of data sets that are there; the data section says how they are treated, not where they are."""
     parts = parts_of(sources, config)
     inspect = partial(_inspect, settings=config.data, classes=sources.classes)
     needs = Needs(least=least_positions(config.task), timed=bool(sources.preprocessing.get("timed")))
@@ -83,15 +89,19 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
     for message in skipped:
         _log.warning("left out: %s", message)
     samples: dict[str, Data] = {part: data(parts[part], looks[part]) for part in parts}
+    evaluated: dict[str, Data] = {part: samples[part] for part in parts if part != "train" or "val" not in parts}
+    judging = _judged(config, sources, samples) if outputs is None else judged(outputs, samples, length=longest)
+    names = sources.classes if outputs is None else ()
+    attention = AttentionReport(model=task.model, data=evaluated, layout=_layout(sources), class_names=names)
     return TrainingSetup(
         task=task,
         train=_mixed(samples["train"], config.data, classes=len(sources.classes)),
-        evaluation={part: samples[part] for part in parts if part != "train" or "val" not in parts},
+        evaluation=evaluated,
         transform=_transform(config, _layout(sources), asking=asking, longest=longest, timed=needs.timed),
         overview=partial(_overview, looks),
         warnings=warnings_of(parts, skipped),
         held_out=held_out(parts["test"]) if config.protocol.fold else (),
-        **(_judged(config, sources, samples) if outputs is None else judged(outputs, samples, length=longest)),
+        **{**judging, "analyse": attention.after(judging["analyse"])},
     )
 
 
@@ -343,7 +353,7 @@ def _transform(
         )
     if settings.randaugment or settings.mixup:
         raise UserError("data.randaugment and data.mixup change pictures; series have jitter, time_warp and others")
-    limited = config.model.position in ("fourier", "learned")
+    limited = config.model.position in LIMITED
     changes = series_augmentation(
         jitter=settings.jitter,
         scaling=settings.scaling,

@@ -13,6 +13,7 @@ from mlcore.run.build import Data, TrainingSetup
 from mlcore.run.deciding import Decider, kind_of
 from mlcore.training.evaluator import Predictions
 from quartet.apps.perceiver.ablation import Ablation
+from quartet.apps.perceiver.attention_report import AttentionReport
 from quartet.apps.perceiver.baselines import raw_baselines
 from quartet.apps.perceiver.build import CALLED, analyse, held_out, make_objective, parts_of, sources_of, warnings_of
 from quartet.apps.perceiver.config import DataConfig, PerceiverConfig
@@ -23,6 +24,8 @@ from quartet.apps.perceiver.data.raw import Modality
 from quartet.apps.perceiver.data.raw_batches import RawAugmentation, RawCollate, RawInspection, inspect_raw
 from quartet.apps.perceiver.data.samples import SampleDataset, Subset
 from quartet.apps.perceiver.data.sources import Sources
+from quartet.apps.perceiver.fine_tuning import fitting, read_start, take_encoder
+from quartet.apps.perceiver.model.positions import LIMITED
 from quartet.apps.perceiver.restore import make_model, model_settings
 from quartet.apps.perceiver.task import PerceiverTask
 
@@ -63,15 +66,17 @@ def build(config: PerceiverConfig, world: World) -> TrainingSetup:
     data = {name: _data(part, looks[name], modalities, settings) for name, part in parts.items()}
     decider = Decider(config.decision, class_names=sources.classes, kind=kind_of(sources.classes))
     ablation = Ablation(task=task, modalities=modalities)
+    evaluated: dict[str, Data] = {name: data[name] for name in data if name != "train" or "val" not in data}
+    attention = AttentionReport(model=task.model, data=evaluated, modalities=modalities, class_names=sources.classes)
     return TrainingSetup(
         task=task,
         train=data["train"],
-        evaluation={name: data[name] for name in data if name != "train" or "val" not in data},
+        evaluation=evaluated,
         transform=_transform(settings, modalities),
         overview=lambda _: [Table.of_parts({name: look.rows for name, look in looks.items()})],
         warnings=warnings_of(parts, skipped),
         choose=ablation.choose if len(modalities) > 1 else None,
-        analyse=partial(ablated, decider=decider, ablation=ablation),
+        analyse=attention.after(partial(ablated, decider=decider, ablation=ablation)),
         figures=ablation.figures,
         interval=lambda _, predictions, metric: measure_interval(predictions, metric),
         finish=decider.write,
@@ -116,7 +121,8 @@ def _check(settings: DataConfig) -> None:
 def _task(
     config: PerceiverConfig, sources: Sources, looks: Mapping[str, RawInspection], *, world: World
 ) -> PerceiverTask:
-    ends = config.model.position in ("fourier", "learned")
+    start = None if config.task.init_from is None else read_start(config.task.init_from)
+    ends = config.model.position in LIMITED or start is not None
     modalities = [
         {**values, "longest": max(look.longest[values["name"]] for look in looks.values())}
         if ends and values["kind"] != "image"
@@ -126,8 +132,11 @@ def _task(
     settings = model_settings(
         config.model, input_dim=0, num_classes=len(sources.classes), max_seq_len=1, modalities=modalities
     )
+    settings = settings if start is None else fitting(settings, start)
     model = make_model(settings, gradient_checkpointing=config.train.gradient_checkpointing)
-    if config.data.normalize and model.encoder.adapters is not None:
+    if start is not None:
+        take_encoder(model, start)  # and its scales, which its weights are made for
+    elif config.data.normalize and model.encoder.adapters is not None:
         model.encoder.adapters.set_scales(looks["train"].scales)
     return PerceiverTask(
         model=model,

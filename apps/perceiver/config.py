@@ -202,9 +202,10 @@ class ModelConfig(Section):
     widening_factor: int = field(1, "Hidden width of the feed-forward blocks, in units of d_model", ge=1)
     dropout: float = field(0.0, "Share of elements dropped in each residual branch", ge=0, lt=1, continued="applied")
     share_weights: bool = field(default=False, description="Repeated blocks use the same weights")
-    position: Literal["sinusoidal", "fourier", "learned", "none"] = field(
+    position: Literal["sinusoidal", "fourier", "learned", "added", "none"] = field(
         "sinusoidal",
-        "Position features of each token; fourier and learned know no sequence longer than the longest seen",
+        "Position features of each token; added: learned ones, added to the token; fourier, learned and added know no "
+        "sequence longer than the longest seen",
     )
     position_channels: int = field(
         32, "Width of the position features; even for sines and cosines", unit="features", ge=1
@@ -253,7 +254,8 @@ class TaskConfig(Section):
     masked_block: int = field(4, "masked: positions hidden in a row", unit="positions", ge=1)
     init_from: str | None = field(
         None,
-        "A run, or a checkpoint of one, of such a model: encoder weights and input statistics to begin with",
+        "A run, or a checkpoint of one, of such a model: encoder weights and input statistics to begin with; of texts "
+        "also a folder of transformers' Perceiver, whose widths are then the model's",
     )
 
     @model_validator(mode="after")

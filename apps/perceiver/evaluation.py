@@ -23,9 +23,11 @@ from mlcore.run.evaluating import Asked
 from mlcore.run.restore import RunCheckpoint, of_this_version, rebuild
 from mlcore.training.evaluator import Predictions
 from quartet.apps.perceiver.ablation import Ablation
+from quartet.apps.perceiver.attention_report import AttentionReport
 from quartet.apps.perceiver.build import evaluation_data, parts_of
 from quartet.apps.perceiver.build_raw import ablated, raw_data
 from quartet.apps.perceiver.config import PerceiverConfig
+from quartet.apps.perceiver.data.patches import PatchLayout
 from quartet.apps.perceiver.data.raw import modalities_of
 from quartet.apps.perceiver.data.samples import origin_of
 from quartet.apps.perceiver.data.sources import labelled_samples, load_sources
@@ -61,7 +63,9 @@ def evaluation(run: RunCheckpoint[PerceiverConfig], asked: Asked, world: World) 
     decider = Decider(run.config.decision, class_names=names, kind=kind_of(names), kept=asked.kept(run))
     task = PerceiverTask(model=model.to(world.device), class_names=names)
     ablation = Ablation(task=task, modalities=modalities_of(run.metadata))
-    written = _Written(run, data, partial(ablated, decider=decider, ablation=ablation), decider, skipped)
+    attention = _attention(run, task.model, data, names)
+    look = attention.after(partial(ablated, decider=decider, ablation=ablation))
+    written = _Written(run, data, look, decider, skipped)
     return EvaluationSetup(
         task=task,
         evaluation=data,
@@ -88,10 +92,20 @@ def _of_outputs(
     return EvaluationSetup(
         task=OutputTask(model=model, outputs=outputs, length=length),
         evaluation=data,
-        analyse=look,
+        analyse=_attention(run, model, data).after(look),
         interval=interval,
         finish=finish,
         warnings=[f"{len(skipped)} samples were left out: {skipped[0]} ..."] if skipped else [],
+    )
+
+
+def _attention(
+    run: RunCheckpoint[PerceiverConfig], model: nn.Module, data: Mapping[str, Data], names: Sequence[str] = ()
+) -> AttentionReport:
+    pictures = run.metadata["preprocessing"]
+    layout = PatchLayout.of(pictures) if pictures["kind"] == "image" else None
+    return AttentionReport(
+        model=model, data=data, modalities=modalities_of(run.metadata), layout=layout, class_names=names
     )
 
 

@@ -29,16 +29,15 @@ from quartet.apps.perceiver.data.patches import PatchLayout
 from quartet.apps.perceiver.data.samples import Array, SequenceDataset
 from quartet.apps.perceiver.data.sources import check_timed
 from quartet.apps.perceiver.data.ts_files import read_ts
-from quartet.apps.perceiver.model import PerceiverModel, PerceiverQueries
 from quartet.apps.perceiver.outputs import Outputs
 from quartet.apps.perceiver.restore import make_model, needs_of
-from quartet.apps.perceiver.scoring_raw import READ, RawScorer, heat, is_raw, raw_module, raw_signature
+from quartet.apps.perceiver.scoring_raw import READ, RawScorer, is_raw, raw_module, raw_signature
+from quartet.apps.perceiver.seen import Seen, shares_of, shown
 
 __all__ = ["PerceiverScorer", "describe", "make_module", "make_scorer", "signature_of"]
 
 _SEQUENCES = (".ts", ".npz")
 _LONGEST_EXAMPLE = 33  # positions
-_ATTENTION = "Attention: where the latents look first, mean over heads and latents of the first cross-attention."
 
 
 def describe(run: RunCheckpoint[PerceiverConfig]) -> dict[str, Any]:
@@ -47,7 +46,7 @@ def describe(run: RunCheckpoint[PerceiverConfig]) -> dict[str, Any]:
     with of_this_version(run.path):
         pictures = dict(run.metadata["preprocessing"])
         if pictures["kind"] == "image":
-            pictures["positions"] = _layout(pictures).positions.tolist()
+            pictures["positions"] = PatchLayout.of(pictures).positions.tolist()
         if pictures["kind"] == "raw":
             pictures["data"] = {key: run.config.model_dump(mode="json")["data"][key] for key in READ}
         return {
@@ -120,7 +119,7 @@ class PerceiverScorer:
         )
         self._layout: PatchLayout | None = None
         if pictures["kind"] == "image":
-            self._layout = _layout(pictures)
+            self._layout = PatchLayout.of(pictures)
         self._max_pixels = round(data["max_megapixels"] * 1e6)
         self._decision, self._outputs = decision_of(about), Outputs.of(about)
         self.mean: Any = ClassPrediction.mean
@@ -169,37 +168,23 @@ class PerceiverScorer:
 
     def show(self, item: Item, prediction: Any) -> Shown:
         """The picture, or the channels of the sequence, and where the latents look, if that can be known."""
-        seen = self._attention(item)
-        notes = [] if seen is None else [_ATTENTION]
+        shares = self._attention(item)
         if self._layout is not None:
-            picture = self._picture(item)
-            over = [] if seen is None else [heat(seen.reshape(self._layout.grid), picture.shape[:2])]
-            drawn = prediction.shown(pictures=[picture], overlays=over, overlaid="attention", notes=notes)
-            return cast(Shown, drawn)
-        timed, values = self._about["preprocessing"].get("timed"), self._sample(item)["input"].T
+            seen = Seen(name="image", kind="image", value=self._picture(item), grid=self._layout.grid, shares=shares)
+            return cast(Shown, prediction.shown(**shown([seen])))
+        timed, values = self._about["preprocessing"].get("timed"), self._sample(item)["input"]
         if self._outputs is not None:
             asked = self.load(item)  # what is not seen is not drawn
-            values = np.where(np.asarray(asked["mask"]) == 1, asked["input"].T, np.nan)
-        values = values[:-1] if timed else values  # the last one is time
-        curves = {f"channel {number}": channel for number, channel in enumerate(values, start=1)}
-        if seen is not None:
-            low, high = float(np.nanmin(values)), float(np.nanmax(values))
-            seen = np.repeat(seen, self._about["model"]["options"].get("patch", 1))[: values.shape[1]]
-            curves["attention (scaled)"] = low + (high - low) * seen / seen.max()
-        return cast(Shown, prediction.shown(curves=curves, notes=notes))
+            values = np.where(np.asarray(asked["mask"])[:, None] == 1, asked["input"], np.nan)
+        values = values[:, :-1] if timed else values  # the last one is time
+        patch = self._about["model"]["options"].get("patch", 1)
+        drawn = shown([Seen(name="series", kind="series", value=values, patch=patch, shares=shares)])
+        return cast(Shown, prediction.shown(curves=drawn["curves"], notes=drawn["notes"]))
 
-    @torch.inference_mode()
     def _attention(self, item: Item) -> Array | None:
         """Shares of an item's tokens [M] in the first cross-attention; None where the network is no torch module."""
-        if not isinstance(self.network, Eager) or not isinstance(
-            self.network.module, PerceiverModel | PerceiverQueries
-        ):
-            return None
-        batch = self.collate([self.load(item)])
-        encoder = self.network.module.encoder
-        return (
-            encoder.attention(*(batch[name].to(encoder.latents.device) for name in ("input", "mask")))[0].cpu().numpy()
-        )
+        module = self.network.module if isinstance(self.network, Eager) else None
+        return None if module is None else shares_of(module, self.collate([self.load(item)]))
 
     def save(self, item: Item, prediction: Any, folder: Path) -> None:
         """Nothing beside the table."""
@@ -266,10 +251,6 @@ class SequenceScorer(PerceiverScorer):
     def takes(self, folder: Path) -> bool:
         """Whether a folder holds sequences, as .npy files."""
         return is_stored(folder)
-
-
-def _layout(pictures: Mapping[str, Any]) -> PatchLayout:
-    return PatchLayout(**{key: pictures[key] for key in ("height", "width", "patch_size")})
 
 
 def _path(item: Item) -> Path:

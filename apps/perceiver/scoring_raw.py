@@ -1,14 +1,12 @@
 """How a Perceiver of raw samples predicts: rows of a table, or files of one modality, to probabilities of classes."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from mlcore.base.errors import UserError
@@ -20,10 +18,10 @@ from quartet.apps.perceiver.config import DataConfig
 from quartet.apps.perceiver.data.manifest import read_text
 from quartet.apps.perceiver.data.raw import SERIES_FILES, Modality, Raw, RawReader, modalities_of
 from quartet.apps.perceiver.data.raw_batches import RawCollate
-from quartet.apps.perceiver.model import PerceiverModel
 from quartet.apps.perceiver.restore import make_model
+from quartet.apps.perceiver.seen import of_modalities, shares_of, shown
 
-__all__ = ["READ", "RawScorer", "heat", "is_raw", "raw_module", "raw_signature"]
+__all__ = ["READ", "RawScorer", "is_raw", "raw_module", "raw_signature"]
 
 READ = ("dataset", "image_size", "max_megapixels", "max_seq_len", "on_too_long", "on_missing")
 """Settings by which raw samples are read."""
@@ -34,7 +32,6 @@ _FILES: Mapping[str, Sequence[str]] = {
     "series": tuple(suffix for suffix in SERIES_FILES if suffix != ".csv"),  # which is a table
 }
 _PREFIX = "model."
-_SHOWN = 400  # characters of a text
 
 
 def is_raw(about: Mapping[str, Any]) -> bool:
@@ -136,25 +133,7 @@ class RawScorer:
     def show(self, item: Item, prediction: ClassPrediction) -> Shown:
         """Pictures, texts and series, and where the latents look, if that can be known."""
         values = self._values(item)
-        shares = self._attention(values)
-        pictures, over, notes = list[Raw](), list[NDArray[np.uint8]](), list[str]()
-        curves: dict[str, Raw] = {}
-        for modality in (one for one in self._modalities if one.name in values):
-            value, share = values[modality.name], shares.get(modality.name)
-            if share is not None:
-                notes.append(f"{modality.name} gets {share.sum():.0%} of the latents' first attention.")
-            if modality.kind == "text":
-                text = bytes(value).decode(errors="replace")
-                notes.append(f"{modality.name}: {text[:_SHOWN]}{' ...' if len(text) > _SHOWN else ''}")
-            elif modality.kind == "image":
-                pictures.append(value)
-                if share is not None:
-                    grid = value.shape[0] // modality.patch, value.shape[1] // modality.patch
-                    over.append(heat(share.reshape(grid), value.shape[:2]))
-            else:
-                named = {f"{modality.name}, channel {k}": channel for k, channel in enumerate(value.T, start=1)}
-                curves |= named
-        return prediction.shown(pictures=pictures, overlays=over, overlaid="attention", curves=curves, notes=notes)
+        return prediction.shown(**shown(of_modalities(values, self._modalities, self._attention(values))))
 
     def save(self, item: Item, prediction: ClassPrediction, folder: Path) -> None:
         """Nothing beside the table."""
@@ -200,18 +179,12 @@ class RawScorer:
             return {**found, **(self._reader(rest) if rest else {})}
         return self._reader(given)
 
-    @torch.inference_mode()
-    def _attention(self, values: Mapping[str, Raw]) -> dict[str, NDArray[np.float32]]:
-        """Shares of a sample's tokens in the first cross-attention, by modality; none where there is no module."""
+    def _attention(self, values: Mapping[str, Raw]) -> NDArray[np.float32] | None:
+        """Shares of a sample's tokens in the first cross-attention; None where there is no module."""
         module = self.network.module if isinstance(self.network, Eager) else None
-        if not isinstance(module, RawNetwork) or not isinstance(module.model, PerceiverModel):
-            return {}
-        batch, encoder = self._collate([{"input": values, "label": 0}]), module.model.encoder
-        device = encoder.latents.device
-        raw = {name: value.to(device) for name, value in batch["input"].items()}
-        shares = encoder.attention(raw, batch["mask"].to(device))[0].float().cpu().numpy()
-        ends = pairwise([0, *batch["input"]["length"][0].cumsum(0).tolist()])
-        return {one.name: shares[low:high] for one, (low, high) in zip(self._modalities, ends, strict=True)}
+        if not isinstance(module, RawNetwork):
+            return None
+        return shares_of(module.model, self._collate([{"input": values, "label": 0}]))
 
 
 def _value(modality: Modality) -> str:
@@ -230,12 +203,3 @@ def _example(modality: Modality, tokens: int, rng: np.random.Generator) -> Raw:
     if modality.kind == "text":
         return rng.integers(32, 127, steps, dtype=np.uint8)
     return rng.standard_normal((steps, *modality.size), dtype=np.float32)
-
-
-def heat(shares: NDArray[Any], size: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Shares of patches [rows, columns] as a red that is the denser the larger they are, uint8 [H, W, 4]."""
-    scaled = Image.fromarray(np.rint(200 * shares / shares.max()).astype(np.uint8))
-    alpha = np.asarray(scaled.resize((size[1], size[0]), Image.Resampling.BILINEAR))
-    found = np.zeros((*alpha.shape, 4), dtype=np.uint8)
-    found[..., 0], found[..., 3] = 230, alpha
-    return found

@@ -19,11 +19,13 @@ from quartet.apps.multimodal_ads.text.encoder import load_text
 from quartet.apps.multimodal_ads.text.safety import check_folder
 from quartet.apps.multimodal_ads.vision.timm_models import _folder_metadata
 from quartet.apps.multimodal_ads.vision.transformer_models import load_transformer
+from quartet.apps.perceiver.fine_tuning import read_start
 from quartet.apps.sam_med3d_ich.answering import demo_language, load_language
 from quartet.apps.sam_med3d_ich.data.preprocess import Preprocessing
 from quartet.apps.sam_med3d_ich.model.encoder import EncoderShape, ImageEncoder
 from quartet.apps.sam_med3d_ich.vision_tower import QFormerSizes, _read_qformer, read_encoder
 from tests.fuzz.cases import Parser, checks_of
+from tests.perceiver.published import write_published
 
 WORDS = (
     *(
@@ -178,6 +180,12 @@ PARSERS = [
     ),
     Parser(
         name="encoder of volumes", write=volume_encoder, read=lambda folder: read_encoder(folder / "sam_encoder.pth")
+    ),
+    Parser(
+        name="published Perceiver",
+        write=lambda folder: write_published(folder / "model"),
+        read=lambda folder: read_start(str(folder / "model")),
+        edited="model/*",
     ),
     Parser(name="Q-Former", write=qformer, read=lambda folder: _read_qformer(folder / "q.safetensors")),
 ]

@@ -22,6 +22,7 @@ from quartet.apps.perceiver.config import PerceiverConfig
 from quartet.apps.perceiver.model import SIZES, create_perceiver_model
 from scripts.flag_tables import BEGIN, flag_tables, insert_flag_tables
 from tests.docs_page import Block, Page, commands, run_apart, run_script
+from tests.perceiver.published import write_published
 
 PAGE = Page("perceiver")
 MODEL = "--d_model 16 --num_heads 2 --num_latents 4 --num_cross_attention_layers 1 --num_self_attention_layers 1"
@@ -115,6 +116,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             (root / "texts" / label / f"{number}.txt").write_text(f"a {label}")
         for part in ("train", "test"):
             write_image(root / "data" / "cifar10" / part / label / "0.png", rng)
+    write_published(root / "language-perceiver")
     rows = [f"photos/{label}/{number}.png,a {label},{label}" for label in ("cat", "dog") for number in range(5)]
     (root / "pages.csv").write_text("\n".join(["image,text,label", *rows]))
     for path in (root / "new_photos" / "a.png", root / "new_photos" / "b.png", root / "one_more.jpg"):

@@ -173,7 +173,9 @@ def test_clients_of_a_server_name_no_files(manifest_run: Path, table: Path, tmp_
     (answer,) = answering(upload)["predictions"]
     assert len(answer["pictures"]) == 1
     assert answer["overlay"] == "attention"
-    assert [note.split()[0] for note in answer["notes"]] == ["text:title", "text:title:", "image"]
+    assert [note.split()[0] for note in answer["notes"]] == ["Attention:", "text:title", "image"]
+    assert "".join(piece for piece, _ in answer["texts"]["text:title"]) == "gut ja"
+    assert max(share for _, share in answer["texts"]["text:title"]) == 1
 
 
 def test_texts_alone(script: Any, tiny: list[str]) -> None:

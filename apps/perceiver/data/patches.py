@@ -1,7 +1,9 @@
 """Images as sequences of patches that know their row and column."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +57,11 @@ class PatchLayout:
                 f"patches of {self.patch_size} pixels do not tile images of {self.height} x {self.width}; choose a "
                 "patch_size that divides both, or an image_size"
             )
+
+    @classmethod
+    def of(cls, pictures: Mapping[str, Any]) -> "PatchLayout":
+        """That of a model's pictures, of what its checkpoint notes."""
+        return cls(**{key: pictures[key] for key in ("height", "width", "patch_size")})
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from quartet.apps.perceiver.model.perceiver import (
     PerceiverSize,
     create_perceiver_model,
 )
+from quartet.apps.perceiver.model.published import from_transformers, to_transformers
 from quartet.apps.perceiver.model.queries import PerceiverQueries
 
 __all__ = [
@@ -25,4 +26,6 @@ __all__ = [
     "PerceiverSize",
     "SelfAttentionBlock",
     "create_perceiver_model",
+    "from_transformers",
+    "to_transformers",
 ]

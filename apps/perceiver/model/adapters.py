@@ -31,7 +31,7 @@ class Adapters(nn.Module):
         modalities: What a sample may have, as ``Modality`` notes it.
         channels: Channels of an embedding.
         stem: linear: a linear map of each patch; conv: convolutions that look across the borders of patches.
-        position: Positions of bytes and time steps.
+        position: Positions of bytes and time steps; where these are added, a lone modality has no code.
         position_channels: Their number.
 
     Attributes:
@@ -56,12 +56,28 @@ class Adapters(nn.Module):
         self.positions = nn.ModuleList(
             _Grid(modality)
             if modality.kind == "image"
-            else PositionEncoding(position, num_channels=position_channels, max_seq_len=modality.longest or 1)
+            else PositionEncoding(
+                position,
+                num_channels=channels if position == "added" else position_channels,
+                max_seq_len=modality.longest or 1,
+            )
             for modality in modalities
         )
         widths = [channels + int(positions.width) for positions in self.positions]  # type: ignore[arg-type]
-        self.width = max(widths) + _CODE
+        self.width = max(widths) + (0 if position == "added" and len(widths) == 1 else _CODE)
         self.codes = nn.ParameterList(torch.empty(self.width - width).normal_(std=0.5) for width in widths)
+
+    @property
+    def is_plain_text(self) -> bool:
+        """Whether a token is a linear map of one byte and a learned position that is added to it."""
+        first, positions = self.embeddings[0], self.positions[0]
+        return (
+            len(self.names) == 1
+            and isinstance(first, _Text)
+            and isinstance(first.embed, _Patches)
+            and first.embed.map.in_features == first.bytes.embedding_dim
+            and positions.kind == "added"
+        )
 
     def set_scales(self, scales: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
         """Standardises series from now on, by mean and deviation of each channel; saved with the weights."""

@@ -23,20 +23,33 @@ class MultiHeadAttention(nn.Module):
         d_model: Width of queries and outputs.
         num_heads: Number of heads; divides ``d_model``.
         context_dim: Width of the context; ``None``: ``d_model``.
+        qk_channels: Width of projected queries and keys, all heads together; ``None``: ``d_model``.
+        v_channels: The same of values.
 
     Raises:
-        UserError: If ``num_heads`` does not divide ``d_model``.
+        UserError: If ``num_heads`` does not divide ``d_model``, or whichever of these is given.
     """
 
-    def __init__(self, d_model: int, *, num_heads: int, context_dim: int | None = None) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        num_heads: int,
+        context_dim: int | None = None,
+        qk_channels: int | None = None,
+        v_channels: int | None = None,
+    ) -> None:
         super().__init__()
-        if num_heads < 1 or d_model % num_heads:
-            raise UserError(f"num_heads={num_heads} does not divide d_model={d_model}; choose a divisor")
         self.num_heads = num_heads
-        self.query = nn.Linear(d_model, d_model)
+        self.widths = [qk_channels or d_model, v_channels or d_model]
+        for name, width in zip(("qk_channels", "v_channels"), self.widths, strict=True):
+            if num_heads < 1 or width % num_heads:
+                called = "d_model" if width == d_model else name
+                raise UserError(f"num_heads={num_heads} does not divide {called}={width}; choose a divisor")
+        self.query = nn.Linear(d_model, self.widths[0])
         # Straight from the context's own width: embedding it to d_model first would cost more.
-        self.key_value = nn.Linear(context_dim or d_model, 2 * d_model)
-        self.out = nn.Linear(d_model, d_model)
+        self.key_value = nn.Linear(context_dim or d_model, sum(self.widths))
+        self.out = nn.Linear(self.widths[1], d_model)
 
     def forward(self, queries: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """Lets every query gather from the context.
@@ -69,7 +82,7 @@ class MultiHeadAttention(nn.Module):
         Arguments are those of ``forward``, which never forms this matrix.
         """
         q = self.query(queries).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        k = self.key_value(context).unflatten(-1, (2, self.num_heads, -1))[:, :, 0].transpose(1, 2)
+        k, _ = self._heads(self.key_value(context))
         scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
@@ -83,18 +96,24 @@ class MultiHeadAttention(nn.Module):
         """
         if isinstance(num_queries, torch.SymInt):  # of an export, which would hold for fewer or for more only
             return False
-        d_model, context_dim = self.query.out_features, self.key_value.in_features
-        return 2 * num_queries * (self.num_heads * context_dim - d_model) < context_dim * d_model
+        width, context_dim = sum(self.widths), self.key_value.in_features
+        return 2 * num_queries * (2 * self.num_heads * context_dim - width) < context_dim * width
+
+    def _heads(self, keys_values: Tensor) -> list[Tensor]:
+        """Keys and values ``[B, M, ...]`` as ``[B, heads, M, head width]`` each."""
+        parts = torch.split(keys_values, self.widths, dim=-1)
+        return [torch.unflatten(part, -1, (self.num_heads, -1)).transpose(1, 2) for part in parts]
 
     def _attend_with_mapped_context(self, q: Tensor, context: Tensor, seen: Tensor | None) -> Tensor:
-        k, v = self.key_value(context).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        k, v = self._heads(self.key_value(context))
         return F.scaled_dot_product_attention(q.expand(context.shape[0], -1, -1, -1), k, v, attn_mask=seen)
 
     def _attend_with_mapped_queries(self, q: Tensor, context: Tensor, seen: Tensor | None) -> Tensor:
         heads, width = q.shape[1], q.shape[3]
-        to_key, to_value = self.key_value.weight.view(2, heads, width, -1)  # [heads, width, C] each
+        weights = torch.split(self.key_value.weight, self.widths)
+        to_key, to_value = (torch.unflatten(weight, 0, (heads, -1)) for weight in weights)  # [heads, width, C] each
         # The key's bias adds the same number to all scores of a query, which the softmax takes out again.
-        _, value_bias = self.key_value.bias.view(2, heads, 1, width)
+        value_bias = self.key_value.bias[self.widths[0] :].view(heads, 1, -1)
         mapped = (q @ to_key).flatten(1, 2)[:, None]  # [B or 1, 1, heads * L, C]: one head, whose keys are the context
         tokens = context[:, None]
         found = F.scaled_dot_product_attention(
@@ -126,6 +145,7 @@ class CrossAttentionBlock(nn.Module):
         context_dim: Width of the input tokens; ``None``: ``d_model``.
         widening_factor: Hidden width of the perceptron in units of ``d_model``.
         dropout: Probability of dropping an element of a residual branch, in [0, 1).
+        **widths: Of the attention, see ``MultiHeadAttention``.
     """
 
     def __init__(
@@ -136,11 +156,12 @@ class CrossAttentionBlock(nn.Module):
         context_dim: int | None = None,
         widening_factor: int = 1,
         dropout: float = 0.0,
+        **widths: int | None,
     ) -> None:
         super().__init__()
         self.latent_norm = nn.LayerNorm(d_model, elementwise_affine=False)
         self.context_norm = nn.LayerNorm(context_dim or d_model, elementwise_affine=False)
-        self.attention = MultiHeadAttention(d_model, num_heads=num_heads, context_dim=context_dim)
+        self.attention = MultiHeadAttention(d_model, num_heads=num_heads, context_dim=context_dim, **widths)
         self.feed_forward = FeedForward(d_model, widening_factor=widening_factor)
         self.dropout = nn.Dropout(dropout)
 
@@ -163,12 +184,15 @@ class SelfAttentionBlock(nn.Module):
         num_heads: Number of heads; divides ``d_model``.
         widening_factor: Hidden width of the perceptron in units of ``d_model``.
         dropout: Probability of dropping an element of a residual branch, in [0, 1).
+        **widths: Of the attention, see ``MultiHeadAttention``.
     """
 
-    def __init__(self, d_model: int, *, num_heads: int, widening_factor: int = 1, dropout: float = 0.0) -> None:
+    def __init__(
+        self, d_model: int, *, num_heads: int, widening_factor: int = 1, dropout: float = 0.0, **widths: int | None
+    ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(d_model, elementwise_affine=False)
-        self.attention = MultiHeadAttention(d_model, num_heads=num_heads)
+        self.attention = MultiHeadAttention(d_model, num_heads=num_heads, **widths)
         self.feed_forward = FeedForward(d_model, widening_factor=widening_factor)
         self.dropout = nn.Dropout(dropout)
 

@@ -1,7 +1,7 @@
 """The encoder: any number of input tokens in, a fixed number of latents out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from quartet.apps.perceiver.model.stem import ConvStem, PatchStem, StemKind, mak
 
 Inputs = Tensor | Mapping[str, Tensor]
 """Tokens, or raw samples."""
+_SCORES = 2**24  # scores of an attention that are there at a time, where it is looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,10 @@ class PerceiverOptions:
         dropout: Probability of dropping an element of a residual branch, in [0, 1).
         share_weights: Repeats use the same weights: all cross-attentions but the first, and all latent transformers
             (Perceiver, section 3.1).
+        latent_repeats: How often each latent transformer is gone through, with the same weights.
+        cross_widths: Of cross-attentions, where they differ from the rest: ``num_heads``, ``qk_channels``,
+            ``v_channels``, ``widening_factor``.
+        self_widths: The same of the latent transformers.
         pooling: Classes are read from the mean of the latents (Perceiver) or by one learned query (Perceiver IO).
         gradient_checkpointing: Recompute each block in the backward pass: less memory, the same gradients.
         stem: What tokens go through before they get positions, see ``make_stem``.
@@ -50,6 +55,9 @@ class PerceiverOptions:
     widening_factor: int = 1
     dropout: float = 0.0
     share_weights: bool = False
+    latent_repeats: int = 1
+    cross_widths: Mapping[str, int] = field(default_factory=dict)
+    self_widths: Mapping[str, int] = field(default_factory=dict)
     pooling: Literal["mean", "query"] = "mean"
     gradient_checkpointing: bool = False
     stem: StemKind = "none"
@@ -97,8 +105,10 @@ class PerceiverEncoder(nn.Module):
             input_dim, options = self.adapters.width, replace(options, position="none", stem="none")
         self.patch, self.time_step = options.patch, options.time_step
         channels = input_dim - (self.time_step is not None)
-        if self.time_step is not None and options.position == "learned":
-            raise UserError("model.position=learned counts positions, and these have times: take fourier or sinusoidal")
+        if self.time_step is not None and options.position in ("added", "learned"):
+            raise UserError(
+                f"model.position={options.position} counts positions, and these have times: take fourier or sinusoidal"
+            )
         _check_at_least_one(
             input_dim=channels,
             patch=options.patch,
@@ -109,14 +119,10 @@ class PerceiverEncoder(nn.Module):
             widening_factor=options.widening_factor,
             max_seq_len=options.max_seq_len,
             stem_channels=options.stem_channels,
+            latent_repeats=options.latent_repeats,
         )
-        self.input_dim, self.depth = input_dim, num_cross_attention_layers
+        self.input_dim, self.depth, self.latent_repeats = input_dim, num_cross_attention_layers, options.latent_repeats
         self.gradient_checkpointing = options.gradient_checkpointing
-        self.positions = PositionEncoding(
-            options.position,
-            num_channels=options.position_channels,
-            max_seq_len=options.max_seq_len + (self.patch > 1),  # which a compiled ``PatchStem`` uses
-        )
         self.stem, stem_width = make_stem(
             options.stem,
             # Within a patch the time since the step before is one more value of a step.
@@ -124,6 +130,11 @@ class PerceiverEncoder(nn.Module):
             channels=options.stem_channels,
             grid=options.grid,
             patch=self.patch,
+        )
+        self.positions = PositionEncoding(
+            options.position,
+            num_channels=stem_width if options.position == "added" else options.position_channels,
+            max_seq_len=options.max_seq_len + (self.patch > 1),  # which a compiled ``PatchStem`` uses
         )
         width = stem_width + self.positions.width
         if width < 2:
@@ -133,14 +144,17 @@ class PerceiverEncoder(nn.Module):
         self.latents = nn.Parameter(torch.empty(num_latents, d_model))
         nn.init.trunc_normal_(self.latents, std=0.02, a=-2.0, b=2.0)
 
-        block = {"num_heads": num_heads, "widening_factor": options.widening_factor}
+        block: dict[str, Any] = {
+            "num_heads": num_heads, "widening_factor": options.widening_factor, "dropout": options.dropout
+        }  # fmt: skip
         crosses, towers = (min(self.depth, 2), 1) if options.share_weights else (self.depth, self.depth)
         self.cross_blocks = nn.ModuleList(
-            CrossAttentionBlock(d_model, context_dim=width, dropout=options.dropout, **block) for _ in range(crosses)
+            CrossAttentionBlock(d_model, context_dim=width, **{**block, **options.cross_widths}) for _ in range(crosses)
         )
         self.latent_transformers = nn.ModuleList(
             nn.ModuleList(
-                SelfAttentionBlock(d_model, dropout=options.dropout, **block) for _ in range(num_self_attention_layers)
+                SelfAttentionBlock(d_model, **{**block, **options.self_widths})
+                for _ in range(num_self_attention_layers)
             )
             for _ in range(towers)
         )
@@ -194,7 +208,7 @@ class PerceiverEncoder(nn.Module):
             UserError: If a shape does not fit, a mask holds other numbers, or a sample has no real token (values are
                 looked at on accelerators only in evaluation, because looking makes the device wait).
         """
-        tokens, mask = self._tokens(x, mask)
+        tokens, mask = self.tokens(x, mask)
         # [1, L, d]: all samples ask the same first questions, so their projection is computed once.
         latents = self.latents[None]
         for repeat in range(self.depth):
@@ -202,7 +216,7 @@ class PerceiverEncoder(nn.Module):
             latents = self._run(cross, latents, tokens, mask)
             tower = self.latent_transformers[min(repeat, len(self.latent_transformers) - 1)]
             assert isinstance(tower, nn.ModuleList)  # noqa: S101 - narrows what nn.ModuleList declares
-            for block in tower:
+            for block in [*tower] * self.latent_repeats:
                 latents = self._run(block, latents)
         return latents
 
@@ -214,11 +228,17 @@ class PerceiverEncoder(nn.Module):
         Returns:
             ``[B, L]``, the mean over heads and latents; rows sum to 1, padding has 0. L is M, or the number of patches.
         """
-        tokens, mask = self._tokens(x, mask)
+        tokens, mask = self.tokens(x, mask)
         first = self.cross_blocks[0]
         assert isinstance(first, CrossAttentionBlock)  # noqa: S101 - narrows what nn.ModuleList declares
         queries, context = first.latent_norm(self.latents[None]), first.context_norm(tokens)
-        return first.attention.weights(queries, context, mask).mean(dim=(1, 2))
+        heads = first.attention.num_heads
+        some = max(1, _SCORES // (heads * context.shape[0] * context.shape[1]))  # latents at a time
+        parts = [
+            first.attention.weights(part, context, mask).sum(dim=(1, 2)) for part in torch.split(queries, some, dim=1)
+        ]
+        shares: Tensor = torch.stack(parts).sum(dim=0) / (heads * queries.shape[1])
+        return shares
 
     def values(self, x: Tensor) -> Tensor:
         """The channels of the input ``[B, M, input_dim]`` without time, standardised."""
@@ -235,8 +255,11 @@ class PerceiverEncoder(nn.Module):
         """Of each position ``[B, M]``, in steps from the first one of the row on."""
         return None if self.time_step is None else (x[..., -1] - x[:, :1, -1]) / self.time_step
 
-    def _tokens(self, x: Inputs, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Standardised inputs through the stem, with positions ``[B, L, width]``; the mask, if it hides anything."""
+    def tokens(self, x: Inputs, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """What the latents read: standardised inputs through the stem, with positions ``[B, L, width]``; the mask.
+
+        Arguments are those of ``forward``; the mask is ``None`` where it hides nothing.
+        """
         times: Tensor | None = None
         if not isinstance(x, Tensor):
             if self.adapters is None or mask is None:

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from mlcore.base.errors import UserError
 
-PositionKind = Literal["fourier", "learned", "none", "sinusoidal"]
+PositionKind = Literal["added", "fourier", "learned", "none", "sinusoidal"]
+
+LIMITED: tuple[PositionKind, ...] = ("added", "fourier", "learned")
+"""Those that know no sequence longer than the longest they were made for."""
 
 
 class PositionEncoding(nn.Module):
@@ -19,6 +22,7 @@ class PositionEncoding(nn.Module):
     - ``fourier``: sines and cosines with frequencies from 1 to ``max_seq_len / 2`` (Nyquist) in equal steps, of the
       position scaled to [-1, 1] over ``max_seq_len``; and the position itself (Perceiver, section 3.2).
     - ``learned``: one trained vector per position below ``max_seq_len``.
+    - ``added``: the same, of the token's width and added to it.
     - ``none``: the token alone; the model's output then does not depend on the order of tokens.
 
     Positions count from the start of the row, so padding belongs at its end; where tokens have times, these are their
@@ -28,7 +32,7 @@ class PositionEncoding(nn.Module):
     Args:
         kind: Which features.
         num_channels: Even number of sines and cosines, or width of the learned vector.
-        max_seq_len: Longest sequence ``fourier`` and ``learned`` take; ``sinusoidal`` and ``none`` take any.
+        max_seq_len: Longest sequence ``fourier``, ``learned`` and ``added`` take; others take any.
 
     Attributes:
         width: Channels added to each token.
@@ -42,9 +46,9 @@ class PositionEncoding(nn.Module):
         if kind in ("fourier", "sinusoidal") and (num_channels < 2 or num_channels % 2):
             raise UserError(f"position_channels must be an even number of at least 2, not {num_channels}")
         self.kind, self.num_channels, self.max_seq_len = kind, num_channels, max_seq_len
-        self.longest = max_seq_len if kind in ("fourier", "learned") else None
-        self.width = {"none": 0, "fourier": num_channels + 1, "learned": num_channels, "sinusoidal": num_channels}[kind]
-        if kind == "learned":
+        self.longest = max_seq_len if kind in LIMITED else None
+        self.width = {"fourier": num_channels + 1, "learned": num_channels, "sinusoidal": num_channels}.get(kind, 0)
+        if kind in ("added", "learned"):
             self.table = nn.Parameter(torch.empty(max_seq_len, num_channels))
             # As large as sines and cosines: beside small features a layer norm leaves of a lone value only its sign.
             nn.init.trunc_normal_(self.table, std=0.7)
@@ -67,6 +71,8 @@ class PositionEncoding(nn.Module):
         if places is not None:
             return torch.cat([tokens, self.at(places, tokens.dtype)], dim=-1)
         features = self._features(tokens).to(tokens.dtype)  # [M, width]
+        if self.kind == "added":
+            return tokens + features
         return torch.cat([tokens, features.expand(tokens.shape[0], -1, -1)], dim=-1)
 
     def _features(self, tokens: Tensor) -> Tensor:
@@ -76,7 +82,7 @@ class PositionEncoding(nn.Module):
                 f"a sequence of {length} tokens is longer than max_seq_len={self.max_seq_len}, which {self.kind} "
                 "positions need; raise max_seq_len or shorten the sequences"
             )
-        if self.kind == "learned":
+        if self.kind in ("added", "learned"):
             return self.table[:length]
         dtype = torch.promote_types(tokens.dtype, torch.float32)
         return self._waves(torch.arange(length, device=tokens.device, dtype=dtype)[:, None])
@@ -86,7 +92,7 @@ class PositionEncoding(nn.Module):
         if self.kind == "learned":
             return self.table[places].to(dtype)
         index = places.to(torch.promote_types(dtype, torch.float32))[..., None]
-        return (index[..., :0] if self.kind == "none" else self._waves(index)).to(dtype)
+        return (self._waves(index) if self.width else index[..., :0]).to(dtype)
 
     def _waves(self, index: Tensor) -> Tensor:
         """Sines and cosines of indices ``[..., 1]``, in their type: ``[..., width]``."""

@@ -75,6 +75,7 @@ class Shown:
         overlaid: What these are called.
         first: Number of the picture to begin with.
         curves: Or what it saw of a sequence: values over time by name of the channel, [M] each; NaN is a gap.
+        texts: Or what it read: by name its pieces, each with how much it counts, from 0 to 1.
         files: What people may keep, such as a mask: writes the file, by its name.
         notes: What else people should know, in sentences.
     """
@@ -87,6 +88,7 @@ class Shown:
     overlaid: str = "mask"
     first: int = 0
     curves: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
+    texts: Mapping[str, Sequence[tuple[str, float]]] = field(default_factory=dict)
     files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
     notes: Sequence[str] = ()
 

@@ -164,6 +164,7 @@ class Answering:
             "bars": shown.bars,
             "notes": list(shown.notes),
             "curves": {name: _thinned(curve) for name, curve in [*shown.curves.items()][:_CHANNELS]},
+            "texts": {name: [[piece, _finite(share)] for piece, share in text] for name, text in shown.texts.items()},
             "pictures": [f"{address}/{number}.png" for number in range(len(shown.pictures))],
             "files": [f"{address}/{name}" for name in shown.files],
             "overlay": shown.overlaid if shown.overlays else "",

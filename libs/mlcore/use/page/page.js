@@ -91,7 +91,9 @@ function card(one) {
   if (one.problem) {
     return make("section", { className: "warn" }, make("p", { className: "muted" }, one.input), make("p", {}, one.problem));
   }
-  const seen = one.pictures.length ? pictures(one) : Object.keys(one.curves).length ? curves(one.curves) : null;
+  const drawn = [...(one.pictures.length ? [pictures(one)] : []), ...(Object.keys(one.curves).length ? [curves(one.curves)] : [])];
+  const shown = [...drawn, ...Object.entries(one.texts).map(([name, pieces]) => text(name, pieces))];
+  const seen = shown.length ? make("div", {}, ...shown) : null;
   const found = make("div", {}, ...Object.entries(one.bars).flatMap(([name, values]) => bars(name, values, one.answer)));
   const head = make("header", {}, make("p", { className: "muted" }, one.input), make("h2", {}, one.answer));
   if (one.review) head.append(make("span", { className: "warn" }, "A person should look at this one."));
@@ -155,6 +157,16 @@ function curves(channels) {
     key.append(make("span", { className: `c${place}` }, name));
   });
   return make("div", { className: "curves" }, svg, key);
+}
+
+// A text whose pieces are the redder the more they count.
+function text(name, pieces) {
+  const marked = pieces.map(([piece, share]) => {
+    const span = make("span", {}, piece);
+    span.style.backgroundColor = `rgb(230 40 40 / ${(0.7 * (share || 0)).toFixed(3)})`;
+    return span;
+  });
+  return make("div", {}, make("h3", {}, name), make("p", { className: "text" }, ...marked));
 }
 
 // A curve between its gaps.
