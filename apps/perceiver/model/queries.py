@@ -44,7 +44,7 @@ class PerceiverQueries(nn.Module):
         super().__init__()
         self.encoder = PerceiverEncoder(input_dim, d_model=d_model, num_heads=num_heads, options=options, **layers)
         if not self.encoder.positions.width:
-            raise UserError(f"model.position={options.position}: queries are told apart by their positions; take another one")
+            raise UserError(f"model.position={options.position}: queries are told apart by positions; take another one")
         if options.position == "learned" and options.patch > 1:
             raise UserError("model.position=learned knows patches, not the steps that are asked for; take another")
         self.decoder = PerceiverDecoder(
