@@ -46,6 +46,16 @@ def seasons(samples: int, *, seed: int) -> dict[str, Any]:
     return {"inputs": values[..., None].astype(np.float32)}
 
 
+def mixtures(samples: int, *, seed: int) -> dict[str, Any]:
+    """Three curves in noise, which all series share; the class is the signs of their weights."""
+    curves = np.random.default_rng(99).normal(size=(3, 32)) / np.sqrt(3)
+    rng = np.random.default_rng(seed)
+    weights = rng.normal(size=(samples, 3))
+    weights = np.sign(weights) * (0.5 + abs(weights)) / 1.4
+    values = weights @ curves + rng.normal(size=(samples, 32))
+    return {"inputs": values[..., None].astype(np.float32), "labels": (weights > 0) @ np.array([1, 2, 4])}
+
+
 def learned(script: Script, flags: str, **files: Mapping[str, Any]) -> dict[str, Any]:
     """The summary of a run on these files."""
     arguments = shlex.split(MODEL + flags)
@@ -77,3 +87,15 @@ def test_a_forecast_beats_the_season_before(script: Script) -> None:
     found = learned(script, flags, train=seasons(600, seed=0), test=seasons(200, seed=1))
     less = found["baselines"]["seasonal naive"]["network_less_it"]["test"]["loss"]
     assert less["high"] < 0, "surely"
+
+
+def test_pre_training_lifts_what_fifty_labels_give(script: Script) -> None:
+    unlabelled = {"inputs": mixtures(2000, seed=0)["inputs"]}
+    always = "--position fourier --lr 3e-3 --baseline none --val_fraction 0"
+    learned(script, f"{always} --task masked --epochs 13 --output_dir before", train=unlabelled)
+    reached = {}
+    for name, start in (("alone", ""), ("lifted", "--init_from before")):
+        flags = f"{always} --batch_size 10 --epochs 40 {start} --output_dir {name}"
+        found = learned(script, flags, train=mixtures(50, seed=1), test=mixtures(1000, seed=2))
+        reached[name] = found["results_of_best_checkpoint"]["test"]["accuracy"]
+    assert reached["lifted"] >= reached["alone"] + 0.05
