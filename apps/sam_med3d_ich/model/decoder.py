@@ -185,6 +185,8 @@ class Refinement(nn.Module):
 
     def forward(self, image: Tensor, fine: Tensor) -> Tensor:
         """Image [B, 1, S, S, S] and features [B, C/8, 4g, 4g, 4g] to such features."""
-        seen = F.interpolate(image, size=fine.shape[2:], mode="area").to(fine.dtype)
+        times = image.shape[2] // fine.shape[2]  # the mask's grid may be finer than the image, too
+        seen = F.avg_pool3d(image, times) if times else F.interpolate(image, size=fine.shape[2:])
+        seen = seen.to(fine.dtype)
         change: Tensor = self.outer(F.gelu(self.norm(self.inner(torch.cat([fine, seen], dim=1)))))
         return fine + change

@@ -252,7 +252,8 @@ def test_full_help_has_every_setting_with_default_unit_choices_and_aliases(
     for path, short in NameTable(ToyConfig).short.items():
         assert f"--{short} " in text, path
     assert (
-        "--batch_size N Samples per micro-batch and rank [default: 8; unit: samples; also: --train.batch_size]" in text
+        "--batch_size N Samples per micro-batch and rank; auto: auto_batch_size [default: 8; unit: samples; also: --train.batch_size]"
+        in text
     )
     assert "choices: adamw, adam, sgd" in text
     assert "also: --learning_rate, --train.lr" in text
@@ -457,7 +458,7 @@ def test_cfg_schema_is_the_json_schema_of_the_files(spec: App[ToyConfig], capsys
     schema = json.loads(capsys.readouterr().out)
     valid = fastjsonschema.compile(schema)
     batch_size = schema["$defs"]["TrainConfig"]["properties"]["batch_size"]
-    assert batch_size["description"] == "Samples per micro-batch and rank"
+    assert batch_size["description"] == "Samples per micro-batch and rank; auto: auto_batch_size"
     assert (batch_size["default"], batch_size["minimum"], batch_size["unit"]) == (32, 1, "samples")
     for good in (
         {},

@@ -49,6 +49,7 @@ OTHER: dict[str, tuple[Any, Sections]] = {
     "train.max_steps": (6, {}),
     "train.max_hours": (1.0, {}),
     "train.batch_size": (4, {}),
+    "train.auto_batch_size": (True, {}),
     "train.eval_batch_size": (3, {}),
     "train.gradient_accumulation_steps": (2, {}),
     "train.optimizer": ("sgd", {}),
@@ -106,6 +107,7 @@ OTHER: dict[str, tuple[Any, Sections]] = {
     "tracking.wandb_entity": ("other", {}),
     "tracking.wandb_mode": ("offline", {}),
     "tracking.log_every": (1, {}),
+    "tracking.profile": (True, {}),
     "tracking.log_images": (True, {}),
     "tracking.log_freq": (1, {}),
 }
