@@ -252,8 +252,8 @@ def test_full_help_has_every_setting_with_default_unit_choices_and_aliases(
     for path, short in NameTable(ToyConfig).short.items():
         assert f"--{short} " in text, path
     assert (
-        "--batch_size N Samples per micro-batch and rank; auto: auto_batch_size [default: 8; unit: samples; also: --train.batch_size]"
-        in text
+        "--batch_size N Samples per micro-batch and rank; auto: auto_batch_size [default: 8; unit: samples; "
+        "also: --train.batch_size]" in text
     )
     assert "choices: adamw, adam, sgd" in text
     assert "also: --learning_rate, --train.lr" in text
