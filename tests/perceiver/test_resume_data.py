@@ -43,11 +43,11 @@ def test_a_killed_run_ends_bit_identical(
     monkeypatch.chdir(tmp_path)
     write, flags = KINDS[kind]
     write(tmp_path)
-    settings = SETTINGS.replace("--dataset custom --train_path train.npz", flags)
+    settings = SETTINGS.replace("--dataset custom --train_path train.npz", flags).replace("--epochs 4", "--epochs 8")
     command = [sys.executable, str(repository / "apps" / "perceiver" / "train.py"), *shlex.split(settings)]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*command, "--output_dir", str(whole)], check=True, capture_output=True)
-    kill_after([*command, "--output_dir", str(killed)], 7, random.Random(0))
+    kill_after([*command, "--output_dir", str(killed)], 15, random.Random(0))
     again = [*command, "--output_dir", str(killed)]
     assert "resuming" in subprocess.run(again, check=True, capture_output=True, text=True).stdout
     states = [load_checkpoint(folder / "checkpoints" / "latest_model.pth") for folder in (whole, killed)]
