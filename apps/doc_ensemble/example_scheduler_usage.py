@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mlcore.base.files import ensure_folder
 from mlcore.cli.main import guarded
-from mlcore.config.sections import SchedulerConfig
+from mlcore.config.schedule import SchedulerConfig
 from mlcore.report.plots.curves import Series, plot_panels
 from mlcore.training.schedules import Plateau, lr_table
 

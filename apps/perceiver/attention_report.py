@@ -15,7 +15,7 @@ from mlcore.run.build import Data
 from mlcore.training.evaluator import Predictions
 from quartet.apps.perceiver.data.patches import PatchLayout
 from quartet.apps.perceiver.data.raw import Modality
-from quartet.apps.perceiver.seen import NOTE, Seen, of_modalities, shares_of
+from quartet.apps.perceiver.seen import LOOKED, Seen, of_modalities, shares_of
 
 __all__ = ["AttentionReport"]
 
@@ -23,7 +23,6 @@ _SAMPLES, _MEASURED = 4, 32  # drawn, and looked at for the table
 _LINES, _LINE = 9, 120  # of a drawn text as wide as the page
 _CHANNELS, _CAPTION = 4, 90  # drawn of a series; characters
 _SHADE: Mapping[str, Any] = {"cmap": "Reds", "vmin": 0, "vmax": 1.5}  # what is drawn on it stays legible
-_NOTE = f"{NOTE.split(': ')[1][:-1]}; in each panel the largest share is the densest."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,11 @@ class AttentionReport:
         chosen = places[:: -(-len(places) // _SAMPLES)]
         rows = [(self._caption(predictions, place), seen[place]) for place in chosen]
         path, title = folder / f"{prefix}attention.png", "Attention"
-        sections: list[Section] = [Picture(title, _draw(rows, path), note=_NOTE, wide=True)]
+        sections: list[Section] = [
+            Picture(
+                title, _draw(rows, path), note=f"{LOOKED}; in each panel the largest share is the densest.", wide=True
+            )
+        ]
         return [*sections, _table([*seen.values()], title)] if several else sections
 
     def _seen(self, split: str, place: int) -> list[Seen]:

@@ -7,14 +7,9 @@ from pydantic import Field, model_validator
 
 from mlcore.config.decision import DecisionConfig
 from mlcore.config.protocol import ProtocolConfig
+from mlcore.config.schedule import SchedulerConfig
 from mlcore.config.section import BEST, Section, field, reject
-from mlcore.config.sections import (
-    CheckpointConfig,
-    RunConfig,
-    SchedulerConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from mlcore.config.sections import CheckpointConfig, RunConfig, TrackingConfig, TrainConfig
 
 __all__ = ["DataConfig", "ModelConfig", "ObjectiveConfig", "PerceiverConfig", "TaskConfig", "TaskKind"]
 

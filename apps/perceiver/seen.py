@@ -13,9 +13,9 @@ from torch import nn
 
 from quartet.apps.perceiver.data.raw import Modality, Raw
 
-__all__ = ["NOTE", "Seen", "Shares", "heat", "of_modalities", "shares_of", "shown"]
+__all__ = ["LOOKED", "Seen", "Shares", "heat", "of_modalities", "shares_of", "shown"]
 
-NOTE = "Attention: where the latents look first, mean over heads and latents of the first cross-attention."
+LOOKED = "where the latents look first, mean over heads and latents of the first cross-attention"
 
 Shares = NDArray[np.float32]
 
@@ -109,7 +109,7 @@ def shown(seen: Sequence[Seen]) -> dict[str, Any]:
         "overlaid": "attention",
         "texts": {one.name: one.characters[:_LONGEST] for one in seen if one.kind == "text"},
         "curves": {},
-        "notes": [NOTE] if known else [],
+        "notes": [f"Attention: {LOOKED}."] if known else [],
     }
     for one in (one for one in seen if one.kind == "series"):
         called = "" if one.name == "series" else f"{one.name}, "

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlcore.config.sections import SchedulerConfig
+from mlcore.config.schedule import SchedulerConfig
 from quartet.apps.doc_ensemble import example_env_usage, example_scheduler_usage
 from tests.docs_page import REPOSITORY, run_script
 

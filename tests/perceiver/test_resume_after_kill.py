@@ -69,6 +69,25 @@ def assert_identical(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
+def assert_same_end(whole: Path, killed: Path) -> None:
+    """Two runs left the same last checkpoint and logged the same."""
+    states = [load_checkpoint(folder / "checkpoints" / "latest_model.pth") for folder in (whole, killed)]
+    for state in states:
+        state["progress"].pop("seconds")
+        state["config"]["run"].pop("output_dir")
+    assert_identical(*states)
+    assert deterministic_rows(whole) == deterministic_rows(killed)
+
+
+def assert_a_kill_changes_nothing(arguments: list[str], folder: Path, *, after: int) -> None:
+    """Train twice, once killed after `after` steps and continued; both ends are the same."""
+    whole, killed = ([*arguments, "--output_dir", str(folder / name)] for name in ("whole", "killed"))
+    subprocess.run(whole, check=True, capture_output=True)
+    kill_after(killed, after, random.Random(0))
+    assert "resuming" in subprocess.run(killed, check=True, capture_output=True, text=True).stdout
+    assert_same_end(folder / "whole", folder / "killed")
+
+
 @pytest.mark.slow
 def test_five_kills_and_resumes_end_bit_identical(repository: Path, tmp_path: Path) -> None:
     rng = random.Random(0)
@@ -80,12 +99,7 @@ def test_five_kills_and_resumes_end_bit_identical(repository: Path, tmp_path: Pa
         assert (killed / "checkpoints" / "latest_model.pth").is_file()
     last = subprocess.run(command(repository, killed), check=True, capture_output=True, text=True)
     assert "resuming" in last.stdout
-    states = [load_checkpoint(folder / "checkpoints" / "latest_model.pth") for folder in (whole, killed)]
-    for state in states:
-        state["progress"].pop("seconds")
-        state["config"]["run"].pop("output_dir")
-    assert_identical(*states)
+    assert_same_end(whole, killed)
     best = [load_checkpoint(folder / "checkpoints" / "best_model.pth") for folder in (whole, killed)]
     assert_identical(best[0]["model"], best[1]["model"])
-    assert deterministic_rows(whole) == deterministic_rows(killed)
     assert (killed / "report.html").is_file()

@@ -1,17 +1,14 @@
 """A run that is killed goes on to the same bits, whatever its series are read from."""
 
-import random
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from mlcore.training.checkpoint import load_checkpoint
 from tests.perceiver.test_long_tables import rows, save
-from tests.perceiver.test_resume_after_kill import assert_identical, deterministic_rows, kill_after
+from tests.perceiver.test_resume_after_kill import assert_a_kill_changes_nothing
 from tests.perceiver.test_stored_arrays import arrays, store
 from tests.perceiver.test_tasks import SETTINGS
 
@@ -45,14 +42,4 @@ def test_a_killed_run_ends_bit_identical(
     write(tmp_path)
     settings = SETTINGS.replace("--dataset custom --train_path train.npz", flags).replace("--epochs 4", "--epochs 8")
     command = [sys.executable, str(repository / "apps" / "perceiver" / "train.py"), *shlex.split(settings)]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*command, "--output_dir", str(whole)], check=True, capture_output=True)
-    kill_after([*command, "--output_dir", str(killed)], 15, random.Random(0))
-    again = [*command, "--output_dir", str(killed)]
-    assert "resuming" in subprocess.run(again, check=True, capture_output=True, text=True).stdout
-    states = [load_checkpoint(folder / "checkpoints" / "latest_model.pth") for folder in (whole, killed)]
-    for state in states:
-        state["progress"].pop("seconds")
-        state["config"]["run"].pop("output_dir")
-    assert_identical(*states)
-    assert deterministic_rows(whole) == deterministic_rows(killed)
+    assert_a_kill_changes_nothing(command, tmp_path, after=15)

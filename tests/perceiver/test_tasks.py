@@ -2,9 +2,7 @@
 
 import csv
 import json
-import random
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -23,7 +21,7 @@ from quartet.apps.perceiver.build import build
 from quartet.apps.perceiver.config import PerceiverConfig
 from tests.perceiver.conftest import Script, run
 from tests.perceiver.test_export import read_elsewhere
-from tests.perceiver.test_resume_after_kill import assert_identical, deterministic_rows, kill_after
+from tests.perceiver.test_resume_after_kill import assert_a_kill_changes_nothing
 
 
 def sums(samples: int, *, seed: int = 0) -> dict[str, Any]:
@@ -347,18 +345,7 @@ def test_a_killed_run_ends_bit_identical(name: str, repository: Path, tmp_path: 
     np.savez(tmp_path / "train.npz", **arrays)
     command = [sys.executable, str(repository / "apps" / "perceiver" / "train.py"), *shlex.split(SETTINGS + flags)]
     command[command.index("train.npz")] = str(tmp_path / "train.npz")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*command, "--output_dir", str(whole)], check=True, capture_output=True)
-    kill_after([*command, "--output_dir", str(killed)], 7, random.Random(0))
-    assert "resuming" in subprocess.run(
-        [*command, "--output_dir", str(killed)], check=True, capture_output=True, text=True
-    ).stdout  # fmt: skip
-    states = [load_checkpoint(folder / "checkpoints" / "latest_model.pth") for folder in (whole, killed)]
-    for state in states:
-        state["progress"].pop("seconds")
-        state["config"]["run"].pop("output_dir")
-    assert_identical(*states)
-    assert deterministic_rows(whole) == deterministic_rows(killed)
+    assert_a_kill_changes_nothing(command, tmp_path, after=7)
 
 
 @pytest.mark.slow

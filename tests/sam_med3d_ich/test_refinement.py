@@ -1,5 +1,8 @@
 """Masks refined beside the image: nothing at the start, what patches cannot see after it, the same after a restart."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from quartet.apps.sam_med3d_ich.config import ModelConfig, SamMed3DConfig
@@ -34,6 +37,14 @@ def test_it_learns_from_the_first_step_on_and_then_follows_the_image(tiny_shape:
         embedding = model.encode(image)
         one, other = (model.segment(embedding, seen) for seen in (image, image.roll(1, dims=2)))
     assert not torch.allclose(one, other), "the same embedding, another image"
+
+
+@pytest.mark.parametrize(("side", "patch"), [(16, 2), (16, 4), (24, 6), (32, 8), (40, 10)])
+def test_the_image_is_seen_at_the_masks_resolution_whatever_that_is(
+    side: int, patch: int, tiny_shape: EncoderShape
+) -> None:
+    model = refined(replace(tiny_shape, image_size=side, patch_size=patch))
+    assert model(torch.randn(1, 1, side, side, side)).masks.shape == (1, 1, side, side, side)
 
 
 def test_a_checkpoint_says_whether_there_is_one() -> None:

@@ -103,12 +103,7 @@ class PerceiverEncoder(nn.Module):
         self.adapters = _adapters(options)
         if self.adapters is not None:
             input_dim, options = self.adapters.width, replace(options, position="none", stem="none")
-        self.patch, self.time_step = options.patch, options.time_step
-        channels = input_dim - (self.time_step is not None)
-        if self.time_step is not None and options.position in ("added", "learned"):
-            raise UserError(
-                f"model.position={options.position} counts positions, and these have times: take fourier or sinusoidal"
-            )
+        channels = input_dim - (options.time_step is not None)
         _check_at_least_one(
             input_dim=channels,
             patch=options.patch,
@@ -123,6 +118,27 @@ class PerceiverEncoder(nn.Module):
         )
         self.input_dim, self.depth, self.latent_repeats = input_dim, num_cross_attention_layers, options.latent_repeats
         self.gradient_checkpointing = options.gradient_checkpointing
+        width = self._make_inputs(channels, options)
+        self.latents = nn.Parameter(torch.empty(num_latents, d_model))
+        nn.init.trunc_normal_(self.latents, std=0.02, a=-2.0, b=2.0)
+
+        crosses, towers = (min(self.depth, 2), 1) if options.share_weights else (self.depth, self.depth)
+        cross, own = _widths(num_heads, options)
+        self.cross_blocks = nn.ModuleList(
+            CrossAttentionBlock(d_model, context_dim=width, **cross) for _ in range(crosses)
+        )
+        self.latent_transformers = nn.ModuleList(
+            nn.ModuleList(SelfAttentionBlock(d_model, **own) for _ in range(num_self_attention_layers))
+            for _ in range(towers)
+        )
+
+    def _make_inputs(self, channels: int, options: PerceiverOptions) -> int:
+        """Stem, positions and statistics of inputs; returns the width of a token."""
+        self.patch, self.time_step = options.patch, options.time_step
+        if self.time_step is not None and options.position in ("added", "learned"):
+            raise UserError(
+                f"model.position={options.position} counts positions, and these have times: take fourier or sinusoidal"
+            )
         self.stem, stem_width = make_stem(
             options.stem,
             # Within a patch the time since the step before is one more value of a step.
@@ -136,28 +152,12 @@ class PerceiverEncoder(nn.Module):
             num_channels=stem_width if options.position == "added" else options.position_channels,
             max_seq_len=options.max_seq_len + (self.patch > 1),  # which a compiled ``PatchStem`` uses
         )
+        self.register_buffer("input_mean", torch.zeros(channels))
+        self.register_buffer("input_std", torch.ones(channels))
         width = stem_width + self.positions.width
         if width < 2:
             raise UserError("a token of one channel without position features says nothing after its layer norm")
-        self.register_buffer("input_mean", torch.zeros(channels))
-        self.register_buffer("input_std", torch.ones(channels))
-        self.latents = nn.Parameter(torch.empty(num_latents, d_model))
-        nn.init.trunc_normal_(self.latents, std=0.02, a=-2.0, b=2.0)
-
-        block: dict[str, Any] = {
-            "num_heads": num_heads, "widening_factor": options.widening_factor, "dropout": options.dropout
-        }  # fmt: skip
-        crosses, towers = (min(self.depth, 2), 1) if options.share_weights else (self.depth, self.depth)
-        self.cross_blocks = nn.ModuleList(
-            CrossAttentionBlock(d_model, context_dim=width, **{**block, **options.cross_widths}) for _ in range(crosses)
-        )
-        self.latent_transformers = nn.ModuleList(
-            nn.ModuleList(
-                SelfAttentionBlock(d_model, **{**block, **options.self_widths})
-                for _ in range(num_self_attention_layers)
-            )
-            for _ in range(towers)
-        )
+        return width
 
     @property
     def length(self) -> int | None:
@@ -330,6 +330,12 @@ def _adapters(options: PerceiverOptions) -> Adapters | None:
         position=options.position,
         position_channels=options.position_channels,
     )
+
+
+def _widths(num_heads: int, options: PerceiverOptions) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of the blocks that read the input, and of the others."""
+    both = {"num_heads": num_heads, "widening_factor": options.widening_factor, "dropout": options.dropout}
+    return {**both, **options.cross_widths}, {**both, **options.self_widths}
 
 
 def _check_at_least_one(**numbers: int) -> None:

@@ -185,8 +185,8 @@ class Refinement(nn.Module):
 
     def forward(self, image: Tensor, fine: Tensor) -> Tensor:
         """Image [B, 1, S, S, S] and features [B, C/8, 4g, 4g, 4g] to such features."""
-        times = image.shape[2] // fine.shape[2]  # the mask's grid may be finer than the image, too
-        seen = F.avg_pool3d(image, times) if times else F.interpolate(image, size=fine.shape[2:])
-        seen = seen.to(fine.dtype)
+        times, rest = divmod(image.shape[2], fine.shape[2])  # patches of 16 and of 4 voxels give 4 and 1
+        even = F.avg_pool3d(image, times) if not rest else F.interpolate(image, size=fine.shape[2:], mode="trilinear")
+        seen = even.to(fine.dtype)
         change: Tensor = self.outer(F.gelu(self.norm(self.inner(torch.cat([fine, seen], dim=1)))))
         return fine + change

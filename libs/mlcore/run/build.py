@@ -15,14 +15,8 @@ from torch.utils.data import Subset
 
 from mlcore.base.distributed import World
 from mlcore.base.errors import UserError
-from mlcore.config.sections import (
-    CheckpointConfig,
-    EarlyStoppingConfig,
-    RunConfig,
-    SchedulerConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from mlcore.config.schedule import SchedulerConfig
+from mlcore.config.sections import CheckpointConfig, EarlyStoppingConfig, RunConfig, TrackingConfig, TrainConfig
 from mlcore.data.loader import BatchLoader, Collate, Prepare, SizedDataset, Transform, worker_count
 from mlcore.data.order import EpochOrder
 from mlcore.metrics.ranking import Interval

@@ -19,8 +19,9 @@ from mlcore.cli.main import guarded, run_app
 from mlcore.cli.parse import parse
 from mlcore.config.compose import group_choices
 from mlcore.config.names import NameTable
+from mlcore.config.schedule import SchedulerConfig
 from mlcore.config.section import Section, field
-from mlcore.config.sections import EarlyStoppingConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
+from mlcore.config.sections import EarlyStoppingConfig, RunConfig, TrackingConfig, TrainConfig
 from mlcore.config.text import ConfigError
 
 

@@ -11,8 +11,9 @@ from mlcore.config.compose import Composed, Request, compose, group_choices
 from mlcore.config.difference import config_differences
 from mlcore.config.layers import Rank
 from mlcore.config.names import NameTable
+from mlcore.config.schedule import SchedulerConfig
 from mlcore.config.section import Section, field
-from mlcore.config.sections import SchedulerConfig, TrackingConfig, TrainConfig
+from mlcore.config.sections import TrackingConfig, TrainConfig
 from mlcore.config.text import ConfigError
 
 

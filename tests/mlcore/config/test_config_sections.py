@@ -11,15 +11,9 @@ from pydantic import SecretStr, ValidationError
 from mlcore.config.compose import Request, compose
 from mlcore.config.dump import to_values, to_yaml
 from mlcore.config.names import NameTable
+from mlcore.config.schedule import SchedulerConfig
 from mlcore.config.section import Section, field
-from mlcore.config.sections import (
-    CheckpointConfig,
-    EarlyStoppingConfig,
-    RunConfig,
-    SchedulerConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from mlcore.config.sections import CheckpointConfig, EarlyStoppingConfig, RunConfig, TrackingConfig, TrainConfig
 
 
 class Everything(Section):

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from mlcore.base.distributed import World
 from mlcore.cli.app import App
+from mlcore.config.schedule import SchedulerConfig
 from mlcore.config.section import Section, field
-from mlcore.config.sections import CheckpointConfig, RunConfig, SchedulerConfig, TrackingConfig, TrainConfig
+from mlcore.config.sections import CheckpointConfig, RunConfig, TrackingConfig, TrainConfig
 from mlcore.report.page import RunReport
 from mlcore.run.build import Data, TrainingSetup
 from mlcore.run.final_evaluation import Pages, Results
