@@ -32,6 +32,7 @@ __all__ = [
     "partial_folder",
     "plain_cell",
     "remove_leftovers",
+    "told_writing",
     "write_json",
     "write_text",
 ]
@@ -80,18 +81,18 @@ def atomic_write(path: Path, *, size: int | None = None) -> Iterator[BinaryIO]:
         raise _explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path, size)
     disk = None
     try:
-        with _explained(path, size):
+        with told_writing(path, size):
             disk = _Disk(temporary, "xb")
         buffer = io.BufferedWriter(disk, buffer_size=1 << 20)
         try:
             yield buffer
-            with _explained(path, size):
+            with told_writing(path, size):
                 buffer.flush()
                 os.fsync(disk.fileno())
         finally:
             with contextlib.suppress(OSError):  # a failed flush raises again here; the first failure is the one to tell
                 buffer.close()
-        with _explained(path, size):
+        with told_writing(path, size):
             temporary.replace(path)
             sync(path.parent)
     except BaseException as error:
@@ -172,7 +173,7 @@ def ensure_folder(path: Path) -> Path:
     path = Path(path)
     if _ADDRESS.match(str(path)):
         raise UserError(f"{path}: an address; expected a local folder")
-    with _explained(path, None):
+    with told_writing(path):
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".probe.{uuid.uuid4().hex[:8]}{_SUFFIX}"
         probe.touch()
@@ -257,7 +258,8 @@ def format_bytes(count: int) -> str:
 
 
 @contextlib.contextmanager
-def _explained(path: Path, size: int | None) -> Iterator[None]:
+def told_writing(path: Path, size: int | None = None) -> Iterator[None]:
+    """Turn an `OSError` of a block that writes `path`, of `size` bytes where that is known, into what a user can do."""
     try:
         yield
     except OSError as error:

@@ -29,7 +29,7 @@ from torch.func import functional_call
 
 from mlcore.base.env import child_environment
 from mlcore.base.errors import UserError
-from mlcore.base.files import atomic_write, ensure_folder, partial_folder, write_json, write_text
+from mlcore.base.files import atomic_write, ensure_folder, partial_folder, told_writing, write_json, write_text
 from mlcore.base.version import VERSION
 from mlcore.run.exported import ABOUT, LAYOUT, WEIGHTS, digest_of, read_about
 from mlcore.run.networks import FORMATS, Eager, Network, Signature, open_network
@@ -169,6 +169,10 @@ def _halved(module: nn.Module, source: Path) -> nn.Module:
     return halved
 
 
+class _NotWritableError(UserError):
+    """A form that this network, or this environment, cannot be written in; a full disk is none."""
+
+
 def _exportable(predictor: Predictor, folder: Path, *, mark: str) -> Eager:
     """The network of a run, if it can be written into a folder, which may hold something with `mark`."""
     if folder.exists() and not folder.is_dir():
@@ -232,7 +236,7 @@ def _write_programs(
         if "onnx" in formats and program is not None:
             _write_onnx(program, model.signature, folder / FORMATS["onnx"])
             written.append("onnx")
-    except UserError as error:
+    except _NotWritableError as error:
         if asked:
             raise UserError(f"{error}; --format safetensors writes the weights alone") from None
         _log.warning("not written: %s (%s)", ", ".join(FORMATS[name] for name in formats if name not in written), error)
@@ -251,12 +255,13 @@ def _write_onnx(program: ExportedProgram, signature: Signature, path: Path) -> N
     try:
         import onnxscript  # noqa: F401 - what torch writes ONNX with
     except ModuleNotFoundError:
-        raise UserError("writing ONNX needs the packages onnx and onnxscript: pip install onnx onnxscript") from None
+        raise _NotWritableError("writing ONNX needs onnx and onnxscript: pip install onnx onnxscript") from None
     _own_memory(program)
     with _quietly(), _explained(None, "written as ONNX"):
         names: dict[str, Any] = {"input_names": list(signature.inputs), "output_names": list(signature.outputs)}
         written: Any = torch.onnx.export(program, dynamo=True, verbose=False, **names)
-    written.save(path)
+    with told_writing(path):
+        written.save(path)
 
 
 def _own_memory(program: ExportedProgram) -> None:
@@ -374,4 +379,4 @@ def _explained(predictor: Predictor | None, what: str) -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         named = next((line for line in lines if "aten" in line or "operator" in line.lower()), lines[0])
         whose = "" if predictor is None else f"{predictor.source}: "
-        raise UserError(f"{whose}the model cannot be {what} ({named[:300]})") from error
+        raise _NotWritableError(f"{whose}the model cannot be {what} ({named[:300]})") from error
