@@ -62,10 +62,10 @@ def written(path: Path, classes: Sequence[str]) -> np.ndarray:
     return np.array([[float(row[f"p_{name}"]) for name in classes] for row in table(path)])
 
 
-def assert_applied(folder: Path, asked: Sequence[Page], expected: np.ndarray) -> None:
+def assert_applied(folder: Path, asked: Sequence[Page], expected: np.ndarray, *, atol: float = 1e-6) -> None:
     """The experiment's folder predicts, as a run does, what its own table says, to the last of six digits."""
     found = load_run(folder, device="cpu")([page.path for page in asked], batch_size=10)
-    np.testing.assert_allclose([one.probabilities for one in found], expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose([one.probabilities for one in found], expected, rtol=0, atol=atol)
 
 
 def file_of(tmp_path: Path, text: str) -> Path:
@@ -180,7 +180,7 @@ def test_a_job_is_the_mean_of_its_folds_and_can_be_stacked(
     scores += stacker["sharpness"] * np.log(np.maximum(mean, _SMALLEST))
     found = written(tmp_path / "out" / "ensemble_predictions.csv", classes)
     np.testing.assert_array_equal(found.argmax(axis=1), scores.argmax(axis=1))
-    assert_applied(tmp_path / "out", asked, found)
+    assert_applied(tmp_path / "out", asked, found, atol=1e-5)  # its weights enlarge what a batch's size rounds
     (tmp_path / "out" / "stacking.json").unlink()
     with pytest.raises(UserError, match=r"stacking\.json: no such file"):
         load_run(tmp_path / "out", device="cpu")

@@ -244,7 +244,9 @@ def test_equal_texts_are_encoded_once(ads: Path, finished: Path, monkeypatch: py
     (inputs,) = seen
     assert inputs["text_of"].tolist() == [0, -1, 1, 0, -1]
     assert len(inputs["input_ids"]) == 2
-    assert found[0] == found[3] != found[1] == found[4]
+    probabilities = [one.probability for one in found]
+    assert probabilities[:2] == pytest.approx(probabilities[3:], abs=1e-6)  # products round by the place in a batch
+    assert abs(probabilities[0] - probabilities[1]) > 1e-4
     for text, one in zip(texts[:3], found, strict=False):
         (alone,) = load_run(finished, device="cpu", options={"text": text})(picture)
         assert one.probability == pytest.approx(alone.probability, abs=1e-6)

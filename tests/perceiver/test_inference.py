@@ -59,6 +59,8 @@ def test_a_run_in_lower_precision_with_averaged_weights_is_evaluated_alike(scrip
     assert script("inference", "--model_path", best(Path("run"))).code == 0
     found = results(Path("run/evaluation_val"))
     assert found["metrics"] | {"n": float(found["n"])} == trained(Path("run"))
+    summary = json.loads(Path("run/summary.json").read_text("utf-8"))
+    assert 0.0 < summary["difference_from_float32"] < 0.1
 
 
 def test_it_names_every_sample_the_worst_first(series_run: Path, script: Any) -> None:

@@ -180,7 +180,7 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "fp16", "auto"] = field(
         "fp32",
         "Arithmetic of forward and backward passes; weights stay fp32, fp16 scales its loss; "
-        "auto: bf16 on GPUs that have it, fp16 on others, fp32 on a CPU",
+        "auto: bf16 on GPUs and processors (AVX512-BF16, AMX) that have it, fp16 on other GPUs, fp32 on other CPUs",
         aliases=("use_mixed_precision",),
         bare="auto",
         continued="applied",

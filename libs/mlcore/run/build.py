@@ -352,7 +352,8 @@ def describe(trainer: Trainer) -> str:
     world = trainer.engine.world
     return (
         f"{parameters:,} trainable parameters, {trainer.loader.order.size} training and {validation} validation "
-        f"samples, {trainer.total_steps} steps, on {world.device}{f' x {world.size}' if world.size > 1 else ''}"
+        f"samples, {trainer.total_steps} steps, on {world.device}{f' x {world.size}' if world.size > 1 else ''} "
+        f"in {str(trainer.engine.arithmetic).removeprefix('torch.')}"
     )
 
 

@@ -260,6 +260,7 @@ def _write(
         "data": what,
         "results": done.results,
         "intervals": plain_intervals(done, metric),
+        "difference_from_float32": done.departure,
     }
     if setup.finish is not None:
         setup.finish(folder, values)
@@ -271,7 +272,7 @@ def _write(
         warnings=[*_unfinished(home), *setup.warnings],
         sections=[result_table(done.results, which="evaluated"), *done.sections],
         config=to_values(run.config),
-        environment=describe_environment(world.device),
+        environment={**describe_environment(world.device), **done.told_departure()},
     )
     write_report(folder, report=report)
     for warning in report.warnings:

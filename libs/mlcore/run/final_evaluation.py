@@ -54,6 +54,7 @@ class Evaluation:
         step: Training step of what was evaluated; None: of the progress.
         rows: The predictions themselves, by split, on the main rank.
         baselines: What plain models reached on the same splits.
+        departure: How far the outputs of a batch are from float32 (`Evaluator.departure`); None: they are in float32.
     """
 
     results: Results
@@ -63,6 +64,13 @@ class Evaluation:
     step: int | None = None
     rows: Mapping[str, Predictions] = field(default_factory=dict)
     baselines: Sequence[Judged] = ()
+    departure: float | None = None
+
+    def told_departure(self) -> dict[str, str]:
+        """The same in words, as a line of what a result depends on; nothing for float32."""
+        if self.departure is None:
+            return {}
+        return {"arithmetic": f"outputs of a batch differ from float32 by at most {self.departure:.1e} of the largest"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +145,12 @@ def evaluate_splits(
     sections: list[Section] = []
     intervals: dict[str, Interval] = {}
     rows: dict[str, Predictions] = {}
+    departure: float | None = None
     for name, data in setup.evaluation.items():
         evaluator = Evaluator(setup.task, evaluation_loader(config, data, world=world), world=world)
         results[name], predictions = evaluator.run(model, engine=engine)
+        if departure is None:
+            departure = evaluator.departure(model, engine=engine)
         if world.is_main:
             rows[name] = predictions
         if setup.interval is not None and world.is_main:
@@ -147,7 +158,7 @@ def evaluate_splits(
         if setup.analyse is not None and world.is_main:
             sections += setup.analyse(predictions, folder, f"{name}_" if name != "val" else "")
     known = {name: interval for name, interval in intervals.items() if math.isfinite(interval.low)}
-    return Evaluation(results, sections, known, rows=rows)
+    return Evaluation(results, sections, known, rows=rows, departure=departure)
 
 
 def _set_damaged_aside(folder: Path) -> str:
@@ -230,6 +241,7 @@ def pages_of_run(
         config=config,
         environment={
             **describe_environment(device),
+            **evaluation.told_departure(),
             "training time": format_duration(now.seconds),
             "peak memory": f"{peak_memory_bytes(device) / 2**30:.2f} GiB",
         },
@@ -245,6 +257,8 @@ def _say(evaluation: Evaluation, *, which: str, metric: str) -> None:
     for name, values in evaluation.results.items():
         parts = [f"{which} checkpoint", name, *(f"{key} {value:.4g}" for key, value in values.items())]
         _log.info("%s", "  ".join(parts), extra=row(parts, live=False))
+    for line in evaluation.told_departure().values():
+        _log.info("%s", line)
     for one in evaluation.baselines:
         reached = (f"{name} {metric} {of[metric]:.4g}" for name, of in one.results.items())
         _log.info("baseline  %s  %s", one.name, "  ".join(reached))
@@ -259,6 +273,7 @@ def _summary(outcome: Outcome, evaluation: Evaluation, *, monitor: Monitor, demo
         "results_of_best_checkpoint": evaluation.results,
         "intervals_of_best_checkpoint": plain_intervals(evaluation, monitor.metric),
         "baselines": as_values(evaluation.baselines, metric=monitor.metric),
+        "difference_from_float32": evaluation.departure,
         "variants": {},
         "progress": asdict(now),
         "skipped_steps": outcome.skipped,

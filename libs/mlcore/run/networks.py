@@ -3,8 +3,9 @@
 A network's `Signature` is plain data and travels with every export.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from mlcore.base.errors import UserError
 from mlcore.base.reading import reading
-from mlcore.training.engine import Precision, autocast
+from mlcore.training.engine import Precision, autocast, autocast_dtype
+from mlcore.training.evaluator import largest_difference
 
 __all__ = ["FORMATS", "Eager", "Network", "OnnxNetwork", "Signature", "open_network"]
 
@@ -22,6 +24,8 @@ FORMATS = {"pt2": "model.pt2", "onnx": "model.onnx"}
 """Formats that hold a whole network, and the file of each in an export's folder."""
 
 Tensors = Mapping[str, Tensor]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,7 @@ class Eager:
         self.signature = signature
         self.precision = precision
         self._device = device
+        self._compared = precision is None or autocast_dtype(precision, device) is None
 
     def of(self, module: nn.Module, signature: Signature) -> "Eager":
         """Another module, on the same device and in the same arithmetic."""
@@ -74,9 +79,17 @@ class Eager:
     @torch.inference_mode()
     def __call__(self, inputs: Tensors) -> dict[str, Tensor]:
         """Outputs of the inputs."""
-        given = [inputs[name].to(self._device) for name in self.signature.inputs]
         with nullcontext() if self.precision is None else autocast(self.precision, self._device):
-            found = self.module(*given)
+            found = self._outputs(inputs)
+        if not self._compared:
+            self._compared = True
+            said = "computes in %s: the first outputs differ from float32 by at most %.1e of the largest"
+            with suppress(torch.OutOfMemoryError):  # float32 needs more
+                _log.info(said, self.precision, largest_difference(found, self._outputs(inputs)))
+        return found
+
+    def _outputs(self, inputs: Tensors) -> dict[str, Tensor]:
+        found = self.module(*(inputs[name].to(self._device) for name in self.signature.inputs))
         values = found if isinstance(found, tuple) else (found,)
         return {name: value.float().cpu() for name, value in zip(self.signature.outputs, values, strict=True)}
 

@@ -34,12 +34,17 @@ Precision = Literal["fp32", "bf16", "fp16", "auto"]
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """The type that `precision` means on `device`; None is float32. "auto" is what is both quick and safe there."""
-    if precision == "auto":
-        if device.type != "cuda":
-            return None
+    """The type that `precision` means on `device`; None is float32.
+
+    "auto" is what is both quick and safe there: bfloat16 where the device multiplies it itself, float16 on other GPUs,
+    float32 on other processors.
+    """
+    if precision != "auto":
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    can = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return torch.bfloat16 if can.get("avx512_bf16") or can.get("amx_bf16") else None
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
@@ -84,6 +89,7 @@ class Engine:
         world: Ranks and device.
 
     Attributes:
+        arithmetic: The type in which matrices are multiplied.
         recomputes: Whether backward computes activations once more (gradient checkpointing); buffers, which that moves
             again, are then put back.
         settle: Called with the averaged weights in place, before they are used (`batch_norm.estimate_statistics`).
@@ -108,7 +114,8 @@ class Engine:
         self.max_grad_norm = max_grad_norm
         self.ema_decay = ema_decay
         self._precision = precision
-        scales = autocast_dtype(precision, self.device) is torch.float16
+        self.arithmetic = autocast_dtype(precision, self.device) or torch.float32
+        scales = self.arithmetic is torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scales)
         self._nominal_count = nominal_count if scales else 1.0
         self._can_cancel = bool(getattr(optimizer, "_step_supports_amp_scaling", False))

@@ -87,10 +87,46 @@ class Evaluator:
             self._names = {*self._task.metrics({key: value.cpu() for key, value in rows.items()}), "n"}
         return self._names
 
+    @torch.inference_mode()
+    def departure(self, model: nn.Module, *, engine: Engine | None = None) -> float | None:
+        """How far the outputs of the first batch are from those in float32, see `largest_difference`.
+
+        Args:
+            model: As for `predict`.
+            engine: Likewise; none: the arithmetic in force.
+
+        Returns:
+            None where that is float32, and where the memory does not suffice for it.
+        """
+        device = self._world.device.type
+        with nullcontext() if engine is None else engine.autocast(), _evaluating(model):
+            if not torch.is_autocast_enabled(device):
+                return None
+            batch = self._loader.read(next(self._loader.order.batches(0)))
+            found = self._step(model, batch, None)
+            try:
+                with torch.autocast(device, enabled=False):
+                    return largest_difference(found, self._step(model, batch, None))
+            except torch.OutOfMemoryError:
+                return None
+
     def run(self, model: nn.Module, *, engine: Engine | None = None) -> tuple[dict[str, float], Predictions]:
         """Predictions and the task's metrics over them, with the number of samples as `n`."""
         predictions = self.predict(model, engine=engine)
         return {**self._task.metrics(predictions), "n": float(len(self))}, predictions
+
+
+def largest_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Of all numbers that are no integers and are defined, relative to the largest of those of the same name."""
+    worst = 0.0
+    for name, values in expected.items():
+        if values.is_floating_point():
+            known = values[values.isfinite()].abs()
+            error = (found[name] - values).abs()
+            error = error[error.isfinite()]
+            if known.numel() and error.numel():
+                worst = max(worst, float(error.max() / known.max().clamp(min=1e-12)))
+    return worst
 
 
 @contextmanager

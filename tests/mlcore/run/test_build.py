@@ -224,7 +224,7 @@ def test_ranks_share_the_training_data_and_evaluation_takes_every_sample_once() 
 
 def test_one_line_says_what_is_trained_on_what() -> None:
     said = describe(trainer_of(train={"epochs": 2}))
-    assert said == "1 trainable parameters, 32 training and 8 validation samples, 8 steps, on cpu"
+    assert said == "1 trainable parameters, 32 training and 8 validation samples, 8 steps, on cpu in float32"
 
 
 @pytest.mark.parametrize("tensorboard", [False, True])

@@ -92,15 +92,24 @@ def test_the_run_folder_is_above_its_checkpoints(tmp_path):
     assert run_folder(tmp_path / "elsewhere" / "best_model.pth") == tmp_path / "elsewhere"
 
 
-def test_automatic_precision_is_exact_on_a_cpu_and_half_on_a_gpu(monkeypatch):
+def test_automatic_precision_is_what_the_device_multiplies_itself(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert autocast_dtype("auto", cpu) is None
+    for can, expected in (
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, None),
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({}, None),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda can=can: can)
+        assert autocast_dtype("auto", cpu) is expected
+    assert autocast_dtype("auto", torch.device("mps")) is None
     for has_bf16, expected in ((True, torch.bfloat16), (False, torch.float16)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has_bf16, **_: has)
         assert autocast_dtype("auto", gpu) is expected
 
 
-def test_the_named_precisions_reach_the_forward_pass():
+def test_the_named_precisions_reach_the_forward_pass(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     layer, cpu = torch.nn.Linear(4, 4), torch.device("cpu")
     for precision, expected in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("auto", torch.float32)):
         with autocast(precision, cpu):

@@ -78,3 +78,20 @@ def test_every_sample_once_in_dataset_order(
         assert found["predictions"]["id"].tolist() == list(range(SIZE))
         assert found["predictions"]["value"].tolist() == [2.0 * i for i in range(SIZE)]
         assert found["metrics"] == {"mean": float(SIZE - 1), "n": float(SIZE)}
+
+
+class Scoring(Doubling):
+    """Scores of a linear map, beside numbers that are no scores."""
+
+    def evaluation_step(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        scores = model(batch["x"]).float()
+        return {"id": batch["id"], "score": scores, "never": torch.full((len(scores),), float("nan"))}
+
+
+def test_how_far_reduced_precision_is_from_float32() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 1.0 + 2**-8)  # bfloat16 has seven bits behind the point: rounds to 1 or 1 + 2**-7
+    evaluator = Evaluator(Scoring(), BatchLoader(Numbers(), EpochOrder(SIZE, 5, shuffle=False)))
+    assert evaluator.departure(model) is None, "float32 is not compared with itself"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert evaluator.departure(model) == pytest.approx(2**-8, rel=0.01)
