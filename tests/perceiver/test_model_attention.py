@@ -117,6 +117,29 @@ def test_gradients_equal_those_of_the_definition(context_dim: int, num_queries: 
         torch.testing.assert_close(mine, expected, **EXACT)
 
 
+@pytest.mark.parametrize("kind", ["self", "mapped context", "mapped queries"])
+def test_bfloat16_stays_near_in_value_and_gradients(kind: str) -> None:
+    torch.manual_seed(0)
+    channels = 3 if kind == "mapped queries" else 32
+    exact = MultiHeadAttention(32, num_heads=2, context_dim=channels).double()
+    half = MultiHeadAttention(32, num_heads=2, context_dim=channels)
+    half.load_state_dict({name: value.float() for name, value in exact.state_dict().items()})
+    context = torch.randn(3, 21, channels, dtype=torch.float64)
+    queries = context if kind == "self" else torch.randn(3, 20, 32, dtype=torch.float64)
+    assert half._maps_belong_to_queries(queries.shape[1]) == (kind == "mapped queries")
+    given = queries.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = half(given, given if kind == "self" else context.float(), padding_mask(3, 21))
+    assert found.dtype == torch.bfloat16
+    expected = exact(queries, context, padding_mask(3, 21))
+    assert float((found - expected).detach().norm()) < 0.02 * float(expected.detach().norm())  # a rounding: 0.4 %
+
+    found.float().square().sum().backward()
+    expected.square().sum().backward()
+    for mine, theirs in zip(half.parameters(), exact.parameters(), strict=True):
+        assert float((mine.grad - theirs.grad).norm()) < 0.05 * max(float(theirs.grad.norm()), 0.1)
+
+
 @pytest.mark.parametrize(("context_dim", "num_queries"), [(3, 1), (6, 4)])
 def test_gradcheck(context_dim: int, num_queries: int) -> None:
     torch.manual_seed(0)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from mlcore.base.errors import UserError
 
+_FEW = 2**17  # products of a query and a key, of a head
+
 
 class MultiHeadAttention(nn.Module):
     """Multi-head attention from queries to a context ("Attention is all you need", section 3.2.2).
@@ -67,12 +69,12 @@ class MultiHeadAttention(nn.Module):
         """
         if mask is not None and mask.dtype != torch.bool:
             raise UserError(f"an attention mask must be boolean, true where the context may be seen; got {mask.dtype}")
-        q = self.query(queries).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B or 1, heads, L, head width]
         seen = None if mask is None else mask[:, None, None, :]  # broadcasts over heads and queries
         if self._maps_belong_to_queries(queries.shape[1]):
-            gathered = self._attend_with_mapped_queries(q, context, seen)
+            gathered = self._attend_with_mapped_queries(queries, context, seen)
         else:
-            gathered = self._attend_with_mapped_context(q, context, seen)
+            q, k, v = self._projected(queries, context)
+            gathered = _attend(q.expand(k.shape[0], -1, -1, -1), k, v, seen)
         out: Tensor = self.out(gathered.transpose(1, 2).flatten(2))
         return out
 
@@ -81,8 +83,7 @@ class MultiHeadAttention(nn.Module):
 
         Arguments are those of ``forward``, which never forms this matrix.
         """
-        q = self.query(queries).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        k, _ = self._heads(self.key_value(context))
+        q, k, _ = self._projected(queries, context)
         scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
@@ -99,16 +100,21 @@ class MultiHeadAttention(nn.Module):
         width, context_dim = sum(self.widths), self.key_value.in_features
         return 2 * num_queries * (2 * self.num_heads * context_dim - width) < context_dim * width
 
-    def _heads(self, keys_values: Tensor) -> list[Tensor]:
-        """Keys and values ``[B, M, ...]`` as ``[B, heads, M, head width]`` each."""
-        parts = torch.split(keys_values, self.widths, dim=-1)
-        return [torch.unflatten(part, -1, (self.num_heads, -1)).transpose(1, 2) for part in parts]
+    def _projected(self, queries: Tensor, context: Tensor) -> list[Tensor]:
+        """Queries, keys, values, ``[B or 1, heads, L or M, head width]``; one product where tokens see each other."""
+        if queries is context:
+            maps = (self.query, self.key_value)
+            weight, bias = torch.cat([one.weight for one in maps]), torch.cat([one.bias for one in maps])
+            parts = torch.split(F.linear(context, weight, bias), [self.widths[0], *self.widths], dim=-1)
+        else:
+            parts = (self.query(queries), *torch.split(self.key_value(context), self.widths, dim=-1))
+        return [self._in_heads(part) for part in parts]
 
-    def _attend_with_mapped_context(self, q: Tensor, context: Tensor, seen: Tensor | None) -> Tensor:
-        k, v = self._heads(self.key_value(context))
-        return F.scaled_dot_product_attention(q.expand(context.shape[0], -1, -1, -1), k, v, attn_mask=seen)
+    def _in_heads(self, values: Tensor) -> Tensor:
+        return torch.unflatten(values, -1, (self.num_heads, -1)).transpose(1, 2)
 
-    def _attend_with_mapped_queries(self, q: Tensor, context: Tensor, seen: Tensor | None) -> Tensor:
+    def _attend_with_mapped_queries(self, queries: Tensor, context: Tensor, seen: Tensor | None) -> Tensor:
+        q = self._in_heads(self.query(queries))
         heads, width = q.shape[1], q.shape[3]
         weights = torch.split(self.key_value.weight, self.widths)
         to_key, to_value = (torch.unflatten(weight, 0, (heads, -1)) for weight in weights)  # [heads, width, C] each
@@ -116,12 +122,22 @@ class MultiHeadAttention(nn.Module):
         value_bias = self.key_value.bias[self.widths[0] :].view(heads, 1, -1)
         mapped = (q @ to_key).flatten(1, 2)[:, None]  # [B or 1, 1, heads * L, C]: one head, whose keys are the context
         tokens = context[:, None]
-        found = F.scaled_dot_product_attention(
-            mapped.expand(context.shape[0], -1, -1, -1), tokens, tokens, attn_mask=seen, scale=width**-0.5
-        )
+        found = _attend(mapped.expand(context.shape[0], -1, -1, -1), tokens, tokens, seen, scale=width**-0.5)
         found = found.view(found.shape[0], heads, -1, found.shape[3])  # [B, heads, L, C]
         gathered: Tensor = found @ to_value.transpose(1, 2) + value_bias
         return gathered
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, *, scale: float | None = None) -> Tensor:
+    """softmax(scale q k^T) v over what is `seen`; scale is by default one over the root of the heads' width."""
+    is_bf16_on_cpu = q.dtype == torch.bfloat16 and q.device.type == "cpu"
+    if not (is_bf16_on_cpu and torch.is_grad_enabled() and q.shape[2] * k.shape[2] <= _FEW):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
+    # The backward pass of torch's fused kernel takes up to ten times as long as the products.
+    scores = (q * (q.shape[3] ** -0.5 if scale is None else scale)) @ k.transpose(2, 3)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1) @ v
 
 
 class FeedForward(nn.Sequential):

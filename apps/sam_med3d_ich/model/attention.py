@@ -118,7 +118,7 @@ class _Bias(NamedTuple):
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: _Bias) -> Tensor:
     """softmax(q k^T / sqrt(c) + bias) v, [B, n, T, c]."""
-    if q.device.type == "cpu" and torch.is_grad_enabled() and q.dtype in (torch.float32, torch.float64):
+    if q.device.type == "cpu" and torch.is_grad_enabled():
         # torch has no fused kernel for the CPU that passes gradients on to a bias; its plain one makes several copies.
         attended: Tensor = _CpuAttention.apply(q, k, v, *bias)
         return attended
