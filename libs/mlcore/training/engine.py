@@ -5,12 +5,13 @@ samples are added up over micro-batches and ranks, and the gradients are divided
 multiplication that clips them. One batch of 12 therefore gives the gradients of three batches of 4, of 5 + 5 + 2, and
 of two ranks.
 
-Nothing here waits for the device: a non-finite step is cancelled on the device (the fused optimisers read `found_inf`),
+Nothing here waits for a GPU: a non-finite step is cancelled on the device (the fused optimisers read `found_inf`),
 the learning rate is looked up on the device by the number of updates that really happened, and figures for the log stay
 on the device until `read_totals` adds them up and fetches them in one transfer.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -118,7 +119,11 @@ class Engine:
         scales = self.arithmetic is torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scales)
         self._nominal_count = nominal_count if scales else 1.0
-        self._can_cancel = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+        self._has_host_memory = self.device.type == "cpu"  # a look costs nothing
+        self._can_cancel = not self._has_host_memory and hasattr(optimizer, "_step_supports_amp_scaling")
+        self._truth = {value: torch.tensor(value, device=self.device) for value in (False, True)}
+        # DDP averages over ranks; wanted is the sum over ranks divided by the total count.
+        self._scale = torch.tensor(self._nominal_count * self.world.size, device=self.device)
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._ema = [p.detach().clone() for p in self._parameters] if ema_decay is not None else []
         self.recomputes = False
@@ -147,9 +152,11 @@ class Engine:
         """
         self._set_learning_rates()
         buffers, counts = self._buffers.read(), self._counts.read()
-        sums = all_reduce_sum(self._backward(forward, window))
-        grad_norm = self._mean_and_clip(sums)
-        finite = (grad_norm - grad_norm).eq(0)  # inf - inf and nan - nan are nan
+        sums = self._backward(forward, window)
+        if self.world.size > 1:
+            sums = list(all_reduce_sum(torch.stack(sums)))
+        grad_norm = self._mean_and_clip(sums[1])
+        finite = self._is_finite(grad_norm)
         self._keep_buffers(finite, buffers, counts)
         self._update(finite)
         for parameter in self._parameters:
@@ -157,9 +164,9 @@ class Engine:
         self._windows += 1
         self._statistics.add(sums, grad_norm)
 
-    def _backward(self, forward: Callable[[nn.Module, Any], StepOutput], window: Sequence[MicroBatch]) -> Tensor:
-        """Backward of every micro-batch; returns this rank's sums [2 + logs]: loss, count, logs."""
-        sums = None
+    def _backward(self, forward: Callable[[nn.Module, Any], StepOutput], window: Sequence[MicroBatch]) -> list[Tensor]:
+        """Backward of every micro-batch; returns this rank's sums, scalars: loss, count, logs."""
+        sums: list[Tensor] = []
         for i, batch in enumerate(window):
             with self._gradient_sync(last=i == len(window) - 1):
                 with self.autocast():
@@ -171,9 +178,9 @@ class Engine:
                     self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             row = self._statistics.row(output.loss_sum, output.count, output.logs)
             if not batch.real:
-                row = torch.zeros_like(row)
-            sums = row if sums is None else sums.add_(row)
-        if sums is None:
+                row = [torch.zeros_like(value) for value in row]
+            sums = [one + other for one, other in zip(sums, row, strict=True)] if sums else row
+        if not sums:
             raise ValueError("an accumulation window needs at least one micro-batch")
         return sums
 
@@ -185,35 +192,37 @@ class Engine:
         self._buffers.write(buffers)
         self._counts.write(counts)
 
-    def _mean_and_clip(self, sums: Tensor) -> Tensor:
+    def _mean_and_clip(self, count: Tensor) -> Tensor:
         """Turn summed gradients into clipped means in one multiplication; returns the norm of the mean, unclipped."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        # DDP averages over ranks; wanted is the sum over ranks divided by the total count. A window that counts
-        # nothing divides by zero and is skipped like any other that is not finite.
-        factor = self._nominal_count * self.world.size / sums[1]
+        # A window that counts nothing divides by zero and is skipped like any other that is not finite.
+        factor = self._scale / count
         norm = torch.nn.utils.get_total_norm(gradients) * factor
         if self.max_grad_norm is not None:
             factor = factor / (norm / self.max_grad_norm).clamp_(min=1.0)
         torch._foreach_mul_(gradients, factor)
         return norm
 
-    @torch.no_grad()
+    def _is_finite(self, norm: Tensor) -> Tensor:
+        if self._has_host_memory:
+            return self._truth[math.isfinite(norm)]
+        return (norm - norm).eq(0)  # inf - inf and nan - nan are nan
+
     def _keep_buffers(self, finite: Tensor, buffers: Tensor, counts: Tensor) -> None:
         """Buffers keep what the window's forward passes made of them only where `finite` (bool, scalar) is true."""
         for kind, before in ((self._buffers, buffers), (self._counts, counts)):
             if kind.names:
                 kind.write(torch.where(finite, kind.read(), before))
 
-    @torch.no_grad()
     def _update(self, finite: Tensor) -> None:
         """Optimiser, loss scale, EMA and the count of updates move only where `finite` (bool, scalar) is true."""
         if self._can_cancel:
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
             self.optimizer.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]
             self.optimizer.step()
-        elif bool(finite):  # the one place with a host sync, for optimisers that cannot cancel on the device
+        elif bool(finite):  # of a GPU the one look at it in a step, for optimisers that cannot cancel there
             self.optimizer.step()
         if self.scaler.is_enabled():
             self.scaler.update()
@@ -221,6 +230,7 @@ class Engine:
             self._average(finite, self.ema_decay)
         self._updates += finite
 
+    @torch.no_grad()
     def _average(self, finite: Tensor, decay: float) -> None:
         # 1 - min(decay, (1 + t) / (10 + t)), in a form that rounds well; nothing where the step was skipped.
         share = finite * (9.0 / (10.0 + self._updates[0])).clamp_(min=1.0 - decay)

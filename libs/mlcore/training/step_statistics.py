@@ -35,7 +35,7 @@ class Totals:
 class StepStatistics:
     """Figures of each window, kept on the device and added up a whole interval at a time.
 
-    A step appends two references; the arithmetic is done for many windows at once, when somebody reads.
+    A step appends references; the arithmetic is done for many windows at once, when somebody reads.
 
     Args:
         device: Where the figures are.
@@ -46,26 +46,27 @@ class StepStatistics:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._names: tuple[str, ...] = ()
-        self._counts: dict[int, Tensor] = {}
-        self._rows: list[Tensor] = []
+        self._counts: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._rows: list[list[Tensor]] = []
         self._norms: list[Tensor] = []
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # [2 + logs] of applied windows
         self._streak = torch.zeros(2, dtype=torch.int64, device=device)  # skipped in a row: now, worst since last read
         self._last_norm = torch.zeros((), device=device)
 
-    def row(self, loss_sum: Tensor, count: int | Tensor, logs: Mapping[str, Tensor]) -> Tensor:
-        """[2 + logs] of one micro-batch: loss sum, count, sums of logs."""
+    def row(self, loss_sum: Tensor, count: int | Tensor, logs: Mapping[str, Tensor]) -> list[Tensor]:
+        """Of one micro-batch, scalars: loss sum, count, sums of logs."""
         if logs and logs.keys() != set(self._names):  # at the first step, or where a run goes on with another loss
             self._names, self._sums = tuple(logs), self._sums.new_zeros(2 + len(logs))
-        counted = count if isinstance(count, Tensor) else self._constant(count)
-        return torch.stack([loss_sum.detach(), counted, *(logs[name].detach() for name in self._names)])
+        counted = count if isinstance(count, Tensor) else self._constant(count, loss_sum.dtype)
+        return [loss_sum.detach(), counted, *(logs[name].detach() for name in self._names)]
 
-    def _constant(self, value: int) -> Tensor:
-        if value not in self._counts:  # a copy to the device a batch size, not a step
-            self._counts[value] = torch.tensor(float(value), device=self._device)
-        return self._counts[value]
+    def _constant(self, value: int, dtype: torch.dtype) -> Tensor:
+        if (value, dtype) not in self._counts:  # a copy to the device a batch size, not a step
+            exact = torch.promote_types(dtype, torch.float32)
+            self._counts[value, dtype] = torch.tensor(float(value), dtype=exact, device=self._device)
+        return self._counts[value, dtype]
 
-    def add(self, sums: Tensor, grad_norm: Tensor) -> None:
+    def add(self, sums: list[Tensor], grad_norm: Tensor) -> None:
         """Take in a window: its summed rows and the norm of its gradient."""
         self._rows.append(sums)
         self._norms.append(grad_norm)
@@ -75,7 +76,8 @@ class StepStatistics:
     def _fold(self) -> None:
         if not self._rows:
             return
-        rows, norms = torch.stack(self._rows).double(), torch.stack(self._norms)  # [W, 2 + logs], [W]
+        columns = [torch.stack(column).double() for column in zip(*self._rows, strict=True)]
+        rows, norms = torch.stack(columns, dim=1), torch.stack(self._norms)  # [W, 2 + logs], [W]
         self._rows, self._norms = [], []
         finite = torch.isfinite(norms)
         self._sums += torch.where(finite[:, None], rows, 0.0).sum(0)

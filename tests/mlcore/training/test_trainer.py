@@ -1,5 +1,6 @@
 """The loop: what it resumes, when it stops, what it refuses."""
 
+import gc
 import itertools
 import json
 import logging
@@ -504,12 +505,14 @@ class ReaderDies:
         return self.dataset[index]
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_killed_reader_says_what_to_do_and_where_to_go_on() -> None:
     trainer = make()
     loader = trainer.loader
     trainer.loader = BatchLoader(ReaderDies(loader.dataset), loader.order, num_workers=1)
     with pytest.raises(UserError, match=r"reads data has died \(DataLoader worker.*--num_workers.*goes on"):
         trainer.fit()
+    gc.collect()  # files that torch opens to see whether there are too many, and does not close
 
 
 def test_an_ordinary_bug_is_not_dressed_up() -> None:
