@@ -60,7 +60,8 @@ def find_inputs(given: Sequence[str], scorer: Scorer, *, base_dir: Path | None =
         raise UserError(f"{tables[0]} is a table; give it alone, or files and folders")
     if tables:
         folders = isinstance(scorer, FolderScorer)
-        rows = Rows(open_table(stored_file(tables[0])), scorer.inputs, base_dir=base_dir, folders=folders)
+        table = open_table(stored_file(tables[0]), empty_rows=True)  # each is answered, in its place
+        rows = Rows(table, scorer.inputs, base_dir=base_dir, folders=folders)
         if not len(rows):
             raise UserError(f"{tables[0]}: no rows below the header")
         unseen = [name for name in rows.columns if isinstance(scorer, Ignoring) and name in scorer.ignored]

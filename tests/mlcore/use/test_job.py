@@ -186,6 +186,17 @@ def test_a_job_goes_on_with_its_own_parts_only(tmp_path: Path) -> None:
         run_job(job_of(tmp_path))
 
 
+def test_an_empty_row_keeps_its_place(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("id,text\n1,first\n,\n3,third\n", encoding="utf-8")
+    done = run_job(job_of(tmp_path))
+    assert done is not None
+    assert (done.rows, done.problems) == (3, 1)
+    rows = read(tmp_path / "out.csv")
+    assert [row["id"] for row in rows] == ["1", "", "3"]
+    assert [row["upper"] for row in rows] == ["FIRST", "", "THIRD"]
+    assert "is empty" in rows[1]["problem"]
+
+
 def test_files_hold_several_things_and_what_is_missing_is_a_row(tmp_path: Path) -> None:
     for name in ("two.txt", "._two.txt"):
         (tmp_path / name).write_text("one\ntwo\n")
