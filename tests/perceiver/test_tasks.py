@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mlcore.base.distributed import World
+from mlcore.base.errors import UserError
 from mlcore.run import load_run
 from mlcore.training.checkpoint import load_checkpoint
 from mlcore.use.exporting import export
@@ -289,7 +290,26 @@ def test_nothing_is_asked_at_positions_that_were_not_trained(made: Made, script:
     np.savez("long.npz", inputs=np.repeat(stages(2)["inputs"], 2, axis=1))
     ended = script("predict", "--model_path", made("per_step"), "long.npz")
     assert ended.code == 2
-    assert "long.npz, row 0: 24 positions are more than max_seq_len=12" in ended.err + ended.out
+    assert "long.npz, row 0: 24 positions, and the model's know 12" in ended.err + ended.out
+
+
+@pytest.mark.parametrize("position", ["fourier", "learned", "sinusoidal"])
+def test_a_forecast_follows_every_series_that_a_training_takes(
+    position: str, script: Script, tiny: Sequence[str]
+) -> None:
+    """The longest one, too, with the positions to come beside it; one position more is too many."""
+    series = waves(17)["inputs"]
+    np.savez("train.npz", inputs=series[:16])
+    limit = ["--max_seq_len", "30"] if position == "sinusoidal" else []
+    flags = ["--task", "forecast", "--horizon", "4", "--position", position, "--output_dir", "run", *limit]
+    assert script("train", *tiny, "--dataset", "custom", "--train_path", "train.npz", *flags).code == 0
+    ended = script("predict", "--model_path", "run", "train.npz")
+    assert ended.code == 0, ended.err
+    predictor = load_run("run", device="cpu")
+    whole, last = predictor([series[16], series[16][4:]])  # 26 are seen, and 4 are to come
+    assert whole.values.tolist() == last.values.tolist()
+    with pytest.raises(UserError, match=r"31 positions.* train with (longer ones|a larger --max_seq_len)"):
+        predictor(np.zeros((31, 2)))
 
 
 def test_covariates_have_to_be_known_ahead(made: Made, script: Script) -> None:

@@ -156,13 +156,23 @@ def test_an_evaluation_and_an_export_give_the_runs_answers(forecast: Path, scrip
         assert np.array(json.loads(" ".join(row[1:]))) == pytest.approx(other, abs=1e-4)
 
 
+def test_a_forecast_follows_the_series_of_longest_duration(script: Script, tiny: Sequence[str]) -> None:
+    """Its first positions are not seen, which would be too long ago with those to come."""
+    new = chirps(16)
+    np.savez("train.npz", inputs=new["inputs"], times=new["times"])
+    flags = shlex.split("--task forecast --horizon 4 --position fourier --output_dir run")
+    assert script("train", *tiny, "--dataset", "custom", "--train_path", "train.npz", *flags).code == 0
+    ended = script("predict", "--model_path", "run", "train.npz")
+    assert ended.code == 0, ended.err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"times": None}, "new.npz: has no time stamps, and the training data has them"),
         (
             {"times": lambda times: times * 10},
-            "lasts 4500.72 in time, and the model's positions know 1007.6; shorten it",
+            "lasts 4366.37 in time, and the model's positions know 1007.6; shorten it",
         ),
         (
             {"times": lambda times: times[:, ::-1]},

@@ -1,5 +1,6 @@
 """Looks at every sample before training starts: what is wrong is said then, and what is there is counted."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -100,12 +101,14 @@ class Needs:
         channels: Channels, with that of time; None: any number, and the same in all.
         least: Positions at least.
         timed: Whether the last channel is the time of positions.
+        longest: Positions at most, as many as the model's know; None: any number.
         duration: The longest time from the first position to the last; None: any.
     """
 
     channels: int | None = None
     least: int = 1
     timed: bool = False
+    longest: int | None = None
     duration: float | None = None
 
     def check(self, series: Array) -> None:
@@ -114,16 +117,26 @@ class Needs:
             raise UserError(
                 f"{len(series)} positions, the task needs {self.least} at least (a forecast one more than task.horizon)"
             )
+        if self.longest is not None and len(series) > self.longest:
+            raise UserError(
+                f"{len(series)} positions, and the model's know {self.longest}; shorten it, or train with longer ones "
+                "or --position sinusoidal"
+            )
         if not self.timed:
             return
         if (series[1:, -1] < series[:-1, -1]).any():
             raise UserError("times, the last channel, go backwards")
         lasts = float(series[-1, -1] - series[0, -1])
-        if self.duration is not None and lasts > self.duration * (1 + _ROUNDING):
+        if lasts > self.lasting:
             raise UserError(
                 f"lasts {lasts:.6g} in time, and the model's positions know {self.duration:.6g}; shorten it, or train "
                 "with longer ones or --position sinusoidal"
             )
+
+    @property
+    def lasting(self) -> float:
+        """The longest duration, and what rounding may add."""
+        return math.inf if self.duration is None else self.duration * (1 + _ROUNDING)
 
 
 def inspect_dataset(
@@ -222,16 +235,7 @@ def check_sample(
     if not isinstance(sample, dict) or not {"input", "label"} <= sample.keys():
         raise UserError("a sample must be a dict with the keys input, label and optionally mask")
     series = np.asarray(sample["input"], dtype=np.float32)
-    needs = needs or Needs()
-    if series.ndim != 2 or series.shape[1] != (needs.channels or series.shape[1]):
-        raise UserError(f"input is {list(series.shape)}, expected [positions, {needs.channels or 'channels'}]")
-    if len(series) == 0:
-        raise UserError("the sequence has length 0")
-    if max_seq_len is not None and len(series) > max_seq_len and on_too_long == "error":
-        raise UserError(
-            f"{len(series)} positions are more than max_seq_len={max_seq_len}; raise it or set on_too_long=truncate"
-        )
-    needs.check(series[:max_seq_len])
+    check_extent(series, needs=needs or Needs(), max_seq_len=max_seq_len, on_too_long=on_too_long)
     mask = shown_positions(sample["mask"]) if "mask" in sample else np.ones(len(series), dtype=bool)
     if mask.shape != series.shape[:1] or not mask[:max_seq_len].any():
         raise UserError(f"mask must have shape [{len(series)}] and show a position, got {list(mask.shape)}")
@@ -243,6 +247,27 @@ def check_sample(
     if label != sample["label"] or not 0 <= label < num_classes:
         raise UserError(f"label {sample['label']} is out of range; expected 0 to {num_classes - 1}")
     return series, mask, label
+
+
+def check_extent(
+    series: Array, *, needs: Needs, max_seq_len: int | None, on_too_long: Literal["error", "truncate"]
+) -> None:
+    """Refuse a sequence whose channels, length or duration a model cannot take; arguments as of `check_sample`."""
+    if series.ndim != 2 or series.shape[1] != (needs.channels or series.shape[1]):
+        raise UserError(f"input is {list(series.shape)}, expected [positions, {needs.channels or 'channels'}]")
+    if len(series) == 0:
+        raise UserError("the sequence has length 0")
+    if max_seq_len is not None and len(series) > max_seq_len and on_too_long == "error":
+        raise too_long(len(series), max_seq_len)
+    needs.check(series[:max_seq_len])
+
+
+def too_long(length: int, limit: int) -> UserError:
+    """What is said of a sequence, in training as of a trained model."""
+    return UserError(
+        f"{length} positions are more than max_seq_len={limit}; shorten it, or train with a larger --max_seq_len or "
+        "with --on_too_long truncate"
+    )
 
 
 class Tally:
