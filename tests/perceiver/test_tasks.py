@@ -293,7 +293,13 @@ def test_nothing_is_asked_at_positions_that_were_not_trained(made: Made, script:
     assert "long.npz, row 0: 24 positions, and the model's know 12" in ended.err + ended.out
 
 
-@pytest.mark.parametrize("position", ["fourier", "learned", "sinusoidal"])
+POSITIONS = [
+    pytest.param(name, marks=() if name == "fourier" else pytest.mark.slow)
+    for name in ("fourier", "learned", "sinusoidal")
+]
+
+
+@pytest.mark.parametrize("position", POSITIONS)
 def test_a_forecast_follows_every_series_that_a_training_takes(
     position: str, script: Script, tiny: Sequence[str]
 ) -> None:
@@ -308,6 +314,10 @@ def test_a_forecast_follows_every_series_that_a_training_takes(
     predictor = load_run("run", device="cpu")
     whole, last = predictor([series[16], series[16][4:]])  # 26 are seen, and 4 are to come
     assert whole.values.tolist() == last.values.tolist()
+    export(predictor, Path("exported"), ["onnx"])
+    np.savez("new.npz", inputs=series[16:])
+    (found,) = read_elsewhere(Path("exported").absolute(), "new.npz")
+    assert np.array(json.loads(" ".join(found[1:]))) == pytest.approx(whole.values, abs=1e-4)
     with pytest.raises(UserError, match=r"31 positions.* train with (longer ones|a larger --max_seq_len)"):
         predictor(np.zeros((31, 2)))
 
@@ -330,7 +340,7 @@ def test_an_export_gives_the_same_answers_without_the_repository(name: str, made
         found = load_run(tmp_path / "exported", device="cpu", network=form)([*inputs])
         for one, other in zip(found, expected, strict=True):
             assert one.values == pytest.approx(other, abs=1e-4)
-    np.savez(tmp_path / "new.npz", inputs=inputs)
+    np.savez(tmp_path / "new.npz", inputs=np.concatenate(inputs), lengths=[len(one) for one in inputs])
     for row, other in zip(read_elsewhere(tmp_path / "exported", "new.npz"), expected, strict=True):
         assert np.array(json.loads(" ".join(row[1:]))) == pytest.approx(other, abs=1e-4)
 

@@ -18,7 +18,7 @@ from quartet.apps.perceiver.data import PadCollate, series_augmentation
 from quartet.apps.perceiver.data.samples import SequenceDataset
 from quartet.apps.perceiver.restore import make_model, model_settings
 from tests.perceiver.conftest import Script, run
-from tests.perceiver.test_export import read_elsewhere
+from tests.perceiver.test_export import read_elsewhere, reader
 
 TINY = {"d_model": 16, "num_heads": 2, "num_latents": 4, "num_cross_attention_layers": 2, "stem_channels": 16}
 SAME = 1e-6
@@ -154,6 +154,8 @@ def test_an_evaluation_and_an_export_give_the_runs_answers(forecast: Path, scrip
             assert one.values == pytest.approx(other, abs=1e-4)
     for row, other in zip(read_elsewhere(tmp_path / "exported", "new.npz"), expected, strict=True):
         assert np.array(json.loads(" ".join(row[1:]))) == pytest.approx(other, abs=1e-4)
+    np.savez(tmp_path / "bare.npz", inputs=new["inputs"])
+    assert reader(tmp_path / "exported", "bare.npz").stderr.startswith("bare.npz: no array times; this model reads")
 
 
 def test_a_forecast_follows_the_series_of_longest_duration(script: Script, tiny: Sequence[str]) -> None:
