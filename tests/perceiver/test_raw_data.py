@@ -61,6 +61,20 @@ def test_the_three_kinds_of_tables_say_the_same(tmp_path: Path) -> None:
         assert dataset.reader.modalities == found[0].reader.modalities
 
 
+def test_what_is_read_of_a_table_and_what_may_be_misspelt_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    row = {"texts": "ab", "image:front": None, "series": [1, 2], "label": "a", "grp": "x"}
+    train(lines(tmp_path, row, {**row, "label": "b"}))
+    said = [message.partition("table.jsonl: ")[2] for message in caplog.messages]
+    assert said == [
+        "reads image:front, series; label",
+        "the column texts is not read, did you mean 'text'?",
+        "the column grp is not read, did you mean 'group'?",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "write"),
     [

@@ -5,6 +5,7 @@ A table (CSV, JSON Lines, Parquet) has a column for each modality (see ``raw.py`
 folder and stay in it. A folder of texts is ``[split/]class/name.txt``.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,18 @@ from mlcore.base.errors import UserError
 from mlcore.base.reading import reading
 from mlcore.data.images import find_images
 from mlcore.data.places import Places
-from mlcore.data.tables import TABLES, Table, open_table
+from mlcore.data.tables import TABLES, Table, open_table, warn_of_misspelt
 from quartet.apps.perceiver.config import DataConfig
 from quartet.apps.perceiver.data.images import SPLITS
 from quartet.apps.perceiver.data.labels import in_order
-from quartet.apps.perceiver.data.raw import Modality, Raw, RawReader, kind_of, size_of
+from quartet.apps.perceiver.data.raw import KINDS, Modality, Raw, RawReader, kind_of, size_of
 from quartet.apps.perceiver.data.samples import Sample
 
 __all__ = ["RawDataset", "load_raw", "read_like", "read_text"]
+
+_log = logging.getLogger(__name__)
+
+_OWN = ("label", "split", "group")  # columns that are no modality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +218,10 @@ def _opened(path: Path, settings: DataConfig) -> tuple[_Source, list[str], list[
             f"{path}: its columns are {', '.join(table.columns)}; expected label and at least one of text, image, "
             "series (several of a kind: text:title, image:front)"
         )
+    own = [name for name in _OWN if name in table.columns]
+    _log.info("%s: reads %s; %s", path, ", ".join(columns), ", ".join(own))
+    rest = [name for name in table.columns if not kind_of(name) or name in columns]  # others are left out on purpose
+    warn_of_misspelt(path, rest, [*_OWN, *columns, *(KINDS if settings.dataset == "manifest" else ("text",))])
     found = _Rows(table)
     if not found.rows:
         raise UserError(f"{path}: no rows below the header")

@@ -7,6 +7,7 @@ for themselves. What is wrong with a row is told when it is asked for.
 import codecs
 import csv
 import json
+import logging
 from array import array
 from bisect import bisect_right
 from collections import Counter, deque
@@ -24,8 +25,11 @@ from numpy.typing import NDArray
 from mlcore.base.errors import UserError
 from mlcore.base.files import plain_cell
 from mlcore.base.reading import check_unpacked, reading
+from mlcore.config.text import nearest
 
-__all__ = ["NOT_UTF8", "TABLES", "UTF8", "CsvTable", "ParquetTable", "Table", "open_table"]
+__all__ = ["NOT_UTF8", "TABLES", "UTF8", "CsvTable", "ParquetTable", "Table", "open_table", "warn_of_misspelt"]
+
+_log = logging.getLogger(__name__)
 
 TABLES = (".csv", ".jsonl", ".parquet")
 """Suffixes of the tables that can be read and written."""
@@ -94,6 +98,14 @@ def open_table(path: Path, *, empty_rows: bool = False) -> Table:
     if double := next((name for name, times in Counter(table.columns).items() if times > 1), None):
         raise UserError(f"{path}: the column {double} is there twice")
     return table
+
+
+def warn_of_misspelt(path: Path, columns: Sequence[str], known: Sequence[str]) -> None:
+    """Name the columns that nobody reads and that are nearly called as one is that could be there and is not."""
+    absent = [name for name in known if name not in columns]
+    for name in columns:
+        if name not in known and (meant := nearest(name.partition(":")[0].lower(), absent)):
+            _log.warning("%s: the column %s is not read%s", path, name, meant)
 
 
 class _Lines:

@@ -9,7 +9,7 @@ import pytest
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import csv_text
-from mlcore.data.tables import NOT_UTF8, CsvTable, Table, open_table
+from mlcore.data.tables import NOT_UTF8, CsvTable, Table, open_table, warn_of_misspelt
 
 BAD = '\ufeffid,image,note\n1,a.png,"x\ny"\n\n2,"b""q.png",z\n3,"bad"x,1\n4,c.png,,5\n5,d.png\n'
 
@@ -96,6 +96,16 @@ def test_a_file_that_is_no_table_is_refused(content: bytes, message: str, tmp_pa
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(UserError, match=message):
         open_table(tmp_path / "t.csv")
+
+
+def test_a_column_that_may_be_misspelt_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    columns = ["texts", "img", "series", "Group", "labels", "label", "shop"]
+    warn_of_misspelt(tmp_path / "t.csv", columns, ["text", "image", "series", "group", "label", "split"])
+    assert [message.partition("t.csv: ")[2] for message in caplog.messages] == [
+        "the column texts is not read, did you mean 'text'?",
+        "the column img is not read, did you mean 'image'?",
+        "the column Group is not read, did you mean 'group'?",
+    ]
 
 
 def test_a_parquet_file_is_read_by_row_groups(tmp_path: Path) -> None:

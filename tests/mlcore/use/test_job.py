@@ -186,6 +186,16 @@ def test_a_job_goes_on_with_its_own_parts_only(tmp_path: Path) -> None:
         run_job(job_of(tmp_path))
 
 
+def test_a_column_that_may_be_misspelt_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    (tmp_path / "t.csv").write_text("texts,file,label\na,b.txt,c\n", encoding="utf-8")
+    find_inputs([str(tmp_path / "t.csv")], Upper())
+    assert [message.partition("t.csv: ")[2] for message in caplog.messages] == [
+        "reads file; without text",
+        "the column texts is not read, did you mean 'text'?",
+    ]
+
+
 def test_an_empty_row_keeps_its_place(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("id,text\n1,first\n,\n3,third\n", encoding="utf-8")
     done = run_job(job_of(tmp_path))
