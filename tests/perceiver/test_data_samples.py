@@ -24,6 +24,7 @@ from quartet.apps.perceiver.data import (
 from quartet.apps.perceiver.data.asking import Asking
 from quartet.apps.perceiver.data.augment import Jitter, Pipeline, Scaling, TimeMask, TimeWarp, WindowSlice
 from quartet.apps.perceiver.data.modalities import join
+from quartet.apps.perceiver.data.samples import prevailing
 from quartet.apps.perceiver.model import PerceiverModel
 from quartet.apps.perceiver.outputs import Outputs
 
@@ -264,6 +265,23 @@ def test_a_bad_sample_stops_or_is_counted(kind: str) -> None:
     subset = Subset(data, indices=inspection.kept)
     assert len(subset) == 5
     assert inspect_dataset(subset, classes=("a", "b", "c")).labels.tolist() == inspection.labels.tolist()
+
+
+@pytest.mark.parametrize("odd", [0, 2, 5])
+def test_channels_are_those_that_most_samples_have(odd: int) -> None:
+    series = [np.zeros((3, 1 if place == odd else 2), dtype=np.float32) for place in range(6)]
+    data = SequenceDataset(series, labels=[0] * 6)
+    with pytest.raises(UserError, match=rf"sample {odd}: input is \[3, 1\], expected \[positions, 2\]"):
+        inspect_dataset(data, classes=("a",))
+    assert len(inspect_dataset(data, classes=("a",), on_bad_sample="skip").kept) == 5
+
+
+def test_sizes_are_asked_for_until_one_is_well_ahead() -> None:
+    asked = iter([1, *[2] * 20])
+    assert prevailing(asked) == 2
+    assert len(list(asked)) == 11
+    assert prevailing([3, 4]) == 3
+    assert prevailing(iter(())) is None
 
 
 def test_messages_use_the_samples_origin() -> None:

@@ -114,6 +114,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+def test_an_odd_first_row_condemns_itself_alone(tmp_path: Path) -> None:
+    good = [{"series": [[1, 2, 3]], "label": label} for label in "abab"]
+    path = lines(tmp_path, {"series": [[1, 2]], "label": "a"}, *good)
+    dataset = train(path)
+    assert [dataset[place]["input"]["series"].shape for place in range(1, 5)] == [(1, 3)] * 4
+    with pytest.raises(UserError, match=r"line 1: series: 2 channels where others have 3"):
+        dataset[0]
+
+
 @pytest.mark.parametrize(("row", "message"), BAD, ids=[message[:30] for _, message in BAD])
 def test_a_row_that_cannot_be_used_is_named(row: dict[str, Any], message: str, tmp_path: Path) -> None:
     for name, side in (("a.png", 4), ("small.png", 2)):

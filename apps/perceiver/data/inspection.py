@@ -1,7 +1,8 @@
 """Looks at every sample before training starts: what is wrong is said then, and what is there is counted."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
 from quartet.apps.perceiver.data.gaps import shown_positions
-from quartet.apps.perceiver.data.samples import Array, SampleDataset, origin_of
+from quartet.apps.perceiver.data.samples import Array, SampleDataset, origin_of, prevailing
 
 _SHOWN = 5  # messages quoted in an error
 _ROUNDING = 1e-6  # of float32
@@ -150,7 +151,7 @@ def inspect_dataset(
     every_class: bool = True,
     needs: Needs | None = None,
 ) -> Inspection:
-    """Reads every sample once.
+    """Reads every sample once, and a few before that where it is not known how many channels they have.
 
     Args:
         dataset: Samples; one with a method ``origin(index)`` is named by it in messages.
@@ -166,10 +167,22 @@ def inspect_dataset(
         UserError: If there is no usable sample, a class has none, or a sample is bad and none may be skipped: empty,
             too long, of other channels, with NaN or infinite values, hidden by its mask, or with a label out of range.
     """
+    needs = needs or Needs()
+    needs = replace(needs, channels=needs.channels or prevailing(_channels(dataset)))
     tally = Tally(classes=classes, limit=max_seq_len, on_too_long=on_too_long, needs=needs)
     problems = look_at(dataset, tally.add, name=name, on_bad_sample=on_bad_sample)
     check_classes(tally.labels, classes, name=name, every_class=every_class)
     return tally.result(name, problems)
+
+
+def _channels(dataset: SampleDataset) -> Iterator[int]:
+    """Of the samples that can be read."""
+    for index in range(len(dataset)):
+        with suppress(UserError):
+            sample = dataset[index]
+            shape = np.shape(sample["input"]) if isinstance(sample, dict) and "input" in sample else ()
+            if len(shape) == 2 and shape[0]:
+                yield shape[1]
 
 
 def look_at(

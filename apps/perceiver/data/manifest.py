@@ -6,7 +6,7 @@ folder and stay in it. A folder of texts is ``[split/]class/name.txt``.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +23,7 @@ from quartet.apps.perceiver.config import DataConfig
 from quartet.apps.perceiver.data.images import SPLITS
 from quartet.apps.perceiver.data.labels import in_order
 from quartet.apps.perceiver.data.raw import KINDS, Modality, Raw, RawReader, kind_of, size_of
-from quartet.apps.perceiver.data.samples import Sample
+from quartet.apps.perceiver.data.samples import Sample, prevailing
 
 __all__ = ["RawDataset", "load_raw", "read_like", "read_text"]
 
@@ -229,23 +229,26 @@ def _opened(path: Path, settings: DataConfig) -> tuple[_Source, list[str], list[
 
 
 def _modalities(dataset: RawDataset, columns: Sequence[str], settings: DataConfig) -> list[Modality]:
-    """The modalities, each of the size of its first value that can be read; a column without values is none."""
+    """The modalities, each of the size that most of its values have; a column without values is none."""
     patches = {"text": settings.text_patch, "image": settings.patch_size, "series": settings.series_patch}
-    found: dict[str, Modality] = {}
     problems: dict[str, UserError] = {}
-    for index in range(len(dataset)):
-        for name in (name for name in columns if name not in found):
+
+    def sizes(name: str) -> Iterator[tuple[int, ...]]:
+        for index in range(len(dataset)):
             try:
                 if (value := dataset.value(index, name)) is not None:
-                    kind = kind_of(name)
-                    found[name] = Modality(name=name, kind=kind, patch=patches[kind], size=size_of(kind, value))
+                    yield size_of(kind_of(name), value)
             except UserError as error:
                 problems.setdefault(name, error)
-        if len(found) == len(columns):
-            break
-    if lost := problems.keys() - found.keys():
+
+    found = {name: prevailing(sizes(name)) for name in columns}
+    if lost := [name for name, size in found.items() if size is None and name in problems]:
         raise problems[min(lost)]
-    return [found[name] for name in columns if name in found]
+    return [
+        Modality(name=name, kind=kind_of(name), patch=patches[kind_of(name)], size=size)
+        for name, size in found.items()
+        if size is not None
+    ]
 
 
 def _check_groups(parts: Mapping[str, RawDataset]) -> None:
