@@ -195,7 +195,7 @@ class Rows:
             values |= {name: str(self._places.find(cell)) for name, cell in further.items() if cell[0] != "["}
         except UserError as error:
             raise UserError(f"{self.table.where(place)}: {error}") from None
-        return Item(text or f"row {place}", path, next(iter(parts), part), tuple(sorted(values.items())))
+        return Item(text or self.table.where(place), path, next(iter(parts), part), tuple(sorted(values.items())))
 
     def _number(self, name: str, text: str) -> int:
         if not (text.isdecimal() and len(text) <= _DIGITS and int(text) >= _FIRST[name]):
