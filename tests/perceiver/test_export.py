@@ -114,6 +114,11 @@ def _refused(folder: Path) -> dict[str, str]:
     }
 
 
+def test_an_option_that_cannot_be_is_no_fault_of_the_export(exported: Path) -> None:
+    with pytest.raises(UserError, match=r"^on_missing=drop: expected error, mask, interpolate"):
+        load_run(exported, device="cpu", options={"on_missing": "drop"})
+
+
 def test_what_the_reader_does_not_take_is_one_line(exported: Path) -> None:
     for file, said in _refused(exported.parent).items():
         done = reader(exported, file)
