@@ -303,8 +303,18 @@ def test_nothing_to_train_on_is_said() -> None:
     with pytest.raises(UserError, match="training data: the dataset is empty"):
         inspect_dataset(SequenceDataset([], labels=[]), classes=("a",))
     nan = SequenceDataset([np.full((2, 1), np.nan, dtype=np.float32)] * 2, labels=[0, 0])
-    with pytest.raises(UserError, match="cannot be used"):
-        inspect_dataset(nan, classes=("a",), on_bad_sample="skip")
+    for on_bad_sample in ("error", "skip"):  # to skip is no way out where nothing is left
+        with pytest.raises(UserError, match=r"cannot be used:\n.*\n.*\n\.\.\. 2 of 2 samples: none can be used$"):
+            inspect_dataset(nan, classes=("a",), on_bad_sample=on_bad_sample)
+
+
+def test_how_many_samples_are_bad_is_said() -> None:
+    series = [np.full((2, 1), np.nan if place < 7 else 1, dtype=np.float32) for place in range(9)]
+    with pytest.raises(UserError) as told:
+        inspect_dataset(SequenceDataset(series, labels=[0] * 9), classes=("a",))
+    lines = str(told.value).splitlines()
+    assert [line.partition(":")[0] for line in lines[1:-1]] == [f"sample {place}" for place in range(5)]
+    assert lines[-1] == "... and 2 more, 7 of 9 samples; set --on_bad_sample skip to leave them out"
 
 
 def test_a_class_missing_from_training_is_named() -> None:

@@ -129,6 +129,14 @@ def test_a_table_that_cannot_be_used_is_told(table: Rows, columns: Any, message:
         read_long(save(tmp_path / "t.csv", table), LongColumns(**({"id": "unit", "time": "at"} | columns)))
 
 
+def test_a_table_of_labels_without_the_column_names_the_flag(tmp_path: Path) -> None:
+    path = save(tmp_path / "t.csv", rows(2))
+    labels = save(tmp_path / "labels.csv", [{"unit": "u0", "state": "yes"}])
+    message = r"labels\.csv: no column label; its columns are unit, state; --label_column names another one"
+    with pytest.raises(UserError, match=message):
+        read_long(path, LongColumns(id="unit", time="at", labels=labels))
+
+
 def test_classes_of_rows_and_targets_of_series(tmp_path: Path) -> None:
     table = [{"unit": unit, "a": step, "label": step % 2} for unit in range(3) for step in range(4)]
     path, columns = save(tmp_path / "t.parquet", table), LongColumns(id="unit", time=None)

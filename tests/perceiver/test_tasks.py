@@ -393,7 +393,10 @@ def test_folds_give_every_sample_one_prediction(name: str, script: Script, tiny:
     assert np.isfinite(figures["loss"])
 
 
-def test_a_start_gives_its_encoder_and_another_one_is_refused(made: Made, script: Script, tiny: Sequence[str]) -> None:
+def test_a_start_gives_its_encoder_and_another_one_is_refused(
+    made: Made, script: Script, tiny: Sequence[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     np.savez("train.npz", **waves(16), labels=np.arange(16) % 2)
     data = ["--dataset", "custom", "--train_path", "train.npz", "--init_from", made("forecast"), "--output_dir", "run"]
     config = PerceiverConfig.model_validate(
@@ -406,7 +409,7 @@ def test_a_start_gives_its_encoder_and_another_one_is_refused(made: Made, script
     found = build(config, World()).task.model.state_dict()
     start = load_checkpoint(made("forecast") / "checkpoints" / "best_model.pth")["model"]
     encoder = [name for name in found if name.startswith("encoder.")]
-    assert encoder
+    assert f"best_model.pth: {len(encoder)} tensors of weights and input statistics" in caplog.text
     assert all(torch.equal(found[name], start[name]) for name in encoder)
     wider = script("train", *tiny, *data, "--d_model", "32")
     assert wider.code == 2

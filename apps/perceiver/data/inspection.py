@@ -204,14 +204,20 @@ def look_at(
         except UserError as error:
             origin, problem = origin_of(dataset, index), str(error)
             problems.append(problem if problem.startswith(origin) else f"{origin}: {problem}")
-            if on_bad_sample == "error" and len(problems) > _SHOWN:
-                break
     if problems and (on_bad_sample == "error" or len(problems) == len(dataset)):
-        more = f"\n... set on_bad_sample=skip to leave {'them' if len(problems) > 1 else 'it'} out"
-        raise UserError(f"{name} cannot be used:\n" + "\n".join(problems[:_SHOWN]) + more)
+        raise UserError("\n".join([f"{name} cannot be used:", *problems[:_SHOWN], _summary(problems, len(dataset))]))
     if not len(dataset):
         raise UserError(f"{name}: the dataset is empty; check the path and the split")
     return problems
+
+
+def _summary(problems: Sequence[str], samples: int) -> str:
+    """How many samples cannot be used, and what can be done about it."""
+    more = f"and {len(problems) - _SHOWN} more, " if len(problems) > _SHOWN else ""
+    if len(problems) == samples:
+        return f"... {more}{samples} of {samples} samples: none can be used"
+    them = "them" if len(problems) > 1 else "it"
+    return f"... {more}{len(problems)} of {samples} samples; set --on_bad_sample skip to leave {them} out"
 
 
 def check_classes(labels: Sequence[int], classes: Sequence[str], *, name: str, every_class: bool) -> None:
