@@ -87,6 +87,7 @@ def needs_of(about: Mapping[str, Any]) -> Needs:
     limited, timed = options["position"] in LIMITED, step is not None
     return Needs(
         channels=about["model"]["input_dim"],
+        names=about["preprocessing"].get("columns", {}).get("channels", ()),
         timed=timed,
         longest=most if limited and not timed else None,
         duration=(most - 1) * step if limited and timed else None,

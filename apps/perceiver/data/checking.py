@@ -9,7 +9,7 @@ from typing import Any
 from mlcore.base.errors import UserError
 from quartet.apps.perceiver.config import DataConfig
 from quartet.apps.perceiver.data.images import decode_image
-from quartet.apps.perceiver.data.inspection import check_sample
+from quartet.apps.perceiver.data.inspection import Needs, check_sample
 from quartet.apps.perceiver.data.samples import SampleDataset, origin_of, prevailing
 
 __all__ = ["CheckedSamples", "ImageFiles"]
@@ -79,6 +79,7 @@ class CheckedSamples:
                 num_classes=self._num_classes,
                 max_seq_len=self._settings.max_seq_len,
                 on_too_long=self._settings.on_too_long,
+                needs=Needs(names=getattr(self._dataset, "channels", ())),
             )[2]
         except UserError as error:
             raise UserError(str(error) if str(error).startswith(origin) else f"{origin}: {error}") from None

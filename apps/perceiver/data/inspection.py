@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
 from quartet.apps.perceiver.data.gaps import shown_positions
-from quartet.apps.perceiver.data.samples import Array, SampleDataset, origin_of, prevailing
+from quartet.apps.perceiver.data.samples import Array, SampleDataset, called, origin_of, prevailing
 
 _SHOWN = 5  # messages quoted in an error
 _ROUNDING = 1e-6  # of float32
@@ -104,6 +104,7 @@ class Needs:
         timed: Whether the last channel is the time of positions.
         longest: Positions at most, as many as the model's know; None: any number.
         duration: The longest time from the first position to the last; None: any.
+        names: What messages call the channels; none where they have no names.
     """
 
     channels: int | None = None
@@ -111,6 +112,7 @@ class Needs:
     timed: bool = False
     longest: int | None = None
     duration: float | None = None
+    names: Sequence[str] = ()
 
     def check(self, series: Array) -> None:
         """Refuse a sequence ``[M, C]``, M at least 1, that a model cannot take."""
@@ -254,14 +256,16 @@ def check_sample(
     if not isinstance(sample, dict) or not {"input", "label"} <= sample.keys():
         raise UserError("a sample must be a dict with the keys input, label and optionally mask")
     series = np.asarray(sample["input"], dtype=np.float32)
-    check_extent(series, needs=needs or Needs(), max_seq_len=max_seq_len, on_too_long=on_too_long)
+    needs = needs or Needs()
+    check_extent(series, needs=needs, max_seq_len=max_seq_len, on_too_long=on_too_long)
     mask = shown_positions(sample["mask"]) if "mask" in sample else np.ones(len(series), dtype=bool)
     if mask.shape != series.shape[:1] or not mask[:max_seq_len].any():
         raise UserError(f"mask must have shape [{len(series)}] and show a position, got {list(mask.shape)}")
     if not np.isfinite(series[mask]).all():
         row, column = np.argwhere(~np.isfinite(series) & mask[:, None])[0]
         gap = "; on_missing says what to do with gaps" if np.isnan(series[row, column]) else ""
-        raise UserError(f"position {row}, channel {column} is {series[row, column]}, not a finite number{gap}")
+        where = f"position {row}, {called(int(column), needs.names)}"
+        raise UserError(f"{where} is {series[row, column]}, not a finite number{gap}")
     label = int(sample["label"])
     if label != sample["label"] or not 0 <= label < num_classes:
         raise UserError(f"label {sample['label']} is out of range; expected 0 to {num_classes - 1}")

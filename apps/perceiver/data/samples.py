@@ -156,6 +156,11 @@ class Cut(Sequence[NDArray[Any]]):
         return self.values[(self.ends[index - 1] if index % len(self) else 0) : self.ends[index]]
 
 
+def called(channel: int, names: Sequence[str]) -> str:
+    """A channel by its name, where there are some."""
+    return names[channel] if channel < len(names) else f"channel {channel}"
+
+
 class Subset(torch.utils.data.Dataset[Sample]):
     """Some samples of a dataset, in the order given.
 
