@@ -67,15 +67,15 @@ def build_of(sources: Sources, config: PerceiverConfig, world: World) -> Trainin
     """The same of data sets that are there; the data section says how they are treated, not where they are."""
     parts = parts_of(sources, config)
     inspect = partial(_inspect, settings=config.data, classes=sources.classes)
-    needs = Needs(least=least_positions(config.task), timed=bool(sources.preprocessing.get("timed")))
+    names, timed = tuple(sources.channels), bool(sources.preprocessing.get("timed"))
+    needs = Needs(least=least_positions(config.task), timed=timed, names=names)
     looks = {"train": inspect(parts["train"], CALLED["train"], every_class=True, needs=needs)}
     needs = replace(needs, channels=len(looks["train"].statistics.mean) + needs.timed)
     looks |= {part: inspect(parts[part], CALLED[part], needs=needs) for part in parts if part != "train"}
-    _name_constant_channels(looks["train"])
+    _name_constant_channels(looks["train"], names)
     longest = max(int(look.lengths.max()) for look in looks.values())
-    outputs = outputs_of(
-        config.task, sources.targets, Subset(parts["train"], indices=looks["train"].kept), looks["train"]
-    )
+    kept = Subset(parts["train"], indices=looks["train"].kept)
+    outputs = outputs_of(config.task, sources.targets, kept, looks["train"], channels=names)
     asking = None if outputs is None else asking_of(outputs, config)
     count = len(sources.classes) if outputs is None else len(outputs.names)
     settings = settings_of(config, looks, num_classes=count, layout=_layout(sources))
@@ -91,8 +91,8 @@ def build_of(sources: Sources, config: PerceiverConfig, world: World) -> Trainin
     samples: dict[str, Data] = {part: data(parts[part], looks[part]) for part in parts}
     evaluated: dict[str, Data] = {part: samples[part] for part in parts if part != "train" or "val" not in parts}
     judging = _judged(config, sources, samples) if outputs is None else judged(outputs, samples, length=longest)
-    names = sources.classes if outputs is None else ()
-    attention = AttentionReport(model=task.model, data=evaluated, layout=_layout(sources), class_names=names)
+    told = sources.classes if outputs is None else ()
+    attention = AttentionReport(model=task.model, data=evaluated, layout=_layout(sources), class_names=told)
     return TrainingSetup(
         task=task,
         train=_mixed(samples["train"], config.data, classes=len(sources.classes)),
@@ -184,10 +184,10 @@ def make_objective(settings: ObjectiveConfig, counts: Sequence[int], *, device: 
     )
 
 
-def _name_constant_channels(look: Inspection) -> None:
-    constant = look.statistics.constant
+def _name_constant_channels(look: Inspection, names: Sequence[str]) -> None:
+    constant = [names[channel] if names else str(channel) for channel in look.statistics.constant]
     if constant:
-        shown = ", ".join(map(str, constant[:_SHOWN])) + (" ..." if len(constant) > _SHOWN else "")
+        shown = ", ".join(constant[:_SHOWN]) + (" ..." if len(constant) > _SHOWN else "")
         _log.warning("%d channels are constant in the training data and tell nothing: %s", len(constant), shown)
 
 

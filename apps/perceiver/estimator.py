@@ -152,6 +152,12 @@ class _PerceiverEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn 
         """What the network gives, float64 [samples, outputs]."""
         check_is_fitted(self)
         sequences, collate, found = self._sequences(X), PadCollate(), list[Tensor]()
+        longest, most = self.model_.encoder.longest, max(map(len, sequences))
+        if longest is not None and most > longest:
+            raise ValueError(
+                f"a series of {most} positions, and position={self.position!r} knows {longest}, as long as the longest "
+                "that was fitted; shorten it, or fit with position='sinusoidal'"
+            )
         device = next(self.model_.parameters()).device
         try:
             for start in range(0, len(sequences), self.batch_size):

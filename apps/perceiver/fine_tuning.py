@@ -144,6 +144,9 @@ def _like(settings: Mapping[str, Any], start: Start) -> dict[str, Any]:
 
 def take_encoder(model: nn.Module, start: Start) -> None:
     """Let the model's encoder begin with the start's weights, which fit."""
+    _log.info(
+        "begins with the encoder of %s: %d tensors of weights and input statistics", start.path, len(start.weights)
+    )
     load_model_weights(model, {**model.state_dict(), **start.weights}, source=start.path)
 
 

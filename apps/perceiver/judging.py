@@ -31,7 +31,14 @@ def least_positions(settings: TaskConfig) -> int:
     return Outputs(kind=settings.kind, names=(), horizon=settings.horizon or 0).least
 
 
-def outputs_of(settings: TaskConfig, targets: Targets | None, train: SampleDataset, look: Inspection) -> Outputs | None:
+def outputs_of(
+    settings: TaskConfig,
+    targets: Targets | None,
+    train: SampleDataset,
+    look: Inspection,
+    *,
+    channels: Sequence[str] = (),
+) -> Outputs | None:
     """What a model gives; None: it classifies.
 
     Args:
@@ -39,6 +46,7 @@ def outputs_of(settings: TaskConfig, targets: Targets | None, train: SampleDatas
         targets: Names of what the data's files ask; None: they ask nothing.
         train: Training samples, all of which can be used.
         look: What was found in them.
+        channels: Names of the channels, where they have some.
 
     Raises:
         UserError: The data does not have what the task asks.
@@ -46,7 +54,7 @@ def outputs_of(settings: TaskConfig, targets: Targets | None, train: SampleDatas
     if settings.kind == "classification":
         return None
     if settings.kind in ("forecast", "masked"):
-        return _of_channels(settings, look)
+        return _of_channels(settings, look, channels)
     if targets is None:
         raise UserError(f"the data has no targets for --task {settings.kind}")
     if settings.kind == "multilabel" or targets.classes:
@@ -57,7 +65,7 @@ def outputs_of(settings: TaskConfig, targets: Targets | None, train: SampleDatas
     return Outputs(kind=settings.kind, names=targets.names, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
 
-def _of_channels(settings: TaskConfig, look: Inspection) -> Outputs:
+def _of_channels(settings: TaskConfig, look: Inspection, names: Sequence[str]) -> Outputs:
     mean, std = look.statistics.mean, look.statistics.std  # of all channels but time
     strange = [channel for channel in settings.covariates if channel >= len(mean)]
     channels = [channel for channel in range(len(mean)) if channel not in settings.covariates]
@@ -68,7 +76,7 @@ def _of_channels(settings: TaskConfig, look: Inspection) -> Outputs:
         )
     return Outputs(
         kind=settings.kind,
-        names=tuple(f"channel_{channel}" for channel in channels),
+        names=tuple(names[channel] if names else f"channel_{channel}" for channel in channels),
         mean=tuple(mean[channel] for channel in channels),
         std=tuple(std[channel] for channel in channels),
         horizon=settings.horizon or 0,

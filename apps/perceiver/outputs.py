@@ -50,6 +50,11 @@ class Outputs:
         """The shortest sequence that has something to be asked for and something to be seen."""
         return {"forecast": self.horizon + 1, "masked": 2}.get(self.kind, 1)
 
+    @property
+    def looked_at(self) -> int | None:
+        """How many of a given series' last positions matter to a forecast; None: all."""
+        return None if self.context is None else self.context + (self.horizon if self.covariates else 0)
+
     def visible(self, channels: int) -> list[int]:
         """Of the input's channels but time, those that are seen at a position that is asked for."""
         return list(range(channels)) if self.kind == "per_step" else list(self.covariates)

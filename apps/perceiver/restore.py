@@ -10,6 +10,7 @@ from quartet.apps.perceiver.config import ModelConfig, PerceiverConfig
 from quartet.apps.perceiver.data.inspection import Inspection, Needs
 from quartet.apps.perceiver.data.patches import PatchLayout
 from quartet.apps.perceiver.model import SIZES, PerceiverModel, PerceiverOptions, PerceiverQueries
+from quartet.apps.perceiver.model.positions import LIMITED
 
 
 def model_settings(
@@ -82,10 +83,15 @@ def settings_of(
 def needs_of(about: Mapping[str, Any]) -> Needs:
     """What a model asks of the sequences that it is given, of what its checkpoint or export notes."""
     options = about["model"]["options"]
-    step, duration = options.get("time_step"), None
-    if step is not None and options["position"] == "fourier":
-        duration = (options["max_seq_len"] * options.get("patch", 1) - 1) * step
-    return Needs(channels=about["model"]["input_dim"], timed=step is not None, duration=duration)
+    step, most = options.get("time_step"), options["max_seq_len"] * options.get("patch", 1)
+    limited, timed = options["position"] in LIMITED, step is not None
+    return Needs(
+        channels=about["model"]["input_dim"],
+        names=about["preprocessing"].get("columns", {}).get("channels", ()),
+        timed=timed,
+        longest=most if limited and not timed else None,
+        duration=(most - 1) * step if limited and timed else None,
+    )
 
 
 def make_model(

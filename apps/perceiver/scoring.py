@@ -23,7 +23,7 @@ from quartet.apps.perceiver.data.asking import Asking
 from quartet.apps.perceiver.data.collate import PadCollate
 from quartet.apps.perceiver.data.gaps import OnMissing
 from quartet.apps.perceiver.data.images import decode_image
-from quartet.apps.perceiver.data.inspection import check_sample
+from quartet.apps.perceiver.data.inspection import check_extent, check_sample
 from quartet.apps.perceiver.data.long_tables import LONG, LongColumns, read_long
 from quartet.apps.perceiver.data.patches import PatchLayout
 from quartet.apps.perceiver.data.samples import Array, SequenceDataset
@@ -142,17 +142,19 @@ class PerceiverScorer:
 
     def load(self, item: Item) -> dict[str, Any]:
         """The sequence, checked as in training."""
-        sample = self._sample(item)
+        sample, needs, most = self._sample(item), needs_of(self._about), self._collate.max_seq_len
+        cut = most if self._collate.on_too_long == "truncate" else None
+        limits: Any = {
+            "needs": needs,
+            "max_seq_len": cut or self._about["data"]["max_seq_len"],
+            "on_too_long": self._collate.on_too_long,
+        }
         if self._outputs is not None:
-            cut = self._collate.max_seq_len if self._collate.on_too_long == "truncate" else None
-            sample = Asking(outputs=self._outputs, max_seq_len=cut).new(sample)
-        check_sample(
-            sample,
-            num_classes=1,
-            needs=needs_of(self._about),
-            max_seq_len=self._collate.max_seq_len,
-            on_too_long=self._collate.on_too_long,
-        )
+            seen = np.asarray(sample["input"])[-(self._outputs.looked_at or 0) :]
+            check_extent(seen, **limits)  # without positions to come, which the model does not count as given
+            asking = Asking(outputs=self._outputs, max_seq_len=cut)
+            sample = asking.new(sample, longest=most, lasting=needs.lasting)
+        check_sample(sample, num_classes=1, **limits)
         return sample
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from quartet.apps.perceiver.config import DataConfig
 from quartet.apps.perceiver.data.manifest import read_text
 from quartet.apps.perceiver.data.raw import SERIES_FILES, Modality, Raw, RawReader, modalities_of
 from quartet.apps.perceiver.data.raw_batches import RawCollate
+from quartet.apps.perceiver.model import PerceiverEncoder
 from quartet.apps.perceiver.restore import make_model
 from quartet.apps.perceiver.seen import of_modalities, shares_of, shown
 
@@ -45,6 +46,13 @@ class RawNetwork(nn.Module):
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         self.model, self.names = model, list(names)
+
+    @property
+    def encoder(self) -> PerceiverEncoder:
+        """The model's, as that of other networks."""
+        model: Any = self.model
+        encoder: PerceiverEncoder = model.encoder
+        return encoder
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Logits ``[B, classes]``; inputs are those of ``RawCollate``."""

@@ -77,7 +77,7 @@ SAM = table(
 
 def rows_of(path: Path) -> list[Mapping[str, str] | str]:
     """All rows, or the reasons why they are none."""
-    given, found = open_table(path), list[Mapping[str, str] | str]()
+    given, found = open_table(path, empty_rows=True), list[Mapping[str, str] | str]()
     for row in range(len(given)):
         try:
             found.append(given.record(row))

@@ -39,9 +39,13 @@ def exported(finished: Path, alone: dict[str, Path], tmp_path_factory: pytest.Te
     return folders
 
 
-def read_elsewhere(folder: Path, *given: str) -> list[list[str]]:
+def reader(folder: Path, *given: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-I", "-c", WITHOUT_THE_REPOSITORY, *given]
-    done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=False)
+
+
+def read_elsewhere(folder: Path, *given: str) -> list[list[str]]:
+    done = reader(folder, *given)
     assert done.returncode == 0, done.stderr
     return [line.rsplit(maxsplit=2) for line in done.stdout.splitlines()]
 
@@ -78,6 +82,16 @@ def test_ads_are_told_without_the_repository(
         found = read_elsewhere(exported[name], *given)
         assert [row[1] for row in found] == [one.predicted for one in expected]
         assert [float(row[2]) for row in found] == pytest.approx([one.probability for one in expected], abs=1e-5)
+
+
+def test_what_the_reader_does_not_take_is_one_line(exported: dict[str, Path]) -> None:
+    for given, said in (
+        (["gone.png", "text"], "gone.png: no such picture, or damaged\n"),
+        (["a.png"], "a.png: has no text beside it; this model takes pairs"),
+    ):
+        done = reader(exported["multimodal"], *given)
+        assert done.returncode == 1
+        assert done.stderr.startswith(said)
 
 
 def test_an_export_needs_no_encoder_and_says_how_inputs_are_prepared(

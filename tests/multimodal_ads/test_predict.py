@@ -139,7 +139,7 @@ def test_a_model_of_both_wants_a_picture(finished: Path) -> None:
     write_table("texts.csv", ["text_info", "50 % off"])
     code, said = predict(finished, "--csv", "texts.csv")
     assert code == 2
-    assert "row 0: names no picture; expected a file in the column local_image_path" in said
+    assert "texts.csv, line 2: names no picture; expected a file in the column local_image_path" in said
 
 
 def test_one_text_for_all_is_taken_as_it_stands(ads: Path, finished: Path) -> None:

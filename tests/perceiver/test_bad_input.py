@@ -147,7 +147,7 @@ def test_nothing_but_bad_samples_is_an_error_even_if_they_may_be_skipped(train: 
 
 
 def test_a_sequence_longer_than_allowed(train: Any) -> None:
-    refused(train(*SYNTHETIC, "--max_seq_len", "8"), "positions are more than max_seq_len=8", "on_too_long=truncate")
+    refused(train(*SYNTHETIC, "--max_seq_len", "8"), "positions are more than max_seq_len=8", "--on_too_long truncate")
     ended = train(*SYNTHETIC, "--max_seq_len", "8", "--on_too_long", "truncate")
     assert ended.code == 0, ended.err
     assert "truncated)" in Path("run/report.html").read_text("utf-8")

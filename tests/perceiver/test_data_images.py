@@ -12,6 +12,7 @@ from mlcore.base.errors import UserError
 from mlcore.data.mixing import MixedCollate, Mixing
 from quartet.apps.perceiver.config import DataConfig
 from quartet.apps.perceiver.data import ImageAugmentation, ImagePatches, ImageSource, PatchLayout, image_augmentation
+from quartet.apps.perceiver.data.checking import ImageFiles
 from quartet.apps.perceiver.data.collate import PadCollate
 from quartet.apps.perceiver.data.images import decode_image
 from quartet.apps.perceiver.data.patches import fourier_positions
@@ -96,6 +97,18 @@ def test_sizes_that_differ(folder: Path) -> None:
     with pytest.raises(UserError, match=r"dog/1\.png: 8 x 20 pixels where others have 16 x 16; set image_size"):
         ImageSource(folder).load("train")
     assert ImageSource(folder).load("train", image_size=8).images.shape == (6, 8, 8, 3)
+
+
+def test_a_first_image_of_another_size_is_the_one_that_is_named(folder: Path) -> None:
+    first = min((folder / "train").rglob("*.*"))
+    first.write_bytes(encoded(picture(9, (8, 20))))
+    with pytest.raises(UserError, match=rf"{first.name}: 8 x 20 pixels where others have 16 x 16; set image_size"):
+        ImageSource(folder).load("train")
+    assert len(ImageSource(folder).load("train", on_bad_sample="skip").images) == 5
+    files = sorted((folder / "train").rglob("*.*"))
+    checked = ImageFiles(files, image_size=None, max_pixels=1000)
+    with pytest.raises(UserError, match=rf"{first.name}: 8 x 20 pixels where others have 16 x 16; set image_size"):
+        checked[files.index(first)]
 
 
 def test_nothing_usable(folder: Path, tmp_path: Path) -> None:

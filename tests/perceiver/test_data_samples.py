@@ -24,6 +24,7 @@ from quartet.apps.perceiver.data import (
 from quartet.apps.perceiver.data.asking import Asking
 from quartet.apps.perceiver.data.augment import Jitter, Pipeline, Scaling, TimeMask, TimeWarp, WindowSlice
 from quartet.apps.perceiver.data.modalities import join
+from quartet.apps.perceiver.data.samples import prevailing
 from quartet.apps.perceiver.model import PerceiverModel
 from quartet.apps.perceiver.outputs import Outputs
 
@@ -266,6 +267,23 @@ def test_a_bad_sample_stops_or_is_counted(kind: str) -> None:
     assert inspect_dataset(subset, classes=("a", "b", "c")).labels.tolist() == inspection.labels.tolist()
 
 
+@pytest.mark.parametrize("odd", [0, 2, 5])
+def test_channels_are_those_that_most_samples_have(odd: int) -> None:
+    series = [np.zeros((3, 1 if place == odd else 2), dtype=np.float32) for place in range(6)]
+    data = SequenceDataset(series, labels=[0] * 6)
+    with pytest.raises(UserError, match=rf"sample {odd}: input is \[3, 1\], expected \[positions, 2\]"):
+        inspect_dataset(data, classes=("a",))
+    assert len(inspect_dataset(data, classes=("a",), on_bad_sample="skip").kept) == 5
+
+
+def test_sizes_are_asked_for_until_one_is_well_ahead() -> None:
+    asked = iter([1, *[2] * 20])
+    assert prevailing(asked) == 2
+    assert len(list(asked)) == 11
+    assert prevailing([3, 4]) == 3
+    assert prevailing(iter(())) is None
+
+
 def test_messages_use_the_samples_origin() -> None:
     data = SequenceDataset([np.full((2, 1), np.nan, dtype=np.float32)], labels=[0], origins=["train.ts, line 17"])
     for dataset in (data, Subset(data, indices=[0])):
@@ -285,8 +303,18 @@ def test_nothing_to_train_on_is_said() -> None:
     with pytest.raises(UserError, match="training data: the dataset is empty"):
         inspect_dataset(SequenceDataset([], labels=[]), classes=("a",))
     nan = SequenceDataset([np.full((2, 1), np.nan, dtype=np.float32)] * 2, labels=[0, 0])
-    with pytest.raises(UserError, match="cannot be used"):
-        inspect_dataset(nan, classes=("a",), on_bad_sample="skip")
+    for on_bad_sample in ("error", "skip"):  # to skip is no way out where nothing is left
+        with pytest.raises(UserError, match=r"cannot be used:\n.*\n.*\n\.\.\. 2 of 2 samples: none can be used$"):
+            inspect_dataset(nan, classes=("a",), on_bad_sample=on_bad_sample)
+
+
+def test_how_many_samples_are_bad_is_said() -> None:
+    series = [np.full((2, 1), np.nan if place < 7 else 1, dtype=np.float32) for place in range(9)]
+    with pytest.raises(UserError) as told:
+        inspect_dataset(SequenceDataset(series, labels=[0] * 9), classes=("a",))
+    lines = str(told.value).splitlines()
+    assert [line.partition(":")[0] for line in lines[1:-1]] == [f"sample {place}" for place in range(5)]
+    assert lines[-1] == "... and 2 more, 7 of 9 samples; set --on_bad_sample skip to leave them out"
 
 
 def test_a_class_missing_from_training_is_named() -> None:

@@ -99,6 +99,15 @@ def test_other_samples_than_trained_on_are_refused(series: tuple[Any, Any]) -> N
         PerceiverClassifier(**TINY).fit(x, np.array(["high"] * 20))
 
 
+def test_a_series_longer_than_positions_know_is_told(series: tuple[Any, Any]) -> None:
+    x, y = series
+    model = PerceiverClassifier(**TINY, position="fourier").fit(x, y)
+    longer = np.concatenate([x, x], axis=2)
+    said = f"a series of {longer.shape[2]} positions, and position='fourier' knows {x.shape[2]}"
+    with pytest.raises(ValueError, match=said):
+        model.predict(longer)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [PerceiverClassifier, PerceiverRegressor])
 def test_scikit_learns_own_checks_pass(kind: type) -> None:

@@ -35,9 +35,13 @@ def exported(series_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def read_elsewhere(folder: Path, *files: str) -> list[list[str]]:
+def reader(folder: Path, *files: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-I", "-c", WITHOUT_THE_REPOSITORY, *files]
-    done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=False)
+
+
+def read_elsewhere(folder: Path, *files: str) -> list[list[str]]:
+    done = reader(folder, *files)
     assert done.returncode == 0, done.stderr
     return [line.split() for line in done.stdout.splitlines()]
 
@@ -70,6 +74,60 @@ def test_series_are_read_without_the_repository(exported: Path, series_run: Path
     assert [float(row[2]) for row in found] == pytest.approx([one.probability for one in expected], abs=1e-5)
 
 
+def test_series_of_several_lengths_are_read_without_the_repository(exported: Path, series_run: Path) -> None:
+    rng = np.random.default_rng(1)
+    inputs = rng.standard_normal((20, 4)).astype(np.float32)
+    mask = np.ones(20)
+    mask[[1, 6, 19]] = 0
+    np.savez(exported.parent / "several.npz", inputs=inputs, lengths=[5, 1, 14], mask=mask, labels=[0, 1, 2])
+    expected = load_run(series_run, device="cpu")(str(exported.parent / "several.npz"))
+    found = read_elsewhere(exported, "several.npz")
+    assert [row[1] for row in found] == [one.predicted for one in expected]
+    assert [float(row[2]) for row in found] == pytest.approx([one.probability for one in expected], abs=1e-5)
+
+
+def _refused(folder: Path) -> dict[str, str]:
+    """Files that the reader does not take, and what it says of them."""
+    rng = np.random.default_rng(1)
+    series = rng.standard_normal((2, 6, 4)).astype(np.float32)
+    gap = series.copy()
+    gap[1, 2, 0] = np.nan
+    np.savez(folder / "gap.npz", inputs=gap)
+    np.savez(folder / "narrow.npz", inputs=series[..., :3])
+    np.savez(folder / "flat.npz", inputs=series[0])
+    np.savez(folder / "other.npz", x=series)
+    np.savez(folder / "empty.npz", inputs=np.zeros((6, 4)), lengths=[6, 0])
+    np.savez(folder / "masked.npz", inputs=series, mask=np.ones((2, 5)))
+    (folder / "cut.npz").write_bytes((folder / "gap.npz").read_bytes()[:200])
+    for name in ("t.ts", "t.csv", "t.png"):
+        (folder / name).write_text("1,2,3\n")
+    return {
+        "gone.npz": "no such file",
+        "gap.npz": "row 1: has gaps",
+        "narrow.npz": "row 0: [6, 3]; expected [positions, 4]",
+        "flat.npz": "expected the array inputs [N, M, C], or [total, C] with lengths",
+        "other.npz": "expected the array inputs",
+        "empty.npz": "row 1: [0, 4]; expected [positions, 4], one at least",
+        "masked.npz": "mask is [2, 5]; expected [2, 6]",
+        "cut.npz": "damaged or not an .npz file",
+        **dict.fromkeys(("t.ts", "t.csv", "t.png"), "for others: quartet predict"),
+    }
+
+
+def test_an_option_that_cannot_be_is_no_fault_of_the_export(exported: Path) -> None:
+    with pytest.raises(UserError, match=r"^on_missing=drop: expected error, mask, interpolate"):
+        load_run(exported, device="cpu", options={"on_missing": "drop"})
+
+
+def test_what_the_reader_does_not_take_is_one_line(exported: Path) -> None:
+    for file, said in _refused(exported.parent).items():
+        done = reader(exported, file)
+        assert done.returncode == 1, file
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert done.stderr.startswith(file)
+        assert said in done.stderr
+
+
 def test_pictures_are_read_without_the_repository(image_run: Path, tmp_path: Path) -> None:
     predictor = load_run(image_run, device="cpu")
     export(predictor, tmp_path / "exported", ["onnx"])
@@ -81,6 +139,9 @@ def test_pictures_are_read_without_the_repository(image_run: Path, tmp_path: Pat
     expected = predictor(files)
     found = read_elsewhere(tmp_path / "exported", *files)
     assert [float(row[2]) for row in found] == pytest.approx([one.probability for one in expected], abs=1e-5)
+    np.savez(tmp_path / "new.npz", inputs=np.zeros((1, 4, 4)))
+    done = reader(tmp_path / "exported", "new.npz")
+    assert done.stderr.strip() == "new.npz: not a picture, which this model reads, or damaged"
 
 
 KINDS = [(position, longest) for position in ("fourier", "learned", "none") for longest in (1, 5, 40)]

@@ -129,6 +129,30 @@ def test_a_table_that_cannot_be_used_is_told(table: Rows, columns: Any, message:
         read_long(save(tmp_path / "t.csv", table), LongColumns(**({"id": "unit", "time": "at"} | columns)))
 
 
+def test_forecasts_and_gaps_are_called_by_the_columns_of_the_table(script: Script, tiny: Sequence[str]) -> None:
+    table = rows(16)
+    save(Path("train.csv"), table)
+    data = shlex.split("--dataset long --id_column unit --time_column at --baseline none --task forecast --horizon 2")
+    train = ("train", *tiny, *data, "data.channels=[a,b]", "--train_path")
+    assert script(*train, "train.csv", "--output_dir", "run").code == 0
+    assert script("predict", "--model_path", "run", "train.csv").code == 0
+    with Path("predictions.csv").open(encoding="utf-8", newline="") as file:
+        assert csv.DictReader(file).fieldnames == ["input", "a", "b", "problem"]
+    save(Path("gap.csv"), [{**row, "b": "" if place == 20 else row["b"]} for place, row in enumerate(table)])
+    ended = script(*train, "gap.csv", "--output_dir", "other")
+    assert "position 1, b is nan, not a finite number; on_missing says" in ended.err
+    script("predict", "--model_path", "run", "gap.csv", "--output", "gap.jsonl")
+    assert "position 1, b is nan, not a finite number" in Path("gap.jsonl").read_text("utf-8")
+
+
+def test_a_table_of_labels_without_the_column_names_the_flag(tmp_path: Path) -> None:
+    path = save(tmp_path / "t.csv", rows(2))
+    labels = save(tmp_path / "labels.csv", [{"unit": "u0", "state": "yes"}])
+    message = r"labels\.csv: no column label; its columns are unit, state; --label_column names another one"
+    with pytest.raises(UserError, match=message):
+        read_long(path, LongColumns(id="unit", time="at", labels=labels))
+
+
 def test_classes_of_rows_and_targets_of_series(tmp_path: Path) -> None:
     table = [{"unit": unit, "a": step, "label": step % 2} for unit in range(3) for step in range(4)]
     path, columns = save(tmp_path / "t.parquet", table), LongColumns(id="unit", time=None)

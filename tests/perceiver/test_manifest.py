@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mlcore.base.errors import UserError
@@ -20,6 +21,7 @@ from mlcore.use.exporting import export
 from mlcore.use.inputs import Once, find_inputs
 from quartet.apps.perceiver.config import DataConfig
 from quartet.apps.perceiver.data.manifest import load_raw
+from quartet.apps.perceiver.model import from_transformers, to_transformers
 from tests.perceiver.conftest import run
 
 ROWS = 30
@@ -122,6 +124,18 @@ def test_every_form_of_an_export_gives_the_same(manifest_run: Path, table: Path,
         for size in (6, 1):
             found = load_run(tmp_path / "out", device="cpu", network=form)(items, batch_size=size)
             assert [one.probabilities for one in found] == [pytest.approx(row, abs=1e-5) for row in expected]
+
+
+def test_the_encoder_of_a_run_is_one_of_transformers(manifest_run: Path, table: Path) -> None:
+    """The snippet of docs/perceiver.md, on a run of raw samples."""
+    scorer: Any = load_run(manifest_run, device="cpu").scorer
+    encoder = scorer.network.module.encoder
+    same = from_transformers(*to_transformers(encoder))
+    rows = find_inputs([str(table)], scorer)
+    batch = scorer.collate([scorer.load(rows.item(place)) for place in range(4)])
+    with torch.no_grad():
+        latents = encoder(batch["input"], batch["mask"])
+        torch.testing.assert_close(same(*encoder.tokens(batch["input"], batch["mask"])), latents, rtol=0, atol=1e-5)
 
 
 def test_bad_rows_are_told_with_their_reason(manifest_run: Path, table: Path, tmp_path: Path) -> None:

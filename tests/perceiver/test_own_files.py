@@ -76,7 +76,7 @@ def test_bad_lines_of_a_ts_file_are_bad_samples(train: Any, script: Any) -> None
     assert stopped.code == 2
     for line, problem in ((4, ", channel 2: 'x'"), (5, ": class 'c'"), (6, ": its channels"), (7, ": 1 channels")):
         assert f"\nT_TRAIN.ts, line {line}{problem}" in stopped.err
-    assert "on_bad_sample=skip" in stopped.err
+    assert "5 of 15 samples; set --on_bad_sample skip" in stopped.err
     ended = train(*command, "--on_bad_sample", "skip")
     assert ended.code == 0, ended.err
     assert "10 training and 2 validation samples" in ended.out

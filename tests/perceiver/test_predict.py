@@ -202,5 +202,5 @@ def test_positions_that_end_limit_the_length(script: Any, tiny: list[str]) -> No
     assert script("train", *tiny, *data, "--position", "learned").code == 0
     predictor = load_run("run", device="cpu")
     assert len(predictor(np.ones((9, 4)))[0].probabilities) == 5
-    with pytest.raises(UserError, match="10 positions are more than max_seq_len=9"):
+    with pytest.raises(UserError, match="10 positions, and the model's know 9; shorten it, or train with longer ones"):
         predictor(np.ones((10, 4)))

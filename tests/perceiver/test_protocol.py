@@ -205,7 +205,7 @@ def test_too_few_of_a_class_are_told() -> None:
 def test_a_fold_with_too_few_for_its_inner_part_is_told_in_every_fold() -> None:
     splits = Splits(train=list(range(23)), validation=(), test=None)  # 7 of class b: one fold holds 3 of them out
     for fold in (1, 2, 3):
-        with pytest.raises(UserError, match=r"5 folds need .* b \(4\): use protocol\.inner=4"):
+        with pytest.raises(UserError, match=r"^protocol\.inner=5: 5 folds need .* b \(4\): use protocol\.inner=4"):
             member_splits(
                 splits,
                 ProtocolConfig(folds=3, fold=fold, inner=5),

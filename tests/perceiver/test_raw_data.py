@@ -61,6 +61,20 @@ def test_the_three_kinds_of_tables_say_the_same(tmp_path: Path) -> None:
         assert dataset.reader.modalities == found[0].reader.modalities
 
 
+def test_what_is_read_of_a_table_and_what_may_be_misspelt_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    row = {"texts": "ab", "image:front": None, "series": [1, 2], "label": "a", "grp": "x"}
+    train(lines(tmp_path, row, {**row, "label": "b"}))
+    said = [message.partition("table.jsonl: ")[2] for message in caplog.messages]
+    assert said == [
+        "reads image:front, series; label",
+        "the column texts is not read, did you mean 'text'?",
+        "the column grp is not read, did you mean 'group'?",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "write"),
     [
@@ -98,6 +112,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"text": "y" * 50}, "text: 50 positions are more than max_seq_len=40"),
     ({"text": "y", "label": ""}, "label '' is not one of a, b"),
 ]
+
+
+def test_an_odd_first_row_condemns_itself_alone(tmp_path: Path) -> None:
+    good = [{"series": [[1, 2, 3]], "label": label} for label in "abab"]
+    path = lines(tmp_path, {"series": [[1, 2]], "label": "a"}, *good)
+    dataset = train(path)
+    assert [dataset[place]["input"]["series"].shape for place in range(1, 5)] == [(1, 3)] * 4
+    with pytest.raises(UserError, match=r"line 1: series: 2 channels where others have 3"):
+        dataset[0]
 
 
 @pytest.mark.parametrize(("row", "message"), BAD, ids=[message[:30] for _, message in BAD])

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mlcore.base.distributed import World
+from mlcore.base.errors import UserError
 from mlcore.run import load_run
 from mlcore.training.checkpoint import load_checkpoint
 from mlcore.use.exporting import export
@@ -289,7 +290,36 @@ def test_nothing_is_asked_at_positions_that_were_not_trained(made: Made, script:
     np.savez("long.npz", inputs=np.repeat(stages(2)["inputs"], 2, axis=1))
     ended = script("predict", "--model_path", made("per_step"), "long.npz")
     assert ended.code == 2
-    assert "long.npz, row 0: 24 positions are more than max_seq_len=12" in ended.err + ended.out
+    assert "long.npz, row 0: 24 positions, and the model's know 12" in ended.err + ended.out
+
+
+POSITIONS = [
+    pytest.param(name, marks=() if name == "fourier" else pytest.mark.slow)
+    for name in ("fourier", "learned", "sinusoidal")
+]
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_a_forecast_follows_every_series_that_a_training_takes(
+    position: str, script: Script, tiny: Sequence[str]
+) -> None:
+    """The longest one, too, with the positions to come beside it; one position more is too many."""
+    series = waves(17)["inputs"]
+    np.savez("train.npz", inputs=series[:16])
+    limit = ["--max_seq_len", "30"] if position == "sinusoidal" else []
+    flags = ["--task", "forecast", "--horizon", "4", "--position", position, "--output_dir", "run", *limit]
+    assert script("train", *tiny, "--dataset", "custom", "--train_path", "train.npz", *flags).code == 0
+    ended = script("predict", "--model_path", "run", "train.npz")
+    assert ended.code == 0, ended.err
+    predictor = load_run("run", device="cpu")
+    whole, last = predictor([series[16], series[16][4:]])  # 26 are seen, and 4 are to come
+    assert whole.values.tolist() == last.values.tolist()
+    export(predictor, Path("exported"), ["onnx"])
+    np.savez("new.npz", inputs=series[16:])
+    (found,) = read_elsewhere(Path("exported").absolute(), "new.npz")
+    assert np.array(json.loads(" ".join(found[1:]))) == pytest.approx(whole.values, abs=1e-4)
+    with pytest.raises(UserError, match=r"31 positions.* train with (longer ones|a larger --max_seq_len)"):
+        predictor(np.zeros((31, 2)))
 
 
 def test_covariates_have_to_be_known_ahead(made: Made, script: Script) -> None:
@@ -310,7 +340,7 @@ def test_an_export_gives_the_same_answers_without_the_repository(name: str, made
         found = load_run(tmp_path / "exported", device="cpu", network=form)([*inputs])
         for one, other in zip(found, expected, strict=True):
             assert one.values == pytest.approx(other, abs=1e-4)
-    np.savez(tmp_path / "new.npz", inputs=inputs)
+    np.savez(tmp_path / "new.npz", inputs=np.concatenate(inputs), lengths=[len(one) for one in inputs])
     for row, other in zip(read_elsewhere(tmp_path / "exported", "new.npz"), expected, strict=True):
         assert np.array(json.loads(" ".join(row[1:]))) == pytest.approx(other, abs=1e-4)
 
@@ -363,7 +393,10 @@ def test_folds_give_every_sample_one_prediction(name: str, script: Script, tiny:
     assert np.isfinite(figures["loss"])
 
 
-def test_a_start_gives_its_encoder_and_another_one_is_refused(made: Made, script: Script, tiny: Sequence[str]) -> None:
+def test_a_start_gives_its_encoder_and_another_one_is_refused(
+    made: Made, script: Script, tiny: Sequence[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     np.savez("train.npz", **waves(16), labels=np.arange(16) % 2)
     data = ["--dataset", "custom", "--train_path", "train.npz", "--init_from", made("forecast"), "--output_dir", "run"]
     config = PerceiverConfig.model_validate(
@@ -376,7 +409,7 @@ def test_a_start_gives_its_encoder_and_another_one_is_refused(made: Made, script
     found = build(config, World()).task.model.state_dict()
     start = load_checkpoint(made("forecast") / "checkpoints" / "best_model.pth")["model"]
     encoder = [name for name in found if name.startswith("encoder.")]
-    assert encoder
+    assert f"best_model.pth: {len(encoder)} tensors of weights and input statistics" in caplog.text
     assert all(torch.equal(found[name], start[name]) for name in encoder)
     wider = script("train", *tiny, *data, "--d_model", "32")
     assert wider.code == 2

@@ -18,7 +18,7 @@ from quartet.apps.perceiver.data import PadCollate, series_augmentation
 from quartet.apps.perceiver.data.samples import SequenceDataset
 from quartet.apps.perceiver.restore import make_model, model_settings
 from tests.perceiver.conftest import Script, run
-from tests.perceiver.test_export import read_elsewhere
+from tests.perceiver.test_export import read_elsewhere, reader
 
 TINY = {"d_model": 16, "num_heads": 2, "num_latents": 4, "num_cross_attention_layers": 2, "stem_channels": 16}
 SAME = 1e-6
@@ -154,6 +154,18 @@ def test_an_evaluation_and_an_export_give_the_runs_answers(forecast: Path, scrip
             assert one.values == pytest.approx(other, abs=1e-4)
     for row, other in zip(read_elsewhere(tmp_path / "exported", "new.npz"), expected, strict=True):
         assert np.array(json.loads(" ".join(row[1:]))) == pytest.approx(other, abs=1e-4)
+    np.savez(tmp_path / "bare.npz", inputs=new["inputs"])
+    assert reader(tmp_path / "exported", "bare.npz").stderr.startswith("bare.npz: no array times; this model reads")
+
+
+def test_a_forecast_follows_the_series_of_longest_duration(script: Script, tiny: Sequence[str]) -> None:
+    """Its first positions are not seen, which would be too long ago with those to come."""
+    new = chirps(16)
+    np.savez("train.npz", inputs=new["inputs"], times=new["times"])
+    flags = shlex.split("--task forecast --horizon 4 --position fourier --output_dir run")
+    assert script("train", *tiny, "--dataset", "custom", "--train_path", "train.npz", *flags).code == 0
+    ended = script("predict", "--model_path", "run", "train.npz")
+    assert ended.code == 0, ended.err
 
 
 @pytest.mark.parametrize(
@@ -162,7 +174,7 @@ def test_an_evaluation_and_an_export_give_the_runs_answers(forecast: Path, scrip
         ({"times": None}, "new.npz: has no time stamps, and the training data has them"),
         (
             {"times": lambda times: times * 10},
-            "lasts 4500.72 in time, and the model's positions know 1007.6; shorten it",
+            "lasts 4366.37 in time, and the model's positions know 1007.6; shorten it",
         ),
         (
             {"times": lambda times: times[:, ::-1]},

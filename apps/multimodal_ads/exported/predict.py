@@ -26,7 +26,11 @@ def pixels(path: str, how: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     from PIL import Image
 
     size = how["size"]["width"], how["size"]["height"]
-    image = np.asarray(Image.open(path).convert("RGB").resize(size, Image.Resampling(how["resample"])), np.float32)
+    try:
+        opened = Image.open(path).convert("RGB").resize(size, Image.Resampling(how["resample"]))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        sys.exit(f"{path}: no such picture, or damaged")
+    image = np.asarray(opened, np.float32)
     normal = (image * how["rescale_factor"] - how["image_mean"]) / how["image_std"]
     return {"pixel_values": normal.transpose(2, 0, 1)[None].astype(np.float32)}
 
@@ -84,6 +88,8 @@ def main(given: list[str]) -> None:
     session = onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])
     pictures, texts, least = about["vision"], about["text"], (about["decision"] or {"threshold": 0.5})["threshold"]
     step = 2 if pictures and texts else 1
+    if len(given) % step:
+        sys.exit(f"{given[-1]}: has no text beside it; this model takes pairs: picture.jpg 'text in it', '' for none")
     for place in range(0, len(given), step):
         picture = pixels(given[place], pictures["processor"]) if pictures else {}
         words = given[place + step - 1]

@@ -1,6 +1,7 @@
 """What a sample is asked for: at which positions, and what the answers are."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,8 +71,13 @@ class Asking:
             return {**sample, "hidden": self._hidden(len(series), rng)}
         return {**sample}
 
-    def new(self, sample: Any) -> dict[str, Any]:
+    def new(self, sample: Any, *, longest: int | None = None, lasting: float = math.inf) -> dict[str, Any]:
         """A sample whose answers are not known: every position, or the positions after its end.
+
+        Args:
+            sample: The sample, with rising times where it has them.
+            longest: Positions of a forecast at most, with those to come: it looks at the last ones. None: any number.
+            lasting: How long they last at most, where the last channel is time.
 
         Raises:
             UserError: A forecast with covariates lacks those of the positions to come.
@@ -94,16 +100,24 @@ class Asking:
             )
         query = np.arange(len(series) - horizon, len(series))
         mask = mask & (np.arange(len(series)) < query[0])
-        return self._in_context(_asked(sample, series, mask, query))
+        return self._in_context(_asked(sample, series, mask, query), longest=longest, lasting=lasting)
 
     def _parts(self, sample: Any) -> tuple[Array, NDArray[np.bool_]]:
         series = np.asarray(sample["input"], dtype=np.float32)[: self.max_seq_len]
         shown = shown_positions(sample["mask"])[: len(series)] if "mask" in sample else np.ones(len(series), dtype=bool)
         return series, shown
 
-    def _in_context(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Without the positions that a forecast does not look back to."""
-        start = len(sample["input"]) - self.outputs.horizon - (self.outputs.context or len(sample["input"]))
+    def _in_context(
+        self, sample: dict[str, Any], *, longest: int | None = None, lasting: float = math.inf
+    ) -> dict[str, Any]:
+        """Without the positions that a forecast does not look back to, or that would be too many or too long ago."""
+        length, horizon = len(sample["input"]), self.outputs.horizon
+        start = length - horizon - (self.outputs.context or length)
+        start = max(start, length - (longest or length))
+        if self.outputs.time_step is not None:
+            times = sample["input"][:, -1]
+            start = max(start, int(((times[-1] - times).astype(np.float64) <= lasting).argmax()))
+        start = min(start, length - horizon - 1)  # one is seen
         if start <= 0:
             return sample
         cut = {key: sample[key][start:] for key in ("input", "mask")}

@@ -1,6 +1,7 @@
 """Data sets for `--check_data`: what reading an item raises is what is wrong with its file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,14 @@ from typing import Any
 from mlcore.base.errors import UserError
 from quartet.apps.perceiver.config import DataConfig
 from quartet.apps.perceiver.data.images import decode_image
-from quartet.apps.perceiver.data.inspection import check_sample
-from quartet.apps.perceiver.data.samples import SampleDataset, origin_of
+from quartet.apps.perceiver.data.inspection import Needs, check_sample
+from quartet.apps.perceiver.data.samples import SampleDataset, origin_of, prevailing
 
 __all__ = ["CheckedSamples", "ImageFiles"]
 
 
 class ImageFiles:
-    """Image files, which must have the size of the first one that can be read; items are their shapes.
+    """Image files, which must have the size that most of them have; items are their shapes.
 
     Args:
         files: Where they are.
@@ -38,12 +39,13 @@ class ImageFiles:
 
     @cached_property
     def _expected(self) -> tuple[int, ...]:
+        return prevailing(self._shapes()) or ()
+
+    def _shapes(self) -> Iterator[tuple[int, ...]]:
+        """Of those that can be read."""
         for index in range(len(self)):
-            try:
-                return self._shape(index)
-            except UserError:
-                continue
-        return ()
+            with suppress(UserError):
+                yield self._shape(index)
 
     def _shape(self, index: int) -> tuple[int, ...]:
         path = self._files[index]
@@ -77,6 +79,7 @@ class CheckedSamples:
                 num_classes=self._num_classes,
                 max_seq_len=self._settings.max_seq_len,
                 on_too_long=self._settings.on_too_long,
+                needs=Needs(names=getattr(self._dataset, "channels", ())),
             )[2]
         except UserError as error:
             raise UserError(str(error) if str(error).startswith(origin) else f"{origin}: {error}") from None

@@ -14,6 +14,7 @@ from PIL import Image
 from mlcore.base.errors import UserError
 from mlcore.data.images import SUFFIXES, read_image
 from mlcore.data.packed import TarFiles
+from quartet.apps.perceiver.data.samples import prevailing
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Parts of a data set by what they may be called."""
@@ -115,8 +116,10 @@ class ImageSource:
             raise UserError(f"{self.path}: classes {', '.join(unknown)} are not among {', '.join(classes)}")
         images: list[NDArray[np.uint8]] = []
         kept, skipped = [], []
+        shapes = (one.shape for _, one in self._decode(entries, None, max_pixels) if not isinstance(one, UserError))
+        expected = prevailing(shapes) if image_size is None else None
         for entry, decoded in self._decode(entries, image_size, max_pixels):
-            message = _problem(decoded, self._origin(entry), expected=images[0].shape if images else None)
+            message = _problem(decoded, self._origin(entry), expected=expected)
             if message is None and not isinstance(decoded, UserError):
                 images.append(decoded)
                 kept.append(entry)

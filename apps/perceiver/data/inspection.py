@@ -1,6 +1,8 @@
 """Looks at every sample before training starts: what is wrong is said then, and what is there is counted."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 
 from mlcore.base.errors import UserError
 from quartet.apps.perceiver.data.gaps import shown_positions
-from quartet.apps.perceiver.data.samples import Array, SampleDataset, origin_of
+from quartet.apps.perceiver.data.samples import Array, SampleDataset, called, origin_of, prevailing
 
 _SHOWN = 5  # messages quoted in an error
 _ROUNDING = 1e-6  # of float32
@@ -100,13 +102,17 @@ class Needs:
         channels: Channels, with that of time; None: any number, and the same in all.
         least: Positions at least.
         timed: Whether the last channel is the time of positions.
+        longest: Positions at most, as many as the model's know; None: any number.
         duration: The longest time from the first position to the last; None: any.
+        names: What messages call the channels; none where they have no names.
     """
 
     channels: int | None = None
     least: int = 1
     timed: bool = False
+    longest: int | None = None
     duration: float | None = None
+    names: Sequence[str] = ()
 
     def check(self, series: Array) -> None:
         """Refuse a sequence ``[M, C]``, M at least 1, that a model cannot take."""
@@ -114,16 +120,26 @@ class Needs:
             raise UserError(
                 f"{len(series)} positions, the task needs {self.least} at least (a forecast one more than task.horizon)"
             )
+        if self.longest is not None and len(series) > self.longest:
+            raise UserError(
+                f"{len(series)} positions, and the model's know {self.longest}; shorten it, or train with longer ones "
+                "or --position sinusoidal"
+            )
         if not self.timed:
             return
         if (series[1:, -1] < series[:-1, -1]).any():
             raise UserError("times, the last channel, go backwards")
         lasts = float(series[-1, -1] - series[0, -1])
-        if self.duration is not None and lasts > self.duration * (1 + _ROUNDING):
+        if lasts > self.lasting:
             raise UserError(
                 f"lasts {lasts:.6g} in time, and the model's positions know {self.duration:.6g}; shorten it, or train "
                 "with longer ones or --position sinusoidal"
             )
+
+    @property
+    def lasting(self) -> float:
+        """The longest duration, and what rounding may add."""
+        return math.inf if self.duration is None else self.duration * (1 + _ROUNDING)
 
 
 def inspect_dataset(
@@ -137,7 +153,7 @@ def inspect_dataset(
     every_class: bool = True,
     needs: Needs | None = None,
 ) -> Inspection:
-    """Reads every sample once.
+    """Reads every sample once, and a few before that where it is not known how many channels they have.
 
     Args:
         dataset: Samples; one with a method ``origin(index)`` is named by it in messages.
@@ -153,10 +169,22 @@ def inspect_dataset(
         UserError: If there is no usable sample, a class has none, or a sample is bad and none may be skipped: empty,
             too long, of other channels, with NaN or infinite values, hidden by its mask, or with a label out of range.
     """
+    needs = needs or Needs()
+    needs = replace(needs, channels=needs.channels or prevailing(_channels(dataset)))
     tally = Tally(classes=classes, limit=max_seq_len, on_too_long=on_too_long, needs=needs)
     problems = look_at(dataset, tally.add, name=name, on_bad_sample=on_bad_sample)
     check_classes(tally.labels, classes, name=name, every_class=every_class)
     return tally.result(name, problems)
+
+
+def _channels(dataset: SampleDataset) -> Iterator[int]:
+    """Of the samples that can be read."""
+    for index in range(len(dataset)):
+        with suppress(UserError):
+            sample = dataset[index]
+            shape = np.shape(sample["input"]) if isinstance(sample, dict) and "input" in sample else ()
+            if len(shape) == 2 and shape[0]:
+                yield shape[1]
 
 
 def look_at(
@@ -178,14 +206,20 @@ def look_at(
         except UserError as error:
             origin, problem = origin_of(dataset, index), str(error)
             problems.append(problem if problem.startswith(origin) else f"{origin}: {problem}")
-            if on_bad_sample == "error" and len(problems) > _SHOWN:
-                break
     if problems and (on_bad_sample == "error" or len(problems) == len(dataset)):
-        more = f"\n... set on_bad_sample=skip to leave {'them' if len(problems) > 1 else 'it'} out"
-        raise UserError(f"{name} cannot be used:\n" + "\n".join(problems[:_SHOWN]) + more)
+        raise UserError("\n".join([f"{name} cannot be used:", *problems[:_SHOWN], _summary(problems, len(dataset))]))
     if not len(dataset):
         raise UserError(f"{name}: the dataset is empty; check the path and the split")
     return problems
+
+
+def _summary(problems: Sequence[str], samples: int) -> str:
+    """How many samples cannot be used, and what can be done about it."""
+    more = f"and {len(problems) - _SHOWN} more, " if len(problems) > _SHOWN else ""
+    if len(problems) == samples:
+        return f"... {more}{samples} of {samples} samples: none can be used"
+    them = "them" if len(problems) > 1 else "it"
+    return f"... {more}{len(problems)} of {samples} samples; set --on_bad_sample skip to leave {them} out"
 
 
 def check_classes(labels: Sequence[int], classes: Sequence[str], *, name: str, every_class: bool) -> None:
@@ -223,26 +257,40 @@ def check_sample(
         raise UserError("a sample must be a dict with the keys input, label and optionally mask")
     series = np.asarray(sample["input"], dtype=np.float32)
     needs = needs or Needs()
-    if series.ndim != 2 or series.shape[1] != (needs.channels or series.shape[1]):
-        raise UserError(f"input is {list(series.shape)}, expected [positions, {needs.channels or 'channels'}]")
-    if len(series) == 0:
-        raise UserError("the sequence has length 0")
-    if max_seq_len is not None and len(series) > max_seq_len and on_too_long == "error":
-        raise UserError(
-            f"{len(series)} positions are more than max_seq_len={max_seq_len}; raise it or set on_too_long=truncate"
-        )
-    needs.check(series[:max_seq_len])
+    check_extent(series, needs=needs, max_seq_len=max_seq_len, on_too_long=on_too_long)
     mask = shown_positions(sample["mask"]) if "mask" in sample else np.ones(len(series), dtype=bool)
     if mask.shape != series.shape[:1] or not mask[:max_seq_len].any():
         raise UserError(f"mask must have shape [{len(series)}] and show a position, got {list(mask.shape)}")
     if not np.isfinite(series[mask]).all():
         row, column = np.argwhere(~np.isfinite(series) & mask[:, None])[0]
         gap = "; on_missing says what to do with gaps" if np.isnan(series[row, column]) else ""
-        raise UserError(f"position {row}, channel {column} is {series[row, column]}, not a finite number{gap}")
+        where = f"position {row}, {called(int(column), needs.names)}"
+        raise UserError(f"{where} is {series[row, column]}, not a finite number{gap}")
     label = int(sample["label"])
     if label != sample["label"] or not 0 <= label < num_classes:
         raise UserError(f"label {sample['label']} is out of range; expected 0 to {num_classes - 1}")
     return series, mask, label
+
+
+def check_extent(
+    series: Array, *, needs: Needs, max_seq_len: int | None, on_too_long: Literal["error", "truncate"]
+) -> None:
+    """Refuse a sequence whose channels, length or duration a model cannot take; arguments as of `check_sample`."""
+    if series.ndim != 2 or series.shape[1] != (needs.channels or series.shape[1]):
+        raise UserError(f"input is {list(series.shape)}, expected [positions, {needs.channels or 'channels'}]")
+    if len(series) == 0:
+        raise UserError("the sequence has length 0")
+    if max_seq_len is not None and len(series) > max_seq_len and on_too_long == "error":
+        raise too_long(len(series), max_seq_len)
+    needs.check(series[:max_seq_len])
+
+
+def too_long(length: int, limit: int) -> UserError:
+    """What is said of a sequence, in training as of a trained model."""
+    return UserError(
+        f"{length} positions are more than max_seq_len={limit}; shorten it, or train with a larger --max_seq_len or "
+        "with --on_too_long truncate"
+    )
 
 
 class Tally:

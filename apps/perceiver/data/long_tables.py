@@ -133,13 +133,14 @@ def _channels(table: _Table, columns: LongColumns, *, labelled: bool) -> list[st
     ]
     for name in (*filter(None, hints), *names):
         if name not in table.columns:
-            raise UserError(
-                f"{table.path}: no column {name}; its columns are {', '.join(table.columns)}; "
-                f"{hints.get(name, 'data.channels')} names another one"
-            )
+            raise _missing(table, name, f"{hints.get(name, 'data.channels')} names another one")
     if not names:
         raise UserError(f"{table.path}: no columns of values besides {', '.join(table.columns)}")
     return list(names)
+
+
+def _missing(table: _Table, name: str, advice: str) -> UserError:
+    return UserError(f"{table.path}: no column {name}; its columns are {', '.join(table.columns)}; {advice}")
 
 
 class _Rows:
@@ -285,9 +286,9 @@ def _from_table(columns: LongColumns, ids: Sequence[str]) -> list[str]:
     """The label of each series in the table of labels; "" for none."""
     assert columns.labels is not None  # noqa: S101 - the caller looks
     table, found = _opened(columns.labels), dict[str, str]()
-    for name in (columns.id, columns.label):
+    for name, flag in ((columns.id, "--id_column"), (columns.label, "--label_column")):
         if name not in table.columns:
-            raise UserError(f"{table.path}: no column {name}; its columns are {', '.join(table.columns)}")
+            raise _missing(table, name, f"{flag} names another one")
     row = 0
     for batch in table.batches([columns.id, columns.label]):
         for series, label in zip(_texts(batch[columns.id]), _texts(batch[columns.label]), strict=True):

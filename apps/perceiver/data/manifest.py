@@ -5,7 +5,8 @@ A table (CSV, JSON Lines, Parquet) has a column for each modality (see ``raw.py`
 folder and stay in it. A folder of texts is ``[split/]class/name.txt``.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,14 +18,18 @@ from mlcore.base.errors import UserError
 from mlcore.base.reading import reading
 from mlcore.data.images import find_images
 from mlcore.data.places import Places
-from mlcore.data.tables import TABLES, Table, open_table
+from mlcore.data.tables import TABLES, Table, open_table, warn_of_misspelt
 from quartet.apps.perceiver.config import DataConfig
 from quartet.apps.perceiver.data.images import SPLITS
 from quartet.apps.perceiver.data.labels import in_order
-from quartet.apps.perceiver.data.raw import Modality, Raw, RawReader, kind_of, size_of
-from quartet.apps.perceiver.data.samples import Sample
+from quartet.apps.perceiver.data.raw import KINDS, Modality, Raw, RawReader, kind_of, size_of
+from quartet.apps.perceiver.data.samples import Sample, prevailing
 
 __all__ = ["RawDataset", "load_raw", "read_like", "read_text"]
+
+_log = logging.getLogger(__name__)
+
+_OWN = ("label", "split", "group")  # columns that are no modality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +218,10 @@ def _opened(path: Path, settings: DataConfig) -> tuple[_Source, list[str], list[
             f"{path}: its columns are {', '.join(table.columns)}; expected label and at least one of text, image, "
             "series (several of a kind: text:title, image:front)"
         )
+    own = [name for name in _OWN if name in table.columns]
+    _log.info("%s: reads %s; %s", path, ", ".join(columns), ", ".join(own))
+    rest = [name for name in table.columns if not kind_of(name) or name in columns]  # others are left out on purpose
+    warn_of_misspelt(path, rest, [*_OWN, *columns, *(KINDS if settings.dataset == "manifest" else ("text",))])
     found = _Rows(table)
     if not found.rows:
         raise UserError(f"{path}: no rows below the header")
@@ -220,23 +229,26 @@ def _opened(path: Path, settings: DataConfig) -> tuple[_Source, list[str], list[
 
 
 def _modalities(dataset: RawDataset, columns: Sequence[str], settings: DataConfig) -> list[Modality]:
-    """The modalities, each of the size of its first value that can be read; a column without values is none."""
+    """The modalities, each of the size that most of its values have; a column without values is none."""
     patches = {"text": settings.text_patch, "image": settings.patch_size, "series": settings.series_patch}
-    found: dict[str, Modality] = {}
     problems: dict[str, UserError] = {}
-    for index in range(len(dataset)):
-        for name in (name for name in columns if name not in found):
+
+    def sizes(name: str) -> Iterator[tuple[int, ...]]:
+        for index in range(len(dataset)):
             try:
                 if (value := dataset.value(index, name)) is not None:
-                    kind = kind_of(name)
-                    found[name] = Modality(name=name, kind=kind, patch=patches[kind], size=size_of(kind, value))
+                    yield size_of(kind_of(name), value)
             except UserError as error:
                 problems.setdefault(name, error)
-        if len(found) == len(columns):
-            break
-    if lost := problems.keys() - found.keys():
+
+    found = {name: prevailing(sizes(name)) for name in columns}
+    if lost := [name for name, size in found.items() if size is None and name in problems]:
         raise problems[min(lost)]
-    return [found[name] for name in columns if name in found]
+    return [
+        Modality(name=name, kind=kind_of(name), patch=patches[kind_of(name)], size=size)
+        for name, size in found.items()
+        if size is not None
+    ]
 
 
 def _check_groups(parts: Mapping[str, RawDataset]) -> None:

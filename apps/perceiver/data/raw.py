@@ -20,6 +20,7 @@ from mlcore.data.packed import read_arrays
 from quartet.apps.perceiver.config import DataConfig
 from quartet.apps.perceiver.data.gaps import settle
 from quartet.apps.perceiver.data.images import decode_image
+from quartet.apps.perceiver.data.inspection import too_long
 
 Raw = NDArray[Any]
 Values = Mapping[str, Raw]
@@ -169,7 +170,7 @@ class RawReader:
     def _fit(self, value: Raw) -> Raw:
         limit = self.settings.max_seq_len
         if limit is not None and len(value) > limit and self.settings.on_too_long == "error":
-            raise UserError(f"{len(value)} positions are more than max_seq_len={limit}; on_too_long=truncate cuts them")
+            raise too_long(len(value), limit)
         return value[:limit]
 
 

@@ -5,9 +5,10 @@ left out), and for tasks that have one ``target``. User datasets in this format 
 tensors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, Protocol, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from quartet.apps.perceiver.data.targets import Targets
 from quartet.apps.perceiver.data.times import rising
 
 Array = NDArray[np.float32]
+_Size = TypeVar("_Size", bound=Hashable)
+_AHEAD = 8  # samples
 
 
 class Sample(TypedDict):
@@ -116,6 +119,20 @@ class SequenceDataset(torch.utils.data.Dataset[Sample]):
         return self._origins[index] if self._origins is not None else f"sample {index}"
 
 
+def prevailing(found: Iterable[_Size]) -> _Size | None:
+    """The size that most samples have, and the others are to have; None: there is none.
+
+    Sizes are asked for until one is well ahead: a few where all are alike, all where many differ.
+    """
+    counts = Counter[_Size]()
+    for size in found:
+        counts[size] += 1
+        ranked = [count for _, count in counts.most_common(2)]
+        if ranked[0] - sum(ranked[1:]) >= _AHEAD:
+            break
+    return counts.most_common(1)[0][0] if counts else None
+
+
 @dataclass(frozen=True)
 class Cut(Sequence[NDArray[Any]]):
     """Sequences that stand one after another, read when they are asked for.
@@ -137,6 +154,11 @@ class Cut(Sequence[NDArray[Any]]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return self.values[(self.ends[index - 1] if index % len(self) else 0) : self.ends[index]]
+
+
+def called(channel: int, names: Sequence[str]) -> str:
+    """A channel by its name, where there are some."""
+    return names[channel] if channel < len(names) else f"channel {channel}"
 
 
 class Subset(torch.utils.data.Dataset[Sample]):

@@ -47,6 +47,12 @@ class Sources:
     skipped: Sequence[str] = ()
 
     @property
+    def channels(self) -> Sequence[str]:
+        """Names of the channels; none where they have none."""
+        found: Sequence[str] = getattr(self.train, "channels", ())
+        return found
+
+    @property
     def targets(self) -> Targets | None:
         """Those of the training samples, of tasks that files have targets for."""
         found: Targets | None = getattr(self.train, "targets", None)
@@ -243,8 +249,7 @@ def _long(settings: DataConfig, kind: TaskKind) -> Sources:
         return read_long(path, columns, like=like, on_missing=settings.on_missing, kind=kind)
 
     found = _sequences(read, path, val_path=settings.val_path, test_path=settings.test_path)
-    train: Any = found.train
-    columns = {"id": settings.id_column, "time": settings.time_column, "channels": list(train.channels)}
+    columns = {"id": settings.id_column, "time": settings.time_column, "channels": list(found.channels)}
     return replace(found, preprocessing={**found.preprocessing, "columns": columns})
 
 

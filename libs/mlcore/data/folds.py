@@ -65,6 +65,6 @@ def check_units(
         way_out = f"use {setting}={most}, " if most >= 2 else ""
         things = what if len(set(units)) == len(units) else "groups"
         raise UserError(
-            f"{folds} folds need at least {folds} {things} of each class, but there are fewer of {named}: {way_out}"
-            f"give more {'samples' if things == 'groups' else what}, or put classes together"
+            f"{setting}={folds}: {folds} folds need at least {folds} {things} of each class, but there are fewer "
+            f"of {named}: {way_out}give more {'samples' if things == 'groups' else what}, or put classes together"
         )

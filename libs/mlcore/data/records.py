@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlcore.base.errors import UserError, listed
-from mlcore.data.tables import NOT_UTF8, UTF8, CsvTable
+from mlcore.data.tables import NOT_UTF8, UTF8, CsvTable, warn_of_misspelt
 
 __all__ = ["as_stored", "failed", "further", "read_records"]
 
@@ -43,6 +43,7 @@ def read_records(
     """
     table = CsvTable(path, encoding=encoding)
     _check_header(path, table.columns, wanted, optional, hints or {})
+    warn_of_misspelt(path, table.columns, [*wanted, *optional])
     for line, values, problem in table.rows():
         if problem and (broken is None or problem == NOT_UTF8):
             raise UserError(f"{path}, line {line}: {problem}")

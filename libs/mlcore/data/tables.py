@@ -7,11 +7,13 @@ for themselves. What is wrong with a row is told when it is asked for.
 import codecs
 import csv
 import json
+import logging
 from array import array
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from io import BytesIO
 from itertools import accumulate, islice
 from pathlib import Path
@@ -23,8 +25,11 @@ from numpy.typing import NDArray
 from mlcore.base.errors import UserError
 from mlcore.base.files import plain_cell
 from mlcore.base.reading import check_unpacked, reading
+from mlcore.config.text import nearest
 
-__all__ = ["NOT_UTF8", "TABLES", "UTF8", "CsvTable", "ParquetTable", "Table", "open_table"]
+__all__ = ["NOT_UTF8", "TABLES", "UTF8", "CsvTable", "ParquetTable", "Table", "open_table", "warn_of_misspelt"]
+
+_log = logging.getLogger(__name__)
 
 TABLES = (".csv", ".jsonl", ".parquet")
 """Suffixes of the tables that can be read and written."""
@@ -66,8 +71,13 @@ class Table(Protocol):
         """How messages call a row."""
 
 
-def open_table(path: Path) -> Table:
+def open_table(path: Path, *, empty_rows: bool = False) -> Table:
     """The table in a file.
+
+    Args:
+        path: The file.
+        empty_rows: Whether rows of a CSV table whose cells are all empty count, too, as those of other kinds do;
+            lines without anything never do.
 
     Raises:
         UserError: The file cannot be read, its suffix is none of `TABLES`, or it has no columns.
@@ -77,13 +87,25 @@ def open_table(path: Path) -> Table:
         raise UserError(f"{path}: expected a table: {', '.join(TABLES)}")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    kinds: dict[str, Callable[[Path], Table]] = {".csv": CsvTable, ".jsonl": JsonLines, ".parquet": ParquetTable}
+    kinds: dict[str, Callable[[Path], Table]] = {
+        ".csv": partial(CsvTable, empty_rows=empty_rows),
+        ".jsonl": JsonLines,
+        ".parquet": ParquetTable,
+    }
     table = kinds[suffix](path)
     if not table.columns:
         raise UserError(f"{path}: the table has no columns; expected their names in its first line")
     if double := next((name for name, times in Counter(table.columns).items() if times > 1), None):
         raise UserError(f"{path}: the column {double} is there twice")
     return table
+
+
+def warn_of_misspelt(path: Path, columns: Sequence[str], known: Sequence[str]) -> None:
+    """Name the columns that nobody reads and that are nearly called as one is that could be there and is not."""
+    absent = [name for name in known if name not in columns]
+    for name in columns:
+        if name not in known and (meant := nearest(name.partition(":")[0].lower(), absent)):
+            _log.warning("%s: the column %s is not read%s", path, name, meant)
 
 
 class _Lines:
@@ -103,6 +125,7 @@ class _Lines:
         self.columns: Sequence[str] = ()
         self._offsets, self._numbers = array("q"), array("q")  # of records: bytes, lines (from 1)
         self._taken, self._end = 0, 0  # by the `_from` that is under way: lines, and where the last one ends
+        self._blank = False  # whether that line has nothing but white space
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -121,7 +144,7 @@ class _Lines:
                 for part in parts:
                     mark = len(_MARK) if end == 0 and part.startswith(_MARK) else 0
                     end += len(part)
-                    self._end, self._taken = end, self._taken + 1
+                    self._end, self._taken, self._blank = end, self._taken + 1, not part.strip()
                     yield part[mark:].decode("utf-8", "surrogateescape")
 
     def _note(self, offset: int, line: int) -> None:
@@ -143,24 +166,31 @@ class _Lines:
 
 
 class CsvTable(_Lines):
-    """A CSV table (RFC 4180), its columns in the first line."""
+    """A CSV table (RFC 4180), its columns in the first line.
 
-    def __init__(self, path: Path, *, encoding: str = UTF8) -> None:
+    Args:
+        path: The file.
+        encoding: Its own.
+        empty_rows: Whether rows whose cells are all empty count; a line without even a separator or quote is no row.
+    """
+
+    def __init__(self, path: Path, *, encoding: str = UTF8, empty_rows: bool = False) -> None:
         super().__init__(path, encoding=encoding)
+        self._empty_rows = empty_rows
         _check_separator(path, next(self._from(0), ""))
         for begin, line, values, problem in self._records(0, 1):
             if begin == 0:
                 if problem:
                     raise UserError(f"{path}, line 1: {problem}")
                 self.columns = _checked(values, path)
-            elif problem or any(values):
+            elif problem or self._is_row(values):
                 self._note(begin, line)
 
     def rows(self) -> Iterator[tuple[int, list[str], str]]:
         """All rows in one reading: the line each begins in, its stripped values, and why it is none ("": it is one)."""
         if len(self):
             for _, line, values, problem in self._records(self._offsets[0], self._numbers[0]):
-                if problem or any(values):
+                if problem or self._is_row(values):
                     yield line, values, problem
 
     def batches(self, columns: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
@@ -204,6 +234,10 @@ class CsvTable(_Lines):
                 yield begin, line, [], f"not a row of a CSV table ({error})"
                 deque(islice(self._from(begin), 1))
                 begin, line = self._end, line + 1
+
+    def _is_row(self, values: Sequence[str]) -> bool:
+        """Of the record that was read last."""
+        return any(values) or (self._empty_rows and not self._blank)
 
     def _problem(self, values: Sequence[str]) -> str:
         if _undecodable("".join(values)):

@@ -137,6 +137,8 @@ def _exported(folder: Path, device: torch.device, options: Mapping[str, str], ne
     else:
         raise UserError(f"no kind of network '{network}'{nearest(network, FORMATS)}; there is: {', '.join(FORMATS)}")
     with of_this_version(folder / ABOUT):
+        scorer = use.make_scorer(note.about, found, {})
+    if options:  # what is wrong with these is no fault of the folder
         scorer = use.make_scorer(note.about, found, _known(options, app))
     identity = {"app": app.name, "export": note.digest, "network": network, "options": dict(options)}
     return Predictor(app=app, scorer=scorer, source=folder, about=note.about, identity=identity)

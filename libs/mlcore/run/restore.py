@@ -137,12 +137,17 @@ def _age(path: Path) -> float:
 
 @contextmanager
 def of_this_version(path: Path) -> Iterator[None]:
-    """Say of whatever fails in the block that a checkpoint does not hold what this version of the app writes."""
+    """Say of whatever fails in the block that a checkpoint does not hold what this version of the app writes.
+
+    Errors that name it already say what is wrong themselves.
+    """
     try:
         yield
     except CheckpointError:
         raise
-    except Exception as error:  # noqa: BLE001 - what is noted in it can be anything
+    except Exception as error:  # what is noted in it can be anything
+        if isinstance(error, UserError) and str(error).startswith(f"{path}: "):
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: not written by this version of the app ({reason})") from None
 

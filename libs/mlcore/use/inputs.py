@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mlcore.base.errors import UserError
 from mlcore.data.images import find_images, is_hidden
 from mlcore.data.places import Places
-from mlcore.data.tables import TABLES, Table, open_table
+from mlcore.data.tables import TABLES, Table, open_table, warn_of_misspelt
 from mlcore.remote.s3 import is_remote, stored_file
 from mlcore.run.scorer import FURTHER, FolderScorer, Ignoring, Item, Scorer
 
@@ -60,7 +60,9 @@ def find_inputs(given: Sequence[str], scorer: Scorer, *, base_dir: Path | None =
         raise UserError(f"{tables[0]} is a table; give it alone, or files and folders")
     if tables:
         folders = isinstance(scorer, FolderScorer)
-        rows = Rows(open_table(stored_file(tables[0])), scorer.inputs, base_dir=base_dir, folders=folders)
+        table = open_table(stored_file(tables[0]), empty_rows=True)  # each is answered, in its place
+        rows = Rows(table, scorer.inputs, base_dir=base_dir, folders=folders)
+        rows.tell()
         if not len(rows):
             raise UserError(f"{tables[0]}: no rows below the header")
         unseen = [name for name in rows.columns if isinstance(scorer, Ignoring) and name in scorer.ignored]
@@ -157,10 +159,21 @@ class Rows:
             for name, spellings in wanted.items()
             if any(spelling in table.columns for spelling in spellings)
         }
-        self._paged = "page" in wanted
+        self._wanted, self._paged = wanted, "page" in wanted
         if not self._named:
             expected = " or ".join(chain.from_iterable(wanted.values()))
             raise UserError(f"{table.path}: its columns are {', '.join(table.columns)}; expected one called {expected}")
+
+    def tell(self) -> None:
+        """Log which columns are read where one could be there and is not, and warn of one that may be meant to be."""
+        read, lacking = list(self._named.values()), [names for kind, names in self._wanted.items() if self._lacks(kind)]
+        if lacking:
+            without = ", ".join(names[0] for names in lacking)
+            _log.info("%s: reads %s; without %s", self.table.path, ", ".join(read), without)
+        warn_of_misspelt(self.table.path, self.columns, [*read, *chain.from_iterable(lacking)])
+
+    def _lacks(self, kind: str) -> bool:
+        return bool(self._wanted[kind]) and kind not in self._named and kind not in _FIRST
 
     @property
     def columns(self) -> Sequence[str]:
@@ -182,7 +195,7 @@ class Rows:
             values |= {name: str(self._places.find(cell)) for name, cell in further.items() if cell[0] != "["}
         except UserError as error:
             raise UserError(f"{self.table.where(place)}: {error}") from None
-        return Item(text or f"row {place}", path, next(iter(parts), part), tuple(sorted(values.items())))
+        return Item(text or self.table.where(place), path, next(iter(parts), part), tuple(sorted(values.items())))
 
     def _number(self, name: str, text: str) -> int:
         if not (text.isdecimal() and len(text) <= _DIGITS and int(text) >= _FIRST[name]):

@@ -264,6 +264,7 @@ def _finish(job: Job, once: Once, shards: Sequence[range]) -> Done:
         for place in range(len(job.inputs)):
             values, reason = answers[int(kinds[place])]
             if reason:
+                reason = _renamed(reason, job.inputs, once.places[kinds[place]], place)
                 done.problems += 1
                 done.first = done.first or reason
             yield [*job.inputs.record(place), *(values or [None] * width), reason]
@@ -274,6 +275,14 @@ def _finish(job: Job, once: Once, shards: Sequence[range]) -> Done:
         job.predictor.scorer.after(job.output)
     shutil.rmtree(job.folder)
     return done
+
+
+def _renamed(reason: str, inputs: Inputs, first: int, place: int) -> str:
+    """Why an input cannot be used, where an equal one before it was looked at and is named in its place."""
+    if first == place:
+        return reason
+    here, there = inputs.item(place).name, inputs.item(first).name
+    return f"{here}{reason.removeprefix(there)}" if reason.startswith(there) else reason
 
 
 def _free(name: str, taken: Mapping[str, type]) -> str:

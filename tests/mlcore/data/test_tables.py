@@ -9,7 +9,7 @@ import pytest
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import csv_text
-from mlcore.data.tables import NOT_UTF8, Table, open_table
+from mlcore.data.tables import NOT_UTF8, CsvTable, Table, open_table, warn_of_misspelt
 
 BAD = '\ufeffid,image,note\n1,a.png,"x\ny"\n\n2,"b""q.png",z\n3,"bad"x,1\n4,c.png,,5\n5,d.png\n'
 
@@ -34,6 +34,26 @@ def test_a_bad_row_of_a_csv_table_costs_itself_alone(tmp_path: Path) -> None:
     assert str(found[5]) == f"{path}, line 9: {NOT_UTF8}"
     assert str(found[6]).startswith(f"{path}, line 10: not a row of a CSV table")
     assert found[7] == {"id": "8", "image": "e", "note": ""}
+
+
+@pytest.mark.parametrize(
+    ("content", "kept", "others"),
+    [
+        (b'text\nfirst\n""\nthird\n\n  \n', ["first", "", "third"], ["first", "third"]),
+        (b"text,image\r\na,b\r\n,\r\n\r\nc,\r\n , \r\n", ["a", "", "c", ""], ["a", "c"]),
+        (b'text\n"\n\n"\nlast', ["", "last"], ["last"]),
+    ],
+)
+def test_a_row_of_empty_cells_is_one_where_it_is_asked_for(
+    content: bytes, kept: list[str], others: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    for empty_rows, expected in ((True, kept), (False, others)):
+        table = CsvTable(path, empty_rows=empty_rows)
+        assert [table.record(row)["text"] for row in range(len(table))] == expected
+        assert [values[0] for _, values, _ in table.rows()] == expected
+        assert [cell for batch in table.batches(["text"]) for cell in batch["text"]] == expected
 
 
 def test_any_text_comes_back_from_any_row_in_any_order(tmp_path: Path) -> None:
@@ -76,6 +96,16 @@ def test_a_file_that_is_no_table_is_refused(content: bytes, message: str, tmp_pa
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(UserError, match=message):
         open_table(tmp_path / "t.csv")
+
+
+def test_a_column_that_may_be_misspelt_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    columns = ["texts", "img", "series", "Group", "labels", "label", "shop"]
+    warn_of_misspelt(tmp_path / "t.csv", columns, ["text", "image", "series", "group", "label", "split"])
+    assert [message.partition("t.csv: ")[2] for message in caplog.messages] == [
+        "the column texts is not read, did you mean 'text'?",
+        "the column img is not read, did you mean 'image'?",
+        "the column Group is not read, did you mean 'group'?",
+    ]
 
 
 def test_a_parquet_file_is_read_by_row_groups(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from mlcore.base.errors import UserError
 from mlcore.config.section import Section, field
 from mlcore.config.sections import RunConfig
-from mlcore.run.restore import load_run_checkpoint, rebuild, run_folder
+from mlcore.run.restore import load_run_checkpoint, of_this_version, rebuild, run_folder
 from mlcore.training.checkpoint import CheckpointError, save_checkpoint
 from mlcore.training.engine import autocast, autocast_dtype
 
@@ -114,3 +115,10 @@ def test_the_named_precisions_reach_the_forward_pass(monkeypatch):
     for precision, expected in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("auto", torch.float32)):
         with autocast(precision, cpu):
             assert layer(torch.ones(1, 4)).dtype is expected
+
+
+def test_an_error_that_names_the_file_says_its_reason_itself():
+    with pytest.raises(UserError, match=r"^x\.pth: knows 6 positions$"), of_this_version(Path("x.pth")):
+        raise UserError("x.pth: knows 6 positions")
+    with pytest.raises(CheckpointError, match="not written by this version"), of_this_version(Path("x.pth")):
+        raise UserError("num_heads must be at least 1")

@@ -114,7 +114,9 @@ def test_every_row_has_its_own_columns_and_its_answer_and_equal_ones_are_predict
     scorer: Any = job.predictor.scorer
     assert len(scorer.seen) == len(set(scorer.seen)) == len({row["text"] for row in given if row["text"]})
     empty = sum(not row["text"] for row in given)
-    assert done == Done(rows=ROWS, predicted=len(scorer.seen) + 1, problems=empty, first="row 7: is empty")
+    assert done == Done(
+        rows=ROWS, predicted=len(scorer.seen) + 1, problems=empty, first=f"{tmp_path}/t.csv, line 9: is empty"
+    )
     assert not job.folder.exists()
 
 
@@ -148,20 +150,17 @@ module.run_job(job_of(Path(sys.argv[1]), workers=int(sys.argv[3])))
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
 def test_a_job_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path: Path, repository: Path) -> None:
-    (whole := tmp_path / "whole").mkdir()
-    (killed := tmp_path / "killed").mkdir()
-    for folder in (whole, killed):
-        write_rows(folder / "t.csv")
-    run_job(job_of(whole))
+    write_rows(tmp_path / "t.csv")
+    run_job(job_of(tmp_path, output=tmp_path / "whole.csv"))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (repository / "libs", repository)))}
     codes, sizes = [], []
     for limit, workers in ((1, 0), (4, 1), (7, 0), (10**9, 1)):
-        command = [sys.executable, "-c", CHILD, str(killed), str(limit), str(workers)]
+        command = [sys.executable, "-c", CHILD, str(tmp_path), str(limit), str(workers)]
         codes.append(subprocess.run(command, env=environment, check=False, cwd=repository).returncode)
-        sizes.append(len(list((killed / "out.csv.parts").glob("*.jsonl"))))
+        sizes.append(len(list((tmp_path / "out.csv.parts").glob("*.jsonl"))))
     assert codes == [-signal.SIGKILL] * 3 + [0]
     assert sizes[0] < sizes[1] < sizes[2], "each went on where the one before was"
-    assert (killed / "out.csv").read_bytes() == (whole / "out.csv").read_bytes()
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
 def test_a_job_goes_on_with_its_own_parts_only(tmp_path: Path) -> None:
@@ -173,7 +172,7 @@ def test_a_job_goes_on_with_its_own_parts_only(tmp_path: Path) -> None:
         run_job(job)
     (job.folder / "notes.txt").unlink()
     job.folder.rmdir()
-    with pytest.raises(UserError, match="row 7: is empty"):
+    with pytest.raises(UserError, match=r"t\.csv, line 9: is empty"):
         run_job(job_of(tmp_path, strict=True))
     for changes, what in (
         ({"predictor": predictor(Upper(), "other")}, "another model"),
@@ -184,6 +183,40 @@ def test_a_job_goes_on_with_its_own_parts_only(tmp_path: Path) -> None:
     write_rows(tmp_path / "t.csv", ROWS + 1)
     with pytest.raises(UserError, match="another inputs"):
         run_job(job_of(tmp_path))
+
+
+def test_each_of_equal_rows_is_named_by_its_own_line(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n\n{"text": ""}\n{"text": null}\n', encoding="utf-8")
+    scorer, table = Upper(), tmp_path / "t.jsonl"
+    inputs = find_inputs([str(table)], scorer)
+    done = run_job(
+        Job(predictor=predictor(scorer), inputs=inputs, output=tmp_path / "out.csv", batch_size=2, workers=0)
+    )
+    assert done is not None
+    assert (done.predicted, done.problems) == (2, 2)
+    problems = [row["problem"] for row in read(tmp_path / "out.csv")]
+    assert problems == ["", f"{table}, line 3: is empty", f"{table}, line 4: is empty"]
+
+
+def test_a_column_that_may_be_misspelt_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    (tmp_path / "t.csv").write_text("texts,file,label\na,b.txt,c\n", encoding="utf-8")
+    find_inputs([str(tmp_path / "t.csv")], Upper())
+    assert [message.partition("t.csv: ")[2] for message in caplog.messages] == [
+        "reads file; without text",
+        "the column texts is not read, did you mean 'text'?",
+    ]
+
+
+def test_an_empty_row_keeps_its_place(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("id,text\n1,first\n,\n3,third\n", encoding="utf-8")
+    done = run_job(job_of(tmp_path))
+    assert done is not None
+    assert (done.rows, done.problems) == (3, 1)
+    rows = read(tmp_path / "out.csv")
+    assert [row["id"] for row in rows] == ["1", "", "3"]
+    assert [row["upper"] for row in rows] == ["FIRST", "", "THIRD"]
+    assert "is empty" in rows[1]["problem"]
 
 
 def test_files_hold_several_things_and_what_is_missing_is_a_row(tmp_path: Path) -> None:
