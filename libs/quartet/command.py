@@ -72,9 +72,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(command: str, rest: list[str]) -> int:
-    from mlcore.base.errors import UserError
+    from mlcore.base.errors import UserError, nearest
     from mlcore.base.version import VERSION
-    from mlcore.config.text import nearest
 
     if command == "--version":
         print(f"quartet {VERSION}")
@@ -148,8 +147,7 @@ def _serve(rest: list[str]) -> int:
 
 
 def _script(rest: list[str]) -> int:
-    from mlcore.base.errors import UserError
-    from mlcore.config.text import nearest
+    from mlcore.base.errors import UserError, nearest
 
     name = _named(rest, "run APP SCRIPT ...")
     package = importlib.import_module(f"quartet.apps.{name}")

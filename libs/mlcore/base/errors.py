@@ -1,6 +1,7 @@
 """Errors that are the user's to mend; scripts print them without a traceback and exit with status 2."""
 
-from collections.abc import Iterator, Sequence
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 _shown = 10
@@ -37,3 +38,9 @@ def all_listed() -> Iterator[None]:
         yield
     finally:
         _shown = before
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """`", did you mean 'lr'?"` for the candidate most like `name`, or an empty string when none is close."""
+    close = difflib.get_close_matches(name, sorted(set(candidates)), n=1, cutoff=0.6)
+    return f", did you mean '{close[0]}'?" if close else ""

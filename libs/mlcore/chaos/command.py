@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlcore.base.errors import UserError
+from mlcore.base.errors import UserError, nearest
 from mlcore.cli.app import App
-from mlcore.config.text import nearest
 
 __all__ = ["FAULTS", "chaos"]
 

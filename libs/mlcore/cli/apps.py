@@ -26,7 +26,7 @@ def load_app(name: str) -> "App[Any]":
     Raises:
         UserError: There is none of this name.
     """
-    from mlcore.config.text import nearest  # its library may be what is missing, see `quartet.command`
+    from mlcore.base.errors import nearest  # its library may be what is missing, see `quartet.command`
 
     places = _places()
     if name not in places:

@@ -12,12 +12,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mlcore.base.errors import UserError
+from mlcore.base.errors import UserError, nearest
 from mlcore.cli.app import App
 from mlcore.cli.invocation import Action
 from mlcore.config.compose import EXPERIMENT, SYNONYM, group_choices
 from mlcore.config.names import Leaf, NameTable
-from mlcore.config.text import ConfigError, dump_value, nearest, read_document
+from mlcore.config.text import ConfigError, dump_value, read_document
 
 __all__ = ["ACTIONS", "Flags", "setting_of"]
 

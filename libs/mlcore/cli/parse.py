@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mlcore.base.errors import nearest
 from mlcore.base.secrets import note_arguments
 from mlcore.cli.app import App
 from mlcore.cli.flags import ACTIONS, Flags, setting_of
 from mlcore.cli.invocation import Action, Invocation, expand
 from mlcore.config.compose import Request, compose
 from mlcore.config.names import NameTable
-from mlcore.config.text import ConfigError, nearest
+from mlcore.config.text import ConfigError
 from mlcore.config.validation import ConfigT
 
 __all__ = ["parse"]

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 from mlcore.base.console import format_duration
-from mlcore.base.errors import UserError
+from mlcore.base.errors import UserError, nearest
 from mlcore.base.files import csv_text, ensure_folder, write_text
 from mlcore.base.secrets import shown
 from mlcore.compare.paired import difference
 from mlcore.compare.reading import SPLITS, Run, find_runs
 from mlcore.config.sections import EarlyStoppingConfig
-from mlcore.config.text import nearest
 from mlcore.metrics.ranking import Interval
 from mlcore.report.plots.runs import Bar, plot_runs
 

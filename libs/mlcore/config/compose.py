@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Generic
 
 from mlcore.base.env import environment
+from mlcore.base.errors import nearest
 from mlcore.base.secrets import note, register
 from mlcore.config.layers import Rank, Settings, Source, Value
 from mlcore.config.names import Leaf, NameTable
-from mlcore.config.text import ConfigError, Document, Text, interpolate, nearest, read_document, shown
+from mlcore.config.text import ConfigError, Document, Text, interpolate, read_document, shown
 from mlcore.config.validation import ConfigT, validate
 
 __all__ = ["Composed", "Request", "compose", "group_choices"]

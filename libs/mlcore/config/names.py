@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import SecretStr, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from mlcore.base.errors import nearest
 from mlcore.config.section import Meta, Section
-from mlcore.config.text import ConfigError, nearest, parse_scalar
+from mlcore.config.text import ConfigError, parse_scalar
 
 __all__ = ["Leaf", "NameTable", "flatten"]
 

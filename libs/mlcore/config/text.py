@@ -5,10 +5,9 @@ YAML 1.2.2 (section 10.3.2): `1e-4` is a number, only `true`/`false` are boolean
 environment variables. What cannot be read is a `ConfigError`; files have budgets, so that none takes long to read.
 """
 
-import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ import yaml
 from mlcore.base.errors import UserError
 from mlcore.base.reading import reading
 
-__all__ = ["ConfigError", "Document", "Text", "dump_value", "interpolate", "nearest", "parse_scalar", "read_document"]
+__all__ = ["ConfigError", "Document", "Text", "dump_value", "interpolate", "parse_scalar", "read_document"]
 
 _INT = re.compile(r"[-+]?[0-9]+$|0x[0-9a-fA-F]+$|0o[0-7]+$")
 _FLOAT = re.compile(
@@ -181,12 +180,6 @@ class Document:
     def where(self, key: str) -> str:
         """`file:line` of a key, or the file alone where the line is not known."""
         return key.where if isinstance(key, Key) else self.name
-
-
-def nearest(name: str, candidates: Iterable[str]) -> str:
-    """`", did you mean 'lr'?"` for the candidate most like `name`, or an empty string when none is close."""
-    close = difflib.get_close_matches(name, sorted(set(candidates)), n=1, cutoff=0.6)
-    return f", did you mean '{close[0]}'?" if close else ""
 
 
 def shown(path: Path) -> str:

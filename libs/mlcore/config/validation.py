@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from mlcore.base.errors import nearest
 from mlcore.config.layers import Rank, Value
 from mlcore.config.names import Leaf, NameTable
 from mlcore.config.section import Section
-from mlcore.config.text import ConfigError, dump_value, nearest
+from mlcore.config.text import ConfigError, dump_value
 
 _LONGEST_SHOWN = 200  # characters of a value in a message
 

@@ -22,10 +22,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mlcore.base.errors import UserError
+from mlcore.base.errors import UserError, nearest
 from mlcore.base.files import plain_cell
 from mlcore.base.reading import check_unpacked, reading
-from mlcore.config.text import nearest
 
 __all__ = ["NOT_UTF8", "TABLES", "UTF8", "CsvTable", "ParquetTable", "Table", "open_table", "warn_of_misspelt"]
 

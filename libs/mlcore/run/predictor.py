@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from mlcore.base.distributed import pick_device
-from mlcore.base.errors import UserError
+from mlcore.base.errors import UserError, nearest
 from mlcore.base.reading import reading
 from mlcore.cli.app import App
 from mlcore.cli.apps import load_app
-from mlcore.config.text import nearest
 from mlcore.remote.hub import HUB, fetch_model, read_weights
 from mlcore.remote.s3 import CACHE, StorageError, fetch, is_remote, stored_file
 from mlcore.run.decision import DECISION
