@@ -22,7 +22,7 @@ from mlcore.training.checkpoint import CheckpointStore
 from mlcore.training.engine import Engine, StepOutput
 from mlcore.training.optim import build_optimizer
 
-_SHARE = 0.2
+_SHARE, _TOTAL = 0.1, 1.5  # of a plain save: the stall, and all that it costs
 _THREADS = 2
 _BASELINE_STEPS = 5
 
@@ -61,7 +61,7 @@ def measure(options: Options) -> Report:
     torch.save(training.model[0].state_dict(), io.BytesIO())  # imports
     figures: dict[str, list[float]] = {}
     (ROOT / "outputs").mkdir(exist_ok=True)
-    for number in range(1 if options.quick else 3):
+    for number in range(1 if options.quick else 7):
         with tempfile.TemporaryDirectory(dir=ROOT / "outputs") as folder:
             found = {**_plain(training, Path(folder)), **_ours(training, Path(folder))}
         for name, value in found.items():
@@ -71,7 +71,7 @@ def measure(options: Options) -> Report:
 
 
 def _report(figures: dict[str, list[float]], parameters: int) -> Report:
-    share = statistics.median(_shares(figures, "ours_later"))
+    share, total = (statistics.median(_shares(figures, name)) for name in ("ours_later", "ours_total"))
     return Report(
         title="Checkpoint stall",
         method=(
@@ -85,7 +85,10 @@ def _report(figures: dict[str, list[float]], parameters: int) -> Report:
             [title, median_text(figures[name], digits=2), median_text(_shares(figures, name), digits=2)]
             for name, title in _TITLES.items()
         ],
-        goals=[Goal("a stall of at most a fifth of a plain `torch.save`", f"{share:.2f}", share <= _SHARE)],
+        goals=[
+            Goal(f"a stall of at most {_SHARE} of a plain `torch.save`", f"{share:.2f}", share <= _SHARE),
+            Goal(f"all that a save costs at most {_TOTAL} of it", f"{total:.2f}", total <= _TOTAL),
+        ],
         notes=[
             "While the thread writes, a step takes "
             f"{median_text(figures['slowdown'], digits=2)} times as long: the writer computes checksums and copies to "
