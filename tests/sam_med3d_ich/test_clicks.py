@@ -7,9 +7,10 @@ from fractions import Fraction
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from quartet.apps.sam_med3d_ich.model.clicks import next_click
-from quartet.apps.sam_med3d_ich.model.ich import IchModel
+from quartet.apps.sam_med3d_ich.model.ich import IchModel, enlarge_cubes
 from quartet.apps.sam_med3d_ich.model.prompts import NOT_A_POINT
 
 MakeModel = Callable[..., IchModel]
@@ -186,3 +187,22 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other(
     # The first click is inside, and the mask before the first round is zero, which only a bias passes on.
     first_round = {"sam.prompt_encoder.point_embeddings.0.weight", "sam.prompt_encoder.mask_downscaling.0.weight"}
     assert silent <= (first_round if rounds == 1 else set())
+
+
+@pytest.mark.parametrize(("own", "side"), [(8, 32), (5, 7), (1, 4), (6, 6)])
+def test_masks_are_enlarged_as_torch_interpolates_them(own: int, side: int) -> None:
+    generator = torch.Generator().manual_seed(own)
+    values = torch.randn(2, 3, own, own, own, generator=generator, dtype=torch.float64, requires_grad=True)
+    expected = functional.interpolate(values, size=(side,) * 3, mode="trilinear", align_corners=False)
+    found = enlarge_cubes(values, side)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    upstream = torch.randn(found.shape, generator=generator, dtype=torch.float64)
+    (mine,), (theirs,) = (torch.autograd.grad(given, values, upstream) for given in (found, expected))
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+def test_enlarged_masks_are_float32_also_under_autocast() -> None:
+    values = torch.randn(1, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = enlarge_cubes(values.bfloat16(), 16)
+    torch.testing.assert_close(half, enlarge_cubes(values.bfloat16().float(), 16), rtol=0, atol=0)

@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 
+_NOTHING = nullcontext()
+
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
     """The type that `precision` means on `device`; None is float32.
@@ -50,8 +52,11 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
     """The context of forward passes in `precision` on `device`."""
-    dtype = autocast_dtype(precision, device)
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+    return _multiplying_in(autocast_dtype(precision, device), device)
+
+
+def _multiplying_in(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[Any]:
+    return _NOTHING if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,8 @@ class Engine:
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
         self.ema_decay = ema_decay
-        self._precision = precision
-        self.arithmetic = autocast_dtype(precision, self.device) or torch.float32
+        self._reduced = autocast_dtype(precision, self.device)
+        self.arithmetic = self._reduced or torch.float32
         scales = self.arithmetic is torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scales)
         self._nominal_count = nominal_count if scales else 1.0
@@ -249,7 +254,7 @@ class Engine:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision context of forward passes, for training and evaluation alike."""
-        return autocast(self._precision, self.device)
+        return _multiplying_in(self._reduced, self.device)
 
     # ----------------------------------------------------------------------------------------------- learning rates
 
@@ -373,6 +378,3 @@ class Engine:
         self._windows, self._lr_scale = state["windows"], state["lr_scale"]
         if "statistics" in state:  # not in checkpoints of 0.1.0, whose figures of the interval that was cut are lost
             self._statistics.load_state_dict(state["statistics"])
-
-
-_NOTHING = nullcontext()

@@ -186,11 +186,12 @@ class Buffers:
         }
         self.names = list(named)
         self._buffers = list(named.values())
+        self._nothing = torch.empty(0)
 
     def read(self) -> Tensor:
         """Their values now, [N]; N is 0 for a model without any."""
         if not self._buffers:
-            return torch.empty(0)
+            return self._nothing
         return torch.cat([buffer.flatten() for buffer in self._buffers])
 
     @torch.no_grad()
