@@ -153,7 +153,7 @@ def in_force(trainer: Trainer) -> dict[str, Any]:
     assert trainer.evaluator is not None
     return {
         "optimizer": (type(engine.optimizer), groups),
-        "engine": (engine.max_grad_norm, engine.ema_decay, engine._precision, engine.scaler.is_enabled()),
+        "engine": (engine.max_grad_norm, engine.ema_decay, engine.arithmetic, engine.scaler.is_enabled()),
         "loop": (trainer.limits, trainer.cadence, trainer.monitor, trainer.accumulation, trainer.max_bad_steps),
         "plateau": plateau and (plateau.metric, *(plateau._watch.__dict__[k] for k in ("mode", "factor", "patience"))),
         "data": (replace(order, group=None), trainer.evaluator._loader.order.batch_size, trainer.loader.num_workers),
