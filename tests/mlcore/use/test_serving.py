@@ -304,6 +304,7 @@ def test_a_file_dropped_on_the_page_is_answered_and_no_request_leaves_it(server:
         first, second = tab.evaluate("[...document.querySelectorAll('#answers section')].map(e => e.innerText)")
         assert "말 <b>하나</b>" in first
         assert f"{file.name}, line 1: is bad" in second
+        tab.wait("[...document.images].every(image => image.naturalHeight)")  # loaded
         assert tab.evaluate("[...document.images].map(i => i.naturalHeight)") == [1000], "the names are no markup"
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert tab.complaints == []
