@@ -103,13 +103,15 @@ def _weighted(values: NDArray[Any], times: IntArray) -> float:
 def _auroc(labels: IntArray, scores: FloatArray) -> Figure:
     """Share of pairs of both classes that the scores rank rightly, ties half (Mann-Whitney); sorted once for all."""
     order = np.argsort(scores)
-    in_order, ascending = labels[order], scores[order]
+    is_one, ascending = labels[order] == 1, scores[order]
     is_first = np.flatnonzero(np.append(True, ascending[1:] != ascending[:-1]))  # of equal scores
+    are_numbers = not np.isnan(scores).any()
 
     def of(times: IntArray) -> float:
-        positive, negative = (np.add.reduceat(times[order] * (in_order == label), is_first) for label in (1, 0))
+        drawn = times[order]
+        positive, negative = (np.add.reduceat(drawn * kind, is_first) for kind in (is_one, ~is_one))
         pairs = float(positive.sum()) * float(negative.sum())
         below = negative.cumsum() - negative / 2
-        return float(positive @ below) / pairs if pairs and not np.isnan(scores).any() else math.nan
+        return float(positive @ below) / pairs if pairs and are_numbers else math.nan
 
     return of

@@ -61,6 +61,7 @@ class Eager:
 
     Attributes:
         module, signature, precision: As given.
+        reduced: The type that matrices are multiplied in, where it is none of the module's own.
     """
 
     def __init__(
@@ -70,11 +71,17 @@ class Eager:
         self.signature = signature
         self.precision = precision
         self._device = device
-        self._compared = precision is None or autocast_dtype(precision, device) is None
+        self.reduced = None if precision is None else autocast_dtype(precision, device)
+        self._compared = self.reduced is None
 
     def of(self, module: nn.Module, signature: Signature) -> "Eager":
         """Another module, on the same device and in the same arithmetic."""
         return Eager(module, signature, device=self._device, precision=self.precision)
+
+    @property
+    def arithmetic(self) -> str:
+        """The type that matrices are multiplied in, for people."""
+        return str(self.reduced or torch.float32).removeprefix("torch.")
 
     @torch.inference_mode()
     def __call__(self, inputs: Tensors) -> dict[str, Tensor]:
@@ -85,7 +92,7 @@ class Eager:
             self._compared = True
             said = "computes in %s: the first outputs differ from float32 by at most %.1e of the largest"
             with suppress(torch.OutOfMemoryError):  # float32 needs more
-                _log.info(said, self.precision, largest_difference(found, self._outputs(inputs)))
+                _log.info(said, self.arithmetic, largest_difference(found, self._outputs(inputs)))
         return found
 
     def _outputs(self, inputs: Tensors) -> dict[str, Tensor]:

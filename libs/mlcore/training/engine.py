@@ -52,16 +52,13 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
     """The context of forward passes in `precision` on `device`."""
-    return _multiplying_in(autocast_dtype(precision, device), device)
-
-
-def _multiplying_in(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[Any]:
+    dtype = autocast_dtype(precision, device)
     return _NOTHING if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a training step of a task returns.
+    """What a training step of a task returns; tensors that nobody changes afterwards, for they are read later.
 
     Attributes:
         loss_sum: Scalar tensor; the loss summed (not averaged) over the counted samples.
@@ -119,13 +116,12 @@ class Engine:
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
         self.ema_decay = ema_decay
-        self._reduced = autocast_dtype(precision, self.device)
-        self.arithmetic = self._reduced or torch.float32
+        self.arithmetic = autocast_dtype(precision, self.device) or torch.float32
         scales = self.arithmetic is torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scales)
         self._nominal_count = nominal_count if scales else 1.0
         self._has_host_memory = self.device.type == "cpu"  # a look costs nothing
-        self._can_cancel = not self._has_host_memory and hasattr(optimizer, "_step_supports_amp_scaling")
+        self._can_cancel = not self._has_host_memory and getattr(optimizer, "_step_supports_amp_scaling", False)
         self._truth = {value: torch.tensor(value, device=self.device) for value in (False, True)}
         # DDP averages over ranks; wanted is the sum over ranks divided by the total count.
         self._scale = torch.tensor(self._nominal_count * self.world.size, device=self.device)
@@ -254,7 +250,9 @@ class Engine:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision context of forward passes, for training and evaluation alike."""
-        return _multiplying_in(self._reduced, self.device)
+        if self.arithmetic is torch.float32:
+            return _NOTHING
+        return torch.autocast(self.device.type, dtype=self.arithmetic)
 
     # ----------------------------------------------------------------------------------------------- learning rates
 

@@ -117,15 +117,16 @@ class Evaluator:
 
 
 def largest_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """Of all numbers that are no integers and are defined, relative to the largest of those of the same name."""
+    """Of all finite numbers that are expected and no integers, relative to the largest of those of the same name.
+
+    Infinite where one is found that is not finite.
+    """
     worst = 0.0
     for name, values in expected.items():
-        if values.is_floating_point():
-            known = values[values.isfinite()].abs()
-            error = (found[name] - values).abs()
-            error = error[error.isfinite()]
-            if known.numel() and error.numel():
-                worst = max(worst, float(error.max() / known.max().clamp(min=1e-12)))
+        known = values.isfinite()
+        if values.is_floating_point() and known.any():
+            error = (found[name] - values)[known].abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
+            worst = max(worst, float(error.max() / values[known].abs().max().clamp(min=1e-12)))
     return worst
 
 

@@ -57,13 +57,13 @@ class StepStatistics:
         """Of one micro-batch, scalars: loss sum, count, sums of logs."""
         if logs and logs.keys() != set(self._names):  # at the first step, or where a run goes on with another loss
             self._names, self._sums = tuple(logs), self._sums.new_zeros(2 + len(logs))
-        counted = count if isinstance(count, Tensor) else self._constant(count, loss_sum.dtype)
-        return [loss_sum.detach(), counted, *(logs[name].detach() for name in self._names)]
+        loss = _exact(loss_sum)
+        counted = count if isinstance(count, Tensor) else self._constant(count, loss.dtype)
+        return [loss, counted, *(_exact(logs[name]) for name in self._names)]
 
     def _constant(self, value: int, dtype: torch.dtype) -> Tensor:
         if (value, dtype) not in self._counts:  # a copy to the device a batch size, not a step
-            exact = torch.promote_types(dtype, torch.float32)
-            self._counts[value, dtype] = torch.tensor(float(value), dtype=exact, device=self._device)
+            self._counts[value, dtype] = torch.tensor(float(value), dtype=dtype, device=self._device)
         return self._counts[value, dtype]
 
     def add(self, sums: list[Tensor], grad_norm: Tensor) -> None:
@@ -117,3 +117,9 @@ class StepStatistics:
         self._sums = state["sums"].to(self._device)
         self._streak = state["streak"].to(self._device)
         self._last_norm = state["norm"].to(self._device)
+
+
+def _exact(value: Tensor) -> Tensor:
+    """Without its graph, float32 at least: what is added up is not rounded to half precision."""
+    value = value.detach()
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value

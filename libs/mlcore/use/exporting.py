@@ -133,12 +133,12 @@ class _Written:
         exact = Eager(module, network.signature, device=torch.device("cpu"), precision="fp32")
         inputs = [dict(case) for case in predictor.scorer.examples()]
         cases = [{"inputs": case, "outputs": exact(case)} for case in inputs]
-        same = network.precision == "fp32" and not half
+        same = network.reduced is None and not half
         difference = _difference(network, cases, most=TOLERANCE if same else float("inf"))
         if not same:
             kept_as = " with float16 weights" if half else ""
             said = "float32%s: largest difference from the run %.1e (relative), which computes in %s"
-            _log.info(said, kept_as, difference, network.precision)
+            _log.info(said, kept_as, difference, network.arithmetic)
         return _Written(
             kept=kept, module=module, signature=network.signature, cases=cases, difference=difference, half=half
         )

@@ -1,5 +1,6 @@
 """Evaluation sees every sample once, in order, on any number of ranks."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from mlcore.base.distributed import start_world
 from mlcore.data.loader import BatchLoader
 from mlcore.data.order import EpochOrder
 from mlcore.training.engine import StepOutput
-from mlcore.training.evaluator import Evaluator
+from mlcore.training.evaluator import Evaluator, largest_difference
 
 SIZE = 21
 LENGTHS = np.random.default_rng(1).integers(1, 9, SIZE).tolist()
@@ -95,3 +96,10 @@ def test_how_far_reduced_precision_is_from_float32() -> None:
     assert evaluator.departure(model) is None, "float32 is not compared with itself"
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert evaluator.departure(model) == pytest.approx(2**-8, rel=0.01)
+
+
+def test_a_number_that_is_lost_in_reduced_precision_is_an_infinite_difference() -> None:
+    exact = {"score": torch.tensor([1.0, -2.0, math.nan]), "id": torch.tensor([1, 2, 3])}
+    assert largest_difference({"score": torch.tensor([1.0, -1.5, 7.0]), "id": torch.zeros(3)}, exact) == 0.25
+    for lost in (math.nan, math.inf):
+        assert largest_difference({**exact, "score": torch.tensor([1.0, lost, 0.0])}, exact) == math.inf

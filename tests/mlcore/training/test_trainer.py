@@ -563,3 +563,17 @@ def test_a_run_that_goes_on_without_the_data_of_a_due_evaluation_ends(tmp_path: 
     assert state["due"] is not None
     blind.load_state_dict(state, source=path)
     assert blind.fit().status == "finished"
+
+
+def test_losses_of_half_precision_are_added_up_in_float32() -> None:
+    trainer = make()
+    weight = next(trainer.task.model.parameters())
+
+    def step(model: nn.Module, batch: Any) -> StepOutput:
+        loss = (0.0 * weight.sum() + 1.0).bfloat16()
+        return StepOutput(loss, 1, {"log": loss})
+
+    trainer.engine.run_window(step, [trainer.loader.read(next(trainer.loader.order.batches(0)))] * 300)
+    totals = trainer.engine.read_totals()
+    assert totals.count == 300
+    assert totals.logs["log"] == totals.loss == 1.0  # in bfloat16 a sum of ones ends at 256
