@@ -219,7 +219,8 @@ def test_what_half_precision_costs_is_measured(
         export(predictor, folder, formats, half=half)
     difference = json.loads((folder / "model.json").read_text("utf-8"))["difference"]
     assert 1e-5 < difference < 0.05
-    assert f"from the run {difference:.1e} (relative), which computes in {precision}" in caplog.text
+    arithmetic = {"fp32": "float32", "bf16": "bfloat16"}[precision]
+    assert f"from the run {difference:.1e} (relative), which computes in {arithmetic}" in caplog.text
     kinds = {value.dtype for value in load_file(folder / "model.safetensors").values() if value.is_floating_point()}
     assert kinds == {torch.float16 if half else torch.float32}
     forms = [load_run(folder, device="cpu", network=form)(inputs) for form in (None, *formats)]

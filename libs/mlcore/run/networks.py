@@ -61,7 +61,6 @@ class Eager:
 
     Attributes:
         module, signature, precision: As given.
-        reduced: The type that matrices are multiplied in, where it is none of the module's own.
     """
 
     def __init__(
@@ -71,12 +70,16 @@ class Eager:
         self.signature = signature
         self.precision = precision
         self._device = device
-        self.reduced = None if precision is None else autocast_dtype(precision, device)
-        self._compared = self.reduced is None
+        self._compared = False
 
     def of(self, module: nn.Module, signature: Signature) -> "Eager":
         """Another module, on the same device and in the same arithmetic."""
         return Eager(module, signature, device=self._device, precision=self.precision)
+
+    @property
+    def reduced(self) -> torch.dtype | None:
+        """The type that matrices are multiplied in, where it is not the module's own."""
+        return None if self.precision is None else autocast_dtype(self.precision, self._device)
 
     @property
     def arithmetic(self) -> str:
@@ -88,7 +91,7 @@ class Eager:
         """Outputs of the inputs."""
         with nullcontext() if self.precision is None else autocast(self.precision, self._device):
             found = self._outputs(inputs)
-        if not self._compared:
+        if not self._compared and self.reduced is not None:
             self._compared = True
             said = "computes in %s: the first outputs differ from float32 by at most %.1e of the largest"
             with suppress(torch.OutOfMemoryError):  # float32 needs more
