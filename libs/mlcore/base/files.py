@@ -6,9 +6,11 @@ Write with `atomic_write`; call `remove_leftovers` once when a killed run's fold
 import contextlib
 import csv
 import errno
+import fcntl
 import io
 import json
 import math
+import mmap
 import numbers
 import os
 import re
@@ -17,7 +19,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from mlcore.base.errors import UserError
 from mlcore.base.secrets import mask_known, visible
@@ -60,8 +62,73 @@ class _Disk(io.FileIO):
             raise
 
 
+class _PastCache(io.RawIOBase):
+    """Writes whole blocks to a `_Disk` past the page cache (O_DIRECT), where the file system can.
+
+    Copying into the page cache keeps a core as busy as the disk is; a disk that fetches the blocks itself leaves it to
+    whoever trains meanwhile.
+    """
+
+    _BLOCK = 4 << 20  # bytes; a multiple of any disk's
+
+    def __init__(self, disk: _Disk) -> None:
+        self._disk = disk
+        self._block = memoryview(mmap.mmap(-1, self._BLOCK))  # begins at a page, as direct writes must
+        self._used = 0
+        self._is_direct = _set_direct(disk, on=True)
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, data: Any, /) -> int:
+        """Any buffer, as a whole."""
+        rest = data = memoryview(data).cast("B")
+        while len(rest):
+            taken = min(len(rest), self._BLOCK - self._used)
+            self._block[self._used : self._used + taken] = rest[:taken]
+            self._used, rest = self._used + taken, rest[taken:]
+            if self._used == self._BLOCK:
+                self._send()
+        return len(data)
+
+    def flush(self) -> None:
+        """Write what fills no block, the usual way, in which all that follows is written."""
+        if self._used:
+            self._is_direct = _set_direct(self._disk, on=False)
+            self._send()
+
+    def _send(self) -> None:
+        rest, self._used = self._block[: self._used], 0
+        while len(rest):
+            try:
+                rest = rest[self._disk.write(rest) :]
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._is_direct:
+                    raise
+                self._is_direct, self._disk.failure = _set_direct(self._disk, on=False), None
+
+    def close(self) -> None:
+        """Close the file under it, too."""
+        try:
+            super().close()
+        finally:
+            self._disk.close()
+
+
+def _set_direct(disk: io.FileIO, *, on: bool) -> bool:
+    """Turn direct writing on or off; whether it is on now."""
+    direct = getattr(os, "O_DIRECT", 0)  # not every system has it
+    flags = fcntl.fcntl(disk, fcntl.F_GETFL) & ~direct
+    try:
+        fcntl.fcntl(disk, fcntl.F_SETFL, flags | direct if on else flags)
+    except OSError:  # EINVAL of some file systems
+        return False
+    return on and direct != 0
+
+
 @contextlib.contextmanager
-def atomic_write(path: Path, *, size: int | None = None) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, size: int | None = None, past_cache: bool = False) -> Iterator[BinaryIO]:
     """Open `path` for writing so that it appears, complete and on the disk, when the block ends without an exception.
 
     Temporary file in the same folder, fsync, rename, fsync of the folder. If the block raises, `path` stays as it was.
@@ -69,6 +136,8 @@ def atomic_write(path: Path, *, size: int | None = None) -> Iterator[BinaryIO]:
     Args:
         path: The file to write; its folder must exist.
         size: Bytes about to be written, where known: too little space is then reported at once.
+        past_cache: Write from front to back and, where the file system can, past the page cache, so that large files
+            take little of the processor; they cannot be sought in.
 
     Yields:
         A binary file opened for writing.
@@ -83,9 +152,9 @@ def atomic_write(path: Path, *, size: int | None = None) -> Iterator[BinaryIO]:
     try:
         with told_writing(path, size):
             disk = _Disk(temporary, "xb")
-        buffer = io.BufferedWriter(disk, buffer_size=1 << 20)
+        buffer = _PastCache(disk) if past_cache else io.BufferedWriter(disk, buffer_size=1 << 20)
         try:
-            yield buffer
+            yield cast("BinaryIO", buffer)
             with told_writing(path, size):
                 buffer.flush()
                 os.fsync(disk.fileno())

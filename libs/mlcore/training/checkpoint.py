@@ -20,17 +20,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.serialization import config as serialization_config
 
 from mlcore.base.errors import UserError
 from mlcore.base.files import atomic_write, ensure_folder, remove_leftovers
 from mlcore.base.reading import check_unpacked, reading
 from mlcore.base.safe_pickle import numpy_numbers
-from mlcore.training.records import check_records, more_than_data
+from mlcore.training.records import Checksums, check_records, more_than_data
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +53,9 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         UserError: The folder is not writable or the disk is full; the old file is unharmed.
     """
     size = sum(value.nbytes for value in tree_leaves(dict(state)) if isinstance(value, Tensor))
-    with atomic_write(path, size=size) as file:
-        torch.save(state, file)
+    without_checksums = serialization_config.patch({"save.compute_crc32": False})  # type: ignore[attr-defined]
+    with atomic_write(path, size=size, past_cache=True) as file, without_checksums:
+        torch.save(state, cast("BinaryIO", Checksums(file)))
 
 
 def load_checkpoint(path: Path, *, allow: Sequence[type] = ()) -> State:

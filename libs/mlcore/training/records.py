@@ -1,19 +1,27 @@
-"""Looks through the records of a checkpoint before torch reads it: whole, stored as they are, and a program of data."""
+"""The records of a checkpoint: their checksums, and a look through them before torch reads the file.
 
+They must be whole, stored as they are, and a program of data.
+"""
+
+import io
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mlcore.base.errors import UserError
 from mlcore.base.pickle_scan import scan_pickle
 from mlcore.base.reading import Bounded
 from mlcore.base.safe_pickle import numpy_numbers
 
-__all__ = ["check_records", "more_than_data"]
+__all__ = ["Checksums", "check_records", "more_than_data"]
 
-_ZIP = b"PK\x03\x04"
+_ZIP = b"PK\x03\x04"  # begins a file, and each record; numbers of sections below are of PKWARE's APPNOTE
+_DESCRIPTOR, _DIRECTORY = b"PK\x07\x08", b"PK\x01\x02"
+_DESCRIBED = 1 << 3  # the flag of a record whose checksum and size stand after its data
 # Of what torch knows, these take no more memory than the file does; bytearray(8 << 30) would.
 _CALLED = {"collections OrderedDict", "collections Counter", "torch Size", "torch device", "_codecs encode"}
 _CALLED |= {f"{module} {name}" for module in ("builtins", "__builtin__") for name in ("set", "complex")}
@@ -28,6 +36,73 @@ def more_than_data(path: Path, asked: str | None) -> UserError:
         f"{f' (it asks for {asked})' if asked else ''} and loading it could run code. Take the file from its "
         "author again as a plain state dict."
     )
+
+
+class Checksums(io.RawIOBase):
+    """What `torch.save` writes to with `save.compute_crc32` off: enters each record's CRC-32 on the way to `file`.
+
+    torch's own checksum takes two thirds of the time of a save; zlib's is three times as quick. torch writes every part
+    of a zip (header, name, padding, data, descriptor, directory) by itself, one after the other.
+
+    Raises:
+        RuntimeError: torch writes in another way.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._naming = 0  # bytes of name and padding that follow the header
+        self._described = False  # whether data and a descriptor follow those
+        self._size = 0  # of the data so far
+        self._checksums: list[int] = []  # of the records so far
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, part: Any, /) -> int:
+        """One part of the zip."""
+        part = memoryview(part).cast("B")
+        self._file.write(self._complete(part))
+        return len(part)
+
+    def flush(self) -> None:
+        """Nothing stays here."""
+        if not self.closed:
+            self._file.flush()
+
+    def _complete(self, part: memoryview) -> memoryview | bytes | bytearray:
+        if self._naming:
+            self._naming -= len(part)
+            if self._naming < 0:
+                raise RuntimeError("a zip that is not written part by part")
+        elif self._described:
+            return self._data_or_descriptor(part)
+        elif part[:4] == _ZIP:  # 4.3.7
+            flags, name, padding = *struct.unpack_from("<H", part, 6), *struct.unpack_from("<HH", part, 26)
+            self._described, self._naming, self._size = bool(flags & _DESCRIBED), name + padding, 0
+            self._checksums.append(0)
+        elif part[:4] == _DIRECTORY:
+            return self._directory(bytearray(part))
+        return part
+
+    def _data_or_descriptor(self, part: memoryview) -> memoryview | bytes | bytearray:
+        ended = self._size and part[:4] == _DESCRIPTOR  # which only a record with data has
+        sizes = {16: "<II", 24: "<QQ"}.get(len(part)) if ended else None  # 4.3.9
+        if sizes is None or struct.unpack_from(sizes, part, 8) != (self._size, self._size):
+            self._size += len(part)
+            self._checksums[-1] = zlib.crc32(part, self._checksums[-1])
+            return part
+        self._described = False
+        return _DESCRIPTOR + struct.pack("<I", self._checksums[-1]) + part[8:]
+
+    def _directory(self, entries: bytearray) -> bytearray:
+        place = 0
+        for checksum in self._checksums:  # 4.3.12
+            struct.pack_into("<I", entries, place + 16, checksum)
+            place += 46 + sum(struct.unpack_from("<HHH", entries, place + 28))
+        if place != len(entries):
+            raise RuntimeError("a zip whose directory does not list what was written")
+        return entries
 
 
 def check_records(path: Path, *, allow: Sequence[type] = ()) -> None:

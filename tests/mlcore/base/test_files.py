@@ -1,5 +1,6 @@
 import csv
 import errno
+import fcntl
 import io
 import os
 import resource
@@ -99,6 +100,37 @@ def test_full_disk_keeps_the_old_file(tiny_disk: Path) -> None:
 def test_full_disk_under_torch_save_is_told_as_such(tiny_disk: Path) -> None:
     with pytest.raises(UserError, match="no space left"), atomic_write(tiny_disk / "model.pth") as file:
         torch.save({"weight": torch.zeros(1 << 20)}, file)
+    assert names(tiny_disk) == []
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["direct", "refused by the file system"])
+@pytest.mark.parametrize("sizes", [[], [1], [8191], [8192], [8193], [100, 8092, 8192, 7], [3 * 8192 + 5, 1]])
+def test_what_goes_past_the_page_cache_is_all_there(
+    sizes: list[int], refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = files._Disk.write
+
+    def only_the_usual_way(disk: files._Disk, data: memoryview) -> int:
+        if fcntl.fcntl(disk, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return write(disk, data)
+
+    monkeypatch.setattr(files._PastCache, "_BLOCK", 8192)
+    if refused:
+        monkeypatch.setattr(files._Disk, "write", only_the_usual_way)
+    parts = [np.random.default_rng(size).bytes(size) for size in sizes]
+    with atomic_write(tmp_path / "a.bin", past_cache=True) as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        file.write(b"more")
+    assert (tmp_path / "a.bin").read_bytes() == b"".join(parts) + b"more"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_full_disk_past_the_page_cache_is_told_as_such(tiny_disk: Path) -> None:
+    with pytest.raises(UserError, match="no space left"), atomic_write(tiny_disk / "a.bin", past_cache=True) as file:
+        file.write(bytes(files._PastCache._BLOCK + 1))
     assert names(tiny_disk) == []
 
 

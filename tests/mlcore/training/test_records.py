@@ -1,5 +1,6 @@
 """What the records of a checkpoint may hold: data of what is stored, where torch looks for it, and nothing else."""
 
+import io
 import struct
 import zipfile
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mlcore.training.checkpoint import CheckpointError, load_checkpoint
+from mlcore.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from mlcore.training.records import Checksums
 
 NUMBERS = struct.pack("<4f", 1, 2, 3, 4)
 
@@ -50,6 +52,42 @@ def refused(path: Path, problem: str) -> None:
     with pytest.raises(CheckpointError, match=rf"{path.name}: .*{problem}") as caught:
         load_checkpoint(path)
     assert "\n" not in str(caught.value)
+
+
+PARTS = {
+    "nothing": {},
+    "tensors": {"w": torch.randn(100, 30), "b": torch.zeros(0), "half": torch.ones(3).bfloat16(), "step": 4},
+    "shared": dict.fromkeys("ab", torch.arange(5)),
+    "like a header": {"w": torch.frombuffer(bytearray(b"PK\x03\x04" + bytes(26)), dtype=torch.uint8)},
+    "like a descriptor": {"w": torch.frombuffer(bytearray(b"PK\x07\x08" + bytes(12)), dtype=torch.uint8)},
+    "like a directory": {"w": torch.frombuffer(bytearray(b"PK\x01\x02" + bytes(60)), dtype=torch.uint8)},
+    "many": {str(n): torch.full((n % 7,), n) for n in range(300)},
+}
+
+
+@pytest.mark.parametrize("state", PARTS.values(), ids=PARTS)
+def test_a_checkpoint_is_the_file_that_torch_writes(state: dict[str, Any], tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "ours.pth", state)
+    with (tmp_path / "torchs.pth").open("wb") as file:
+        torch.save(state, file)
+    with zipfile.ZipFile(tmp_path / "ours.pth") as ours, zipfile.ZipFile(tmp_path / "torchs.pth") as torchs:
+        assert ours.testzip() is None
+        checksums, torch_checksums = ({r.filename: r.CRC for r in a.infolist()} for a in (ours, torchs))
+    own = "archive/.data/serialization_id"  # torch makes it of its checksums
+    assert checksums.keys() == torch_checksums.keys()
+    assert {name for name, value in checksums.items() if value != torch_checksums[name]} <= {own}
+    data, torch_data = ((tmp_path / f"{name}.pth").read_bytes() for name in ("ours", "torchs"))
+    assert len(data) == len(torch_data)
+    assert sum(a != b for a, b in zip(data, torch_data, strict=True)) <= 40 + 4 + 4, "the id and its checksum, twice"
+
+
+def test_another_way_of_writing_zips_is_an_error() -> None:
+    checksums = Checksums(io.BytesIO())
+    checksums.write(b"PK\x03\x04\x00\x00\x08\x08" + bytes(18) + struct.pack("<HH", 4, 0))
+    with pytest.raises(RuntimeError, match="part by part"):
+        checksums.write(b"nameanddata")
+    with pytest.raises(RuntimeError, match="directory"):
+        Checksums(io.BytesIO()).write(b"PK\x01\x02" + bytes(42))
 
 
 def test_the_archives_of_these_tests_are_read(tmp_path: Path) -> None:
