@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mlcore.base.errors import UserError
 
-_FEW = 2**17  # products of a query and a key, of a head
+_FEW = 2**20  # products of a query and a key, of a sample: 2 MiB of them are kept for the backward pass
 
 
 class MultiHeadAttention(nn.Module):
@@ -131,7 +131,7 @@ class MultiHeadAttention(nn.Module):
 def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, *, scale: float | None = None) -> Tensor:
     """softmax(scale q k^T) v over what is `seen`; scale is by default one over the root of the heads' width."""
     is_bf16_on_cpu = q.dtype == torch.bfloat16 and q.device.type == "cpu"
-    if not (is_bf16_on_cpu and torch.is_grad_enabled() and q.shape[2] * k.shape[2] <= _FEW):
+    if not (is_bf16_on_cpu and torch.is_grad_enabled() and q.shape[1] * q.shape[2] * k.shape[2] <= _FEW):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
     # The backward pass of torch's fused kernel takes up to ten times as long as the products.
     scores = (q * (q.shape[3] ** -0.5 if scale is None else scale)) @ k.transpose(2, 3)
