@@ -260,8 +260,9 @@ def _upright(config: DocConfig, splits: Splits, world: World) -> Upright | None:
     """What rights pages, where that is asked for and pages are looked at."""
     if config.data.orientation == "as_is" or config.model.model_name == TEXT:
         return None
-    pixels = round(config.data.max_megapixels * 1e6)
-    found: Upright = broadcast_object(fit_upright(splits.train, max_pixels=pixels) if world.is_main else None)
+    pixels, side = round(config.data.max_megapixels * 1e6), config.data.decode_side
+    learned = fit_upright(splits.train, max_pixels=pixels, decode_side=side) if world.is_main else None
+    found: Upright = broadcast_object(learned)
     return found
 
 
@@ -273,6 +274,7 @@ def _data(pages: Sequence[Page], *, config: DocConfig, upright: Upright | None) 
     dataset = PageDataset(
         pages,
         max_pixels=round(config.data.max_megapixels * 1e6),
+        decode_side=config.data.decode_side,
         grey=config.model.in_channels == 1,
         fit=replace(fit, upright=upright),
     )

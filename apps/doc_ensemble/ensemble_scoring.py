@@ -48,11 +48,13 @@ class EnsembleScorer:
         self._rule = rule_of(chosen, folder)
         self._counts = [len(models) for models in chosen.members.values()]
         self._parts: list[DocScorer] = []
+        side = None if chosen.data is None else chosen.data.decode_side
+        read = {"max_megapixels": chosen.max_megapixels, "decode_side": side}
         self.trained_on: frozenset[str] = frozenset()
         for name, models in chosen.members.items():
             for model in models:
                 where = f"{folder / ENSEMBLE}: its member {name!r}"
-                part, known = _scorer(model, folder, device, where=where, max_megapixels=chosen.max_megapixels)
+                part, known = _scorer(model, folder, device, where=where, read=read)
                 self.trained_on |= known
                 if part.class_names != chosen.class_names:
                     raise UserError(f"{where}: {model.path} is of other classes than the ensemble, or another order")
@@ -109,7 +111,7 @@ def best_member(ensemble: Predictor, device: torch.device) -> tuple[str, Predict
 
 
 def _scorer(
-    model: ChosenModel, folder: Path, device: torch.device, *, where: str, max_megapixels: float
+    model: ChosenModel, folder: Path, device: torch.device, *, where: str, read: Mapping[str, Any]
 ) -> tuple[DocScorer, frozenset[str]]:
     """A model where it was, or where it is as seen from the folder, and digests of the pages that it was trained on."""
     places = (Path(model.path), folder / model.beside)
@@ -119,7 +121,7 @@ def _scorer(
     run = load_run_checkpoint(path, app="doc_ensemble", config_cls=DocConfig)
     if run.digest != model.digest:
         raise UserError(f"{where}: {path} is another model than the one the experiment chose; repeat the experiment")
-    about = {**describe(run), "max_megapixels": max_megapixels}
+    about = {**describe(run), **read}
     module = make_module(about, run.weights, path)
     scorer = DocScorer(about, Eager(module, signature_of(about), device=device, precision="fp32"))
     return scorer, frozenset(map(str, run.metadata.get("trained_on", ())))

@@ -45,6 +45,7 @@ def describe(run: RunCheckpoint[DocConfig]) -> dict[str, Any]:
             "fit": fit_of(run),
             "upright": None if (upright := upright_of(run)) is None else upright.values,
             "max_megapixels": data.max_megapixels,
+            "decode_side": data.decode_side,
             "batch_size": train.eval_batch_size or train.batch_size,
         }
 
@@ -85,7 +86,8 @@ class DocScorer:
         self.format = InputFormat(height, width, about["model"]["in_channels"], about["fit"], upright)
         if self.reads_text:
             self.inputs = {**self.inputs, "text": (TEXT,)}
-        self._max_pixels = round(about["max_megapixels"] * 1e6)
+        # How large a page may be, and how it is decoded, which older exports do not say.
+        self._read = round(about["max_megapixels"] * 1e6), about.get("decode_side")
         self._decision = decision_of(about)
         self.columns = ClassPrediction.columns(self.class_names, self._decision)
         self.batch_size: int = about["batch_size"]
@@ -156,13 +158,15 @@ class DocScorer:
             raise UserError(f"{item.name}: names no file; expected one in the column image")
         found = item.path.stat() if item.path.is_file() else None
         state = None if found is None else (found.st_size, found.st_mtime_ns)
-        return _decoded(item.path, item.part, self._max_pixels, state)
+        return _decoded(item.path, item.part, *self._read, state)
 
 
 @lru_cache(maxsize=1)
-def _decoded(path: Path, number: int, max_pixels: int, _state: tuple[int, int] | None) -> Pixels:
+def _decoded(
+    path: Path, number: int, max_pixels: int, decode_side: int | None, _state: tuple[int, int] | None
+) -> Pixels:
     """A page; runs that are averaged ask for it one after another. A file that was changed is another one."""
-    image = read_page(path, number, max_pixels=max_pixels)
+    image = read_page(path, number, max_pixels=max_pixels, decode_side=decode_side)
     image.flags.writeable = False
     return image
 

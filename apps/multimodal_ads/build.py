@@ -291,6 +291,7 @@ def _sources(config: AdsConfig, splits: Splits, parts: Parts, *, world: World) -
         name: SampleSource(
             rows,
             max_pixels=_max_pixels(config),
+            decode_side=config.data.decode_side,
             with_images=parts.vision is not None,
             pictures=pictures.get(name),
             texts=texts.get(name),

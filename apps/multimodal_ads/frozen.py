@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mlcore.base.distributed import World, any_rank, barrier, broadcast_object
@@ -82,7 +85,8 @@ def picture_features(
     limit, batch_size = round(config.data.max_megapixels * 1e6), config.features.encode_batch_size
 
     def compute(positions: Sequence[int]) -> Iterator[Rows]:
-        inputs = _Inputs([paths[i] for i in positions], vision.processor, max_pixels=limit)
+        read = partial(read_image, max_pixels=limit, decode_side=config.data.decode_side)
+        inputs = _Inputs([paths[i] for i in positions], vision.processor, read)
         workers = worker_count(config.run.num_workers, samples=len(inputs), batch_size=batch_size, processes=world.size)
         for pixels in inputs.batches(batch_size, num_workers=min(workers, len(inputs) - 1)):
             yield _encode(parts, pixels, config=config, device=world.device)
@@ -97,7 +101,8 @@ def picture_features(
 def _picture_recipe(parts: Parts, config: AdsConfig, device: torch.device) -> dict[str, Any]:
     return {
         "backbone": given(parts.base_digest),
-        "reading": f"{_READING} Pillow {PIL.__version__}",
+        "reading": f"{_READING} Pillow {PIL.__version__}"
+        + (f" from {config.data.decode_side} pixels" if config.data.decode_side else ""),
         "preprocessing": given(parts.vision).processor.fingerprint(),
         "kind": "tokens" if isinstance(parts.pooling, AttentionPooling) else config.pooling.name,
         "arithmetic": f"{autocast_dtype(config.train.precision, device)} {_arithmetic(device)}",
@@ -123,17 +128,16 @@ def _encode(parts: Parts, pixels: Mapping[str, Tensor], *, config: AdsConfig, de
 class _Inputs:
     """Pictures as the backbone takes them, read and prepared by the loader's workers."""
 
-    def __init__(self, paths: Sequence[Path], processor: Processor, *, max_pixels: int) -> None:
+    def __init__(self, paths: Sequence[Path], processor: Processor, read: Callable[[Path], NDArray[np.uint8]]) -> None:
         self._paths = paths
         self._processor = processor
-        self._max_pixels = max_pixels
+        self._read = read
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        image = read_image(self._paths[index], max_pixels=self._max_pixels)
-        return {key: value[0] for key, value in self._processor([image]).items()}
+        return {key: value[0] for key, value in self._processor([self._read(self._paths[index])]).items()}
 
     def batches(self, batch_size: int, *, num_workers: int) -> Iterator[dict[str, Tensor]]:
         """All pictures in their order."""

@@ -89,6 +89,7 @@ def describe(run: RunCheckpoint[AdsConfig]) -> dict[str, Any]:
             "frozen_weights": dict(run.metadata["frozen_weights"]),
             "text_width": run.metadata["text_width"],
             "max_megapixels": config.data.max_megapixels,
+            "decode_side": config.data.decode_side,
             "lookalikes": dict(LOOKALIKES) if config.data.unmask_text else None,  # of letters, where texts are unmasked
             "decision": None if decision is None else decision.model_dump(mode="json"),
         }
@@ -207,7 +208,8 @@ class AdScorer:
         self._decision = decision
         self._clean = partial(clean_text, unmask=about.get("lookalikes") is not None)
         self._text = self._clean(text)
-        self._max_pixels = round(about["max_megapixels"] * 1e6)
+        most, side = round(about["max_megapixels"] * 1e6), about.get("decode_side")  # older exports have none
+        self._read = partial(read_image, max_pixels=most, decode_side=side)
         self._processor = None if about["vision"] is None else make_processor(about["vision"])
         self._reader = None if about["text"] is None else _reader(about)
         self._tells_facts, self._chunks = _tells_facts(about), _chunks(about)
@@ -315,4 +317,4 @@ class AdScorer:
             return image
         if item.path is None:
             raise UserError(f"{item.name}: names no picture; expected a file in the column {_PICTURES[0]}")
-        return read_image(item.path, max_pixels=self._max_pixels, name=item.name)
+        return self._read(item.path, name=item.name)

@@ -49,6 +49,7 @@ def evaluation(run: RunCheckpoint[AdsConfig], asked: Asked, world: World) -> Eva
     source = partial(
         SampleSource,
         max_pixels=pixels,
+        decode_side=run.config.data.decode_side,
         with_images=parts.vision is not None,
         with_texts=parts.text is not None,
         with_facts=parts.tells_facts,

@@ -20,8 +20,10 @@ from mlcore.run.networks import Eager
 from mlcore.use.command import predict
 from mlcore.use.exporting import export
 from quartet.apps.doc_ensemble import scoring
+from quartet.apps.doc_ensemble.data import dataset
 from quartet.apps.doc_ensemble.data.dataset import Fit, Prepare
 from quartet.apps.doc_ensemble.data.folders import read_folders
+from quartet.apps.doc_ensemble.data.pages import read_page
 from quartet.apps.doc_ensemble.restore import restore
 from tests.doc_ensemble.conftest import Run
 from tests.doc_ensemble.tiny_runs import write_checkpoint
@@ -44,6 +46,35 @@ def test_predictions_are_those_that_the_run_wrote_of_its_validation(finished: tu
     assert [one.predicted for one in found] == [row["predicted"] for row in rows]
     again = predictor(np.asarray(Image.open(rows[3]["image"].removesuffix("#1")).convert("L")))
     np.testing.assert_allclose(again[0].probabilities, expected[3], atol=2e-6)
+
+
+def test_pages_decoded_at_a_part_of_their_size_are_so_everywhere(
+    run: Run, tiny: list[str], pages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: dict[str, set[tuple[int, ...]]] = {"training": set(), "predictions": set()}
+    for name, module in (("training", dataset), ("predictions", scoring)):
+
+        def noting(*given: Any, name: str = name, **how: Any) -> Any:
+            image = read_page(*given, **how)
+            shapes[name].add(image.shape[:2])
+            return image
+
+        monkeypatch.setattr(module, "read_page", noting)
+    for page in sorted(pages.rglob("*.jpg")):
+        large = tmp_path / "set" / page.relative_to(pages)
+        large.parent.mkdir(parents=True, exist_ok=True)
+        whole = Image.open(page)
+        whole.resize((whole.width * 2, whole.height * 2)).save(large, quality=90)
+    data = ["--data_dir", tmp_path / "set", "--decode_side", "48"]
+    code, said = run("run_experiment", *tiny, *data, "--output_dir", tmp_path / "run")
+    assert code == 0, said
+    rows, predictor = table_of(tmp_path / "run" / "val_predictions.csv"), load_run(tmp_path / "run", device="cpu")
+    paths = [row["image"].removesuffix("#1") for row in rows]
+    found = np.array([one.probabilities for one in predictor(paths)])
+    expected = np.array([[float(row[f"p_{name}"]) for name in predictor(paths[:1])[0].class_names] for row in rows])
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    assert shapes["predictions"] <= shapes["training"]
+    assert all(48 <= min(shape) < 96 for part in shapes.values() for shape in part), "a half would be large enough"
 
 
 def test_predictions_of_a_table_go_on_after_rows_that_name_no_page(

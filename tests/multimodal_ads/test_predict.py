@@ -16,7 +16,7 @@ from mlcore.run import load_run, load_runs
 from mlcore.run.decision import Decision, read_decision, write_decision
 from mlcore.run.scorer import Item
 from quartet.apps.multimodal_ads.data.table import read_table
-from tests.multimodal_ads.conftest import own_rows, read_csv, run
+from tests.multimodal_ads.conftest import own_rows, read_csv, run, train
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -56,6 +56,21 @@ def test_predictions_are_those_of_the_runs_own_evaluation(
     assert list(scores[0]) == [*given[0], "probability", "predicted", "gate", "problem"]
     assert [float(row["probability"]) for row in scores] == pytest.approx([one.probability for one in found], abs=1e-6)
     assert [row["predicted"] for row in scores] == [one.predicted for one in found]
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
+def test_pictures_decoded_at_a_part_of_their_size_are_so_everywhere(
+    cache: str, ads: Path, backbone: list[str], tmp_path: Path
+) -> None:
+    tables = ["--train_csv", ads / "train.csv", "--val_csv", ads / "val.csv", "--epochs", "1"]
+    how = ["train.modality=vision_only", "--cache", cache, "--decode_side", "32"]
+    folder = train(tmp_path / "run", *backbone, *tables, *how)
+    rows, predictor = read_table(ads / "val.csv", base_dir=None), load_run(folder, device="cpu")
+    expected = [row["probability"] for row in own_rows(folder)]
+    found = [one.probability for one in predictor([Item(row.origin, row.image) for row in rows])]
+    assert found == pytest.approx(expected, abs=1e-5)
+    whole = [one.probability for one in predictor([np.asarray(Image.open(row.image)) for row in rows])]
+    assert np.abs(np.subtract(found, whole)).max() > 1e-4, "decoded as a whole they are others"
 
 
 def test_every_row_of_a_table_is_a_row_of_the_scores(ads: Path, finished: Path, tmp_path: Path) -> None:

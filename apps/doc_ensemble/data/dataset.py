@@ -6,6 +6,7 @@ noise, blur and compression have the same strength whatever a page was scanned a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,14 +65,22 @@ class PageDataset:
     Args:
         pages: What to read.
         max_pixels: Larger images are refused before they are decoded.
+        decode_side: See `mlcore.data.images.read_image`.
         grey: One channel instead of RGB.
         fit: Size of the samples; None leaves pages as they are.
     """
 
-    def __init__(self, pages: Sequence[Page], *, max_pixels: int, grey: bool = False, fit: Fit | None = None) -> None:
+    def __init__(
+        self,
+        pages: Sequence[Page],
+        *,
+        max_pixels: int,
+        decode_side: int | None = None,
+        grey: bool = False,
+        fit: Fit | None = None,
+    ) -> None:
         self.pages = tuple(pages)
-        self.max_pixels = max_pixels
-        self.grey = grey
+        self._read = partial(read_page, max_pixels=max_pixels, decode_side=decode_side, grey=grey)
         self.fit = fit
 
     def __len__(self) -> int:
@@ -79,7 +88,7 @@ class PageDataset:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         page = self.pages[index]
-        image = read_page(page.path, page.number, max_pixels=self.max_pixels, grey=self.grey)
+        image = self._read(page.path, page.number)
         label = -1 if page.label is None else page.label
         return {"index": index, "label": label, "image": image if self.fit is None else self.fit(image)}
 

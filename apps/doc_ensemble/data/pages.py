@@ -63,7 +63,9 @@ class Page:
         return f"group {self.group}" if self.group else f"file {self.path}"
 
 
-def read_page(path: Path, number: int = 0, *, max_pixels: int, grey: bool = False) -> NDArray[np.uint8]:
+def read_page(
+    path: Path, number: int = 0, *, max_pixels: int, decode_side: int | None = None, grey: bool = False
+) -> NDArray[np.uint8]:
     """Decode one page.
 
     Args:
@@ -72,6 +74,7 @@ def read_page(path: Path, number: int = 0, *, max_pixels: int, grey: bool = Fals
             with what is filled into its forms.
         number: Which page, from 0.
         max_pixels: Larger images are refused before they are decoded; PDF pages are rendered at a lower resolution.
+        decode_side: See `mlcore.data.images.read_image`.
         grey: One channel instead of three.
 
     Returns:
@@ -86,7 +89,7 @@ def read_page(path: Path, number: int = 0, *, max_pixels: int, grey: bool = Fals
     elif number and path.suffix.lower() not in _TIFF:
         raise UserError(f"{path}: no page {number + 1}; it has 1 page")
     else:
-        image = read_pixels(path, page=number, max_pixels=max_pixels)
+        image = read_pixels(path, page=number, max_pixels=max_pixels, decode_side=decode_side)
     channels = image.shape[2]
     if grey and channels == 3:
         return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)[..., None]

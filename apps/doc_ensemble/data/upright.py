@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Self
 
 import cv2
@@ -114,7 +114,7 @@ def turned_patterns(found: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.stack(turns).reshape(4, -1)
 
 
-def fit_upright(pages: Sequence[Page], *, max_pixels: int) -> Upright:
+def fit_upright(pages: Sequence[Page], *, max_pixels: int, decode_side: int | None = None) -> Upright:
     """Learn from training pages which way is up, and by folds of them how sure the head must be.
 
     Pages that do not seem upright are left out of the next round, so that those that lie are not learned as they lie.
@@ -123,6 +123,7 @@ def fit_upright(pages: Sequence[Page], *, max_pixels: int) -> Upright:
     Args:
         pages: Training pages, with labels.
         max_pixels: Larger images are refused before they are decoded.
+        decode_side: See `mlcore.data.images.read_image`.
 
     Raises:
         UserError: They are of fewer than three files or groups, or one cannot be read.
@@ -134,7 +135,8 @@ def fit_upright(pages: Sequence[Page], *, max_pixels: int) -> Upright:
     units = [page.bundle for page in asked]
     if len(set(units)) < _FOLDS:
         raise UserError(f"data.orientation=auto: learns from {_FOLDS} files or groups of training pages at least")
-    images = (read_page(page.path, page.number, max_pixels=max_pixels, grey=True) for page in asked)
+    read = partial(read_page, max_pixels=max_pixels, decode_side=decode_side, grey=True)
+    images = (read(page.path, page.number) for page in asked)
     features = np.stack([turned_patterns(patterns(image)) for image in images])
     upright, scores = np.ones(len(asked), dtype=bool), np.empty((len(asked), 4))
     with threadpool_limits(limits=1):

@@ -90,7 +90,13 @@ def predict_splits(
     pages = [page for group in named.values() for page in group]
     predicted = predict_pages(
         parts,
-        document_pages(pages, parts, max_pixels=round(config.data.max_megapixels * 1e6), skip_bad=True),
+        document_pages(
+            pages,
+            parts,
+            max_pixels=round(config.data.max_megapixels * 1e6),
+            decode_side=config.data.decode_side,
+            skip_bad=True,
+        ),
         views=views_of(settings.tta),
         device=device,
         batch_size=batch_size,

@@ -29,6 +29,7 @@ def document_pages(
     members: Sequence[Member],
     *,
     max_pixels: int,
+    decode_side: int | None = None,
     skip_bad: bool = False,
     workers: int | None = None,
 ) -> Pages[Page]:
@@ -38,6 +39,7 @@ def document_pages(
         pages: What to predict.
         members: Who predicts.
         max_pixels: Larger images are refused before they are decoded.
+        decode_side: See `mlcore.data.images.read_image`.
         skip_bad: Leave out what cannot be read.
         workers: Threads that read ahead; None: one for each core, up to 8, since a GPU waits for fewer.
     """
@@ -45,7 +47,7 @@ def document_pages(
     grey = all(member.in_channels == 1 for member in looking)
     return Pages(
         items=pages,
-        read=partial(_read, max_pixels=max_pixels if looking else None, grey=grey),
+        read=partial(_read, max_pixels=max_pixels if looking else None, decode_side=decode_side, grey=grey),
         prepare=_prepare,
         skip_bad=skip_bad,
         workers=workers or max(2, min(8, _cores())),
@@ -56,10 +58,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def _read(page: Page, *, max_pixels: int | None, grey: bool) -> _Content:
+def _read(page: Page, *, max_pixels: int | None, decode_side: int | None, grey: bool) -> _Content:
     if max_pixels is None:
         return _Content(np.zeros((0, 0, 1), dtype=np.uint8), page.text)
-    return _Content(read_page(page.path, page.number, max_pixels=max_pixels, grey=grey), page.text)
+    image = read_page(page.path, page.number, max_pixels=max_pixels, decode_side=decode_side, grey=grey)
+    return _Content(image, page.text)
 
 
 def _prepare(content: _Content, shape: InputFormat) -> NDArray[np.uint8]:

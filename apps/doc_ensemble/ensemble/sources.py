@@ -155,7 +155,7 @@ def data_of(composed: Composed[DocConfig], sources: Sequence[Source]) -> DocConf
 
     That of the first member, so that the pages held out from its training are those that are predicted, with what the
     user gave in place of it: another place of the pages replaces all that says where they are. Pages may be as large as
-    any member allows.
+    any member allows, and are decoded as large as the one that wants most.
 
     Args:
         composed: The experiment's.
@@ -163,7 +163,9 @@ def data_of(composed: Composed[DocConfig], sources: Sequence[Source]) -> DocConf
     """
     configs = [part.config for source in sources for part in source.parts]
     largest = max(config.data.max_megapixels for config in configs)
-    given, known = composed.config.data, configs[0].data.model_copy(update={"max_megapixels": largest})
+    sides = [config.data.decode_side for config in configs]
+    wanted = {"max_megapixels": largest, "decode_side": None if None in sides else max(filter(None, sides))}
+    given, known = composed.config.data, configs[0].data.model_copy(update=wanted)
     names = [name for name in type(given).model_fields if composed.was_given(f"data.{name}")]
     if any(name in _WHERE for name in names):
         names += _WHERE

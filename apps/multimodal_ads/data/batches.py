@@ -1,6 +1,7 @@
 """Samples with pixels or features, texts or embeddings, and batches as the classifier takes them."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ class SampleSource:
     Args:
         rows: What to read.
         max_pixels: Larger images are refused before they are decoded.
+        decode_side: See `read_image`.
         with_images: Without it, and where their features are known, no image is opened.
         pictures: Features of the pictures.
         texts: Features of the texts.
@@ -42,6 +44,7 @@ class SampleSource:
         rows: Sequence[AdRow],
         *,
         max_pixels: int,
+        decode_side: int | None = None,
         with_images: bool = True,
         pictures: KnownFeatures | None = None,
         texts: KnownFeatures | None = None,
@@ -49,7 +52,7 @@ class SampleSource:
         with_facts: bool = False,
     ) -> None:
         self.rows = tuple(rows)
-        self._max_pixels = max_pixels
+        self._read = partial(read_image, max_pixels=max_pixels, decode_side=decode_side)
         self._with_images = with_images and pictures is None
         self._pictures = pictures
         self._texts = texts
@@ -80,7 +83,7 @@ class SampleSource:
         row = self.rows[index]
         sample: dict[str, Any] = {"label": row.label, "has_text": bool(row.text)}
         if self._with_images:
-            sample["image"] = read_image(row.image, max_pixels=self._max_pixels)
+            sample["image"] = self._read(row.image)
         if self._pictures is not None:
             store, digests = self._pictures
             sample["features"] = store[digests[index]]

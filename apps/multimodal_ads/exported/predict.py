@@ -21,13 +21,16 @@ import onnxruntime
 HERE = Path(__file__).resolve().parent
 
 
-def pixels(path: str, how: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+def pixels(path: str, how: dict[str, Any], side: int | None) -> dict[str, np.ndarray[Any, Any]]:
     """A picture as the model takes it: resized as a whole, scaled and normalised, float32 [1, 3, H, W]."""
     from PIL import Image
 
     size = how["size"]["width"], how["size"]["height"]
     try:
-        opened = Image.open(path).convert("RGB").resize(size, Image.Resampling(how["resample"]))
+        file = Image.open(path)
+        if side is not None:  # a large JPEG file is decoded at a part of its size
+            file.draft(None, (side, side))
+        opened = file.convert("RGB").resize(size, Image.Resampling(how["resample"]))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         sys.exit(f"{path}: no such picture, or damaged")
     image = np.asarray(opened, np.float32)
@@ -91,7 +94,7 @@ def main(given: list[str]) -> None:
     if len(given) % step:
         sys.exit(f"{given[-1]}: has no text beside it; this model takes pairs: picture.jpg 'text in it', '' for none")
     for place in range(0, len(given), step):
-        picture = pixels(given[place], pictures["processor"]) if pictures else {}
+        picture = pixels(given[place], pictures["processor"], about["decode_side"]) if pictures else {}
         words = given[place + step - 1]
         words = unicodedata.normalize("NFC", unmasked(words, about["lookalikes"]) if about["lookalikes"] else words)
         text = tokens(words.strip(), texts) if texts else {}

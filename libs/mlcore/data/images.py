@@ -51,12 +51,16 @@ Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def read_image(source: Path | bytes, *, max_pixels: int, name: Path | str = "") -> NDArray[np.uint8]:
+def read_image(
+    source: Path | bytes, *, max_pixels: int, decode_side: int | None = None, name: Path | str = ""
+) -> NDArray[np.uint8]:
     """Decode an image; the first frame of an animation, the first page of a TIFF file.
 
     Args:
         source: A file in any of the formats AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF and WebP, or its content.
         max_pixels: Larger images are refused before they are decoded; the user's `max_megapixels`.
+        decode_side: JPEG images are decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of their size (their blocks'
+            discrete cosine transform gives these for less work) at which no side is shorter than this; None: at 1/1.
         name: What messages call the content.
 
     Returns:
@@ -66,11 +70,13 @@ def read_image(source: Path | bytes, *, max_pixels: int, name: Path | str = "") 
     Raises:
         UserError: It is missing, empty, damaged, no image, or too large; the message starts with the name.
     """
-    array = read_pixels(source, max_pixels=max_pixels, name=name)
+    array = read_pixels(source, max_pixels=max_pixels, decode_side=decode_side, name=name)
     return array if array.shape[2] == 3 else np.repeat(array, 3, axis=2)
 
 
-def read_pixels(source: Path | bytes, *, page: int = 0, max_pixels: int, name: Path | str = "") -> NDArray[np.uint8]:
+def read_pixels(
+    source: Path | bytes, *, page: int = 0, max_pixels: int, decode_side: int | None = None, name: Path | str = ""
+) -> NDArray[np.uint8]:
     """As `read_image`, with any page of a TIFF file (from 0), and uint8 [H, W, 1] of grey pictures.
 
     Raises:
@@ -81,11 +87,11 @@ def read_pixels(source: Path | bytes, *, page: int = 0, max_pixels: int, name: P
         if not _is_apart(file):
             picture = _opened(file, name, page=page)
             if _checked_size(name, picture, max_pixels) <= _MANY_PIXELS.get(picture.format or "", _MANY_OTHERS):
-                return _decoded(picture)
+                return _decoded(picture, decode_side)
     hint = f", the most that max_megapixels={max_pixels / 1e6:g} allows; raise it if you trust the file"
     memory = _BYTES * max_pixels + _MORE_BYTES
     array: NDArray[np.uint8] = isolated(
-        _read_here, source, str(name), page, max_pixels, name=name, memory=memory, hint=hint
+        _read_here, source, str(name), page, max_pixels, decode_side, name=name, memory=memory, hint=hint
     )
     return array
 
@@ -144,11 +150,13 @@ def _named(source: Path | bytes) -> Path | str:
     return source if isinstance(source, Path) else "the picture"
 
 
-def _read_here(source: Path | bytes, name: str, page: int, max_pixels: int) -> NDArray[np.uint8]:
+def _read_here(
+    source: Path | bytes, name: str, page: int, max_pixels: int, decode_side: int | None
+) -> NDArray[np.uint8]:
     with _content(source, name) as file:
         picture = _opened(file, name, page=page)
         _checked_size(name, picture, max_pixels)
-        return _decoded(picture)
+        return _decoded(picture, decode_side)
 
 
 def _size_here(path: Path, page: int) -> tuple[int, int]:
@@ -241,8 +249,10 @@ def _checked_size(name: Path | str, picture: Image.Image, max_pixels: int) -> in
     return width * height
 
 
-def _decoded(picture: Image.Image) -> NDArray[np.uint8]:
+def _decoded(picture: Image.Image, side: int | None) -> NDArray[np.uint8]:
     """The pixels of an opened image, upright: uint8 [H, W, 1] of grey ones, otherwise [H, W, 3]."""
+    if side is not None:
+        picture.draft(None, (side, side))  # which only JPEG images follow
     picture.load()
     negative, fewer = _tag(picture, _PHOTOMETRIC, default=1) == _WHITE_IS_ZERO, picture.format == "TIFF"
     picture = _upright(picture)

@@ -124,12 +124,17 @@ class BatchLoader:
             _at_work.add(iterator)
             weakref.finalize(self, _dismiss, iterator).atexit = False
         for fetched in iterator:
-            yield _checked(fetched)
+            if isinstance(fetched, UserError):
+                raise fetched
+            yield fetched
 
     def read(self, key: BatchKey) -> MicroBatch:
         """One batch, read in this process."""
         keyed: Any = self._loader.dataset
-        return _checked(self._loader.collate_fn(keyed.__getitems__(key)))
+        fetched: MicroBatch | UserError = self._loader.collate_fn(keyed.__getitems__(key))
+        if isinstance(fetched, UserError):
+            raise fetched
+        return fetched
 
 
 def _dismiss(iterator: Any) -> None:
@@ -163,6 +168,7 @@ class _KeyedDataset:
     def __init__(self, dataset: SizedDataset, transform: Transform | None, prepare: Prepare | None, seed: int) -> None:
         self._dataset = dataset
         self._per_epoch = dataset if isinstance(dataset, EpochDataset) else None
+        self._as_they_are = self._per_epoch is None and transform is None and prepare is None
         self._transform = transform
         self._prepare = prepare
         self._seed = seed
@@ -172,6 +178,8 @@ class _KeyedDataset:
 
     def __getitems__(self, key: BatchKey) -> tuple[list[Any], bool] | UserError:
         try:
+            if self._as_they_are:
+                return [self._dataset[index] for index in key.indices], key.real
             return [self._read(index, key.epoch) for index in key.indices], key.real
         except UserError as error:  # raised in a worker it would reach the user wrapped into the worker's traceback
             return error
@@ -189,12 +197,6 @@ def _collate(collate: Collate, fetched: tuple[list[Any], bool] | UserError) -> M
         return fetched
     samples, real = fetched
     return MicroBatch(collate(samples), real)
-
-
-def _checked(fetched: MicroBatch | UserError) -> MicroBatch:
-    if isinstance(fetched, UserError):
-        raise fetched
-    return fetched
 
 
 def _start_worker(seed: int, rank: int, worker: int) -> None:

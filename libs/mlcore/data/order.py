@@ -8,6 +8,8 @@ of the epoch is cut in another way, and every sample still comes exactly once.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +19,7 @@ from mlcore.base.seeding import numpy_rng
 _ORDER_STREAM = 1  # keeps the order's random numbers apart from augmentation's
 
 
-@dataclass(frozen=True)
-class BatchKey:
+class BatchKey(NamedTuple):
     """Names one rank's part of one global batch.
 
     Attributes:
@@ -59,7 +60,7 @@ class EpochOrder:
     world_size: int = 1
     group: int | None = None
 
-    @property
+    @cached_property
     def global_batch(self) -> int:
         """Samples of one micro-batch over all ranks."""
         return self.batch_size * self.world_size
@@ -104,14 +105,13 @@ class EpochOrder:
         """This rank's micro-batches of `epoch` after its first `start` samples; nothing before them is touched."""
         order = self.permutation(epoch)
         while not self.is_over(start):
-            part = order[start : start + self.global_batch]
+            part = tuple(order[start : start + self.global_batch].tolist())
             start += self.global_batch
             if self.world_size == 1:
-                yield BatchKey(epoch=epoch, indices=tuple(part.tolist()))
+                yield BatchKey(epoch, part)
                 continue
             begin, end = self._share(len(part))
-            mine = part[begin:end] if end > begin else part[:1]
-            yield BatchKey(epoch=epoch, indices=tuple(mine.tolist()), real=end > begin)
+            yield BatchKey(epoch, part[begin:end] if end > begin else part[:1], end > begin)
 
     def _share(self, samples: int) -> tuple[int, int]:
         """Where this rank's contiguous part of a global batch begins and ends; in the last one it may be empty.

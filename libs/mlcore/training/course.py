@@ -8,6 +8,7 @@ stay the unit of everything that counts steps, and any number of consumed sample
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,17 +42,17 @@ class Cut:
         """The cut of an order of samples whose micro-batches are accumulated."""
         return cls(samples=order.size, batch=order.global_batch, accumulation=accumulation, drop_last=order.drop_last)
 
-    @property
+    @cached_property
     def window(self) -> int:
         """Samples of a full step."""
         return self.batch * self.accumulation
 
-    @property
+    @cached_property
     def used(self) -> int:
         """Samples of an epoch that are trained on."""
         return self.samples - self.samples % self.batch if self.drop_last else self.samples
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Steps of an epoch; the last may be short."""
         return -(-self.used // self.window)

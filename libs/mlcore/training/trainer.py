@@ -151,8 +151,13 @@ class Trainer:
 
     def _windows(self, epoch: int, *, start: int = 0) -> Iterator[list[MicroBatch]]:
         """Windows of an epoch after its first `start` samples; the last one may be short."""
-        batches = (batch.to(self.engine.device) for batch in self.loader.epoch(epoch, start=start))
-        while window := list(itertools.islice(batches, self.accumulation)):
+        window: list[MicroBatch] = []
+        for batch in self.loader.epoch(epoch, start=start):
+            window.append(batch.to(self.engine.device))
+            if len(window) == self.accumulation:
+                yield window
+                window = []
+        if window:
             yield window
 
     def _advance(self, window: list[MicroBatch]) -> bool:

@@ -54,6 +54,32 @@ def test_modes(tmp_path: Path, mode: str) -> None:
     assert np.abs(read(tmp_path / f"a.{suffix}").astype(int) - expected).max() <= 2
 
 
+@pytest.mark.parametrize(
+    ("side", "expected"), [(None, (600, 800)), (16, (75, 100)), (76, (150, 200)), (300, (300, 400)), (301, (600, 800))]
+)
+def test_a_jpeg_is_decoded_at_a_part_of_its_size(tmp_path: Path, side: int | None, expected: tuple[int, int]) -> None:
+    array = picture(600, 800)
+    Image.fromarray(array).save(tmp_path / "a.jpg", quality=95)
+    found = read_image(tmp_path / "a.jpg", max_pixels=LIMIT, decode_side=side)
+    assert found.shape == (*expected, 3)
+    whole = np.asarray(Image.fromarray(array).resize(expected[::-1], Image.Resampling.BOX), dtype=int)
+    assert np.abs(found - whole).mean() < 1.5, "the same picture"
+
+
+def test_a_part_of_a_jpeg_is_turned_and_limited_as_the_whole(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(64, 128)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg", max_pixels=LIMIT, decode_side=32).shape == (64, 32, 3)
+    with pytest.raises(UserError, match="128 x 64 pixels"):
+        read_image(tmp_path / "a.jpg", max_pixels=64 * 64, decode_side=16)
+
+
+def test_other_formats_are_decoded_as_they_are(tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", max_pixels=LIMIT, decode_side=4).shape == (20, 30, 3)
+
+
 def test_cmyk_colours(tmp_path: Path) -> None:
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "red.jpg", quality=95)
     assert np.abs(read(tmp_path / "red.jpg").astype(int) - [255, 0, 0]).max() <= 4
