@@ -16,6 +16,7 @@ from mlcore.run.networks import Eager
 from mlcore.run.predictor import ENSEMBLE, Predictor
 from mlcore.run.restore import load_run_checkpoint
 from mlcore.run.scorer import ClassPrediction, Item
+from mlcore.training.engine import Precision
 from quartet.apps.doc_ensemble.config import DocConfig, TtaConfig
 from quartet.apps.doc_ensemble.ensemble.artefact import STACKING, Chosen, ChosenModel, read_chosen, rule_of
 from quartet.apps.doc_ensemble.ensemble.combine import average_views
@@ -54,7 +55,7 @@ class EnsembleScorer:
         for name, models in chosen.members.items():
             for model in models:
                 where = f"{folder / ENSEMBLE}: its member {name!r}"
-                part, known = _scorer(model, folder, device, where=where, read=read)
+                part, known = _scorer(model, folder, device, where=where, read=read, precision=chosen.precision)
                 self.trained_on |= known
                 if part.class_names != chosen.class_names:
                     raise UserError(f"{where}: {model.path} is of other classes than the ensemble, or another order")
@@ -111,7 +112,13 @@ def best_member(ensemble: Predictor, device: torch.device) -> tuple[str, Predict
 
 
 def _scorer(
-    model: ChosenModel, folder: Path, device: torch.device, *, where: str, read: Mapping[str, Any]
+    model: ChosenModel,
+    folder: Path,
+    device: torch.device,
+    *,
+    where: str,
+    read: Mapping[str, Any],
+    precision: Precision,
 ) -> tuple[DocScorer, frozenset[str]]:
     """A model where it was, or where it is as seen from the folder, and digests of the pages that it was trained on."""
     places = (Path(model.path), folder / model.beside)
@@ -123,5 +130,5 @@ def _scorer(
         raise UserError(f"{where}: {path} is another model than the one the experiment chose; repeat the experiment")
     about = {**describe(run), **read}
     module = make_module(about, run.weights, path)
-    scorer = DocScorer(about, Eager(module, signature_of(about), device=device, precision="fp32"))
+    scorer = DocScorer(about, Eager(module, signature_of(about), device=device, precision=precision))
     return scorer, frozenset(map(str, run.metadata.get("trained_on", ())))

@@ -122,6 +122,16 @@ def test_one_pass_is_the_naive_way(pages: list[Page], low_memory: bool, batch_si
     assert found.view_weights.tolist() == [1, 0.5, 1, 1]
 
 
+def test_reduced_precision_answers_nearly_the_same(pages: list[Page]) -> None:
+    members = ensemble()
+    asked = read_all(pages, members)
+    exact, reduced = (
+        predict_pages(members, asked, views=VIEWS, device=CPU, precision=precision).probabilities
+        for precision in ("fp32", "bf16")
+    )
+    assert 0 < np.abs(exact - reduced).max() < 0.02
+
+
 def test_members_one_at_a_time_answer_bit_by_bit_the_same(pages: list[Page], tmp_path: Path) -> None:
     members = ensemble()
     together, apart = (

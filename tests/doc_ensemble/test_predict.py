@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from mlcore.base.errors import UserError
+from mlcore.data.images import image_size
 from mlcore.run import load_run, load_runs
 from mlcore.run.averaged import is_run
 from mlcore.run.decision import Decision, read_decision, write_decision
@@ -56,15 +57,15 @@ def test_pages_decoded_at_a_part_of_their_size_are_so_everywhere(
 
         def noting(*given: Any, name: str = name, **how: Any) -> Any:
             image = read_page(*given, **how)
-            parts[name].add(round(Image.open(given[0]).height / len(image)))
+            parts[name].add(round(image_size(given[0])[0] / len(image)))
             return image
 
         monkeypatch.setattr(module, "read_page", noting)
     for page in sorted(pages.rglob("*.jpg")):
         large = tmp_path / "set" / page.relative_to(pages)
         large.parent.mkdir(parents=True, exist_ok=True)
-        whole = Image.open(page)
-        whole.resize((whole.width * 2, whole.height * 2)).save(large, quality=90)
+        with Image.open(page) as whole:
+            whole.resize((whole.width * 2, whole.height * 2)).save(large, quality=90)
     data = ["--data_dir", tmp_path / "set", "--decode_side", "48"]
     code, said = run("run_experiment", *tiny, *data, "--output_dir", tmp_path / "run")
     assert code == 0, said

@@ -11,6 +11,7 @@ from mlcore.base.errors import UserError
 from mlcore.base.files import write_json
 from mlcore.base.reading import reading
 from mlcore.run.predictor import ENSEMBLE
+from mlcore.training.engine import Precision
 from quartet.apps.doc_ensemble.config import DataConfig, TtaConfig
 from quartet.apps.doc_ensemble.ensemble.combine import Average
 from quartet.apps.doc_ensemble.ensemble.methods import Alone, Combined, Rule, Stacked
@@ -54,6 +55,7 @@ class Chosen(BaseModel):
         best_member: On the validation pages.
         data: Where the pages are that it was evaluated on, and those of its members' training.
         max_megapixels: Larger pages are refused.
+        precision: What the networks compute in; float32 in older files.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,6 +71,7 @@ class Chosen(BaseModel):
     best_member: str | None = None
     data: DataConfig | None = None
     max_megapixels: float
+    precision: Precision = "fp32"
 
 
 def write_chosen(
@@ -81,6 +84,7 @@ def write_chosen(
     views: Sequence[str],
     best_member: str,
     data: DataConfig,
+    precision: Precision,
 ) -> None:
     """Write `ensemble.json`.
 
@@ -93,6 +97,7 @@ def write_chosen(
         views: Names of those that are averaged.
         best_member: Name of the best one on the validation pages.
         data: How the pages of the experiment were found and read.
+        precision: What the networks computed in.
     """
     base = {"class_names": tuple(class_names), "members": {source.name: _noted(source, folder) for source in sources}}
     how: dict[str, object]
@@ -104,7 +109,7 @@ def write_chosen(
         case _:
             how = {"method": "stacking"}
     seen = {"tta": tta, "views": tuple(views), "best_member": best_member}
-    read = {"data": data, "max_megapixels": data.max_megapixels}
+    read = {"data": data, "max_megapixels": data.max_megapixels, "precision": precision}
     chosen = Chosen.model_validate({**base, **how, **seen, **read})
     write_json(folder / ENSEMBLE, chosen.model_dump(mode="json"))
 

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from mlcore.base.console import with_progress
 from mlcore.base.errors import UserError
 from mlcore.base.files import ensure_folder, format_bytes, free_bytes
+from mlcore.training.engine import Precision, autocast
 from quartet.apps.doc_ensemble.ensemble.members import InputFormat, Member, Network, check_members, format_of
 from quartet.apps.doc_ensemble.ensemble.views import IDENTITY, View
 
@@ -108,6 +109,7 @@ def predict_pages(
     views: Sequence[View] = (IDENTITY,),
     device: torch.device,
     batch_size: int = 32,
+    precision: Precision = "fp32",
     low_memory: bool = False,
     scratch: Path | None = None,
 ) -> PagePredictions:
@@ -121,6 +123,7 @@ def predict_pages(
         views: With the page as it is first; `views.with_identity`.
         device: Where the networks run.
         batch_size: Pages at a time.
+        precision: What the networks compute in; `mlcore.training.engine.autocast_dtype`.
         low_memory: Hold one member at a time; see the module's docstring.
         scratch: `low_memory`: where the prepared pages wait; None: the system's folder for temporary files.
 
@@ -135,7 +138,8 @@ def predict_pages(
             "at least one"
         )
     begun = time.perf_counter()
-    answers = _Answers(members, views=views, pages=len(pages.items), classes=len(class_names), device=device)
+    shape = len(members), len(views), len(pages.items), len(class_names)
+    answers = _Answers(members, views=views, shape=shape, device=device, precision=precision)
     reader = _Reader(pages, list(dict.fromkeys(map(format_of, members))))
     with torch.inference_mode():
         if low_memory and len(members) > 1:
@@ -266,11 +270,18 @@ class _Answers:
     """Collects probabilities and times."""
 
     def __init__(
-        self, members: Sequence[Member], *, views: Sequence[View], pages: int, classes: int, device: torch.device
+        self,
+        members: Sequence[Member],
+        *,
+        views: Sequence[View],
+        shape: tuple[int, ...],
+        device: torch.device,
+        precision: Precision,
     ) -> None:
-        self.values = np.empty((len(members), len(views), pages, classes), dtype=np.float32)
+        self.values = np.empty(shape, dtype=np.float32)  # [members, views, pages, classes]
         self.seconds = np.zeros(len(members))
         self.device = device
+        self._precision: Precision = precision
         self._members, self._views = members, views
 
     def ask(self, networks: dict[int, Network], places: Sequence[int], arrays: dict[InputFormat, Pixels]) -> None:
@@ -284,7 +295,8 @@ class _Answers:
                 pixels = seen.contiguous(memory_format=torch.channels_last)
                 for index, network in asked:
                     watch = _Watch(self.device)
-                    logits = network(pixels)
+                    with autocast(self._precision, self.device):
+                        logits = network(pixels)
                     watches.append((index, watch.stop()))
                     found.append((index, number, self._probabilities(index, logits, pages=len(places))))
         # Only now: a device that works by itself is never waited for before it has the whole batch's work.

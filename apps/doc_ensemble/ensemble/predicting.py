@@ -74,7 +74,7 @@ def predict_splits(
     Args:
         sources: The members.
         splits: The pages.
-        config: How large pages may be.
+        config: How large pages may be and how they are decoded, and what the networks compute in.
         settings: The views, and how many members are in memory at a time.
         device: Where the networks run.
         scratch: Folder for what `low_memory` keeps on the disk; None: the system's for temporary files.
@@ -100,6 +100,7 @@ def predict_splits(
         views=views_of(settings.tta),
         device=device,
         batch_size=batch_size,
+        precision=config.train.precision,
         low_memory=settings.low_memory,
         scratch=scratch,
     )

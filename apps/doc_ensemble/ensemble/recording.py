@@ -141,6 +141,7 @@ def record_experiment(experiment: Experiment, *, folder: Path, data: DocConfig, 
         views=[view.name for view in predicted.views],
         best_member=best_member(experiment.outcomes),
         data=data.data,
+        precision=data.train.precision,
     )
     print(_printed(experiment))
     return Pages(

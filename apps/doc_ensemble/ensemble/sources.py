@@ -155,7 +155,7 @@ def data_of(composed: Composed[DocConfig], sources: Sequence[Source]) -> DocConf
 
     That of the first member, so that the pages held out from its training are those that are predicted, with what the
     user gave in place of it: another place of the pages replaces all that says where they are. Pages may be as large as
-    any member allows, and are decoded as large as the one that wants most.
+    any member allows, and are decoded as large as the one that wants most. Networks compute as the experiment says.
 
     Args:
         composed: The experiment's.
@@ -170,7 +170,8 @@ def data_of(composed: Composed[DocConfig], sources: Sequence[Source]) -> DocConf
     if any(name in _WHERE for name in names):
         names += _WHERE
     update = {name: getattr(given, name) for name in names if name != "fit"}  # how a network's pages are fitted is its
-    return configs[0].model_copy(update={"data": known.model_copy(update=update)})
+    train = configs[0].train.model_copy(update={"precision": composed.config.train.precision})
+    return configs[0].model_copy(update={"data": known.model_copy(update=update), "train": train})
 
 
 def out_of_fold(sources: Sequence[Source]) -> OutOfFold | None:

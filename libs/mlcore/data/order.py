@@ -104,9 +104,9 @@ class EpochOrder:
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[BatchKey]:
         """This rank's micro-batches of `epoch` after its first `start` samples; nothing before them is touched."""
         order = self.permutation(epoch)
-        while not self.is_over(start):
-            part = tuple(order[start : start + self.global_batch].tolist())
-            start += self.global_batch
+        last = self.size - (self.global_batch if self.drop_last else 1)
+        for first in range(start, last + 1, self.global_batch):
+            part = tuple(order[first : first + self.global_batch].tolist())
             if self.world_size == 1:
                 yield BatchKey(epoch, part)
                 continue
