@@ -160,7 +160,9 @@ class MaskDecoder(nn.Module):
         fine = fine if refine is None else refine(fine)
         chosen = range(1, _MASKS) if multimask else range(1)
         weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen], dim=1)
-        masks = torch.einsum("bmc,bcxyz->bmxyz", weights, fine)
+        # Channels of a voxel lie side by side since the norm above, and so do those of this product's gradient; where
+        # the two differ, a CPU takes ten times as long for the GELU's backward pass.
+        masks = (fine.flatten(2).mT @ weights.mT).mT.unflatten(2, fine.shape[2:])
         return masks, self.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
 
 

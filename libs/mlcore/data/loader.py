@@ -94,15 +94,20 @@ class BatchLoader:
         self.dataset = dataset
         self.num_workers = num_workers
         self._sampler = _BatchSampler(order)
+        self._samples = _KeyedDataset(dataset, transform, prepare, order.seed)
+        self._collate = partial(_collate, collate or default_collate)
+        self._pins = pin_memory and torch.accelerator.is_available()
+        if not num_workers:  # torch's loader would do what `epoch` does, with more around it
+            return
         self._loader: DataLoader[Any] = DataLoader(
-            _KeyedDataset(dataset, transform, prepare, order.seed),  # type: ignore[arg-type]
+            self._samples,  # type: ignore[arg-type]
             batch_sampler=self._sampler,  # type: ignore[arg-type]
-            collate_fn=partial(_collate, collate or default_collate),
+            collate_fn=self._collate,
             num_workers=num_workers,
-            persistent_workers=num_workers > 0,
+            persistent_workers=True,
             pin_memory=pin_memory,
             timeout=timeout_s,
-            worker_init_fn=partial(_start_worker, order.seed, order.rank) if num_workers else None,
+            worker_init_fn=partial(_start_worker, order.seed, order.rank),
             # An own generator: torch would otherwise draw from the global one at every start of an epoch, and a resumed
             # run starts epochs at other moments than an uninterrupted one.
             generator=torch_rng(_WORKER_STREAM, order.seed, order.rank),
@@ -118,9 +123,14 @@ class BatchLoader:
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[MicroBatch]:
         """Micro-batches of `epoch` after its first `start` samples, which are not read."""
+        if not self.num_workers:
+            for key in self.order.batches(epoch, start=start):
+                batch = self.read(key)
+                yield batch.pin_memory() if self._pins else batch
+            return
         self._sampler.epoch, self._sampler.start = epoch, start
         iterator = iter(self._loader)
-        if self.num_workers and iterator not in _at_work:
+        if iterator not in _at_work:
             _at_work.add(iterator)
             weakref.finalize(self, _dismiss, iterator).atexit = False
         for fetched in iterator:
@@ -130,8 +140,7 @@ class BatchLoader:
 
     def read(self, key: BatchKey) -> MicroBatch:
         """One batch, read in this process."""
-        keyed: Any = self._loader.dataset
-        fetched: MicroBatch | UserError = self._loader.collate_fn(keyed.__getitems__(key))
+        fetched = self._collate(self._samples.__getitems__(key))
         if isinstance(fetched, UserError):
             raise fetched
         return fetched

@@ -162,8 +162,8 @@ def binary_cross_entropy(
         UserError: shapes differ, or ``label_smoothing`` outside 0..1.
     """
     logits, target = _binary_inputs(logits, target, label_smoothing)
-    smoothed = target * (1.0 - label_smoothing) + label_smoothing / 2.0
     if pos_weight is None:
+        smoothed = target * (1.0 - label_smoothing) + label_smoothing / 2.0 if label_smoothing else target
         return _per_sample(F.binary_cross_entropy_with_logits(logits, smoothed, reduction="none"))
     weighted = target * torch.as_tensor(pos_weight, dtype=logits.dtype, device=logits.device)
     total = weighted + 1.0 - target
