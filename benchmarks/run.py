@@ -35,6 +35,7 @@ NAMES = (
     "ads_images",
     "ads_frozen",
     "scoring",
+    "parallel",
     "doc_memory",
     "memory_planner",
     "doc_inference",

@@ -287,18 +287,20 @@ class _Answers:
     def ask(self, networks: dict[int, Network], places: Sequence[int], arrays: dict[InputFormat, Pixels]) -> None:
         """Let networks, by their member's number, predict a batch of pages."""
         found, watches = [], []
-        for shape, array in arrays.items():
-            asked = [(index, net) for index, net in networks.items() if format_of(self._members[index]) == shape]
-            original = self._to_device(array)
-            for number, view in enumerate(self._views):
-                seen = original if shape.fit == "text" else view.apply(original)  # a text is the same in every view
-                pixels = seen.contiguous(memory_format=torch.channels_last)
-                for index, network in asked:
-                    watch = _Watch(self.device)
-                    with autocast(self._precision, self.device):
+        with autocast(self._precision, self.device):  # one for all, so that weights are cast once
+            for shape, array in arrays.items():
+                asked = [(index, net) for index, net in networks.items() if format_of(self._members[index]) == shape]
+                original = self._to_device(array)
+                for number, view in enumerate(self._views):
+                    with torch.autocast(self.device.type, enabled=False):
+                        # A text is the same in every view.
+                        seen = original if shape.fit == "text" else view.apply(original)
+                    pixels = seen.contiguous(memory_format=torch.channels_last)
+                    for index, network in asked:
+                        watch = _Watch(self.device)
                         logits = network(pixels)
-                    watches.append((index, watch.stop()))
-                    found.append((index, number, self._probabilities(index, logits, pages=len(places))))
+                        watches.append((index, watch.stop()))
+                        found.append((index, number, self._probabilities(index, logits, pages=len(places))))
         # Only now: a device that works by itself is never waited for before it has the whole batch's work.
         for index, number, values in found:
             self.values[index, number, places] = self._checked(index, values.cpu().numpy())
