@@ -74,7 +74,7 @@ def _pace(start: Sequence[str], steps: int, folder: Path) -> float:
         limits = ["--batch_size", str(_BATCH), "--max_steps", str(steps), "--log_every", "10", "--baseline", "none"]
         _train(start, limits, output=Path(place))
         lines = (Path(place) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    paces = [row["perf/samples_per_s"] for row in map(json.loads, lines) if "perf/samples_per_s" in row]
+    paces: list[float] = [row["perf/samples_per_s"] for row in map(json.loads, lines) if "perf/samples_per_s" in row]
     return statistics.median(paces[len(paces) // 2 :])
 
 
