@@ -9,7 +9,7 @@ from mlcore.config.decision import DecisionConfig
 from mlcore.config.protocol import ProtocolConfig
 from mlcore.config.schedule import SchedulerConfig
 from mlcore.config.section import BEST, Section, field, reject
-from mlcore.config.sections import CheckpointConfig, RunConfig, TrackingConfig, TrainConfig
+from mlcore.config.sections import DECODE_SIDE, CheckpointConfig, RunConfig, TrackingConfig, TrainConfig
 
 __all__ = [
     "LAYOUT",
@@ -77,13 +77,7 @@ class DataConfig(Section):
     max_megapixels: float = field(
         100.0, "Larger pages are refused before they are decoded", unit="megapixels", gt=0, continued="applied"
     )
-    decode_side: int | None = field(
-        None,
-        "Large JPEG files are decoded at 1/2, 1/4 or 1/8 of their size, in less time, where no side gets shorter than "
-        "this: the input's size, or twice that to stay closer to the whole; null: at full size",
-        unit="pixels",
-        ge=16,
-    )
+    decode_side: int | None = DECODE_SIDE
     num_train: int = field(1020, "generated: training pages", unit="pages", ge=17)
     num_val: int = field(340, "generated: validation pages", unit="pages", ge=17)
     num_test: int = field(340, "generated: test pages", unit="pages", ge=17)

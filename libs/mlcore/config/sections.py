@@ -2,13 +2,14 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from mlcore.config.section import BEST, Section, field, reject
 
 __all__ = [
+    "DECODE_SIDE",
     "CheckpointConfig",
     "EarlyStoppingConfig",
     "RunConfig",
@@ -17,6 +18,15 @@ __all__ = [
 ]
 
 Count = Annotated[int, Field(ge=0)]
+
+DECODE_SIDE: Any = field(
+    None,
+    "Large JPEG files are decoded at 1/2, 1/4 or 1/8 of their size, in less time, where no side gets shorter than "
+    "this: the input's size, or twice that to stay closer to the whole; null: at full size",
+    unit="pixels",
+    ge=16,
+)
+"""Of apps that read pictures, `decode_side: int | None`; see `mlcore.data.images.read_image`."""
 
 _WANDB_NAME = r"^[^/\\#?%:@]{1,128}$"  # what W&B allows; nothing in which a password could stand
 _PLACE = re.compile(r"(s3://)?\w[\w.-]*(/\w[^/\s]*)*/?")  # nothing in which a password could stand

@@ -41,8 +41,8 @@ def more_than_data(path: Path, asked: str | None) -> UserError:
 class Checksums(io.RawIOBase):
     """What `torch.save` writes to with `save.compute_crc32` off: enters each record's CRC-32 on the way to `file`.
 
-    torch's own checksum takes two thirds of the time of a save; zlib's is three times as quick. torch writes every part
-    of a zip (header, name, padding, data, descriptor, directory) by itself, one after the other.
+    torch's own checksum takes two thirds of the time of a save, zlib's less. torch writes every part of a zip (header,
+    name, padding, data, descriptor, directory) by itself, one after the other.
 
     Raises:
         RuntimeError: torch writes in another way.
